@@ -1,0 +1,385 @@
+"""Everything this package raises. The first split answers: did it cost money?
+
+    SchedulerError
+    ├── RequestRejected            never sent, never charged
+    │   ├── BudgetExceeded         on_exceeded="raise", or nothing to wait for
+    │   ├── CostTooHigh            above the request's own max_cost
+    │   ├── DeadlineExceeded       waited past its deadline or max_wait
+    │   ├── KeyConflict            same key, other body
+    │   ├── PriceUnknown           no price for the model
+    │   ├── BudgetUnknown          no budget of that name
+    │   ├── QueueFull              too many wait
+    │   └── SchedulerClosed        after aclose
+    ├── CallFailed                 sent, or tried: attempts, cost_nusd, is_billed, is_retryable
+    │   ├── CallTimeout            no answer in time
+    │   ├── TransportFailed        connection refused, reset, broken off
+    │   ├── BadAnswer              HTML, truncated JSON, no JSON object
+    │   └── ProviderError          an error answer: status, code, body
+    │       ├── RateLimited        429
+    │       ├── ProviderOverloaded 5xx
+    │       ├── CredentialsRefused 401, 403
+    │       └── ProviderRefused    any other 4xx
+    ├── StoreError                 queue and ledger could not be read or written
+    │   ├── StoreLocked            another process holds it
+    │   ├── StoreForeign           the file is not ours
+    │   ├── StoreTooNew            written by a newer version
+    │   └── LedgerInconsistent     an audit found balances that do not add up
+    ├── InputError(ValueError)     a line of a batch file: path, line, problem
+    └── ConfigError(ValueError)    a wrong setting: key, problem
+
+Fields are positional arguments, so every error can be pickled, compared by
+`args` and printed. Bases end in Error; leaves say what happened.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+from scheduler.money import decimal_usd, format_usd, usd
+
+
+class SchedulerError(Exception):
+    """Base of everything this package raises."""
+
+
+class RequestRejected(SchedulerError):
+    """The request was never sent and never charged."""
+
+
+class BudgetExceeded(RequestRejected):
+    """A budget cannot cover the request now, and it was not allowed to wait.
+
+    Amounts are integers in the budget's unit: nano-dollars when `unit` is
+    ``"usd"``, else tokens or requests.
+
+    Attributes:
+        budget: Name of the budget that lacks most.
+        limit: Its limit.
+        posted: Spent in the current window.
+        reserved: Promised to calls that are under way.
+        needed: What this request may need at most.
+        resets_at_ms: When money frees by itself, in Unix milliseconds; None: never.
+        zone: Time zone in which to tell that instant.
+        unit: ``"usd"``, ``"tokens"`` or ``"requests"``.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        limit: int,
+        posted: int,
+        reserved: int,
+        needed: int,
+        resets_at_ms: int | None = None,
+        zone: str = "UTC",
+        unit: str = "usd",
+    ) -> None:
+        super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit)
+        self.budget, self.limit, self.posted, self.reserved = budget, limit, posted, reserved
+        self.needed, self.resets_at_ms, self.zone, self.unit = needed, resets_at_ms, zone, unit
+
+    @property
+    def resets_at(self) -> datetime | None:
+        """When money frees by itself, in the budget's zone; None: only a raise helps."""
+        if self.resets_at_ms is None:
+            return None
+        return datetime.fromtimestamp(self.resets_at_ms / 1000, ZoneInfo(self.zone))
+
+    @property
+    def current_usage_percent(self) -> Decimal:
+        """Spent as a percentage of the limit, cut (not rounded up) to one decimal."""
+        if self.limit <= 0:
+            return Decimal(100)
+        return (Decimal(self.posted * 1000 // self.limit) / 10).normalize()
+
+    def __str__(self) -> str:
+        suffix = "" if self.unit == "usd" else f" {self.unit}"
+        resets = f"resets {self.resets_at:%Y-%m-%d %H:%M} {self.zone}" if self.resets_at else ""
+        return (
+            f"Cost tracking budget exceeded: current usage {self.current_usage_percent:f}% of limit "
+            f"{self._amount(self.limit, short=True)} {self.unit.upper() if not suffix else self.unit}"
+            f" (budget {self.budget!r}: spent {self._amount(self.posted)}{suffix}, "
+            f"reserved {self._amount(self.reserved)}{suffix}; "
+            f"this request needs up to {self._amount(self.needed)}{suffix}; "
+            f"{resets or 'does not reset by itself, raise the limit'})"
+        )
+
+    def _amount(self, amount: int, short: bool = False) -> str:
+        if self.unit != "usd":
+            return f"{amount:,}"
+        return f"{usd(amount).normalize():f}" if short else decimal_usd(amount)
+
+
+class CostTooHigh(RequestRejected):
+    """The request may cost more than its own `max_cost`."""
+
+    def __init__(self, ceiling_nusd: int, max_cost_nusd: int) -> None:
+        super().__init__(ceiling_nusd, max_cost_nusd)
+        self.ceiling_nusd, self.max_cost_nusd = ceiling_nusd, max_cost_nusd
+
+    def __str__(self) -> str:
+        return (
+            f"may cost up to {format_usd(self.ceiling_nusd)}, above its max_cost of "
+            f"{format_usd(self.max_cost_nusd)}; nothing was sent. Lower max_tokens, shorten the "
+            "prompt, or raise max_cost"
+        )
+
+
+class DeadlineExceeded(RequestRejected):
+    """The request waited past its deadline or max_wait and was dropped unsent."""
+
+    def __init__(self, waited_ms: int, reason: str = "") -> None:
+        super().__init__(waited_ms, reason)
+        self.waited_ms, self.reason = waited_ms, reason
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return f"not sent in time: waited {self.waited_ms / 1000:g} s{why}; nothing was charged"
+
+
+class KeyConflict(RequestRejected):
+    """The same key was used before for a request with another body."""
+
+    def __init__(self, key: str, job: str = "") -> None:
+        super().__init__(key, job)
+        self.key, self.job = key, job
+
+    def __str__(self) -> str:
+        where = f" in job {self.job!r}" if self.job else ""
+        return (
+            f"key {self.key!r} was used before{where} for a request with another body; nothing "
+            "was sent. Use a new key for a new question"
+        )
+
+
+class PriceUnknown(RequestRejected):
+    """No price is known for the model, so its cost cannot be bounded."""
+
+    def __init__(self, model: str, provider: str = "", hint: str = "") -> None:
+        super().__init__(model, provider, hint)
+        self.model, self.provider, self.hint = model, provider, hint
+
+    def __str__(self) -> str:
+        at = f" at {self.provider}" if self.provider else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return (
+            f"no price is known for model {self.model!r}{at}{hint}; nothing was sent. Set one, in USD "
+            f"per million tokens in and out: scheduler prices set {self.model or 'MODEL'} --in 0.10 "
+            f"--out 0.20, or --price {self.model or 'MODEL'}=0.10/0.20 for one run"
+        )
+
+
+class BudgetUnknown(RequestRejected):
+    """The request names a budget that does not exist, or must name one and does not."""
+
+    def __init__(self, name: str | None, known: tuple[str, ...] = ()) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        known = ", ".join(map(repr, self.known)) or "none"
+        if self.name is None:
+            return (
+                f"the request names no budget and there are several ({known}); nothing was sent. "
+                "Name one, call one of them 'default', or pass budget=() to draw on none"
+            )
+        return f"no budget is named {self.name!r} (there are: {known}); nothing was sent"
+
+
+class QueueFull(RequestRejected):
+    """Too many requests wait already."""
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(waiting, limit)
+        self.waiting, self.limit = waiting, limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.waiting:,} requests wait already, the most allowed is {self.limit:,}; nothing was "
+            "sent. Await some results first, use map(), or raise max_queue"
+        )
+
+
+class SchedulerClosed(RequestRejected):
+    """The scheduler was closed, or not opened yet, when the request came or while it waited."""
+
+    def __init__(self, message: str = "the scheduler is closed; nothing was sent") -> None:
+        super().__init__(message)
+
+
+class CallFailed(SchedulerError):
+    """The request was tried and has no usable answer.
+
+    Attributes:
+        is_billed: False: this attempt provably cost nothing. None: nobody knows,
+            so its reservation keeps counting.
+        is_retryable: Whether another attempt makes sense.
+        retry_after_ms: How long the provider asked to wait; None: it did not say.
+        attempts: How often it was tried in all; set when it is given up.
+        cost_nusd: What all attempts count in the ledger, in nano-dollars, unknown
+            outcomes at their full reservation; set when it is given up.
+    """
+
+    is_billed: bool | None = None
+    is_retryable: bool = False
+    retry_after_ms: int | None = None
+    attempts: int = 1
+    cost_nusd: int = 0
+    code: str = "call_failed"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.cost_note})"
+
+    @property
+    def cost_note(self) -> str:
+        """One phrase on attempts and money."""
+        tries = f"{self.attempts} attempt{'s' * (self.attempts != 1)}"
+        if self.cost_nusd:
+            return f"{tries}, {format_usd(self.cost_nusd)} counted as spent"
+        return f"{tries}, nothing charged" if self.is_billed is False else tries
+
+
+class CallTimeout(CallFailed):
+    """No answer in time; the provider may have worked and billed all the same."""
+
+    is_retryable = True
+    code = "timeout"
+
+
+class TransportFailed(CallFailed):
+    """The connection could not be made (not billed) or broke off (unknown)."""
+
+    is_retryable = True
+    code = "connection_failed"
+
+    def __init__(self, message: str = "", is_billed: bool | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, is_billed)
+        self.is_billed = is_billed
+
+
+class BadAnswer(CallFailed):
+    """A success status with something that is not the JSON object it should be."""
+
+    code = "bad_answer"
+
+    def __init__(self, message: str = "", status: int = 200, body: Any = None) -> None:
+        super().__init__(message)
+        self.args = (message, status, body)
+        self.status, self.body = status, body
+
+
+class ProviderError(CallFailed):
+    """The provider answered with an error.
+
+    Attributes:
+        status: HTTP status.
+        code: The provider's own code or type; falls back to a word for the status.
+        body: The decoded body, or its text.
+    """
+
+    default_code: ClassVar[str] = "provider_error"
+
+    def __init__(
+        self,
+        status: int,
+        message: str = "",
+        code: str | None = None,
+        body: Any = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.args = (status, message, code, body, retry_after_ms)
+        self.status, self.body, self.retry_after_ms = status, body, retry_after_ms
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status} {self.code}: {self.message} ({self.cost_note})"
+
+
+class RateLimited(ProviderError):
+    """429: too many requests for now; not billed."""
+
+    is_billed = False
+    is_retryable = True
+    default_code = "rate_limit_exceeded"
+
+
+class ProviderOverloaded(ProviderError):
+    """5xx. Billed or not is unknown unless the provider itself says it did no work."""
+
+    is_retryable = True
+    default_code = "server_error"
+
+
+class CredentialsRefused(ProviderError):
+    """401 or 403: the key is missing, wrong or not allowed; not billed."""
+
+    is_billed = False
+    default_code = "unauthorized"
+
+
+class ProviderRefused(ProviderError):
+    """Another 4xx: the request itself is wrong; not billed, and not worth another attempt."""
+
+    is_billed = False
+    default_code = "bad_request"
+
+
+class StoreError(SchedulerError):
+    """The store could not be read or written. What was acknowledged before is safe."""
+
+
+class StoreLocked(StoreError):
+    """Another process holds the database for too long."""
+
+
+class StoreForeign(StoreError):
+    """The file is not a database of this package."""
+
+
+class StoreTooNew(StoreError):
+    """The database was written by a newer version of this package."""
+
+    def __init__(self, path: str, found: int, supported: int) -> None:
+        super().__init__(path, found, supported)
+        self.path, self.found, self.supported = path, found, supported
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has schema version {self.found}, this package knows up to "
+            f"{self.supported}; nothing was changed. Upgrade llm-budget-scheduler, or use another store"
+        )
+
+
+class LedgerInconsistent(StoreError):
+    """Recomputing the balances from the reservations gave other numbers."""
+
+
+class InputError(SchedulerError, ValueError):
+    """A line of an input file cannot be used; the others can."""
+
+    def __init__(self, path: str, line: int, problem: str) -> None:
+        super().__init__(path, line, problem)
+        self.path, self.line, self.problem = path, line, problem
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.problem}"
+
+
+class ConfigError(SchedulerError, ValueError):
+    """A setting is wrong; raised where it is given, before anything is sent."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        self.key, self.problem = key, problem
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"

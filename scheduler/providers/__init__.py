@@ -1,0 +1,1 @@
+"""Ways for a request to leave; see `base` for the contract."""

@@ -1,0 +1,246 @@
+"""What goes in and what comes out: requests, quotes, usage, responses.
+
+A request lives through these states, and reaches exactly one of the last four:
+
+    QUEUED ⇄ PARKED ─▶ RUNNING ─▶ SUCCEEDED | FAILED
+      ▲                   │  retry later, or reclaimed after its process died
+      └───────────────────┘
+    any waiting ─▶ CANCELLED (by the caller) | EXPIRED (its deadline passed before it was sent)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from scheduler.errors import ConfigError
+from scheduler.money import usd
+
+CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
+COMPLETIONS = "/v1/completions"
+MODERATIONS = "/v1/moderations"
+ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, COMPLETIONS, MODERATIONS)
+
+Message = Mapping[str, Any]
+Duration = str | int | float | timedelta  # "10m", seconds, or a timedelta
+
+
+class Priority(IntEnum):
+    """Words for how urgent a request is; lower runs first, as in `asyncio.PriorityQueue`."""
+
+    INTERACTIVE = 0
+    NORMAL = 10
+    BATCH = 20
+    IDLE = 30
+
+    @classmethod
+    def parse(cls, value: str | int) -> int:
+        """Turn a word or an integer between 0 and 99 into a priority."""
+        if isinstance(value, str):
+            try:
+                return int(cls[value.upper()])
+            except KeyError:
+                words = ", ".join(word.name.lower() for word in cls)
+                raise ConfigError("priority", f"{value!r} is not one of {words}") from None
+        if not 0 <= value <= 99:
+            raise ConfigError("priority", f"{value} is not between 0 and 99")
+        return int(value)
+
+
+class RequestState(StrEnum):
+    """Where a request is in its life; the module docstring draws the moves."""
+
+    QUEUED = "queued"
+    PARKED = "parked"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to the request."""
+        return self not in (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens a provider says one call used.
+
+    `cached_tokens` and `cache_write_tokens` are parts of `input_tokens`;
+    `reasoning_tokens` are part of `output_tokens`.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    input_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """What a budget in tokens counts."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a request may cost, known before it is sent.
+
+    `ceiling_nusd` is what gets reserved. It is a true upper bound when
+    `is_bound`; otherwise the provider may bill more, which is posted as it is
+    and counted as an overrun. `expected_nusd` is a guess for forecasts only.
+    """
+
+    ceiling_nusd: int
+    expected_nusd: int
+    ceiling_tokens: int = 0
+    least_nusd: int = 0
+    is_bound: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One call somebody wants answered. Do not change it after it was submitted.
+
+    Attributes:
+        body: The JSON body, sent as it is.
+        url: The endpoint below the provider's base URL.
+        key: The caller's name for the request (`custom_id` in batch files): one
+            key, one outcome, one charge. None: every submission is a new request.
+        provider: Name of the provider to send it with. None: the scheduler's first.
+        budget: Name or names of budgets to draw on, besides those whose rules match.
+            None: the default budget. An empty tuple: only budgets whose rules match.
+        tags: Matched against budget rules, e.g. ``{"user": "ann"}``.
+        priority: A word of `Priority` or an int; lower runs first.
+        deadline: After this instant (or this long after submission) an answer is
+            useless: if not sent by then, the request expires and costs nothing.
+        max_wait: Longest time it may wait to be sent. None: no bound.
+        max_cost: Refuse at submission if the quote's ceiling is above it. In USD.
+        job: Groups requests in reports; keys are unique within a job.
+        metadata: The caller's own; comes back on the response, is never sent.
+    """
+
+    body: dict[str, Any]
+    url: str = CHAT
+    key: str | None = None
+    provider: str | None = None
+    budget: str | Sequence[str] | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    priority: str | int = Priority.NORMAL
+    deadline: Duration | datetime | None = None
+    max_wait: Duration | None = None
+    max_cost: str | int | Decimal | None = None
+    job: str = ""
+    metadata: Any = None
+
+    @classmethod
+    def chat(cls, model: str, prompt: str | Sequence[Message], /, **options: Any) -> Request:
+        """Make a chat request from a prompt or a list of messages.
+
+        Options named like a field of `Request` set that field; all others
+        (``max_tokens``, ``temperature``, …) go into the body.
+        """
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return cls._make(CHAT, {"model": model, "messages": messages}, options)
+
+    @classmethod
+    def responses(cls, model: str, prompt: Any, /, **options: Any) -> Request:
+        """Make a request to the Responses API; options as in `chat`."""
+        return cls._make(RESPONSES, {"model": model, "input": prompt}, options)
+
+    @classmethod
+    def embedding(cls, model: str, text: str | Sequence[str], /, **options: Any) -> Request:
+        """Make a request for embeddings; options as in `chat`."""
+        return cls._make(EMBEDDINGS, {"model": model, "input": text}, options)
+
+    @classmethod
+    def _make(cls, url: str, body: dict[str, Any], options: dict[str, Any]) -> Request:
+        fields = {name: options.pop(name) for name in _REQUEST_OPTIONS & options.keys()}
+        return cls(body={**body, **options}, url=url, **fields)
+
+    @property
+    def model(self) -> str:
+        """The model the body asks for; empty if it names none."""
+        model = self.body.get("model", "")
+        return model if isinstance(model, str) else ""
+
+    def digest(self) -> str:
+        """Fingerprint of what would be sent: same digest, same question."""
+        text = json.dumps([self.url, self.body], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+_REQUEST_OPTIONS = {
+    "key", "provider", "budget", "tags", "priority", "deadline", "max_wait", "max_cost", "job",
+    "metadata",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Response:
+    """The answer to one request, and what it cost.
+
+    Attributes:
+        body: The provider's JSON body.
+        status_code: HTTP status, or 200 for providers without HTTP.
+        key: The request's key.
+        index: Position in the input of `Scheduler.map`; None elsewhere.
+        request_id: The provider's own id for the call, if it gave one.
+        usage: Tokens used by the attempt that succeeded; None if it did not say.
+        cost_nusd: What all attempts cost together, in nano-dollars, unknown outcomes at
+            their full reservation.
+        is_estimated: The provider reported no usage, so the ceiling was charged.
+        attempts: How often it was sent.
+        parked_ms: How long it was parked.
+        waited_ms: From submission to the start of the last attempt.
+        model: The model that answered.
+        metadata: As given on the request.
+    """
+
+    body: Any
+    status_code: int = 200
+    key: str | None = None
+    index: int | None = None
+    request_id: str | None = None
+    usage: Usage | None = None
+    cost_nusd: int = 0
+    is_estimated: bool = False
+    attempts: int = 1
+    parked_ms: int = 0
+    waited_ms: int = 0
+    model: str = ""
+    metadata: Any = None
+
+    @property
+    def cost(self) -> Decimal:
+        """`cost_nusd` in dollars, exactly."""
+        return usd(self.cost_nusd)
+
+    @property
+    def text(self) -> str:
+        """The first answer's text, for chat, completions and responses bodies; else empty."""
+        body = self.body
+        if isinstance(body, str):
+            return body
+        if not isinstance(body, dict):
+            return ""
+        try:
+            if "choices" in body:
+                choice = body["choices"][0]
+                return choice["message"]["content"] or "" if "message" in choice else choice["text"]
+            parts = [part for item in body["output"] for part in item.get("content") or ()]
+            return "".join(part.get("text", "") for part in parts)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return ""
