@@ -1,0 +1,169 @@
+"""Frozen pictures of what is going on, for people, programs and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.admission import Shortfall
+from scheduler.budget import Budget, Cap, Unit
+from scheduler.money import format_usd
+from scheduler.request import Request, RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class CapStatus:
+    """One cap of a budget now. Amounts in the cap's unit; `limit` None: no limit.
+
+    Attributes:
+        reserved: Promised to calls under way, including `suspense`.
+        suspense: The part of `reserved` whose outcome nobody knows.
+        resets_at_ms: When the window ends, or money next leaves a rolling one; None: never.
+        overrun: Posted above what was reserved, in this window.
+    """
+
+    cap: Cap
+    limit: int | None
+    posted: int
+    reserved: int
+    suspense: int
+    window_start_ms: int
+    resets_at_ms: int | None
+    overrun: int = 0
+
+    @property
+    def available(self) -> int | None:
+        """What may still be reserved; negative after an overrun or a cut; None: no limit."""
+        return None if self.limit is None else self.limit - self.posted - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """A budget and the balances of its caps now."""
+
+    id: int
+    budget: Budget
+    paused: bool
+    caps: tuple[CapStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests by state; `parked_by_reason` splits `parked`."""
+
+    queued: int = 0
+    parked: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    parked_by_reason: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Queued and parked together."""
+        return self.queued + self.parked
+
+    @property
+    def total(self) -> int:
+        """Every request ever submitted."""
+        done = self.succeeded + self.failed + self.cancelled + self.expired
+        return self.waiting + self.running + done
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """One request as a list shows it."""
+
+    id: int
+    key: str | None
+    job: str
+    state: RequestState
+    model: str
+    provider: str
+    priority: int
+    submitted_at_ms: int
+    attempts: int
+    ceiling_nusd: int
+    cost_nusd: int
+    parked_ms: int
+    shortfall: Shortfall | None
+    request: Request | None = None
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """Money under one heading. `reserved_nusd` includes `suspense_nusd`."""
+
+    name: str
+    attempts: int
+    posted_nusd: int
+    reserved_nusd: int
+    suspense_nusd: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """A stored balance that differs from the one recomputed from its reservations."""
+
+    budget: str
+    cap: str
+    unit: Unit
+    window_start_ms: int
+    what: str  # "posted" or "reserved"
+    stored: int
+    recomputed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Result of recomputing every balance; fine if `discrepancies` is empty."""
+
+    balances: int
+    reservations: int
+    discrepancies: tuple[Discrepancy, ...] = ()
+    overruns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A scheduler at one instant; requests are those of this process.
+
+    Attributes:
+        posted_nusd: Spent by this scheduler since it was opened.
+        reserved_nusd: Promised by this scheduler to calls under way.
+        suspense_nusd: Promised by this scheduler to calls whose outcome nobody knows.
+        overruns: Calls that cost more than their ceiling.
+        resumes_at_ms: The earliest instant at which something parked may go on by
+            itself; None: nothing is parked, or only a raise helps.
+        shortfalls: Why lanes are parked now.
+    """
+
+    queued: int
+    parked: Mapping[str, int]
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    posted_nusd: int
+    reserved_nusd: int
+    suspense_nusd: int
+    overruns: int
+    resumes_at_ms: int | None
+    shortfalls: tuple[Shortfall, ...]
+    budgets: tuple[BudgetStatus, ...]
+    per_second: float = 0.0
+    eta_ms: int | None = None
+
+    def __str__(self) -> str:
+        parked = sum(self.parked.values())
+        return (
+            f"{self.running} running | {self.queued} queued, {parked} parked | "
+            f"{self.succeeded} done, {self.failed} failed | "
+            f"{format_usd(self.posted_nusd)} spent, {format_usd(self.reserved_nusd)} reserved"
+        )

@@ -1,0 +1,257 @@
+"""Where queue and ledger live, and what every store promises.
+
+One method is hot: `turn` does everything that waits (settlements, submissions,
+cancellations, the next claim) in one transaction, and answers after the commit.
+The scheduler's pump calls it again as soon as it answers, so a slow disk makes
+bigger transactions, not more of them.
+
+A store's promises, checked by one suite for all of them (`scheduler.testing`):
+
+- a turn happens as a whole or not at all; what it answered is durable;
+- a claim reserves money and takes the request in the same transaction, deciding
+  on what is stored, never on a copy that outlived its transaction;
+- settling a reservation, submitting a key, or cancelling again changes nothing;
+- a request is run by the process that submitted it; when that process is gone,
+  what it may have sent goes to suspense and what it had not sent waits to be
+  submitted again under its key, here or elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from scheduler.admission import LaneKey, Shortfall
+from scheduler.budget import Budget
+from scheduler.ledger import Crossing
+from scheduler.request import Request, RequestState, Response
+from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+
+
+class Outcome(StrEnum):
+    """How a reservation ends."""
+
+    POST = "post"  # it cost this much
+    VOID = "void"  # provably nothing was sent or billed
+    SUSPEND = "suspend"  # nobody knows: the promise keeps counting
+
+
+@dataclass(slots=True)
+class NewRequest:
+    """A request to put in the queue.
+
+    `retry_failed` queues a key again that failed before; otherwise a known key
+    gives back what is known.
+    """
+
+    request: Request
+    lane: LaneKey
+    ceiling_nusd: int
+    ceiling_tokens: int = 0
+    expected_nusd: int = 0
+    digest: str = ""
+    expires_at_ms: int | None = None
+    retry_failed: bool = False
+
+
+@dataclass(slots=True)
+class Finished:
+    """The end of a request, as the store keeps it."""
+
+    id: int
+    key: str | None
+    state: RequestState
+    response: Response | None = None
+    error: Mapping[str, Any] | None = None  # code, message, status
+    cost_nusd: int = 0
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Submitted:
+    """What became of one `NewRequest`.
+
+    Attributes:
+        is_conflict: The key is known with another body; nothing was queued.
+        is_elsewhere: The key waits or runs in another live process, which will finish it.
+        finished: The outcome, if the key has one already.
+    """
+
+    id: int
+    state: RequestState = RequestState.QUEUED
+    is_conflict: bool = False
+    is_elsewhere: bool = False
+    finished: Finished | None = None
+
+
+@dataclass(slots=True)
+class Settlement:
+    """The end of one attempt: what it cost, and what becomes of its request.
+
+    Attributes:
+        state: SUCCEEDED, FAILED or CANCELLED end the request; QUEUED puts it back
+            in its place, for now or for `not_before_ms`.
+    """
+
+    reservation_id: int
+    request_id: int
+    outcome: Outcome
+    state: RequestState
+    nusd: int = 0
+    tokens: int = 0
+    not_before_ms: int | None = None
+    response: Response | None = None
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A request admitted: its reservation is committed, it may be sent now.
+
+    Attributes:
+        attempt: 1 for the first.
+        spent_nusd: What earlier attempts count in the ledger.
+    """
+
+    request_id: int
+    reservation_id: int
+    request: Request
+    attempt: int
+    ceiling_nusd: int
+    ceiling_tokens: int
+    spent_nusd: int
+    submitted_at_ms: int
+    parked_ms: int
+
+
+@dataclass(slots=True)
+class Turn:
+    """Everything that waits to be written, and room for what may start.
+
+    Attributes:
+        slots: Free places per provider; None: claim nothing.
+    """
+
+    now_ms: int
+    settle: Sequence[Settlement] = ()
+    submit: Sequence[NewRequest] = ()
+    cancel: Sequence[int] = ()
+    slots: Mapping[str, int] | None = None
+
+
+@dataclass(slots=True)
+class LaneStatus:
+    """A lane that was shut or opened in this turn."""
+
+    key: LaneKey
+    waiting: int
+    shortfall: Shortfall | None  # None: open
+
+
+@dataclass(slots=True)
+class TurnResult:
+    """What a committed turn did; lists are aligned with the turn's.
+
+    Attributes:
+        settled: Whether each settlement was the first for its reservation.
+        cancelled: Whether each request was still waiting, and is now cancelled.
+        refused: Requests that were not allowed to wait, with what lacked. Final.
+        expired: Requests whose time ran out unsent, with how long they waited. Final.
+        look_again_at_ms: When a claim could do more without anything else happening.
+    """
+
+    submitted: list[Submitted] = field(default_factory=list)
+    settled: list[bool] = field(default_factory=list)
+    cancelled: list[bool] = field(default_factory=list)
+    claimed: list[Claimed] = field(default_factory=list)
+    refused: list[tuple[int, Shortfall]] = field(default_factory=list)
+    expired: list[tuple[int, int]] = field(default_factory=list)
+    lanes: list[LaneStatus] = field(default_factory=list)
+    crossings: list[Crossing] = field(default_factory=list)
+    look_again_at_ms: int | None = None
+
+
+class Store(ABC):
+    """Keeps requests, budgets and reservations. All amounts are integers."""
+
+    @abstractmethod
+    async def open(self, now_ms: int) -> None:
+        """Make the store ready and register this process.
+
+        Raises:
+            StoreError: Not ours, too new, locked, or not readable.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give waiting requests back to whoever submits them again; let go of files."""
+
+    @abstractmethod
+    async def turn(self, turn: Turn) -> TurnResult:
+        """Do all of it in one transaction: settle, cancel, submit, claim, in this order.
+
+        Raises:
+            StoreError: Nothing of the turn happened.
+        """
+
+    @abstractmethod
+    async def changed(self, now_ms: int) -> bool:
+        """Whether another process wrote since the last look; also renews the lease."""
+
+    # Budgets
+
+    @abstractmethod
+    async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
+        """Create budgets, or change them to this definition; what was spent stays spent."""
+
+    @abstractmethod
+    async def budgets(self, now_ms: int) -> list[BudgetStatus]:
+        """All budgets with their balances now, in the order they were defined."""
+
+    @abstractmethod
+    async def pause(self, name: str, paused: bool, now_ms: int) -> None:
+        """Stop or go on admitting on a budget. Raises `BudgetUnknown`."""
+
+    # The user's own prices
+
+    @abstractmethod
+    async def prices(self) -> dict[str, str]:
+        """Model to price, in the form `PriceBook` reads: ``"IN/OUT"``."""
+
+    @abstractmethod
+    async def set_price(self, model: str, price: str | None) -> None:
+        """Keep a price of the user's own; None removes it."""
+
+    # Looking
+
+    @abstractmethod
+    async def counts(self, job: str | None = None) -> Counts:
+        """How many requests are in each state, parked ones by reason."""
+
+    @abstractmethod
+    async def queue(
+        self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
+        limit: int = 1000, after_id: int = 0,
+    ) -> list[QueueRow]:  # fmt: skip
+        """Requests in these states, oldest first, a page at a time."""
+
+    @abstractmethod
+    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
+        """Money by ``model``, ``job`` or ``budget`` for attempts begun since then."""
+
+    @abstractmethod
+    async def audit(self, now_ms: int) -> Audit:
+        """Recompute every balance from the reservations and compare."""
+
+    # Results kept for files
+
+    @abstractmethod
+    def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
+        """Outcomes of a job's keyed requests, oldest first."""
+
+    @abstractmethod
+    async def delivered(self, ids: Sequence[int]) -> None:
+        """Note that these outcomes reached their file."""
