@@ -1,0 +1,129 @@
+"""An asyncio request scheduler for LLM calls that never overspends.
+
+A request enters a priority queue; it is admitted only when what it may cost fits
+what is left of its budgets; what does not fit is parked until the budget resets
+or its limit is raised, then goes on by itself. Results come back through futures.
+
+    >>> import asyncio
+    >>> from scheduler import Budget, Request, Scheduler, Simulated
+    >>> async def main():
+    ...     async with Scheduler(budgets=Budget("team", "$1/day"), providers=Simulated()) as s:
+    ...         response = await s.run(Request.chat("sim-small", "Say hello", max_tokens=20))
+    ...         return response.usage.output_tokens <= 20
+    >>> asyncio.run(main())
+    True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scheduler.admission import ParkReason, Shortfall
+from scheduler.budget import Budget
+from scheduler.errors import (
+    BadAnswer,
+    BudgetExceeded,
+    BudgetUnknown,
+    CallFailed,
+    CallTimeout,
+    ConfigError,
+    CostTooHigh,
+    CredentialsRefused,
+    DeadlineExceeded,
+    KeyConflict,
+    PriceUnknown,
+    ProviderError,
+    ProviderOverloaded,
+    ProviderRefused,
+    QueueFull,
+    RateLimited,
+    RequestRejected,
+    SchedulerClosed,
+    SchedulerError,
+    StoreError,
+    TransportFailed,
+)
+from scheduler.request import Priority, Quote, Request, RequestState, Response, Usage
+from scheduler.stats import Stats
+
+if TYPE_CHECKING:
+    from scheduler import events
+    from scheduler.future import RequestFuture
+    from scheduler.pricing import PriceBook
+    from scheduler.providers.base import Answer, Provider
+    from scheduler.providers.function import FunctionProvider
+    from scheduler.providers.openai import OpenAI
+    from scheduler.providers.simulated import Simulated
+    from scheduler.scheduler import Scheduler
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: `import scheduler` stays quick for those who only catch errors.
+_LAZY = {
+    "Answer": "scheduler.providers.base",
+    "FunctionProvider": "scheduler.providers.function",
+    "OpenAI": "scheduler.providers.openai",
+    "PriceBook": "scheduler.pricing",
+    "Provider": "scheduler.providers.base",
+    "RequestFuture": "scheduler.future",
+    "Scheduler": "scheduler.scheduler",
+    "Simulated": "scheduler.providers.simulated",
+}
+
+__all__ = [
+    "Answer",
+    "BadAnswer",
+    "Budget",
+    "BudgetExceeded",
+    "BudgetUnknown",
+    "CallFailed",
+    "CallTimeout",
+    "ConfigError",
+    "CostTooHigh",
+    "CredentialsRefused",
+    "DeadlineExceeded",
+    "FunctionProvider",
+    "KeyConflict",
+    "OpenAI",
+    "ParkReason",
+    "PriceBook",
+    "PriceUnknown",
+    "Priority",
+    "Provider",
+    "ProviderError",
+    "ProviderOverloaded",
+    "ProviderRefused",
+    "QueueFull",
+    "Quote",
+    "RateLimited",
+    "Request",
+    "RequestFuture",
+    "RequestRejected",
+    "RequestState",
+    "Response",
+    "Scheduler",
+    "SchedulerClosed",
+    "SchedulerError",
+    "Shortfall",
+    "Simulated",
+    "Stats",
+    "StoreError",
+    "TransportFailed",
+    "Usage",
+    "events",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "events":
+        return import_module("scheduler.events")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'scheduler' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -43,8 +43,13 @@ class Outcome(StrEnum):
 class NewRequest:
     """A request to put in the queue.
 
-    `retry_failed` queues a key again that failed before; otherwise a known key
-    gives back what is known.
+    Attributes:
+        digest: Fingerprint of what would be sent; only requests with a key have one.
+        expires_at_ms: When it is dropped if it was not sent by then; None: never.
+        retry_failed: Queue a key again that failed before; otherwise a known key gives
+            back what is known.
+        is_kept: Somebody waits for it in this process: the request may stay in memory.
+        payload: The request as text, written by `Store.prepare`.
     """
 
     request: Request
@@ -55,6 +60,8 @@ class NewRequest:
     digest: str = ""
     expires_at_ms: int | None = None
     retry_failed: bool = False
+    is_kept: bool = False
+    payload: str | None = None
 
 
 @dataclass(slots=True)
@@ -75,13 +82,15 @@ class Submitted:
     """What became of one `NewRequest`.
 
     Attributes:
-        is_conflict: The key is known with another body; nothing was queued.
+        is_known: The key was submitted before; nothing was queued.
+        is_conflict: It was submitted with another body.
         is_elsewhere: The key waits or runs in another live process, which will finish it.
         finished: The outcome, if the key has one already.
     """
 
     id: int
     state: RequestState = RequestState.QUEUED
+    is_known: bool = False
     is_conflict: bool = False
     is_elsewhere: bool = False
     finished: Finished | None = None
@@ -94,6 +103,7 @@ class Settlement:
     Attributes:
         state: SUCCEEDED, FAILED or CANCELLED end the request; QUEUED puts it back
             in its place, for now or for `not_before_ms`.
+        is_attempt: False: it does not count as an attempt (the provider was too busy).
     """
 
     reservation_id: int
@@ -103,6 +113,7 @@ class Settlement:
     nusd: int = 0
     tokens: int = 0
     not_before_ms: int | None = None
+    is_attempt: bool = True
     response: Response | None = None
     error: Mapping[str, Any] | None = None
 
@@ -201,6 +212,33 @@ class Store(ABC):
     async def changed(self, now_ms: int) -> bool:
         """Whether another process wrote since the last look; also renews the lease."""
 
+    def prepare(self, new: NewRequest) -> None:  # noqa: B027 - optional
+        """Check, before it is queued, that a request can be stored.
+
+        Raises:
+            ConfigError: It cannot; nothing was queued.
+        """
+
+    # What this process knows without asking: as of its last transaction
+
+    is_shared = False
+    """Whether other processes may change what is stored."""
+
+    lease_ms = 30_000
+    """How long this process may be silent before others take it for dead."""
+
+    @abstractmethod
+    def latest(self) -> list[BudgetStatus]:
+        """Budgets with their balances."""
+
+    @abstractmethod
+    def lanes(self) -> list[LaneStatus]:
+        """This process's lanes in which something waits."""
+
+    @abstractmethod
+    def shortfall(self, key: LaneKey) -> Shortfall | None:
+        """Why a lane is shut; None: it is open."""
+
     # Budgets
 
     @abstractmethod
@@ -251,6 +289,10 @@ class Store(ABC):
     @abstractmethod
     def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         """Outcomes of a job's keyed requests, oldest first."""
+
+    @abstractmethod
+    async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
+        """Those of these requests that have ended."""
 
     @abstractmethod
     async def delivered(self, ids: Sequence[int]) -> None:

@@ -1,0 +1,8 @@
+"""``python -m scheduler`` is the command ``scheduler``."""
+
+from __future__ import annotations
+
+from scheduler.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Whom to admit, whom to park and why, when to look again: one pure decision.
+
+`plan` is given lanes with their waiting requests in order, the accounts they draw
+on and the free places at each provider, and returns what to start. It reads no
+clock and awaits nothing, so that the same decision is made in every store, inside
+the transaction that writes it.
+
+Order. Requests go by priority, then age. One admission in `AGING` goes to the
+oldest request of a less urgent priority, so that no priority starves.
+
+What does not fit. Let `need` be a request's ceiling, and of one account
+
+    available = limit − posted − reserved        what could be promised now
+    at best   = limit − posted                   what could be, if all calls under way were free
+
+    need ≤ available            admit, if that holds for every account of the request
+    available < need ≤ at best  held in flight: it may start when calls settle
+    at best < need ≤ limit      window spent: it starts at the reset, or after a raise
+    limit < need                larger than the limit: only a raise helps
+
+Who may pass. Unlike processors, money that was spent does not come back, so a
+small request that passes a large one can delay it for good. A request whose
+window is spent is delayed by nobody: anything smaller passes it. One that waits
+for money held in flight is the account's *waiter*: it is passed by at most
+`MAX_BYPASSED` others and for at most `MAX_BYPASS_MS`; then the account drains
+until the waiter fits. Per lane the plan looks `DEPTH` requests past the first one
+that does not fit; smaller ones further back wait until those in front move.
+
+A *lane* is the set of requests that draw on the same budgets and provider with the
+same priority. Parking shuts the lane with the shortfall of its first request, so
+that a reset which frees a million requests is one step.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from scheduler.budget import Unit
+from scheduler.ledger import Account, Needs, Waiter
+
+AGING = 16
+MAX_BYPASSED = 32
+MAX_BYPASS_MS = 30_000
+DEPTH = 100
+
+
+class ParkReason(StrEnum):
+    """Why requests wait, from the longest wait to the shortest."""
+
+    PAUSED = "paused"  # by a person
+    LARGER_THAN_LIMIT = "larger_than_limit"  # no reset will help; needs a raise
+    PROVIDER_CREDIT = "provider_credit"  # the provider itself says its money is gone
+    WINDOW_SPENT = "window_spent"  # until the reset
+    HELD_IN_FLIGHT = "held_in_flight"  # seconds, until running calls settle
+
+
+_SEVERITY = {reason: position for position, reason in enumerate(ParkReason)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Which budget lacked how much, and until when. Amounts in the budget's unit.
+
+    Attributes:
+        resumes_at_ms: When waiting ends by itself; None: when calls under way
+            settle (``held_in_flight``), or only a raise or a person helps.
+    """
+
+    reason: ParkReason
+    budget: str
+    unit: Unit
+    limit: int
+    posted: int
+    reserved: int
+    needed: int
+    missing: int
+    resumes_at_ms: int | None
+    zone: str
+    window: str
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether running calls alone can end the wait, in seconds."""
+        return self.reason is ParkReason.HELD_IN_FLIGHT
+
+
+class LaneKey(NamedTuple):
+    """What the requests of one lane have in common.
+
+    `may_wait` False: refuse what does not fit instead of parking it.
+    """
+
+    provider: str
+    budgets: tuple[int, ...]
+    priority: int
+    may_wait: bool = True
+
+
+class Candidate(Protocol):
+    """A waiting request, as far as admission is concerned."""
+
+    @property
+    def id(self) -> int: ...  # noqa: D102
+    @property
+    def needs(self) -> Needs: ...  # noqa: D102
+
+
+@dataclass(slots=True)
+class LaneView:
+    """A lane as `plan` sees it: its accounts, looked at now, and who waits, oldest first."""
+
+    key: LaneKey
+    accounts: Sequence[Account]
+    candidates: Iterator[Candidate]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the plan found for one lane.
+
+    Attributes:
+        shortfall: What the first request that does not fit lacks; None: the lane stays open.
+        wakes: Account id → amount that must become available for another look.
+    """
+
+    shortfall: Shortfall | None = None
+    wakes: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Whom to admit, in order, what to refuse, and a verdict for each lane given."""
+
+    admitted: list[Candidate] = field(default_factory=list)
+    refused: list[tuple[Candidate, Shortfall]] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+def plan(
+    lanes: Sequence[LaneView],
+    slots: Mapping[str, int],
+    now_ms: int,
+    *,
+    admitted_before: int = 0,
+) -> Plan:
+    """Decide whom to admit; reserves in the given accounts as it goes.
+
+    Args:
+        lanes: Open lanes with something waiting. Their accounts are changed.
+        slots: Free places per provider; missing means none.
+        now_ms: The instant all accounts were looked at.
+        admitted_before: How many were admitted earlier; whose turn ageing is depends on it.
+    """
+    result = Plan(verdicts=[Verdict() for _ in lanes])
+    free = dict(slots)
+    scans = [_Scan(view, verdict) for view, verdict in zip(lanes, result.verdicts, strict=True)]
+    heads = [(scan.view.key.priority, scan.head.id, position)
+             for position, scan in enumerate(scans) if scan.advance()]  # fmt: skip
+    heapq.heapify(heads)
+    while heads:
+        oldest_first = (admitted_before + len(result.admitted)) % AGING == AGING - 1
+        position = _take(heads, oldest_first)
+        scan = scans[position]
+        if _consider(scan, free, now_ms, result) and scan.advance():
+            heapq.heappush(heads, (scan.view.key.priority, scan.head.id, position))
+    return result
+
+
+class _Scan:
+    """Where the plan is in one lane."""
+
+    __slots__ = ("blocked", "head", "verdict", "view")
+
+    def __init__(self, view: LaneView, verdict: Verdict) -> None:
+        self.view, self.verdict, self.blocked = view, verdict, 0
+        self.head: Candidate
+
+    def advance(self) -> bool:
+        """Go to the next candidate; False at the end or when looked deep enough."""
+        if self.blocked > DEPTH:
+            return False
+        head = next(self.view.candidates, None)
+        if head is None:
+            return False
+        self.head = head
+        return True
+
+
+def _take(heads: list[tuple[int, int, int]], oldest_first: bool) -> int:
+    """Remove and return the lane whose turn it is."""
+    if oldest_first and heads[0][0] != max(heads)[0]:
+        top = heads[0][0]
+        aged = min((head for head in heads if head[0] > top), key=lambda head: head[1])
+        heads.remove(aged)
+        heapq.heapify(heads)
+        return aged[2]
+    return heapq.heappop(heads)[2]
+
+
+def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: Plan) -> bool:
+    """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
+    key, candidate = scan.view.key, scan.head
+    accounts, needs = scan.view.accounts, candidate.needs
+    has_slot = free.get(key.provider, 0) > 0
+    if not has_slot and key.may_wait:
+        scan.verdict.shortfall = None  # it waits for a place, not for money
+        scan.verdict.wakes.clear()
+        return False
+    for account in accounts:
+        need = needs[account.index]
+        if (
+            (need > account.available and need > 0)  # what is free fits even after an overrun
+            or account.paused
+            or (account.waiter is not None and _must_stay_behind(account, key, candidate, now_ms))
+        ):
+            break
+    else:
+        if has_slot:
+            _admit(key, candidate, accounts)
+            free[key.provider] -= 1
+            result.admitted.append(candidate)
+        return True
+    if key.may_wait:
+        _pass_over(scan, now_ms)
+    else:
+        result.refused.append((candidate, shortfall(accounts, needs, now_ms)[0]))
+    return True
+
+
+def _must_stay_behind(account: Account, key: LaneKey, candidate: Candidate, now_ms: int) -> bool:
+    """Whether admitting the candidate would pass the account's waiter once too often."""
+    waiter = account.waiter
+    if waiter is None or (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
+        return False
+    if account.available - candidate.needs[account.index] >= waiter.need:
+        return False  # the waiter still fits afterwards
+    return waiter.bypassed >= MAX_BYPASSED or now_ms - waiter.since_ms >= MAX_BYPASS_MS
+
+
+def _admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account]) -> None:
+    for account in accounts:
+        waiter = account.waiter
+        if waiter is not None:
+            if waiter.request_id == candidate.id:
+                account.set_waiter(None)
+            elif (waiter.priority, waiter.request_id) < (key.priority, candidate.id):
+                waiter.bypassed += 1
+                account.waiter_changed = True
+        account.reserve(candidate.needs[account.index])
+
+
+def _pass_over(scan: _Scan, now_ms: int) -> None:
+    """Note why the head of a lane cannot go, what would wake it, and its place in line."""
+    key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
+    lack, account = shortfall(accounts, candidate.needs, now_ms)
+    verdict = scan.verdict
+    if verdict.shortfall is None:
+        verdict.shortfall = lack
+    scan.blocked += 1
+    behind = account.waiter
+    need = lack.needed
+    if lack.missing <= 0 and behind is not None:
+        need = behind.need  # it fits, but has to let the waiter go first
+    verdict.wakes[account.id] = min(need, verdict.wakes.get(account.id, need))
+    if lack.reason is not ParkReason.HELD_IN_FLIGHT or lack.missing <= 0:
+        return
+    for each in accounts:
+        amount = candidate.needs[each.index]
+        if amount > each.available:
+            first = each.waiter
+            if first is None or (first.priority, first.request_id) > (key.priority, candidate.id):
+                each.set_waiter(Waiter(key.priority, candidate.id, amount, 0, now_ms))
+
+
+def shortfall(
+    accounts: Sequence[Account], needs: Needs, now_ms: int
+) -> tuple[Shortfall, Account]:
+    """What a request lacks most, and in which account; one of them must be short or reserved.
+
+    If several are short, the one that makes it wait longest is told.
+    """
+    worst: tuple[int, int] | None = None
+    for account in accounts:
+        need = needs[account.index]
+        missing = need - account.available if need else 0
+        if missing <= 0 and not account.paused and account.waiter is None:
+            continue
+        reason = _reason(account, need)
+        rank = (-_SEVERITY[reason], missing)
+        if worst is None or rank > worst:
+            worst, found, why = rank, account, reason
+    assert worst is not None, "asked for the shortfall of a request that fits"
+    return _describe(found, needs[found.index], why, now_ms), found
+
+
+def _reason(account: Account, need: int) -> ParkReason:
+    if account.paused:
+        return ParkReason.PAUSED
+    if need > account.limit:
+        return ParkReason.LARGER_THAN_LIMIT
+    if need > account.limit - account.posted:
+        return ParkReason.WINDOW_SPENT
+    return ParkReason.HELD_IN_FLIGHT
+
+
+def _describe(account: Account, need: int, reason: ParkReason, now_ms: int) -> Shortfall:
+    missing = max(0, need - account.available)
+    resumes_at_ms = None
+    if reason is ParkReason.WINDOW_SPENT:
+        resumes_at_ms = account.frees_at_ms(now_ms, missing)
+    return Shortfall(
+        reason=reason,
+        budget=account.budget,
+        unit=account.cap.unit,
+        limit=account.limit,
+        posted=account.posted,
+        reserved=account.reserved,
+        needed=need,
+        missing=missing,
+        resumes_at_ms=resumes_at_ms,
+        zone=account.cap.window.zone,
+        window=account.cap.window.describe(),
+    )

@@ -1,0 +1,95 @@
+"""The root of the command line: which commands there are, and how failures end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from scheduler.cli.exits import EPILOG, exit_for, report
+from scheduler.errors import SchedulerError
+
+COMMANDS = (
+    "demo", "run", "quote", "status", "queue", "budget", "spend", "audit", "prices", "doctor",
+    "simulate",
+)  # fmt: skip
+
+
+class Root(TyperGroup):
+    """Turns this package's errors into one clear line and an exit code."""
+
+    as_json = False
+
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Run a command line; `args` None: that of the process."""
+        self.as_json = "--json" in (sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except SchedulerError as error:
+            report(error, self.as_json)
+            raise typer.Exit(exit_for(error)) from None
+
+
+app = typer.Typer(
+    cls=Root,
+    name="scheduler",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, and so keys
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"scheduler {version('llm-budget-scheduler')}")
+        except PackageNotFoundError:
+            print("scheduler (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run LLM requests within a budget: what does not fit waits, nothing is overspent.
+
+    Start with 'scheduler demo', which needs no key, or 'scheduler run prompts.jsonl'.
+    """
+
+
+for _name in COMMANDS:
+    if importlib.util.find_spec(f"scheduler.cli.{_name}") is None:
+        continue  # DEVELOPMENT
+    importlib.import_module(f"scheduler.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """Entry point of the command ``scheduler``."""
+    try:
+        app(prog_name="scheduler")
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what is left; a reader that has gone away (``| head``) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

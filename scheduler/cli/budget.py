@@ -1,0 +1,276 @@
+"""``scheduler budget``: which limits are there, and how does one change them from outside?
+
+What these commands write, a running ``scheduler run`` on the same store notices
+within its poll interval: a raise lets parked requests go on, a lower limit cancels
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.output import amount, amounts, bar, emit_json, iso, plural, say, table, until
+
+if TYPE_CHECKING:
+    from scheduler.budget import Cap
+    from scheduler.stats import BudgetStatus, CapStatus
+    from scheduler.stores.base import Store
+
+SAMPLE = 1000  # parked requests looked at to count those of one budget
+
+Name = Annotated[str, typer.Argument(help="Name of the budget.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands to the root."""
+    group = typer.Typer(help="List budgets; change, pause and explain them.", no_args_is_help=True)
+    group.command("list")(list_budgets)
+    group.command("set")(set_limit)
+    group.command("pause")(pause)
+    group.command("resume")(resume)
+    group.command("explain")(explain)
+    app.add_typer(group, name="budget")
+
+
+def list_budgets(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show every budget: limit, spent, reserved, available, and when it resets."""
+
+    async def read(opened: Store) -> list[BudgetStatus]:
+        return await opened.budgets(now_ms())
+
+    found = with_store(store, read)
+    if as_json:
+        emit_json([row for status in found for row in budget_rows(status)])
+    elif found:
+        print(budget_table(found, now_ms()))
+    else:
+        say("there is no budget: spend is tracked, not limited")
+
+
+def set_limit(
+    name: Name,
+    spec: Annotated[
+        str,
+        typer.Argument(help="'$20' keeps the window, '$20/day' replaces it, 'none' is no limit."),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the budget if it does not exist.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a limit; what is parked and fits goes on at once, nothing is cancelled."""
+
+    async def change(opened: Store) -> dict[str, Any]:
+        from scheduler.budget import Budget
+        from scheduler.errors import BudgetUnknown, ConfigError
+
+        known = {status.budget.name: status.budget for status in await opened.budgets(now_ms())}
+        old = known.get(name)
+        if old is not None:
+            new = old.with_limit(spec)
+        elif create:
+            new = Budget(name, spec)
+        elif known:
+            raise BudgetUnknown(name, tuple(known))
+        else:
+            raise ConfigError(
+                "budget", f"there is none named {name!r}, nor any other; --create makes it"
+            )
+        waiting = await _waiting(opened, name)
+        await opened.define([new], now_ms())
+        status = next(s for s in await opened.budgets(now_ms()) if s.budget.name == name)
+        return {
+            "name": name,
+            "old": None if old is None else old.spec,
+            "new": new.spec,
+            "waiting": waiting,
+            "caps": budget_rows(status),
+        }
+
+    _tell_change(with_store(store, change, create=create), as_json)
+
+
+def pause(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Let nothing more start on a budget; what runs goes on."""
+    _pause(name, True, store, as_json)
+
+
+def resume(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Let a paused budget go on."""
+    _pause(name, False, store, as_json)
+
+
+def explain(
+    spec: Annotated[str, typer.Argument(help="A limit, such as '$100/month @Asia/Tokyo'.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a limit means: its kind, the current window, and the next three resets."""
+    from scheduler.budget import parse_caps
+
+    at_ms = now_ms()
+    caps = parse_caps(spec)
+    if as_json:
+        emit_json([explained(cap, at_ms) for cap in caps])
+    else:
+        print("\n\n".join(explanation(cap, at_ms) for cap in caps))
+
+
+def _pause(name: str, paused: bool, store: str, as_json: bool) -> None:
+    async def change(opened: Store) -> int | None:
+        await opened.pause(name, paused, now_ms())
+        return await _waiting(opened, name)
+
+    waiting = with_store(store, change)
+    if as_json:
+        emit_json({"name": name, "paused": paused, "waiting": waiting})
+        return
+    print(f"{name}: {'paused' if paused else 'goes on'}{_waiting_note(waiting)}")
+
+
+async def _waiting(store: Store, name: str) -> int | None:
+    """How many requests are parked for want of a budget; None: more than were looked at."""
+    from scheduler.request import RequestState
+
+    rows = await store.queue([RequestState.PARKED], now_ms(), limit=SAMPLE)
+    if len(rows) == SAMPLE:
+        return None
+    return sum(row.shortfall is not None and row.shortfall.budget == name for row in rows)
+
+
+def _waiting_note(waiting: int | None) -> str:
+    if waiting is None:
+        return f"; more than {SAMPLE:,} requests are parked"
+    return f"; {plural(waiting, 'request')} parked on it" if waiting else ""
+
+
+def _tell_change(change: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit_json(change)
+        return
+    old, new = change["old"], change["new"]
+    if old is None:
+        print(f"{change['name']}: made, {new}")
+    else:
+        same = " (unchanged)" if old == new else ""
+        print(f"{change['name']}: {old} → {new}{same}{_waiting_note(change['waiting'])}")
+    for cap in change["caps"]:
+        if str(cap["available_usd"] or cap["available"] or "").startswith("-"):
+            say(
+                f"more than {cap['cap']} is spent or reserved already; nothing is cancelled, "
+                "what comes next waits"
+            )
+
+
+# What a budget looks like, to programs and to people
+
+
+def budget_rows(status: BudgetStatus) -> list[dict[str, Any]]:
+    """One object per cap of a budget, as ``budget list --json`` prints them."""
+    return [_cap_row(status, cap) for cap in status.caps]
+
+
+def _cap_row(status: BudgetStatus, cap: CapStatus) -> dict[str, Any]:
+    window = cap.cap.window
+    starts = cap.window_start_ms if window.kind.value == "calendar" else None
+    return {
+        "name": status.budget.name,
+        "cap": str(cap.cap),
+        "unit": cap.cap.unit.value,
+        "kind": window.kind.value,
+        **amounts(
+            cap.cap.unit.value,
+            limit=cap.limit,
+            posted=cap.posted,
+            reserved=cap.reserved,
+            suspense=cap.suspense,
+            available=cap.available,
+            overrun=cap.overrun,
+        ),
+        "window": window.describe(),
+        "window_starts_at": iso(starts, window.zone),
+        "resets_at": iso(cap.resets_at_ms, window.zone),
+        "paused": status.paused,
+    }
+
+
+def budget_table(found: Sequence[BudgetStatus], at_ms: int) -> str:
+    """Budgets for people, a line per cap."""
+    rows = []
+    for status in found:
+        for cap in status.caps:
+            unit = cap.cap.unit.value
+            used = None if cap.limit is None else bar(cap.posted + cap.reserved, cap.limit)
+            rows.append(
+                (
+                    status.budget.name + (" (paused)" if status.paused else ""),
+                    str(cap.cap),
+                    used,
+                    amount(cap.posted, unit),
+                    amount(cap.reserved, unit),
+                    amount(cap.available, unit),
+                    resets(cap, at_ms),
+                )
+            )
+    columns = ("budget", "limit", "used", "spent", "reserved", "available", "window")
+    return table(columns, rows, right="spent reserved available")
+
+
+def resets(cap: CapStatus, at_ms: int) -> str:
+    """A cap's kind of window, and when money comes back."""
+    window = cap.cap.window
+    if cap.resets_at_ms is None:
+        return window.describe()
+    verb = "frees money" if window.kind.value == "rolling" else "resets"
+    return f"{window.describe()}; {verb} {until(cap.resets_at_ms, window.zone, at_ms)}"
+
+
+def explained(cap: Cap, at_ms: int) -> dict[str, Any]:
+    """What a cap means, for programs."""
+    window, kind = cap.window, cap.window.kind.value
+    starts = window.slot_start_ms(at_ms) if kind == "calendar" else None
+    resets_ms = window.next_resets_ms(at_ms, 3) if kind == "calendar" else []
+    return {
+        "cap": str(cap),
+        "unit": cap.unit.value,
+        **amounts(cap.unit.value, limit=cap.limit),
+        "kind": kind,
+        "window": window.describe(),
+        "zone": window.zone if kind == "calendar" else None,
+        "window_starts_at": iso(starts, window.zone),
+        "window_ends_at": iso(resets_ms[0], window.zone) if resets_ms else None,
+        "next_resets": [iso(each, window.zone) for each in resets_ms],
+    }
+
+
+def explanation(cap: Cap, at_ms: int) -> str:
+    """What a cap means, for people."""
+    window, kind = cap.window, cap.window.kind.value
+    limit = (
+        "no limit, only counted" if cap.limit is None else f"at most {cap.format_amount(cap.limit)}"
+    )
+    lines = [str(cap), f"  limit   {limit}", f"  window  {window.describe()}"]
+    if kind == "calendar":
+        start_ms, resets_ms = window.slot_start_ms(at_ms), window.next_resets_ms(at_ms, 3)
+        lines.append(
+            f"  now     {_stamp(start_ms, window.zone)} to {_stamp(resets_ms[0], window.zone)}"
+        )
+        lines += [
+            f"  {'resets' if position == 0 else '':<6}  {_stamp(each, window.zone)}"
+            for position, each in enumerate(resets_ms)
+        ]
+    elif kind == "rolling":
+        lines.append(
+            "  resets  never all at once: what was spent stops counting when it is that old"
+        )
+    else:
+        lines.append("  resets  never: counts everything ever spent; only a raise helps")
+    return "\n".join(lines)
+
+
+def _stamp(at_ms: int, zone: str) -> str:
+    return (iso(at_ms, zone) or "").replace("T", " ") + f" {zone}"

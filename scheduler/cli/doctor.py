@@ -1,0 +1,248 @@
+"""``scheduler doctor``: is everything here that a run needs?
+
+It changes nothing, sends nothing, and never shows a key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from scheduler.cli.exits import Exit
+from scheduler.cli.look import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    now_ms,
+    store_path,
+    with_store,
+)
+from scheduler.cli.output import emit_json, local, plural, table
+
+if TYPE_CHECKING:
+    from scheduler.stats import Counts
+    from scheduler.stores.base import Store
+
+PACKAGES = (
+    "anyio", "httpx", "aiosqlite", "tenacity", "pydantic", "genai-prices", "pyreqwest", "typer",
+    "rich", "tzdata",
+)  # fmt: skip
+OLDEST_PYTHON = (3, 11)
+EARLIEST_MS = 1_735_689_600_000  # 2025: a clock before it is not set
+WAL_BROKEN = ((3, 7, 0), (3, 51, 2))  # SQLite versions that can corrupt a WAL, first and last
+OLD_PRICES_DAYS = 120
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    NOTE = "note"  # worth knowing; a run works
+    BAD = "bad"  # a run will fail
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    verdict: Verdict
+    finding: str
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("doctor")(doctor)
+
+
+def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Check Python, SQLite, store, key, clock and prices; exit 3 if a run would fail."""
+    checks = list(examine(store))
+    if as_json:
+        emit_json(
+            [{"name": c.name, "verdict": c.verdict.value, "finding": c.finding} for c in checks]
+        )
+    else:
+        print(
+            table(("check", "", "finding"), [(c.name, c.verdict.value, c.finding) for c in checks])
+        )
+    if any(check.verdict is Verdict.BAD for check in checks):
+        raise typer.Exit(Exit.CONFIG)
+
+
+def examine(store: str) -> Iterator[Check]:
+    """Look at everything, one check after the other; a check that fails is a finding."""
+    steps: tuple[tuple[str, Callable[[], Check]], ...] = (
+        ("python", check_python),
+        ("packages", check_packages),
+        ("engine", check_engine),
+        ("sqlite", lambda: check_sqlite(store)),
+        ("store", lambda: check_store(store)),
+        ("key", check_key),
+        ("clock", lambda: check_clock(now_ms())),
+        ("prices", lambda: check_prices(now_ms())),
+    )
+    for name, step in steps:
+        try:
+            yield step()
+        except Exception as error:
+            yield Check(name, Verdict.BAD, f"{type(error).__name__}: {error}")
+
+
+def check_python() -> Check:
+    """Whether this Python is new enough."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON:
+        return Check("python", Verdict.BAD, f"{version} is older than 3.11")
+    return Check("python", Verdict.OK, f"{version} on {sys.platform}")
+
+
+def check_packages() -> Check:
+    """Whether what is needed is installed, and in which versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check("packages", Verdict.BAD, f"not installed: {', '.join(missing)}")
+    return Check("packages", Verdict.OK, ", ".join(found))
+
+
+def check_engine() -> Check:
+    """Which HTTP engine requests leave by."""
+    try:
+        import pyreqwest  # noqa: F401 - only whether it can be loaded on this machine
+    except ImportError as error:
+        return Check("engine", Verdict.NOTE, f"httpx (slower): pyreqwest does not load: {error}")
+    return Check("engine", Verdict.OK, "pyreqwest")
+
+
+def check_sqlite(store: str) -> Check:
+    """Which SQLite, and which journal mode the store's file has."""
+    import sqlite3
+
+    finding = sqlite3.sqlite_version
+    first, last = WAL_BROKEN
+    if first <= sqlite3.sqlite_version_info <= last:
+        finding += " (write-ahead log not safe with several processes)"
+    path = store_path(store)
+    if path is not None and path.is_file():
+        mode, _ = _pragmas(path)
+        finding += f"; the store's journal mode is {mode}"
+    return Check("sqlite", Verdict.OK, finding)
+
+
+def _pragmas(path: Path) -> tuple[str, int]:
+    """Journal mode and schema version of a file, read without changing it."""
+    import sqlite3
+    from contextlib import closing
+
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=1)) as connection:
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return mode, version
+
+
+def check_store(store: str) -> Check:
+    """Whether the store is there, ours, readable and not locked."""
+    from scheduler.errors import SchedulerError
+
+    path = store_path(store)
+    if path is not None and not path.exists():
+        return _check_room(path)
+
+    async def read(opened: Store) -> tuple[Counts, int]:
+        return await opened.counts(), len(await opened.budgets(now_ms()))
+
+    try:
+        counts, budgets = with_store(store, read)
+    except SchedulerError as error:
+        return Check("store", Verdict.BAD, str(error))
+    size = "" if path is None else f", {path.stat().st_size / 1e6:,.1f} MB"
+    version = "" if path is None else f", schema {_pragmas(path)[1]}"
+    contents = f"{plural(counts.total, 'request')}, {plural(budgets, 'budget')}"
+    verdict, note = Verdict.OK, ""
+    if path is not None and not os.access(path, os.W_OK):
+        verdict, note = Verdict.BAD, "; it cannot be written"
+    return Check("store", verdict, f"{path or store}: {contents}{size}{version}{note}")
+
+
+def _check_room(path: Path) -> Check:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return Check("store", Verdict.BAD, f"there is no folder {folder} to put {path.name} in")
+    if not os.access(folder, os.W_OK):
+        return Check("store", Verdict.BAD, f"{folder} cannot be written")
+    return Check("store", Verdict.NOTE, f"{path} does not exist yet; 'scheduler run' makes it")
+
+
+def check_key() -> Check:
+    """Whether a key is set; the key itself is never shown."""
+    base_url = os.environ.get("OPENAI_BASE_URL")
+    where = f"; OPENAI_BASE_URL is {_without_userinfo(base_url)}" if base_url else ""
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not key:
+        finding = "OPENAI_API_KEY is not set; needed unless the server is local or simulated"
+        return Check("key", Verdict.NOTE, finding + where)
+    if key != key.strip() or not key.isprintable():
+        return Check("key", Verdict.BAD, f"OPENAI_API_KEY has blanks or line breaks{where}")
+    return Check("key", Verdict.OK, f"OPENAI_API_KEY is set{where}")
+
+
+def _without_userinfo(url: str) -> str:
+    """A URL without the name and password it may hold."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+def check_clock(at_ms: int) -> Check:
+    """Whether the clock is set, and which zone calendar budgets use by default."""
+    from zoneinfo import ZoneInfo
+
+    ZoneInfo("Europe/Athens")  # raises if the zone data is missing
+    told = f"{local(at_ms, 'UTC'):%Y-%m-%d %H:%M:%S} UTC; calendar windows are UTC unless told"
+    if at_ms < EARLIEST_MS:
+        return Check("clock", Verdict.BAD, f"{told}: the clock is not set")
+    return Check("clock", Verdict.OK, told)
+
+
+def check_prices(at_ms: int) -> Check:
+    """Which price data there is, and how old it is, told by the newest date in it."""
+    from importlib.metadata import version
+
+    number, today = version("genai-prices"), local(at_ms, "UTC").date()
+    dates = [found for found in _price_dates() if found <= today]
+    if not dates:
+        return Check("prices", Verdict.OK, f"genai-prices {number}")
+    newest = max(dates)
+    finding = f"genai-prices {number}, newest price dated {newest}"
+    if (today - newest).days > OLD_PRICES_DAYS:
+        return Check("prices", Verdict.NOTE, f"{finding}; upgrade genai-prices for newer ones")
+    return Check("prices", Verdict.OK, finding)
+
+
+def _price_dates() -> Iterator[date]:
+    """Dates in the catalogue, which itself does not say when it was made."""
+    from importlib.util import find_spec
+
+    package = find_spec("genai_prices")
+    if package is None or package.origin is None:
+        return
+    data = Path(package.origin).with_name("data.py")
+    text = data.read_text(encoding="utf-8") if data.is_file() else ""
+    for year, month, day in re.findall(r"datetime\.date\((\d+), (\d+), (\d+)\)", text):
+        yield date(int(year), int(month), int(day))

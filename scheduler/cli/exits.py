@@ -1,0 +1,71 @@
+"""With which code does the command end, and what does it say when it fails?"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from enum import IntEnum
+
+from scheduler.errors import (
+    BudgetUnknown,
+    ConfigError,
+    CredentialsRefused,
+    InputError,
+    LedgerInconsistent,
+    PriceUnknown,
+    SchedulerError,
+    StoreError,
+)
+
+
+class Exit(IntEnum):
+    """Exit codes of every command; `EPILOG` tells them to people."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIG = 3
+    CREDENTIALS = 4
+    PARKED = 75  # EX_TEMPFAIL: cron and workflow engines know it as "try again later"
+    INTERRUPTED = 130
+
+
+EPILOG = (
+    "Exit codes: 0 done, 1 some failed, 2 usage, 3 configuration or price, 4 credentials, "
+    "75 stopped with parked work that a rerun resumes, 130 interrupted."
+)
+
+
+def exit_for(error: SchedulerError) -> Exit:
+    """The code for an error that ends the command."""
+    if isinstance(error, CredentialsRefused):
+        return Exit.CREDENTIALS
+    if isinstance(error, ConfigError):
+        return Exit.CREDENTIALS if error.key.upper().endswith("API_KEY") else Exit.CONFIG
+    if isinstance(error, InputError):
+        return Exit.USAGE
+    if isinstance(error, LedgerInconsistent):
+        return Exit.FAILED
+    if isinstance(error, PriceUnknown | BudgetUnknown | StoreError):
+        return Exit.CONFIG
+    return Exit.FAILED
+
+
+def report(error: BaseException, as_json: bool = False) -> None:
+    """Tell an error: one line on stderr, and with `as_json` as an object on stdout too.
+
+    ``SCHEDULER_DEBUG=1`` adds the traceback.
+    """
+    if os.environ.get("SCHEDULER_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error, file=sys.stderr)
+    message = one_line(str(error)) or type(error).__name__
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks or characters that steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))

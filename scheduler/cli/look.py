@@ -1,0 +1,100 @@
+"""How does a command open the store of a process that may be running?
+
+Looking creates nothing and holds nothing for long. A store that does not exist is
+an error that says where it was looked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from scheduler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scheduler.stores.base import Store
+
+DEFAULT_STORE = "./scheduler.db"
+
+T = TypeVar("T")
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="SCHEDULER_STORE",
+        metavar="URL",
+        help="Queue and ledger: sqlite:///FILE.db or a path ending in .db.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def store_path(url: str) -> Path | None:
+    """The file a store URL names; None if it names no file."""
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///"))
+    return None if "://" in url else Path(url)
+
+
+def check_exists(url: str) -> None:
+    """Refuse a store that is not there. Raises `ConfigError`."""
+    if url == "memory://":
+        raise ConfigError(
+            "--store", "memory:// lives and dies with one process; there is nothing to look at"
+        )
+    path = store_path(url)
+    if path is None or path.is_file():
+        return
+    if path.exists():
+        raise ConfigError("--store", f"{path} is not a file")
+    raise ConfigError(
+        "--store",
+        f"there is no store at {path.absolute()}. Name one with --store or SCHEDULER_STORE; "
+        "'scheduler run' makes it",
+    )
+
+
+@asynccontextmanager
+async def opened(url: str, *, create: bool = False) -> AsyncIterator[Store]:
+    """A store, open.
+
+    Args:
+        url: What ``--store`` says.
+        create: Whether it may be made; commands that only look never do.
+
+    Raises:
+        ConfigError: It is not there, or no such kind of store.
+        StoreError: It cannot be opened.
+    """
+    from scheduler.stores import open_store
+
+    if not create:
+        check_exists(url)
+    store = open_store(url, create=create)
+    await store.open(now_ms())
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def with_store(url: str, use: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
+    """Open a store, do something with it, close it, and return what came of it."""
+
+    async def run() -> T:
+        async with opened(url, create=create) as store:
+            return await use(store)
+
+    return asyncio.run(run())

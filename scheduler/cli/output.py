@@ -1,0 +1,109 @@
+"""How the commands write: tables, JSON, money and time, in one way everywhere.
+
+Data goes to stdout, narration to stderr. Tables are plain text that is never cut,
+so they survive a pipe; names that come from files cannot steer the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from scheduler.cli.exits import one_line
+from scheduler.money import decimal_usd, format_usd
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BAR_WIDTH = 12
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something that is not data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit_json(value: Any) -> None:
+    """Write one JSON value to stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
+    """Lay out rows under their headings.
+
+    Args:
+        columns: Headings.
+        rows: Cells; None is shown as a dash.
+        right: Headings of columns with numbers, separated by blanks.
+    """
+    cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
+    lines = [[column.upper() for column in columns], *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    aligned = [str.rjust if column in right.split() else str.ljust for column in columns]
+    return "\n".join(
+        "  ".join(align(c, w) for align, c, w in zip(aligned, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def bar(part: int, whole: int, width: int = _BAR_WIDTH) -> str:
+    """How much of a whole is taken, as a small picture: ``▕███░░░▏``."""
+    filled = width if part >= whole else max(0, part * width // whole)
+    return f"▕{'█' * filled}{'░' * (width - filled)}▏"
+
+
+def plural(count: int, noun: str) -> str:
+    """A counted noun: ``1 request``, ``1,200 requests``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def local(at_ms: int, zone: str) -> datetime:
+    """An instant as people in a zone tell it."""
+    return (_EPOCH + timedelta(milliseconds=at_ms)).astimezone(ZoneInfo(zone))
+
+
+def iso(at_ms: int | None, zone: str = "UTC") -> str | None:
+    """An instant in ISO 8601 with the zone's offset; None stays None."""
+    if at_ms is None:
+        return None
+    return local(at_ms, zone).isoformat(timespec="milliseconds" if at_ms % 1000 else "seconds")
+
+
+def clock_time(at_ms: int, zone: str, now_ms: int) -> str:
+    """An instant for people: the time, with the date unless it is today."""
+    then, now = local(at_ms, zone), local(now_ms, zone)
+    short = abs(at_ms - now_ms) < 60_000
+    time = f"{then:%H:%M:%S}" if short or then.second else f"{then:%H:%M}"
+    return f"{time} {zone}" if then.date() == now.date() else f"{then:%Y-%m-%d} {time} {zone}"
+
+
+def until(at_ms: int | None, zone: str, now_ms: int) -> str:
+    """When something happens, for people: ``00:00 Europe/Athens (in 3h12m)``."""
+    from scheduler.duration import format_duration
+
+    if at_ms is None:
+        return "never by itself"
+    return f"{clock_time(at_ms, zone, now_ms)} (in {format_duration(max(0, at_ms - now_ms))})"
+
+
+def amount(value: int | None, unit: str) -> str | None:
+    """An amount of a budget's unit for people; None: no limit."""
+    if value is None:
+        return None
+    return format_usd(value) if unit == "usd" else f"{value:,} {unit}"
+
+
+def amounts(unit: str, **values: int | None) -> dict[str, Any]:
+    """Amounts for programs: dollars as exact decimal strings, other units as integers.
+
+    Every name appears twice, with and without ``_usd``; the one that does not
+    belong to the unit is null.
+    """
+    is_usd = unit == "usd"
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found[f"{name}_usd"] = decimal_usd(value) if is_usd and value is not None else None
+        found[name] = None if is_usd else value
+    return found

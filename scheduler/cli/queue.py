@@ -1,0 +1,105 @@
+"""``scheduler queue``: which requests wait, one by one, and why?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.output import amount, emit_json, iso, say, table
+from scheduler.cli.status import sentence, shortfall_row
+from scheduler.money import decimal_usd
+from scheduler.request import RequestState
+
+if TYPE_CHECKING:
+    from scheduler.stats import QueueRow
+    from scheduler.stores.base import Store
+
+LIVE = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("queue")(queue)
+
+
+def queue(
+    state: Annotated[
+        list[RequestState] | None,
+        typer.Option("--state", help="Only these; may be given several times. Default: live ones."),
+    ] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Only this job's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")] = 100,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """List requests, oldest first, with why they wait and until when."""
+    states = state or list(LIVE)
+
+    async def read(opened: Store) -> list[QueueRow]:
+        # One more than shown tells whether there are more.
+        return await opened.queue(states, now_ms(), job=job, limit=limit + 1)
+
+    rows = with_store(store, read)
+    shown = rows[:limit]
+    if as_json:
+        emit_json([queue_row(row) for row in shown])
+    elif shown:
+        print(queue_table(shown, now_ms()))
+    else:
+        say("no request is " + " or ".join(each.value for each in states))
+    if len(rows) > limit:
+        say(f"… and more; --limit {limit * 10} shows more of them")
+
+
+def queue_row(row: QueueRow) -> dict[str, Any]:
+    """One request for programs."""
+    return {
+        "id": row.id,
+        "key": row.key,
+        "job": row.job,
+        "state": row.state.value,
+        "model": row.model,
+        "provider": row.provider,
+        "priority": row.priority,
+        "submitted_at": iso(row.submitted_at_ms),
+        "attempts": row.attempts,
+        "ceiling_usd": decimal_usd(row.ceiling_nusd),
+        "cost_usd": decimal_usd(row.cost_nusd),
+        "parked_seconds": row.parked_ms / 1000,
+        "shortfall": None if row.shortfall is None else shortfall_row(row.shortfall),
+        "error": None if row.error is None else dict(row.error),
+    }
+
+
+def queue_table(rows: Sequence[QueueRow], at_ms: int) -> str:
+    """Requests for people; the reason is told once, where it changes."""
+    from scheduler.duration import format_duration
+
+    lines, told = [], ""
+    for row in rows:
+        why = _why(row, at_ms)
+        lines.append(
+            (
+                row.id,
+                row.key,
+                row.state.value,
+                row.model,
+                row.priority,
+                row.attempts,
+                amount(row.ceiling_nusd, "usd"),
+                format_duration(max(0, at_ms - row.submitted_at_ms)),
+                '"' if why and why == told else why,
+            )
+        )
+        told = why
+    columns = ("id", "key", "state", "model", "priority", "attempts", "at most", "age", "why")
+    return table(columns, lines, right="id priority attempts age")
+
+
+def _why(row: QueueRow, at_ms: int) -> str:
+    if row.shortfall is not None:
+        return sentence(row.shortfall, at_ms)
+    return str(row.error.get("message", "")) if row.error is not None else ""

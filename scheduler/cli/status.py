@@ -1,0 +1,235 @@
+"""``scheduler status``: what waits, why, until when, and what was spent?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scheduler.cli.budget import budget_rows, budget_table
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, opened, with_store
+from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, until
+from scheduler.money import decimal_usd, format_usd
+
+if TYPE_CHECKING:
+    from scheduler.admission import Shortfall
+    from scheduler.stats import BudgetStatus, Counts, SpendRow
+    from scheduler.stores.base import Store
+
+SAMPLE = 200  # parked requests looked at to tell why they wait
+REFRESH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A store at one instant."""
+
+    store: str
+    at_ms: int
+    counts: Counts
+    shortfalls: tuple[Shortfall, ...]
+    budgets: tuple[BudgetStatus, ...]
+    spend: tuple[SpendRow, ...]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("status")(status)
+
+
+def status(
+    store: StoreOption = DEFAULT_STORE,
+    job: Annotated[str | None, typer.Option("--job", help="Count only this job's.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what waits and why, what runs, the budgets, and what was spent."""
+    if watch and not as_json:
+        _watch(store, job)
+        return
+
+    async def read(opened_store: Store) -> Picture:
+        return await look(opened_store, store, job)
+
+    picture = with_store(store, read)
+    if as_json:
+        emit_json(status_row(picture))
+    else:
+        print(describe(picture))
+
+
+async def look(store: Store, url: str, job: str | None = None) -> Picture:
+    """Take a picture of an open store."""
+    from scheduler.request import RequestState
+
+    at_ms = now_ms()
+    counts = await store.counts(job)
+    shortfalls: dict[tuple[str, str], Shortfall] = {}
+    if counts.parked:
+        for row in await store.queue([RequestState.PARKED], at_ms, job=job, limit=SAMPLE):
+            lack = row.shortfall
+            if lack is not None:
+                shortfalls.setdefault((lack.reason, lack.budget), lack)
+    return Picture(
+        store=url,
+        at_ms=at_ms,
+        counts=counts,
+        shortfalls=tuple(shortfalls.values()),
+        budgets=tuple(await store.budgets(at_ms)),
+        spend=tuple(await store.spend("model")),
+    )
+
+
+def status_row(picture: Picture) -> dict[str, Any]:
+    """A picture for programs."""
+    counts = picture.counts
+    return {
+        "store": picture.store,
+        "at": iso(picture.at_ms),
+        "requests": {
+            "queued": counts.queued,
+            "parked": counts.parked,
+            "running": counts.running,
+            "succeeded": counts.succeeded,
+            "failed": counts.failed,
+            "cancelled": counts.cancelled,
+            "expired": counts.expired,
+            "total": counts.total,
+        },
+        "parked": [
+            {
+                "reason": reason,
+                "requests": count,
+                "shortfalls": [shortfall_row(s) for s in picture.shortfalls if s.reason == reason],
+            }
+            for reason, count in counts.parked_by_reason.items()
+        ],
+        "budgets": [row for budget in picture.budgets for row in budget_rows(budget)],
+        "spend": {
+            "attempts": sum(row.attempts for row in picture.spend),
+            "posted_usd": decimal_usd(sum(row.posted_nusd for row in picture.spend)),
+            "reserved_usd": decimal_usd(sum(row.reserved_nusd for row in picture.spend)),
+            "suspense_usd": decimal_usd(sum(row.suspense_nusd for row in picture.spend)),
+        },
+    }
+
+
+def shortfall_row(lack: Shortfall) -> dict[str, Any]:
+    """Why something waits, for programs."""
+    return {
+        "reason": lack.reason.value,
+        "budget": lack.budget,
+        "unit": lack.unit.value,
+        **amounts(
+            lack.unit.value,
+            limit=lack.limit,
+            posted=lack.posted,
+            reserved=lack.reserved,
+            needed=lack.needed,
+            missing=lack.missing,
+        ),
+        "window": lack.window,
+        "resumes_at": iso(lack.resumes_at_ms, lack.zone),
+    }
+
+
+def sentence(lack: Shortfall, at_ms: int) -> str:
+    """Why something waits, how much is missing and until when, for people."""
+    unit, name = lack.unit.value, repr(lack.budget)
+    missing = f"{amount(lack.missing, unit)} missing of the {amount(lack.needed, unit)} it may need"
+    spent = f"{amount(lack.posted, unit)} of {amount(lack.limit, unit)} spent"
+    match lack.reason.value:
+        case "paused":
+            return f"budget {name} is paused: scheduler budget resume {lack.budget}"
+        case "larger_than_limit":
+            return (
+                f"the next request may need {amount(lack.needed, unit)}, more than budget {name} "
+                f"ever allows ({amount(lack.limit, unit)}); only a raise helps"
+            )
+        case "window_spent":
+            return (
+                f"budget {name}: {spent}, {missing}; "
+                f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
+            )
+        case "held_in_flight":
+            return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
+    return f"the provider says its credit is used up (budget {name}); top it up there"
+
+
+def describe(picture: Picture) -> str:
+    """A picture for people."""
+    counts = picture.counts
+    parts = [
+        f"{counts.succeeded:,} done",
+        f"{counts.failed:,} failed",
+        *(f"{n:,} {word}" for n, word in _odd_ends(counts)),
+        f"{counts.running:,} running",
+        f"{counts.queued:,} queued",
+        f"{counts.parked:,} parked",
+    ]
+    lines = [
+        f"store     {picture.store}, at {local(picture.at_ms, 'UTC'):%Y-%m-%d %H:%M:%S} UTC",
+        f"requests  {', '.join(parts)}",
+        f"spend     {_spend_line(picture.spend)}",
+    ]
+    for reason, count in counts.parked_by_reason.items():
+        lines.append(f"parked    {plural(count, 'request')} ({reason})")
+        whys = [s for s in picture.shortfalls if s.reason == reason]
+        lines += [f"          {sentence(s, picture.at_ms)}" for s in whys]
+    if any(s.reason in ("window_spent", "larger_than_limit") for s in picture.shortfalls):
+        name = next(
+            s.budget
+            for s in picture.shortfalls
+            if s.reason in ("window_spent", "larger_than_limit")
+        )
+        lines.append(f"          to go on now, raise it: scheduler budget set {name} '$…'")
+    if picture.budgets:
+        lines += ["", budget_table(picture.budgets, picture.at_ms)]
+    else:
+        lines.append("budgets   none: spend is tracked, not limited")
+    return "\n".join(lines)
+
+
+def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
+    ends = [(counts.cancelled, "cancelled"), (counts.expired, "expired")]
+    return [end for end in ends if end[0]]
+
+
+def _spend_line(spend: Sequence[SpendRow]) -> str:
+    posted, reserved, suspense = (
+        sum(getattr(row, name) for row in spend)
+        for name in ("posted_nusd", "reserved_nusd", "suspense_nusd")
+    )
+    line = f"{format_usd(posted)} spent, {format_usd(reserved)} reserved"
+    return (
+        f"{line} ({format_usd(suspense)} of it for calls with unknown outcome)"
+        if suspense
+        else line
+    )
+
+
+def _watch(url: str, job: str | None) -> None:
+    """Redraw once a second; Ctrl-C is the way to end it, and no failure."""
+    import sys
+
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    async def redraw() -> None:
+        async with opened(url) as store:
+            first = Text(describe(await look(store, url, job)))
+            with Live(first, console=Console(file=sys.stdout), auto_refresh=False) as live:
+                while True:
+                    await asyncio.sleep(REFRESH_S)
+                    live.update(Text(describe(await look(store, url, job))), refresh=True)
+
+    try:
+        asyncio.run(redraw())
+    except KeyboardInterrupt:
+        return

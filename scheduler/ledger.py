@@ -1,0 +1,245 @@
+"""Money promised and money spent: what a reservation does to the balances.
+
+A reservation is settled exactly once, except that an unknown outcome may still
+become known:
+
+    reserve ─▶ PENDING ─ post ─▶ POSTED     it cost this much
+                  ├───── void ─▶ VOIDED     provably nothing was sent or billed
+                  └─── suspend ▶ SUSPENSE ─▶ POSTED | VOIDED
+                                            nobody knows: the promise keeps counting
+
+An *account* is one cap of one budget. It counts in slots: a calendar window and
+a total are one slot, a rolling window is sixty. A reservation belongs to the slot
+in which it was made and settles there, however late. So
+
+    available = limit − Σ posted − Σ reserved      over the slots that count now
+
+and right after every reserve, posted + reserved ≤ limit. Only a call that cost
+more than its reservation (an overrun) or a lowered limit makes it negative.
+
+>>> account = Account(1, 1, "team", parse_caps("$1/day")[0])
+>>> account.look(0)
+>>> account.reserve(300), account.available
+(None, 999999700)
+>>> account.settle(0, ReservationState.PENDING, ReservationState.POSTED, 300, 120)
+>>> account.posted, account.reserved
+(120, 0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scheduler.budget import Cap, Unit, WindowKind, parse_caps
+
+UNLIMITED = 1 << 62
+THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
+
+Needs = tuple[int, int, int]  # nano-dollars, tokens, requests; index with `unit_index`
+
+
+def unit_index(unit: Unit) -> int:
+    """Position of a unit's amount in `Needs`."""
+    return {Unit.USD: 0, Unit.TOKENS: 1, Unit.REQUESTS: 2}[unit]
+
+
+class ReservationState(StrEnum):
+    """Where a reservation is; the module docstring draws the moves."""
+
+    PENDING = "pending"
+    POSTED = "posted"
+    VOIDED = "voided"
+    SUSPENSE = "suspense"
+
+    def may_become(self, new: ReservationState) -> bool:
+        """Whether settling to `new` changes anything; settling twice does not."""
+        if self is ReservationState.PENDING:
+            return new is not ReservationState.PENDING
+        if self is ReservationState.SUSPENSE:
+            return new in (ReservationState.POSTED, ReservationState.VOIDED)
+        return False
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the reservations of one slot. `reserved` includes `suspense`."""
+
+    posted: int = 0
+    reserved: int = 0
+    suspense: int = 0
+    overrun: int = 0
+
+
+@dataclass(slots=True)
+class Waiter:
+    """The first in line for money that calls under way still hold.
+
+    Later requests may pass it only as long as `admission` allows.
+    """
+
+    priority: int
+    request_id: int
+    need: int
+    bypassed: int
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Spending on an account passed a threshold for the first time in its window."""
+
+    budget: str
+    cap: Cap
+    percent: int
+    posted: int
+    limit: int
+    resets_at_ms: int | None
+
+
+class Account:
+    """One cap of one budget, with the slots that count at the time it was last looked at.
+
+    `look` before use in every transaction; sums are as of that instant.
+    """
+
+    __slots__ = (
+        "_changed", "available", "budget", "budget_id", "cap", "id", "index", "limit", "looked_ms", "oldest_ms",
+        "paused", "posted", "reserved", "slot_ms", "slots", "waiter", "waiter_changed", "warned",
+        "warned_changed", "warned_slot_ms",
+    )  # fmt: skip
+
+    def __init__(self, id: int, budget_id: int, budget: str, cap: Cap, paused: bool = False) -> None:
+        self.id, self.budget_id, self.budget, self.paused = id, budget_id, budget, paused
+        self.redefine(cap)
+        self.slots: dict[int, Tally] = {}
+        self.slot_ms = 0  # the slot that reservations made now belong to
+        self.oldest_ms = 0  # slots from here on count
+        self.looked_ms = -1  # when it was last looked at
+        self.posted = self.reserved = 0
+        self.available = self.limit
+        self.waiter: Waiter | None = None
+        self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
+        self._changed: set[int] = set()
+        self.waiter_changed = self.warned_changed = False
+
+    def redefine(self, cap: Cap) -> None:
+        """Change the limit; what is posted and reserved stays."""
+        self.cap, self.index = cap, unit_index(cap.unit)
+        self.limit = UNLIMITED if cap.limit is None else cap.limit
+
+    def look(self, now_ms: int) -> None:
+        """Roll to `now_ms`: forget slots that stopped counting, sum the others."""
+        window = self.cap.window
+        self.looked_ms = now_ms
+        self.slot_ms = window.slot_start_ms(now_ms)
+        self.oldest_ms = oldest_ms = window.oldest_counting_ms(now_ms)
+        self.posted = self.reserved = 0
+        for slot_ms in [start for start in self.slots if start < oldest_ms]:
+            # An old calendar window still has calls under way: kept until they settle.
+            tally = self.slots[slot_ms]
+            if not tally.reserved and slot_ms not in self._changed:
+                del self.slots[slot_ms]
+        for slot_ms, tally in self.slots.items():
+            if slot_ms >= oldest_ms:
+                self.posted += tally.posted
+                self.reserved += tally.reserved
+        self.available = self.limit - self.posted - self.reserved
+        if self.waiter is not None and self.waiter.need > self.limit - self.posted:
+            self.set_waiter(None)  # it cannot start before a reset or a raise: nothing delays it
+
+    def reserve(self, amount: int) -> None:
+        """Promise `amount` in the current slot; the caller has checked that it fits."""
+        tally = self.slots.get(self.slot_ms)
+        if tally is None:
+            tally = self.slots[self.slot_ms] = Tally()
+        tally.reserved += amount
+        self.reserved += amount
+        self.available -= amount
+        self._changed.add(self.slot_ms)
+
+    def settle(
+        self, made_at_ms: int, old: ReservationState, new: ReservationState, held: int, cost: int
+    ) -> None:
+        """Move one reservation's `held` amount from state `old` to `new`.
+
+        Args:
+            made_at_ms: When it was reserved; its slot must be loaded.
+            old: Its state so far; `old.may_become(new)`.
+            new: Its state from now on.
+            held: What was reserved, in this account's unit.
+            cost: What it really took, in this account's unit; used when posting.
+        """
+        slot_ms = self.cap.window.slot_start_ms(made_at_ms)
+        tally = self.slots.setdefault(slot_ms, Tally())
+        if old is ReservationState.SUSPENSE:
+            tally.suspense -= held
+        if new is ReservationState.SUSPENSE:
+            tally.suspense += held
+        else:
+            posted = cost if new is ReservationState.POSTED else 0
+            tally.reserved -= held
+            tally.posted += posted
+            tally.overrun += max(0, posted - held)
+            if slot_ms >= self.oldest_ms:
+                self.reserved -= held
+                self.posted += posted
+                self.available += held - posted
+        self._changed.add(slot_ms)
+
+    def set_waiter(self, waiter: Waiter | None) -> None:
+        """Change who is first in line for money held by calls under way."""
+        if waiter is not self.waiter:
+            self.waiter, self.waiter_changed = waiter, True
+
+    def crossings(self, now_ms: int) -> Iterator[Crossing]:
+        """Thresholds newly passed by what is posted; call after settling."""
+        if self.limit == UNLIMITED or self.limit <= 0:
+            return
+        percent = self.posted * 100 // self.limit
+        rolling = self.cap.window.kind is WindowKind.ROLLING
+        if self.warned and ((rolling and percent < self.warned) or self._is_new_window(rolling)):
+            self.warned = max((t for t in THRESHOLDS if rolling and t <= percent), default=0)
+            self.warned_changed = True
+        for threshold in THRESHOLDS:
+            if self.warned < threshold <= percent:
+                self.warned, self.warned_slot_ms, self.warned_changed = threshold, self.slot_ms, True
+                yield Crossing(
+                    self.budget, self.cap, threshold, self.posted, self.limit, self.frees_at_ms(now_ms)
+                )
+
+    def _is_new_window(self, rolling: bool) -> bool:
+        return not rolling and self.warned_slot_ms != self.slot_ms
+
+    def frees_at_ms(self, now_ms: int, missing: int = 1) -> int | None:
+        """When at least `missing` will have left the window by itself; None: never."""
+        window = self.cap.window
+        if window.kind is not WindowKind.ROLLING:
+            return window.resets_at_ms(now_ms)
+        for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
+            missing -= self.slots[slot_ms].posted + self.slots[slot_ms].reserved
+            if missing <= 0:
+                return window.stops_counting_ms(slot_ms)
+        return None
+
+    def take_changed(self) -> list[tuple[int, Tally]]:
+        """Slots changed since the last call, for the store to write."""
+        changed = [(slot_ms, self.slots[slot_ms]) for slot_ms in self._changed]
+        self._changed.clear()
+        return changed
+
+    @property
+    def suspense(self) -> int:
+        """The part of what is reserved whose outcome nobody knows, in the slots that count."""
+        return sum(t.suspense for start, t in self.slots.items() if start >= self.oldest_ms)
+
+    @property
+    def overrun(self) -> int:
+        """Posted above what was reserved, in the slots that count."""
+        return sum(t.overrun for start, t in self.slots.items() if start >= self.oldest_ms)
+
+
+def cost_in(unit: int, nusd: int, tokens: int) -> int:
+    """What a posted attempt took, in the unit at that index of `Needs`."""
+    return (nusd, tokens, 1)[unit]

@@ -1,0 +1,36 @@
+"""Where queue and ledger live; see `base` for the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scheduler.errors import ConfigError
+from scheduler.stores.base import Store
+
+
+def open_store(url: str | Path | None = None, *, create: bool = True) -> Store:
+    """Make the store a URL names; it still has to be opened.
+
+    Args:
+        url: ``memory://`` or None for one in memory; ``sqlite:///relative.db``,
+            ``sqlite:////absolute.db`` or a path for one in a file.
+        create: Whether opening may create the file.
+
+    Raises:
+        ConfigError: Nothing known by that name.
+    """
+    if url is None or url == "memory://":
+        from scheduler.stores.memory import MemoryStore
+
+        return MemoryStore()
+    from scheduler.stores.sqlite import SqliteStore
+
+    if isinstance(url, Path):
+        return SqliteStore(url, create=create)
+    if url.startswith("sqlite:///"):
+        return SqliteStore(Path(url.removeprefix("sqlite:///")), create=create)
+    if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
+        return SqliteStore(Path(url), create=create)
+    raise ConfigError(
+        "store", f"{url!r} is not memory://, sqlite:///FILE.db or a path ending in .db"
+    )

@@ -1,0 +1,99 @@
+"""Requests and responses as JSON text, for stores that outlive the process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from scheduler.admission import ParkReason, Shortfall
+from scheduler.budget import Budget, Unit
+from scheduler.errors import ConfigError
+from scheduler.request import CHAT, Request, Response, Usage
+
+
+def encode_request(request: Request) -> str:
+    """A request as JSON; deadlines and priorities are stored beside it.
+
+    Raises:
+        ConfigError: Its body or metadata cannot be written as JSON.
+    """
+    fields: dict[str, Any] = {"body": request.body}
+    if request.url != CHAT:
+        fields["url"] = request.url
+    for name in ("key", "provider", "budget", "tags", "job", "metadata"):
+        value = getattr(request, name)
+        if value:
+            fields[name] = value
+    fields["priority"] = int(request.priority)
+    try:
+        text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        for name in (request.key, request.job, request.model):
+            (name or "").encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError("request", f"cannot be stored as JSON: {exc}; nothing was sent") from None
+    return text
+
+
+def decode_request(text: str) -> Request:
+    """The request `encode_request` wrote."""
+    fields = json.loads(text)
+    return Request(**fields)
+
+
+def encode_response(response: Response) -> str:
+    """A response as JSON; a body that is no JSON becomes its text."""
+    fields = {name: getattr(response, name) for name in _RESPONSE_FIELDS}
+    usage = response.usage
+    if usage is not None:
+        fields["usage"] = [getattr(usage, name) for name in _USAGE_FIELDS]
+    try:
+        return json.dumps(fields, separators=(",", ":"), default=str)
+    except (TypeError, ValueError, RecursionError):
+        fields["body"], fields["metadata"] = repr(response.body), None
+        return json.dumps(fields, separators=(",", ":"), default=str)
+
+
+def decode_response(text: str) -> Response:
+    """The response `encode_response` wrote."""
+    fields = json.loads(text)
+    if fields["usage"] is not None:
+        fields["usage"] = Usage(*fields["usage"])
+    return Response(**fields)
+
+
+def encode_shortfall(lack: Shortfall) -> str:
+    """A shortfall as JSON."""
+    return json.dumps({name: getattr(lack, name) for name in Shortfall.__slots__})
+
+
+def decode_shortfall(text: str) -> Shortfall:
+    """The shortfall `encode_shortfall` wrote."""
+    fields = json.loads(text)
+    fields["reason"], fields["unit"] = ParkReason(fields["reason"]), Unit(fields["unit"])
+    return Shortfall(**fields)
+
+
+def encode_budget(budget: Budget) -> str:
+    """A budget's definition as JSON, without its name."""
+    return json.dumps(
+        {
+            "spec": budget.spec,
+            "models": list(budget.models),
+            "tags": dict(budget.tags),
+            "parent": budget.parent,
+        }
+    )
+
+
+def decode_budget(name: str, text: str) -> Budget:
+    """The budget `encode_budget` wrote."""
+    fields: Mapping[str, Any] = json.loads(text)
+    return Budget(
+        name, fields["spec"], models=fields["models"], tags=fields["tags"], parent=fields["parent"]
+    )
+
+
+_RESPONSE_FIELDS = tuple(Response.__slots__)
+_USAGE_FIELDS = tuple(Usage.__slots__)
+

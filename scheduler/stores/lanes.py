@@ -1,0 +1,186 @@
+"""Which lanes are open, which are shut, and what opens them again.
+
+Lanes belong to the process that submitted their requests, so this book is kept in
+memory by every store; it holds no money. A shut lane is looked at again when an
+account it lacks has enough, at the end of a window, or when somebody else changed
+something: never by polling its requests, so parking a million costs nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+
+from scheduler.admission import LaneKey, Shortfall, Verdict
+from scheduler.ledger import Account, Needs
+
+
+class Lane:
+    """Requests that draw on the same budgets and provider with the same priority."""
+
+    __slots__ = (
+        "id", "key", "parked_total_ms", "reported", "shortfall", "shut_since_ms", "version",
+        "waiting", "wakes",
+    )  # fmt: skip
+
+    def __init__(self, id: int, key: LaneKey) -> None:
+        self.id, self.key = id, key
+        self.waiting = 0
+        self.shortfall: Shortfall | None = None  # None: open
+        self.wakes: dict[int, int] = {}
+        self.shut_since_ms = 0
+        self.parked_total_ms = 0
+        self.version = 0  # counts changes of `wakes`, to tell stale heap entries
+        self.reported: tuple[str, str, int | None] | None = None  # why it was shut when last told
+
+    def parked_clock_ms(self, now_ms: int) -> int:
+        """A clock that runs while the lane is shut; differences are time spent parked."""
+        if self.shortfall is None:
+            return self.parked_total_ms
+        return self.parked_total_ms + max(0, now_ms - self.shut_since_ms)
+
+    def wakes_for(self, needs: Needs, accounts: Iterable[Account]) -> bool:
+        """Whether a new request might fit although the ones before it do not."""
+        return any(needs[a.index] < self.wakes[a.id] for a in accounts if a.id in self.wakes)
+
+
+class Lanes:
+    """The book of one process's lanes."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[LaneKey, Lane] = {}
+        self._by_id: dict[int, Lane] = {}
+        self._open: dict[int, Lane] = {}  # open, with something waiting
+        self._wakes: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (need, lane, version)
+        self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
+        self._changed: dict[int, Lane] = {}
+        self._counted: dict[int, Lane] = {}  # more or fewer wait than when last told
+
+    def get(self, key: LaneKey, make_id: Callable[[], int]) -> Lane:
+        """The lane of that key, made if need be."""
+        lane = self._by_key.get(key)
+        if lane is None:
+            lane = self._by_key[key] = Lane(make_id(), key)
+            self._by_id[lane.id] = lane
+        return lane
+
+    def find(self, key: LaneKey) -> Lane | None:
+        """The lane of that key, if there is one."""
+        return self._by_key.get(key)
+
+    def by_id(self, lane_id: int) -> Lane | None:
+        """The lane of that id, if this process has it."""
+        return self._by_id.get(lane_id)
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._by_key.values())
+
+    def add(self, lane: Lane, count: int = 1) -> None:
+        """`count` more requests wait in the lane."""
+        lane.waiting += count
+        self._counted[lane.id] = lane
+        if lane.shortfall is None:
+            self._open[lane.id] = lane
+
+    def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
+        """`count` fewer requests wait in the lane."""
+        lane.waiting -= count
+        self._counted[lane.id] = lane
+        if not lane.waiting:
+            self._open.pop(lane.id, None)
+            if lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
+    def open_lanes(self) -> list[Lane]:
+        """Lanes worth a look, in order of priority."""
+        return sorted(self._open.values(), key=lambda lane: lane.key.priority)
+
+    def blocking(self) -> list[int]:
+        """Ids of the accounts whose change may open a lane."""
+        return [account_id for account_id, heap in self._wakes.items() if heap]
+
+    def settle(self, lane: Lane, verdict: Verdict, now_ms: int) -> None:
+        """Shut the lane or leave it open, as the plan found."""
+        if not lane.waiting or verdict.shortfall is None:
+            return
+        lane.shortfall, lane.wakes, lane.shut_since_ms = verdict.shortfall, verdict.wakes, now_ms
+        lane.version += 1
+        self._open.pop(lane.id, None)
+        self._note(lane)
+        for account_id, need in verdict.wakes.items():
+            heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
+        if verdict.shortfall.resumes_at_ms is not None:
+            heapq.heappush(self._due, (verdict.shortfall.resumes_at_ms, lane.id, lane.version))
+
+    def wake(self, account: Account, now_ms: int) -> None:
+        """Open the lanes that lacked no more than the account has now."""
+        heap = self._wakes.get(account.id)
+        if not heap or account.paused:
+            return
+        while heap and heap[0][0] <= account.available:
+            _, lane_id, version = heapq.heappop(heap)
+            lane = self._by_id[lane_id]
+            if lane.version == version and lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
+    def wake_due(self, now_ms: int) -> None:
+        """Open the lanes whose window has ended."""
+        while self._due and self._due[0][0] <= now_ms:
+            _, lane_id, version = heapq.heappop(self._due)
+            lane = self._by_id[lane_id]
+            if lane.version == version and lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
+    def wake_all(self, now_ms: int) -> None:
+        """Open every lane: budgets were defined anew, or somebody else was first in line."""
+        for lane in self._by_key.values():
+            if lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
+    def reopen(self, lane: Lane, now_ms: int) -> None:
+        """Open one lane, if it is shut."""
+        if lane.shortfall is not None:
+            self._reopen(lane, now_ms)
+
+    def _reopen(self, lane: Lane, now_ms: int) -> None:
+        lane.parked_total_ms = lane.parked_clock_ms(now_ms)
+        lane.shortfall, lane.wakes = None, {}
+        lane.version += 1
+        if lane.waiting:
+            self._open[lane.id] = lane
+        self._note(lane)
+
+    def _note(self, lane: Lane) -> None:
+        self._changed[lane.id] = lane
+
+    def take_changed(self) -> list[Lane]:
+        """Lanes that were shut or opened, or are shut for another reason, since the last call.
+
+        One that was opened, looked at and shut again for the same reason is not told.
+        """
+        told = []
+        for lane in self._changed.values():
+            lack = lane.shortfall
+            now = None if lack is None else (lack.reason.value, lack.budget, lack.resumes_at_ms)
+            if now != lane.reported:
+                lane.reported = now
+                told.append(lane)
+        self._changed.clear()
+        return told
+
+    def take_counted(self) -> list[Lane]:
+        """Lanes in which the number of those who wait changed since the last call."""
+        counted = list(self._counted.values())
+        self._counted.clear()
+        return counted
+
+    @property
+    def due_ms(self) -> int | None:
+        """When the next window ends that some lane waits for."""
+        while self._due:
+            instant_ms, lane_id, version = self._due[0]
+            lane = self._by_id[lane_id]
+            if lane.version == version and lane.shortfall is not None:
+                return instant_ms
+            heapq.heappop(self._due)
+        return None

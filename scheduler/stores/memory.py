@@ -1,0 +1,482 @@
+"""Queue and ledger in memory: the reference model, and the default for one process.
+
+Everything happens in plain dictionaries within one call, without threads or
+awaiting, so it is exact under virtual time. Nothing survives the process. What was
+settled long ago is folded into sums, so memory does not grow with requests that
+are done, except for those with a key: a key's outcome is remembered.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
+from scheduler.budget import Budget
+from scheduler.errors import BudgetUnknown
+from scheduler.ledger import Account, Crossing, Needs, ReservationState, cost_in
+from scheduler.request import Request, RequestState, Response
+from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
+from scheduler.stores.base import (
+    Claimed,
+    Finished,
+    LaneStatus,
+    NewRequest,
+    Settlement,
+    Store,
+    Submitted,
+    Turn,
+    TurnResult,
+)
+from scheduler.stores.journal import Journal, held_cost
+from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
+
+class _Row:
+    """One request."""
+
+    __slots__ = (
+        "attempts", "cost_nusd", "delivered", "error", "expected_nusd", "expires_at_ms", "digest",
+        "id", "is_delayed", "lane", "needs", "parked_mark_ms", "parked_ms", "request", "reservation_id",
+        "response", "state", "submitted_at_ms",
+    )  # fmt: skip
+
+    def __init__(self, id: int, new: NewRequest, lane: Lane, now_ms: int) -> None:
+        self.id, self.request, self.lane = id, new.request, lane
+        self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
+        self.digest, self.expected_nusd = new.digest, new.expected_nusd
+        self.expires_at_ms = new.expires_at_ms
+        self.state = RequestState.QUEUED
+        self.submitted_at_ms = now_ms
+        self.parked_mark_ms = lane.parked_clock_ms(now_ms)
+        self.parked_ms = self.attempts = self.cost_nusd = 0
+        self.reservation_id = 0
+        self.response: Response | None = None
+        self.error: Any = None
+        self.delivered = self.is_delayed = False
+
+    @property
+    def key(self) -> str | None:
+        return self.request.key
+
+    def finished(self) -> Finished:
+        return Finished(
+            self.id, self.request.key, self.state, self.response, self.error, self.cost_nusd,
+            self.attempts,
+        )  # fmt: skip
+
+
+class _Hold:
+    """One reservation."""
+
+    __slots__ = ("budgets", "id", "job", "made_at_ms", "model", "needs", "nusd", "request_id", "state", "tokens")  # fmt: skip
+
+    def __init__(self, id: int, row: _Row, made_at_ms: int) -> None:
+        self.id, self.request_id, self.needs = id, row.id, row.needs
+        self.budgets, self.made_at_ms = row.lane.key.budgets, made_at_ms
+        self.model, self.job = row.request.model, row.request.job
+        self.state = ReservationState.PENDING
+        self.nusd = self.tokens = 0
+
+
+class _Budget:
+    """A budget and its accounts."""
+
+    __slots__ = ("accounts", "budget", "id", "paused")
+
+    def __init__(self, id: int, budget: Budget) -> None:
+        self.id, self.budget, self.paused = id, budget, False
+        self.accounts: list[Account] = []
+
+
+class MemoryStore(Store):
+    """A store that lives and dies with its process; see the module."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._now_ms = 0
+        self._rows: dict[int, _Row] = {}
+        self._keys: dict[tuple[str, str], _Row] = {}
+        self._lanes = Lanes()
+        self._queues: dict[int, list[int]] = {}  # lane id → heap of request ids
+        self._delayed: list[tuple[int, int]] = []  # heap of (not before, request id)
+        self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
+        self._holds: dict[int, _Hold] = {}
+        self._journal = Journal()
+        self._budgets: dict[str, _Budget] = {}
+        self._accounts: dict[int, list[Account]] = {}  # budget id → accounts
+        self._of_lane: dict[tuple[int, ...], list[Account]] = {}
+        self._ended: Counter[RequestState] = Counter()
+        self._admitted = 0
+        self._prices: dict[str, str] = {}
+        self._is_open = False
+
+    async def open(self, now_ms: int) -> None:
+        self._is_open = True
+
+    async def aclose(self) -> None:
+        self._is_open = False
+
+    async def changed(self, now_ms: int) -> bool:
+        return False
+
+    # The turn
+
+    async def turn(self, turn: Turn) -> TurnResult:
+        now_ms = self._look(turn.now_ms)
+        result = TurnResult()
+        for settlement in turn.settle:
+            result.settled.append(self._settle(settlement, now_ms, result.crossings))
+        for request_id in turn.cancel:
+            result.cancelled.append(self._cancel(request_id, now_ms))
+        self._promote(now_ms)
+        for new in turn.submit:
+            result.submitted.append(self._submit(new, now_ms))
+        self._expire(now_ms, result)
+        if turn.slots is not None:
+            self._claim(turn, now_ms, result)
+        result.lanes = [
+            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in self._lanes.take_changed()
+        ]
+        result.look_again_at_ms = self._look_again_at_ms()
+        return result
+
+    def _look(self, now_ms: int) -> int:
+        """Note the time, which never goes backwards here, whatever the clock says."""
+        self._now_ms = now_ms = max(now_ms, self._now_ms)
+        self._lanes.wake_due(now_ms)
+        return now_ms
+
+    def _look_at_all(self, now_ms: int) -> int:
+        now_ms = self._look(now_ms)
+        for accounts in self._accounts.values():
+            for account in accounts:
+                account.look(now_ms)
+        return now_ms
+
+    def _look_again_at_ms(self) -> int | None:
+        instants = [heap[0][0] for heap in (self._delayed, self._expiring) if heap]
+        due_ms = self._lanes.due_ms
+        return min([*instants, due_ms] if due_ms is not None else instants, default=None)
+
+    def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
+        hold = self._holds.get(settlement.reservation_id)
+        new = SETTLED[settlement.outcome]
+        if hold is None or not hold.state.may_become(new):
+            return False
+        before_nusd = held_cost(hold)
+        self._move(hold, new, settlement, now_ms, crossings)
+        row = self._rows.get(settlement.request_id)
+        if row is None:
+            return True
+        row.cost_nusd += held_cost(hold) - before_nusd
+        if row.state is RequestState.RUNNING and row.reservation_id == hold.id:
+            self._end_attempt(row, settlement, now_ms)
+        return True
+
+    def _move(
+        self, hold: _Hold, new: ReservationState, settlement: Settlement, now_ms: int,
+        crossings: list[Crossing],
+    ) -> None:  # fmt: skip
+        old, hold.state = hold.state, new
+        if new is ReservationState.POSTED:
+            hold.nusd, hold.tokens = settlement.nusd, settlement.tokens
+        accounts = self._accounts_of(hold.budgets)
+        for account in accounts:
+            cost = cost_in(account.index, hold.nusd, hold.tokens)
+            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
+            if new is ReservationState.POSTED:
+                crossings.extend(account.crossings(now_ms))
+            self._lanes.wake(account, now_ms)
+        if new in (ReservationState.POSTED, ReservationState.VOIDED):
+            del self._holds[hold.id]
+            self._journal.add(hold, accounts)
+
+    def _end_attempt(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
+        row.state = settlement.state
+        row.attempts -= not settlement.is_attempt
+        if settlement.state is not RequestState.QUEUED:
+            row.response, row.error = settlement.response, settlement.error
+            self._end(row)
+        elif settlement.not_before_ms is not None and settlement.not_before_ms > now_ms:
+            row.is_delayed = True
+            heapq.heappush(self._delayed, (settlement.not_before_ms, row.id))
+        else:
+            self._enqueue(row, now_ms)
+
+    def _end(self, row: _Row) -> None:
+        self._ended[row.state] += 1
+        if row.request.key is None:
+            del self._rows[row.id]
+
+    def _enqueue(self, row: _Row, now_ms: int) -> None:
+        lane = row.lane
+        row.parked_mark_ms = lane.parked_clock_ms(now_ms)
+        heapq.heappush(self._queues[lane.id], row.id)
+        self._lanes.add(lane)
+        if lane.shortfall is not None and lane.wakes_for(
+            row.needs, self._accounts_of(lane.key.budgets)
+        ):
+            self._lanes.reopen(lane, now_ms)
+
+    def _promote(self, now_ms: int) -> None:
+        while self._delayed and self._delayed[0][0] <= now_ms:
+            _, request_id = heapq.heappop(self._delayed)
+            row = self._rows.get(request_id)
+            if row is not None and row.state is RequestState.QUEUED:
+                row.is_delayed = False
+                self._enqueue(row, now_ms)
+
+    def _cancel(self, request_id: int, now_ms: int) -> bool:
+        row = self._rows.get(request_id)
+        if row is None or row.state is not RequestState.QUEUED:
+            return False
+        self._drop(row, RequestState.CANCELLED, now_ms)
+        return True
+
+    def _drop(self, row: _Row, state: RequestState, now_ms: int) -> None:
+        """End a request that waits; its place in the heap is found empty later."""
+        row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
+        row.state = state
+        if not row.is_delayed:
+            self._lanes.remove(row.lane, now_ms)
+        self._end(row)
+        for account in self._accounts_of(row.lane.key.budgets):
+            if account.waiter is not None and account.waiter.request_id == row.id:
+                account.set_waiter(None)
+                self._lanes.wake_all(now_ms)
+
+    def _expire(self, now_ms: int, result: TurnResult) -> None:
+        while self._expiring and self._expiring[0][0] <= now_ms:
+            _, request_id = heapq.heappop(self._expiring)
+            row = self._rows.get(request_id)
+            if row is not None and row.state is RequestState.QUEUED:
+                self._drop(row, RequestState.EXPIRED, now_ms)
+                result.expired.append((row.id, now_ms - row.submitted_at_ms))
+
+    def _submit(self, new: NewRequest, now_ms: int) -> Submitted:
+        key = new.request.key
+        if key is not None:
+            known = self._keys.get((new.request.job, key))
+            if known is not None:
+                if known.digest != new.digest:
+                    return Submitted(known.id, known.state, is_known=True, is_conflict=True)
+                if not is_tried_again(known.state, new.retry_failed):
+                    done = known.finished() if known.state.is_final else None
+                    return Submitted(known.id, known.state, is_known=True, finished=done)
+                self._ended[known.state] -= 1
+                del self._rows[known.id]
+        lane = self._lane(new.lane)
+        row = _Row(next(self._ids), new, lane, now_ms)
+        self._rows[row.id] = row
+        if key is not None:
+            self._keys[(new.request.job, key)] = row
+        self._enqueue(row, now_ms)
+        if new.expires_at_ms is not None:
+            heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
+        return Submitted(row.id)
+
+    def _lane(self, key: LaneKey) -> Lane:
+        lane = self._lanes.get(key, self._next_id)
+        if lane.id not in self._queues:
+            self._queues[lane.id] = []
+        return lane
+
+    def _next_id(self) -> int:
+        return next(self._ids)
+
+    def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
+        lanes = self._lanes.open_lanes()
+        if not lanes:
+            return
+        passed: list[list[Candidate]] = []
+        views = []
+        for lane in lanes:
+            seen: list[Candidate] = []
+            passed.append(seen)
+            accounts = self._accounts_of(lane.key.budgets)
+            views.append(LaneView(lane.key, accounts, self._candidates(lane, seen)))
+        assert turn.slots is not None
+        decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
+        self._admitted += len(decided.admitted)
+        for candidate in decided.admitted:
+            result.claimed.append(self._start(self._rows[candidate.id], now_ms))
+        for candidate, lack in decided.refused:
+            self._refuse(self._rows[candidate.id], now_ms)
+            result.refused.append((candidate.id, lack))
+        for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
+            for candidate in seen:
+                if candidate.state is RequestState.QUEUED:  # type: ignore[attr-defined]
+                    heapq.heappush(self._queues[lane.id], candidate.id)
+            self._lanes.settle(lane, verdict, now_ms)
+
+    def _candidates(self, lane: Lane, seen: list[Candidate]) -> Iterator[Candidate]:
+        queue = self._queues[lane.id]
+        while queue:
+            row = self._rows.get(heapq.heappop(queue))
+            if row is not None and row.state is RequestState.QUEUED:
+                seen.append(row)
+                yield row
+
+    def _start(self, row: _Row, now_ms: int) -> Claimed:
+        hold = _Hold(next(self._ids), row, now_ms)
+        self._holds[hold.id] = hold
+        lane = row.lane
+        row.state, row.reservation_id = RequestState.RUNNING, hold.id
+        row.attempts += 1
+        row.parked_ms += lane.parked_clock_ms(now_ms) - row.parked_mark_ms
+        self._lanes.remove(lane, now_ms)
+        return Claimed(
+            row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
+            row.submitted_at_ms, row.parked_ms,
+        )  # fmt: skip
+
+    def _refuse(self, row: _Row, now_ms: int) -> None:
+        row.error = {"code": "budget_exceeded"}
+        self._drop(row, RequestState.FAILED, now_ms)
+
+    def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
+        accounts = self._of_lane.get(budgets)
+        if accounts is None:
+            accounts = [account for each in budgets for account in self._accounts.get(each, ())]
+            self._of_lane[budgets] = accounts
+        for account in accounts:
+            if account.looked_ms != self._now_ms:
+                account.look(self._now_ms)
+        return accounts
+
+    # What is known without asking
+
+    def latest(self) -> list[BudgetStatus]:
+        self._look_at_all(self._now_ms)
+        return [
+            budget_status(b.id, b.budget, b.paused, b.accounts, self._now_ms)
+            for b in self._budgets.values()
+        ]
+
+    def lanes(self) -> list[LaneStatus]:
+        return [LaneStatus(l.key, l.waiting, l.shortfall) for l in self._lanes if l.waiting]
+
+    def shortfall(self, key: LaneKey) -> Shortfall | None:
+        lane = self._lanes.find(key)
+        return None if lane is None else lane.shortfall
+
+    # Budgets
+
+    async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
+        now_ms = self._look(now_ms)
+        for budget in budgets:
+            known = self._budgets.get(budget.name)
+            if known is None:
+                known = self._budgets[budget.name] = _Budget(next(self._ids), budget)
+            known.budget = budget
+            kept = {(a.cap.unit, a.cap.window): a for a in known.accounts}
+            known.accounts = []
+            for cap in budget.caps:
+                account = kept.get((cap.unit, cap.window))
+                if account is None:
+                    account = Account(next(self._ids), known.id, budget.name, cap, known.paused)
+                    self._journal.replay(account, self._holds.values())
+                account.redefine(cap)
+                known.accounts.append(account)
+            self._accounts[known.id] = known.accounts
+        self._of_lane.clear()
+        self._look_at_all(now_ms)
+        self._lanes.wake_all(now_ms)
+
+    async def budgets(self, now_ms: int) -> list[BudgetStatus]:
+        self._look(now_ms)
+        return self.latest()
+
+    async def pause(self, name: str, paused: bool, now_ms: int) -> None:
+        if name not in self._budgets:
+            raise BudgetUnknown(name, tuple(self._budgets))
+        budget = self._budgets[name]
+        budget.paused = paused
+        for account in budget.accounts:
+            account.paused = paused
+        self._lanes.wake_all(self._look(now_ms))
+
+    async def prices(self) -> dict[str, str]:
+        return dict(self._prices)
+
+    async def set_price(self, model: str, price: str | None) -> None:
+        self._prices.pop(model, None)
+        if price is not None:
+            self._prices[model] = price
+
+    # Looking
+
+    async def counts(self, job: str | None = None) -> Counts:
+        live: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for row in self._rows.values():
+            if job is not None and row.request.job != job:
+                continue
+            if row.state is RequestState.QUEUED and row.lane.shortfall is not None:
+                live["parked"] += 1
+                reasons[row.lane.shortfall.reason] += 1
+            elif job is not None or not row.state.is_final:
+                live[row.state] += 1
+        if job is None:
+            live.update({state.value: count for state, count in self._ended.items()})
+        return Counts(**live, parked_by_reason=dict(reasons))
+
+    async def queue(
+        self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
+        limit: int = 1000, after_id: int = 0,
+    ) -> list[QueueRow]:  # fmt: skip
+        wanted = set(states)
+        rows = (row for row in self._rows.values() if row.id > after_id)
+        found = (self._queue_row(row, now_ms) for row in rows if job in (None, row.request.job))
+        ordered = sorted((row for row in found if row.state in wanted), key=lambda row: row.id)
+        return ordered[:limit]
+
+    def _queue_row(self, row: _Row, now_ms: int) -> QueueRow:
+        lack = row.lane.shortfall if row.state is RequestState.QUEUED else None
+        parked_ms = row.parked_ms
+        if row.state is RequestState.QUEUED:
+            parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
+        return QueueRow(
+            id=row.id, key=row.request.key, job=row.request.job,
+            state=RequestState.PARKED if lack is not None else row.state,
+            model=row.request.model, provider=row.lane.key.provider,
+            priority=row.lane.key.priority, submitted_at_ms=row.submitted_at_ms,
+            attempts=row.attempts, ceiling_nusd=row.needs[0], cost_nusd=row.cost_nusd,
+            parked_ms=parked_ms, shortfall=lack, request=row.request, error=row.error,
+        )  # fmt: skip
+
+    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
+        names = {b.id: b.budget.name for b in self._budgets.values()}
+        return self._journal.spend(by, since_ms, self._holds.values(), names)
+
+    async def audit(self, now_ms: int) -> Audit:
+        self._look_at_all(now_ms)
+        found: list[Discrepancy] = []
+        balances = 0
+        for budget in self._budgets.values():
+            for account in budget.accounts:
+                fresh = Account(account.id, account.budget_id, account.budget, account.cap)
+                self._journal.replay(fresh, self._holds.values())
+                balances += len(account.slots)
+                found += compare(account, fresh)
+        return Audit(balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns)
+
+    # Results kept for files
+
+    async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
+        for row in sorted(self._rows.values(), key=lambda row: row.id):
+            if row.request.job == job and row.state.is_final and not (undelivered and row.delivered):
+                yield row.finished()
+
+    async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
+        rows = [self._rows[each] for each in ids if each in self._rows]
+        return [row.finished() for row in rows if row.state.is_final]
+
+    async def delivered(self, ids: Sequence[int]) -> None:
+        for request_id in ids:
+            if request_id in self._rows:
+                self._rows[request_id].delivered = True

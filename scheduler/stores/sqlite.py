@@ -1,0 +1,405 @@
+"""Queue and ledger in a SQLite file that several processes may share.
+
+Every operation is one synchronous function that runs whole on the connection's
+own thread, so cancelling a caller never leaves a transaction open. The pump hands
+over everything that waits at once: while one commit is on its way to the disk, the
+next one gathers.
+
+Durability: ``synchronous=FULL``, so what was answered survives a power cut, on
+disks that keep their promises. Journal: SQLite 3.7.0 to 3.51.2 can corrupt a
+write-ahead log when one process checkpoints while another commits
+(https://www.sqlite.org/wal.html#walresetbug), so the log is used from 3.51.3 on and
+a rollback journal before that; group commit makes either fast enough.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import aiosqlite
+
+from scheduler.admission import LaneKey, Shortfall
+from scheduler.budget import Budget
+from scheduler.errors import StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.request import RequestState
+from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.stores import sqlite_views
+from scheduler.stores.base import Finished, LaneStatus, NewRequest, Store, Turn, TurnResult
+from scheduler.stores.codec import encode_request
+from scheduler.stores.process import this_process
+from scheduler.stores.sqlite_turn import Transactions
+
+logger = logging.getLogger("scheduler.stores.sqlite")
+
+APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
+SCHEMA_VERSION = 1
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+SAFE_WAL_SQLITE = (3, 51, 3)
+BUSY_MS = 5_000
+PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
+PAGE = 1_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def journal_mode(sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
+    """The journal mode that is safe for several processes with this SQLite."""
+    return "wal" if sqlite_version >= SAFE_WAL_SQLITE else "truncate"
+
+
+class _Connection(aiosqlite.Connection):
+    """A connection that runs whole functions on its thread."""
+
+    async def run(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._execute(function, self._conn, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+class SqliteStore(Store):
+    """A store in a file; see the module.
+
+    Args:
+        path: The file; its folder must exist. Created with mode 0600.
+        create: Whether to create it if it is missing.
+        patience_s: How long to wait while other processes hold the file.
+    """
+
+    is_shared = True
+
+    def __init__(self, path: Path, *, create: bool = True, patience_s: float = PATIENCE_S) -> None:
+        self.path, self._create, self._patience_s = path, create, patience_s
+        self._transactions = Transactions(this_process(), self.lease_ms)
+        self._connection: _Connection | None = None
+        self._version = 0  # `PRAGMA data_version` when last looked
+        self._foreign = False  # another process wrote since the last turn
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self.path}>"
+
+    async def open(self, now_ms: int) -> None:
+        """Open or create the file; a process that only looks writes nothing."""
+        connection = _Connection(self._connect, 64)
+        connection._thread.daemon = True  # a forgotten store must not keep the interpreter alive
+        with self._translated():
+            self._connection = await connection
+        try:
+            await self._run(self._set_up)
+            await self._run(_reading(self._transactions.read_budgets), now_ms)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the file; what waits is there for the next run."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if self._transactions.worker_id:
+                with self._translated():
+                    await connection.run(_writing(self._transactions.leave, self._patience_s))
+        except StoreError as exc:
+            logger.warning("could not sign off from %s: %s", self.path, exc)
+        finally:
+            await connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        _check_file(self.path, self._create)
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        return db
+
+    def _set_up(self, db: sqlite3.Connection) -> None:
+        """Check that the file is ours, or make it so."""
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise StoreError(
+                f"this Python has SQLite {sqlite3.sqlite_version}; at least "
+                f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
+            )
+        if self._version_of(db) == 0:
+            _use_journal(db, self.path)
+            with _transaction(db, self._patience_s):
+                if self._version_of(db) == 0:  # nobody else did it meanwhile
+                    _create_schema(db)
+        else:
+            _use_journal(db, self.path)
+        for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
+                       "cache_size = -32768"):  # fmt: skip
+            db.execute(f"PRAGMA {pragma}")
+        (self._version,) = db.execute("PRAGMA data_version").fetchone()
+
+    def _version_of(self, db: sqlite3.Connection) -> int:
+        """The schema's version; 0 if the file is empty."""
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables or application:
+                raise StoreForeign(
+                    f"{self.path} is a SQLite database of another program; nothing was changed. "
+                    "Name another file with --store sqlite:///FILE.db"
+                )
+        if version > SCHEMA_VERSION:
+            raise StoreTooNew(str(self.path), version, SCHEMA_VERSION)
+        return int(version)
+
+    async def _run(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if self._connection is None:
+            raise StoreError(f"{self.path} is not open")
+        with self._translated():
+            return await self._connection.run(function, *args, **kwargs)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The one place where SQLite's errors become ours."""
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise _translate(exc, self.path) from exc
+        except OSError as exc:
+            raise StoreError(f"{self.path}: {exc.strerror or exc}") from exc
+
+    # The turn
+
+    def prepare(self, new: NewRequest) -> None:
+        """Write the request as JSON, on the caller's time."""
+        new.payload = encode_request(new.request)
+
+    async def turn(self, turn: Turn) -> TurnResult:
+        """One transaction; see `Store.turn`."""
+        foreign, self._foreign = self._foreign, False
+        return await self._run(
+            _writing(self._transactions.turn, self._patience_s), turn, foreign
+        )
+
+    async def changed(self, now_ms: int) -> bool:
+        """Whether another process committed; renews the lease when it is due."""
+        version = await self._run(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
+        is_new = version != self._version
+        self._version, self._foreign = version, self._foreign or is_new
+        lease_due = now_ms - self._transactions.seen_at_ms >= self.lease_ms // 3
+        return is_new or (lease_due and bool(self._transactions.worker_id))
+
+    def latest(self) -> list[BudgetStatus]:
+        """Budgets as of this process's last transaction."""
+        return list(self._transactions.statuses.values())
+
+    def lanes(self) -> list[LaneStatus]:
+        """This process's lanes in which something waits."""
+        lanes = list(self._transactions.lanes)
+        return [LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in lanes if lane.waiting]
+
+    def shortfall(self, key: LaneKey) -> Shortfall | None:
+        """Why a lane is shut."""
+        lane = self._transactions.lanes.find(key)
+        return None if lane is None else lane.shortfall
+
+    # Budgets and prices
+
+    async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
+        """See `Store.define`."""
+        await self._run(_writing(self._transactions.define, self._patience_s), budgets, now_ms)
+
+    async def budgets(self, now_ms: int) -> list[BudgetStatus]:
+        """See `Store.budgets`."""
+        return await self._run(_reading(self._transactions.read_budgets), now_ms)
+
+    async def pause(self, name: str, paused: bool, now_ms: int) -> None:
+        """See `Store.pause`."""
+        await self._run(_writing(self._transactions.pause, self._patience_s), name, paused, now_ms)
+
+    async def prices(self) -> dict[str, str]:
+        """See `Store.prices`."""
+        return dict(await self._run(lambda db: db.execute("SELECT model, price FROM prices").fetchall()))
+
+    async def set_price(self, model: str, price: str | None) -> None:
+        """See `Store.set_price`."""
+        if price is None:
+            await self._run(lambda db: db.execute("DELETE FROM prices WHERE model = ?", (model,)))
+        else:
+            await self._run(
+                lambda db: db.execute("INSERT OR REPLACE INTO prices VALUES (?, ?)", (model, price))
+            )
+
+    # Looking
+
+    async def counts(self, job: str | None = None) -> Counts:
+        """See `Store.counts`."""
+        return await self._run(_reading(sqlite_views.counts), job)
+
+    async def queue(
+        self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
+        limit: int = PAGE, after_id: int = 0,
+    ) -> list[QueueRow]:  # fmt: skip
+        """See `Store.queue`."""
+        wanted = list(states)
+        return await self._run(_reading(sqlite_views.queue), wanted, now_ms, job, limit, after_id)
+
+    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
+        """See `Store.spend`."""
+        return await self._run(_reading(sqlite_views.spend), by, since_ms)
+
+    async def audit(self, now_ms: int) -> Audit:
+        """See `Store.audit`."""
+        return await self._run(_reading(sqlite_views.audit), self._transactions, now_ms)
+
+    async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
+        """See `Store.finished`."""
+        after_id = 0
+        while True:
+            page = await self._run(
+                _reading(sqlite_views.finished_page), job, undelivered, after_id, PAGE
+            )
+            for each in page:
+                yield each
+            if len(page) < PAGE:
+                return
+            after_id = page[-1].id
+
+    async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
+        """See `Store.outcomes`."""
+        return await self._run(_reading(sqlite_views.outcomes), ids)
+
+    async def delivered(self, ids: Sequence[int]) -> None:
+        """See `Store.delivered`."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "UPDATE requests SET is_delivered = 1 WHERE id = ?", [(each,) for each in ids]
+            )
+
+        await self._run(_writing(write, self._patience_s))
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
+    """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
+    _patiently(db, "BEGIN IMMEDIATE", patience_s)
+    try:
+        yield
+        _patiently(db, "COMMIT", patience_s)
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> None:
+    """Repeat a statement that fails for a lock: it changed nothing and can be repeated."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            db.execute(statement)
+            return
+        except sqlite3.OperationalError as exc:
+            if not _is_lock(exc) or time.monotonic() >= until_s:
+                raise
+
+
+def _writing(
+    function: Callable[Concatenate[sqlite3.Connection, P], T], patience_s: float
+) -> Callable[Concatenate[sqlite3.Connection, P], T]:
+    """A function that does its work in one transaction."""
+
+    def run(db: sqlite3.Connection, *args: P.args, **kwargs: P.kwargs) -> T:
+        with _transaction(db, patience_s):
+            return function(db, *args, **kwargs)
+
+    return run
+
+
+def _reading(
+    function: Callable[Concatenate[sqlite3.Connection, P], T],
+) -> Callable[Concatenate[sqlite3.Connection, P], T]:
+    """A function that sees one state of the file throughout."""
+
+    def run(db: sqlite3.Connection, *args: P.args, **kwargs: P.kwargs) -> T:
+        db.execute("BEGIN")
+        try:
+            return function(db, *args, **kwargs)
+        finally:
+            db.execute("ROLLBACK")
+
+    return run
+
+
+def _check_file(path: Path, create: bool) -> None:
+    """Clear errors for what SQLite would only call 'unable to open database file'."""
+    if path.is_dir():
+        raise StoreForeign(f"{path} is a folder; name a file with --store sqlite:///FILE.db")
+    if not path.exists():
+        if not create:
+            raise StoreError(
+                f"there is no store at {path}; name one with --store sqlite:///FILE.db, or make one "
+                "with 'scheduler run'"
+            )
+        if not path.parent.is_dir():
+            raise StoreError(f"cannot make {path}: there is no folder {path.parent}")
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        return
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head and head != b"SQLite format 3\0":
+        raise StoreForeign(
+            f"{path} is not a SQLite database; nothing was changed. Name another file with "
+            "--store sqlite:///FILE.db"
+        )
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+
+
+def _use_journal(db: sqlite3.Connection, path: Path) -> None:
+    wanted = journal_mode()
+    (current,) = db.execute("PRAGMA journal_mode").fetchone()
+    if current == wanted:
+        return
+    try:
+        (current,) = db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
+    except sqlite3.OperationalError as exc:
+        if not _is_lock(exc):
+            raise
+    if current != wanted and "wal" in (current, wanted) and wanted != "wal":
+        raise StoreLocked(
+            f"{path} is open in another process with a newer SQLite and its write-ahead log, which "
+            f"this Python's SQLite {sqlite3.sqlite_version} cannot share safely. Close it there "
+            "first, or use the same Python"
+        )
+
+
+def _create_schema(db: sqlite3.Connection) -> None:
+    script = files("scheduler.stores").joinpath("schema.sql").read_text(encoding="utf-8")
+    text = "\n".join(line.partition("--")[0] for line in script.splitlines())
+    for statement in text.split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _is_lock(exc: sqlite3.Error) -> bool:
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _translate(exc: sqlite3.Error, path: Path) -> StoreError:
+    if _is_lock(exc):
+        return StoreLocked(
+            f"{path} is held by another process ({exc}); nothing was changed. Try again, or find "
+            "it with 'scheduler doctor'"
+        )
+    if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+        return StoreForeign(f"{path} is not a SQLite database, or a damaged one ({exc})")
+    return StoreError(f"{path}: {exc}; what was acknowledged before is safe, nothing new is sent")

@@ -1,0 +1,853 @@
+"""A turn on a SQLite file: plain synchronous code inside one transaction.
+
+Everything here runs on the connection's own thread, between BEGIN IMMEDIATE and
+COMMIT, and decides on rows it has just read. The one thing kept between turns is
+the book of this process's lanes, which holds no money; after a failed transaction
+the scheduler goes no further, so the book never outlives a rollback.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from scheduler.admission import LaneKey, LaneView, Plan, plan
+from scheduler.budget import Budget, Cap, parse_caps
+from scheduler.errors import BudgetUnknown
+from scheduler.ledger import Account, Needs, ReservationState, Tally, Waiter, cost_in
+from scheduler.request import Request, RequestState
+from scheduler.stats import BudgetStatus
+from scheduler.stores.base import (
+    Claimed,
+    Finished,
+    LaneStatus,
+    NewRequest,
+    Outcome,
+    Settlement,
+    Submitted,
+    Turn,
+    TurnResult,
+)
+from scheduler.stores.codec import (
+    decode_budget,
+    decode_request,
+    decode_response,
+    encode_budget,
+    encode_request,
+    encode_response,
+    encode_shortfall,
+)
+from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.process import Process, is_dead
+from scheduler.stores.views import SETTLED, budget_status, is_tried_again
+
+DELAYED = "delayed"  # queued, but not before a given instant
+_SEPARATOR = ","
+
+
+def encode_budgets(budgets: tuple[int, ...]) -> str:
+    """Budget ids so that SQL can search for one: ``",1,2,"``."""
+    return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
+
+
+@lru_cache(maxsize=4096)
+def decode_budgets(text: str) -> tuple[int, ...]:
+    """The ids `encode_budgets` wrote."""
+    return tuple(int(part) for part in text.split(_SEPARATOR) if part)
+
+
+@lru_cache(maxsize=4096)
+def parse_cap(text: str) -> Cap:
+    """A stored cap; cached, since windows remember their boundaries."""
+    return parse_caps(text)[0]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A queued row, as admission sees it."""
+
+    id: int
+    needs: Needs
+    row: tuple[int, int, int, str, int, int, int, int, int, int, str]
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A reservation row with the parts of its request that settling needs."""
+
+    id: int
+    state: ReservationState
+    budgets: tuple[int, ...]
+    made_at_ms: int
+    needs: Needs
+    request_id: int
+    request_state: str
+    current_id: int | None  # the reservation of the request's current attempt
+    lane_id: int
+    job_id: int
+    has_key: bool
+
+
+class Transactions:
+    """What this process does to the file, one transaction per public method.
+
+    `db` is in autocommit mode; the caller opens and commits the transaction.
+    """
+
+    def __init__(self, process: Process, lease_ms: int) -> None:
+        self.lanes = Lanes()
+        self.worker_id = 0  # 0: not registered, this process has only looked so far
+        self.process, self.lease_ms = process, lease_ms
+        self.kept: dict[int, Request] = {}  # requests this process need not read back
+        self.seen_at_ms = 0
+        self._now_ms = 0
+        self._admitted = 0
+        self._db: sqlite3.Connection
+        self._accounts: dict[int, list[Account]] = {}  # by budget, as read in this transaction
+        self._deltas: Counter[tuple[int, str]] = Counter()
+        self._jobs: dict[str, int] = {}
+        self.statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
+
+    # Turns
+
+    def turn(self, db: sqlite3.Connection, turn: Turn, foreign: bool) -> TurnResult:
+        """`Store.turn`; `foreign`: another process wrote since the last one."""
+        now_ms = self._begin(db, turn.now_ms)
+        result = TurnResult()
+        self._register(now_ms)
+        if foreign:
+            self.lanes.wake_all(now_ms)
+        if turn.settle:
+            result.settled = self._settle(turn.settle, now_ms, result)
+        for request_id in turn.cancel:
+            result.cancelled.append(self._cancel(request_id, now_ms))
+        self._promote(now_ms)
+        if turn.submit:
+            result.submitted = self._submit(turn.submit, now_ms)
+        self._expire(now_ms, result)
+        self.lanes.wake_due(now_ms)
+        if turn.slots is not None:
+            self._claim(turn.slots, now_ms, result)
+        self._write_lanes(result)
+        self._finish(now_ms)
+        result.look_again_at_ms = self._look_again_at_ms()
+        return result
+
+    def _begin(self, db: sqlite3.Connection, now_ms: int) -> int:
+        """Forget what was read before; time never goes backwards, whatever the clock says."""
+        self._db = db
+        self._accounts = {}
+        self._deltas.clear()
+        self._now_ms = max(now_ms, self._now_ms)
+        return self._now_ms
+
+    def _finish(self, now_ms: int) -> None:
+        """Write the accounts and tallies this transaction changed."""
+        self._write_accounts()
+        if self._deltas:
+            self._db.executemany(
+                "INSERT INTO tallies VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                [(*key, count) for key, count in self._deltas.items() if count],
+            )
+        for budget_id, accounts in self._accounts.items():
+            known = self.statuses.get(budget_id)
+            if known is not None and accounts:
+                self.statuses[budget_id] = budget_status(
+                    budget_id, known.budget, accounts[0].paused, accounts, now_ms
+                )
+
+    def _register(self, now_ms: int) -> None:
+        """Keep this process's lease; take back what dead ones left."""
+        if self.worker_id and now_ms - self.seen_at_ms < self.lease_ms // 3:
+            return
+        db, me = self._db, self.process
+        if not self.worker_id:
+            row = db.execute(
+                "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
+                (me.host, me.pid, me.started, now_ms),
+            ).fetchone()
+            self.worker_id = row[0]
+        else:
+            db.execute(
+                "INSERT INTO workers VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms",
+                (self.worker_id, me.host, me.pid, me.started, now_ms),
+            )
+            self._recount()
+        self.seen_at_ms = now_ms
+        self._reclaim(now_ms)
+
+    def _recount(self) -> None:
+        """Read how many wait in this process's lanes: others may have put requests back."""
+        for lane_id, waiting in self._db.execute(
+            "SELECT id, waiting FROM lanes WHERE worker_id = ?", (self.worker_id,)
+        ):
+            lane = self.lanes.by_id(lane_id)
+            if lane is not None and lane.waiting != waiting:
+                self.lanes.add(lane, waiting - lane.waiting)
+
+    def _reclaim(self, now_ms: int) -> None:
+        """End dead processes: what they may have sent is unknown, the rest waits for its key."""
+        oldest_ms = now_ms - self.lease_ms
+        for worker_id, host, pid, started, seen_at_ms in self._db.execute(
+            "SELECT id, host, pid, started, seen_at_ms FROM workers WHERE id <> ?", (self.worker_id,)
+        ).fetchall():
+            if seen_at_ms >= oldest_ms and not is_dead(self.process, Process(host, pid, started)):
+                continue
+            rows = self._db.execute(
+                "SELECT id, request_id FROM reservations WHERE worker_id = ? AND state = 'pending'",
+                (worker_id,),
+            ).fetchall()
+            self._settle(
+                [
+                    Settlement(reservation_id, request_id, Outcome.SUSPEND, RequestState.QUEUED)
+                    for reservation_id, request_id in rows
+                ],
+                now_ms,
+                TurnResult(),
+            )
+            self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+            # Whoever was first in line may be gone with it.
+            self._db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
+
+    # Settling
+
+    def _settle(
+        self, settlements: Sequence[Settlement], now_ms: int, result: TurnResult
+    ) -> list[bool]:
+        holds = self._read_holds([each.reservation_id for each in settlements])
+        firsts, held, ended, responses = [], [], [], []
+        for each in settlements:
+            hold, new = holds.get(each.reservation_id), SETTLED[each.outcome]
+            if hold is None or not hold.state.may_become(new):
+                firsts.append(False)
+                continue
+            firsts.append(True)
+            before = hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
+            after = self._move(hold, new, each, now_ms, result)
+            posted = (each.nusd, each.tokens) if new is ReservationState.POSTED else (0, 0)
+            held.append((new.value, now_ms, *posted, hold.id))
+            is_current = hold.request_state == "running" and hold.current_id == hold.id
+            state, mark_ms = hold.request_state, None
+            if is_current:
+                state, mark_ms = self._next_state(hold, each, now_ms)
+            ended.append(
+                (
+                    state, after - before, 0 if each.is_attempt or not is_current else 1,
+                    each.not_before_ms, None if each.error is None else json.dumps(each.error, default=str),
+                    is_current, hold.has_key, hold.request_id, mark_ms,
+                )  # fmt: skip
+            )
+            hold.request_state = state
+            if is_current and each.response is not None and hold.has_key:
+                responses.append((hold.request_id, encode_response(each.response)))
+        self._write_settled(held, ended, responses)
+        return firsts
+
+    def _read_holds(self, ids: Sequence[int]) -> dict[int, _Hold]:
+        rows = self._db.execute(
+            "SELECT h.id, h.state, h.budgets, h.made_at_ms, h.ceiling_nusd, h.ceiling_tokens,"
+            " r.id, r.state, r.reservation_id, r.lane_id, r.job_id, r.key IS NOT NULL"
+            " FROM reservations h JOIN requests r ON r.id = h.request_id"
+            " WHERE h.id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ids),),
+        )
+        return {
+            row[0]: _Hold(
+                row[0], ReservationState(row[1]), decode_budgets(row[2]), row[3], (row[4], row[5], 1),
+                row[6], row[7], row[8], row[9], row[10], bool(row[11]),
+            )
+            for row in rows
+        }  # fmt: skip
+
+    def _move(
+        self, hold: _Hold, new: ReservationState, settlement: Settlement, now_ms: int, result: TurnResult
+    ) -> int:
+        """Change the balances; returns what the attempt counts from now on, in nano-dollars."""
+        old, hold.state = hold.state, new
+        for account in self._accounts_of(hold.budgets):
+            self._load_slot(account, account.cap.window.slot_start_ms(hold.made_at_ms))
+            cost = cost_in(account.index, settlement.nusd, settlement.tokens)
+            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
+            if new is ReservationState.POSTED:
+                result.crossings.extend(account.crossings(now_ms))
+            self.lanes.wake(account, now_ms)
+        if new is ReservationState.POSTED:
+            return settlement.nusd
+        return hold.needs[0] if new is ReservationState.SUSPENSE else 0
+
+    def _next_state(
+        self, hold: _Hold, settlement: Settlement, now_ms: int
+    ) -> tuple[str, int | None]:
+        """What becomes of the request whose current attempt has ended, and its parked mark."""
+        self._deltas[hold.job_id, "running"] -= 1
+        state, mark_ms = settlement.state.value, None
+        if settlement.state is RequestState.QUEUED:
+            if settlement.not_before_ms is not None and settlement.not_before_ms > now_ms:
+                self._deltas[hold.job_id, RequestState.QUEUED] += 1
+                return DELAYED, None
+            mark_ms = self._requeue(hold.lane_id, hold.needs, now_ms)
+        self._deltas[hold.job_id, state] += 1
+        return state, mark_ms
+
+    def _requeue(self, lane_id: int, needs: Needs, now_ms: int) -> int:
+        """One more waits in a lane; returns the lane's parked clock."""
+        lane = self.lanes.by_id(lane_id)
+        if lane is None:  # another process's
+            self._db.execute("UPDATE lanes SET waiting = waiting + 1 WHERE id = ?", (lane_id,))
+            return 0
+        self.lanes.add(lane)
+        if lane.shortfall is not None and lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
+            self.lanes.reopen(lane, now_ms)
+        return lane.parked_clock_ms(now_ms)
+
+    def _write_settled(
+        self, held: list[tuple[object, ...]], ended: list[tuple[object, ...]],
+        responses: list[tuple[int, str]],
+    ) -> None:  # fmt: skip
+        self._db.executemany(
+            "UPDATE reservations SET state = ?, settled_at_ms = ?, nusd = ?, tokens = ? WHERE id = ?",
+            held,
+        )
+        # The payload of a request without a key is of no use once it has ended.
+        self._db.executemany(
+            "UPDATE requests SET state = ?1, cost_nusd = cost_nusd + ?2, attempts = attempts - ?3,"
+            " not_before_ms = ?4, error = CASE WHEN ?6 THEN ?5 ELSE error END,"
+            " payload = CASE WHEN ?7 OR ?1 IN ('queued', 'delayed') THEN payload END,"
+            " parked_mark_ms = coalesce(?9, parked_mark_ms)"
+            " WHERE id = ?8",
+            ended,
+        )
+        if responses:
+            self._db.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?)", responses)
+
+    # Waiting
+
+    def _cancel(self, request_id: int, now_ms: int) -> bool:
+        return self._drop(request_id, RequestState.CANCELLED, now_ms) is not None
+
+    def _drop(
+        self, request_id: int, state: RequestState, now_ms: int, error: str | None = None
+    ) -> int | None:
+        """End a request that waits; returns how long it did, or None if it does not wait."""
+        row = self._db.execute(
+            "SELECT state, lane_id, job_id, submitted_at_ms, parked_mark_ms FROM requests"
+            " WHERE id = ? AND state IN ('queued', 'delayed')",
+            (request_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        old, lane_id, job_id, submitted_at_ms, mark_ms = row
+        lane = self.lanes.by_id(lane_id)
+        parked_ms = 0
+        if lane is not None and old == RequestState.QUEUED:
+            parked_ms = lane.parked_clock_ms(now_ms) - mark_ms
+            self.lanes.remove(lane, now_ms)
+            self._leave_line(lane, request_id, now_ms)
+        elif old == RequestState.QUEUED:
+            self._db.execute("UPDATE lanes SET waiting = waiting - 1 WHERE id = ?", (lane_id,))
+        self._db.execute(
+            "UPDATE requests SET state = ?, parked_ms = parked_ms + ?, error = ?,"
+            " payload = CASE WHEN key IS NULL THEN NULL ELSE payload END WHERE id = ?",
+            (state.value, parked_ms, error, request_id),
+        )
+        self.kept.pop(request_id, None)
+        self._deltas[job_id, RequestState.QUEUED] -= 1
+        self._deltas[job_id, state.value] += 1
+        return int(now_ms - submitted_at_ms)
+
+    def _leave_line(self, lane: Lane, request_id: int, now_ms: int) -> None:
+        for account in self._accounts_of(lane.key.budgets):
+            if account.waiter is not None and account.waiter.request_id == request_id:
+                account.set_waiter(None)
+                self.lanes.wake_all(now_ms)
+
+    def _promote(self, now_ms: int) -> None:
+        """Queue those whose time has come, of this process's lanes."""
+        rows = self._db.execute(
+            "SELECT id, lane_id, ceiling_nusd, ceiling_tokens FROM requests"
+            " WHERE state = 'delayed' AND not_before_ms <= ?"
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+            (now_ms, self.worker_id),
+        ).fetchall()
+        for request_id, lane_id, nusd, tokens in rows:
+            mark_ms = self._requeue(lane_id, (nusd, tokens, 1), now_ms)
+            self._db.execute(
+                "UPDATE requests SET state = 'queued', parked_mark_ms = ? WHERE id = ?",
+                (mark_ms, request_id),
+            )
+
+    def _expire(self, now_ms: int, result: TurnResult) -> None:
+        rows = self._db.execute(
+            "SELECT id FROM requests WHERE expires_at_ms <= ? AND expires_at_ms IS NOT NULL"
+            " AND state IN ('queued', 'delayed')"
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+            (now_ms, self.worker_id),
+        ).fetchall()
+        for (request_id,) in rows:
+            waited_ms = self._drop(request_id, RequestState.EXPIRED, now_ms)
+            if waited_ms is not None:
+                result.expired.append((request_id, waited_ms))
+
+    def _look_again_at_ms(self) -> int | None:
+        row = self._db.execute(
+            "SELECT min(not_before_ms) FROM requests WHERE state = 'delayed'"
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?1)"
+            " UNION ALL SELECT min(expires_at_ms) FROM requests"
+            " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')"
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?1)",
+            (self.worker_id,),
+        ).fetchall()
+        instants = [instant for (instant,) in row if instant is not None]
+        if self.lanes.due_ms is not None:
+            instants.append(self.lanes.due_ms)
+        return min(instants, default=None)
+
+    # Submitting
+
+    def _submit(self, batch: Sequence[NewRequest], now_ms: int) -> list[Submitted]:
+        known = self._read_known(batch)
+        (next_id,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM requests").fetchone()
+        rows, result = [], []
+        for new in batch:
+            job_id, key = self._job_id(new.request.job), new.request.key
+            if key is not None and (job_id, key) in known:
+                result.append(self._resubmit(new, known[job_id, key], now_ms))
+                continue
+            lane = self._lane(new.lane)
+            mark_ms = self._enqueue(lane, new, now_ms)
+            payload = new.payload or encode_request(new.request)
+            if new.is_kept:
+                self.kept[next_id] = new.request
+            rows.append(
+                (
+                    next_id, job_id, key, new.digest, lane.id, RequestState.QUEUED.value,
+                    new.request.model, new.ceiling_nusd, new.ceiling_tokens, new.expected_nusd,
+                    now_ms, new.expires_at_ms, mark_ms, key is None, payload,
+                )  # fmt: skip
+            )
+            self._deltas[job_id, RequestState.QUEUED] += 1
+            if key is not None:
+                known[job_id, key] = (next_id, new.digest, RequestState.QUEUED.value, lane.id)
+            result.append(Submitted(next_id))
+            next_id += 1
+        self._db.executemany(
+            "INSERT INTO requests (id, job_id, key, digest, lane_id, state, model, ceiling_nusd,"
+            " ceiling_tokens, expected_nusd, submitted_at_ms, expires_at_ms, parked_mark_ms,"
+            " is_delivered, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+        return result
+
+    def _read_known(
+        self, batch: Sequence[NewRequest]
+    ) -> dict[tuple[int, str], tuple[int, str, str, int]]:
+        """Rows of the batch's keys that were submitted before."""
+        keys: dict[int, list[str]] = {}
+        for new in batch:
+            if new.request.key is not None:
+                keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
+        known = {}
+        for job_id, names in keys.items():
+            for row in self._db.execute(
+                "SELECT key, id, digest, state, lane_id FROM requests"
+                " WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))",
+                (job_id, json.dumps(names)),
+            ):
+                known[job_id, row[0]] = row[1:]
+        return known
+
+    def _resubmit(
+        self, new: NewRequest, known: tuple[int, str, str, int], now_ms: int
+    ) -> Submitted:
+        request_id, digest, text, lane_id = known
+        state = RequestState.QUEUED if text == DELAYED else RequestState(text)
+        if digest != new.digest:
+            return Submitted(request_id, state, is_known=True, is_conflict=True)
+        if state.is_final:
+            if not is_tried_again(state, new.retry_failed):
+                finished = self.read_finished(self._db, request_id)
+                return Submitted(request_id, state, is_known=True, finished=finished)
+        elif self.lanes.by_id(lane_id) is not None:
+            return Submitted(request_id, state, is_known=True)
+        elif state is RequestState.RUNNING or self._is_owned(lane_id):
+            return Submitted(request_id, state, is_known=True, is_elsewhere=True)
+        else:
+            self._db.execute(
+                "UPDATE lanes SET waiting = max(0, waiting - (SELECT state = 'queued' FROM requests"
+                " WHERE id = ?)) WHERE id = ?",
+                (request_id, lane_id),
+            )
+        lane = self._lane(new.lane)
+        mark_ms = self._enqueue(lane, new, now_ms)
+        self._db.execute(
+            "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?, expires_at_ms = ?,"
+            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, attempts = 0, error = NULL,"
+            " payload = ?, is_delivered = 0 WHERE id = ?",
+            (
+                lane.id, mark_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
+                new.expected_nusd, new.payload or encode_request(new.request), request_id,
+            ),
+        )  # fmt: skip
+        job_id = self._job_id(new.request.job)
+        self._deltas[job_id, state.value] -= 1
+        self._deltas[job_id, RequestState.QUEUED] += 1
+        return Submitted(request_id)
+
+    def _is_owned(self, lane_id: int) -> bool:
+        """Whether the lane's process is still there."""
+        row = self._db.execute(
+            "SELECT 1 FROM lanes JOIN workers ON workers.id = lanes.worker_id WHERE lanes.id = ?",
+            (lane_id,),
+        ).fetchone()
+        return row is not None
+
+    def _enqueue(self, lane: Lane, new: NewRequest, now_ms: int) -> int:
+        self.lanes.add(lane)
+        if lane.shortfall is not None:
+            needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
+            if lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
+                self.lanes.reopen(lane, now_ms)
+        return lane.parked_clock_ms(now_ms)
+
+    def _lane(self, key: LaneKey) -> Lane:
+        return self.lanes.get(key, lambda: self._insert_lane(key))
+
+    def _insert_lane(self, key: LaneKey) -> int:
+        row = self._db.execute(
+            "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait)"
+            " VALUES (?, ?, ?, ?, ?) RETURNING id",
+            (self.worker_id, key.provider, encode_budgets(key.budgets), key.priority, key.may_wait),
+        ).fetchone()
+        return int(row[0])
+
+    def _job_id(self, name: str) -> int:
+        job_id = self._jobs.get(name)
+        if job_id is None:
+            self._db.execute("INSERT OR IGNORE INTO jobs (name) VALUES (?)", (name,))
+            (job_id,) = self._db.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
+            self._jobs[name] = job_id
+        return int(job_id)
+
+    # Claiming
+
+    def _claim(self, slots: Mapping[str, int], now_ms: int, result: TurnResult) -> None:
+        lanes = self.lanes.open_lanes()
+        if not lanes:
+            return
+        cursors = [self._db.cursor() for _ in lanes]
+        try:
+            views = [
+                LaneView(lane.key, self._accounts_of(lane.key.budgets), self._candidates(cursor, lane))
+                for lane, cursor in zip(lanes, cursors, strict=True)
+            ]
+            decided = plan(views, slots, now_ms, admitted_before=self._admitted)
+        finally:
+            for cursor in cursors:
+                cursor.close()
+        self._admitted += len(decided.admitted)
+        self._start(decided, lanes, now_ms, result)
+        for candidate, lack in decided.refused:
+            error = json.dumps({"code": "budget_exceeded", "message": lack.reason.value})
+            self._drop(candidate.id, RequestState.FAILED, now_ms, error)
+            result.refused.append((candidate.id, lack))
+        for lane, verdict in zip(lanes, decided.verdicts, strict=True):
+            self.lanes.settle(lane, verdict, now_ms)
+
+    @staticmethod
+    def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
+        rows = cursor.execute(
+            "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
+            " parked_mark_ms, parked_ms, job_id, model"
+            " FROM requests WHERE lane_id = ? AND state = 'queued' ORDER BY id",
+            (lane.id,),
+        )
+        for row in rows:
+            yield _Waiting(row[0], (row[1], row[2], 1), (lane.id, *row[1:]))
+
+    def _start(
+        self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult
+    ) -> None:
+        if not decided.admitted:
+            return
+        (next_id,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM reservations").fetchone()
+        by_id = {lane.id: lane for lane in lanes}
+        budgets = {lane.id: encode_budgets(lane.key.budgets) for lane in lanes}
+        running, reserved = [], []
+        for candidate in decided.admitted:
+            assert isinstance(candidate, _Waiting)
+            (lane_id, nusd, tokens, payload, attempts, cost_nusd, submitted_at_ms, mark_ms,
+             parked_ms, job_id, model) = candidate.row  # fmt: skip
+            lane = by_id[lane_id]
+            parked_ms += max(0, lane.parked_clock_ms(now_ms) - mark_ms)
+            self.lanes.remove(lane, now_ms)
+            request = self.kept.pop(candidate.id, None) or decode_request(payload)
+            running.append((next_id, parked_ms, candidate.id))
+            reserved.append(
+                (next_id, candidate.id, self.worker_id, job_id, budgets[lane_id], model, now_ms, nusd, tokens)
+            )
+            self._deltas[job_id, RequestState.QUEUED] -= 1
+            self._deltas[job_id, RequestState.RUNNING] += 1
+            result.claimed.append(
+                Claimed(
+                    candidate.id, next_id, request, attempts + 1, nusd, tokens, cost_nusd,
+                    submitted_at_ms, parked_ms,
+                )  # fmt: skip
+            )
+            next_id += 1
+        self._db.executemany(
+            "UPDATE requests SET state = 'running', attempts = attempts + 1, reservation_id = ?,"
+            " parked_ms = ? WHERE id = ?",
+            running,
+        )
+        self._db.executemany(
+            "INSERT INTO reservations (id, request_id, worker_id, job_id, budgets, model, state,"
+            " made_at_ms, ceiling_nusd, ceiling_tokens) VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
+            reserved,
+        )
+
+    def _write_lanes(self, result: TurnResult) -> None:
+        changed = self.lanes.take_changed()
+        for lane in changed:
+            result.lanes.append(LaneStatus(lane.key, lane.waiting, lane.shortfall))
+            self._db.execute(
+                "UPDATE lanes SET shortfall = ?, shut_since_ms = ?, parked_total_ms = ? WHERE id = ?",
+                (
+                    None if lane.shortfall is None else encode_shortfall(lane.shortfall),
+                    lane.shut_since_ms, lane.parked_total_ms, lane.id,
+                ),
+            )  # fmt: skip
+        counts = [(lane.waiting, lane.id) for lane in self.lanes.take_counted()]
+        self._db.executemany("UPDATE lanes SET waiting = ? WHERE id = ?", counts)
+
+    # Accounts
+
+    def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
+        if len(budgets) == 1:
+            return self._accounts.get(budgets[0]) or self._read_accounts(budgets[0])
+        return [
+            account
+            for each in budgets
+            for account in self._accounts.get(each) or self._read_accounts(each)
+        ]
+
+    def _read_accounts(self, budget_id: int) -> list[Account]:
+        accounts = []
+        for account_id, name, is_paused, cap, warned, warned_slot_ms, waiter in self._db.execute(
+            "SELECT a.id, b.name, b.is_paused, a.cap, a.warned, a.warned_slot_ms, a.waiter"
+            " FROM accounts a JOIN budgets b ON b.id = a.budget_id"
+            " WHERE a.budget_id = ? ORDER BY a.position",
+            (budget_id,),
+        ).fetchall():
+            account = Account(account_id, budget_id, name, parse_cap(cap), bool(is_paused))
+            account.warned, account.warned_slot_ms = warned, warned_slot_ms
+            if waiter is not None:
+                account.waiter = Waiter(*json.loads(waiter))
+            for slot_ms, *sums in self._db.execute(
+                "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
+                " WHERE account_id = ? AND slot_ms >= ?",
+                (account_id, account.cap.window.oldest_counting_ms(self._now_ms)),
+            ):
+                account.slots[slot_ms] = Tally(*sums)
+            account.look(self._now_ms)
+            accounts.append(account)
+        self._accounts[budget_id] = accounts
+        return accounts
+
+    def _load_slot(self, account: Account, slot_ms: int) -> None:
+        """Read a slot that no longer counts but still has calls under way."""
+        if slot_ms in account.slots or slot_ms >= account.oldest_ms:
+            return
+        row = self._db.execute(
+            "SELECT posted, reserved, suspense, overrun FROM balances"
+            " WHERE account_id = ? AND slot_ms = ?",
+            (account.id, slot_ms),
+        ).fetchone()
+        account.slots[slot_ms] = Tally(*(row or ()))
+
+    @staticmethod
+    def load_all_slots(db: sqlite3.Connection, account: Account) -> None:
+        """Read every slot of an account, whether it counts or not."""
+        for slot_ms, *sums in db.execute(
+            "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances WHERE account_id = ?",
+            (account.id,),
+        ):
+            account.slots[slot_ms] = Tally(*sums)
+
+    def _write_accounts(self) -> None:
+        for accounts in self._accounts.values():
+            for account in accounts:
+                changed = account.take_changed()
+                if changed:
+                    self._db.executemany(
+                        "INSERT OR REPLACE INTO balances VALUES (?, ?, ?, ?, ?, ?)",
+                        [
+                            (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
+                            for slot_ms, t in changed
+                        ],
+                    )
+                if account.waiter_changed or account.warned_changed:
+                    account.waiter_changed = account.warned_changed = False
+                    self._db.execute(
+                        "UPDATE accounts SET warned = ?, warned_slot_ms = ?, waiter = ? WHERE id = ?",
+                        (
+                            account.warned, account.warned_slot_ms, _encode_waiter(account.waiter),
+                            account.id,
+                        ),
+                    )  # fmt: skip
+
+    # Budgets
+
+    def define(self, db: sqlite3.Connection, budgets: Sequence[Budget], now_ms: int) -> None:
+        """`Store.define`."""
+        now_ms = self._begin(db, now_ms)
+        for budget in budgets:
+            (budget_id,) = db.execute(
+                "INSERT INTO budgets (name, definition) VALUES (?, ?)"
+                " ON CONFLICT DO UPDATE SET definition = excluded.definition RETURNING id",
+                (budget.name, encode_budget(budget)),
+            ).fetchone()
+            self._define_accounts(budget_id, budget)
+        self._accounts = {}
+        self.lanes.wake_all(now_ms)
+        self.read_budgets(db, now_ms)
+
+    def _define_accounts(self, budget_id: int, budget: Budget) -> None:
+        """Keep the account of every cap whose window stays; count anew for the others."""
+        db = self._db
+        kept = {}
+        for account_id, text in db.execute(
+            "SELECT id, cap FROM accounts WHERE budget_id = ?", (budget_id,)
+        ).fetchall():
+            cap = parse_cap(text)
+            kept[cap.unit, cap.window] = account_id
+        for position, cap in enumerate(budget.caps):
+            account_id = kept.pop((cap.unit, cap.window), None)
+            if account_id is not None:
+                db.execute(
+                    "UPDATE accounts SET cap = ?, position = ? WHERE id = ?",
+                    (str(cap), position, account_id),
+                )
+                continue
+            (account_id,) = db.execute(
+                "INSERT INTO accounts (budget_id, position, cap) VALUES (?, ?, ?) RETURNING id",
+                (budget_id, position, str(cap)),
+            ).fetchone()
+            fresh = Account(account_id, budget_id, budget.name, cap)
+            self.replay(db, [fresh], since_ms=cap.window.oldest_counting_ms(self._now_ms))
+            db.executemany(
+                "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (account_id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
+                    for slot_ms, t in fresh.slots.items()
+                ],
+            )
+        for account_id in kept.values():
+            db.execute("DELETE FROM balances WHERE account_id = ?", (account_id,))
+            db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
+
+    def replay(self, db: sqlite3.Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
+        """Recompute accounts' slots from reservations made since then; returns how many there are."""
+        by_budget: dict[int, list[Account]] = {}
+        for account in accounts:
+            by_budget.setdefault(account.budget_id, []).append(account)
+        count = 0
+        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.execute(
+            "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
+            " FROM reservations WHERE made_at_ms >= ?",
+            (since_ms,),
+        ):
+            count += 1
+            if state == "voided":
+                continue
+            for budget_id in decode_budgets(text):
+                for account in by_budget.get(budget_id, ()):
+                    slot_ms = account.cap.window.slot_start_ms(made_at_ms)
+                    tally = account.slots.setdefault(slot_ms, Tally())
+                    held = (nusd, tokens, 1)[account.index]
+                    if state == "posted":
+                        cost = cost_in(account.index, cost_nusd, cost_tokens)
+                        tally.posted += cost
+                        tally.overrun += max(0, cost - held)
+                    else:
+                        tally.reserved += held
+                        tally.suspense += held if state == "suspense" else 0
+        return count
+
+    def pause(self, db: sqlite3.Connection, name: str, paused: bool, now_ms: int) -> None:
+        """`Store.pause`."""
+        now_ms = self._begin(db, now_ms)
+        found = db.execute(
+            "UPDATE budgets SET is_paused = ? WHERE name = ? RETURNING id", (paused, name)
+        ).fetchall()
+        if not found:
+            known = tuple(row[0] for row in db.execute("SELECT name FROM budgets ORDER BY id"))
+            raise BudgetUnknown(name, known)
+        self.lanes.wake_all(now_ms)
+        self.read_budgets(db, now_ms)
+
+    def read_budgets(self, db: sqlite3.Connection, now_ms: int) -> list[BudgetStatus]:
+        """`Store.budgets`; writes nothing."""
+        now_ms = self._begin(db, now_ms)
+        found = []
+        for budget_id, name, definition, is_paused in db.execute(
+            "SELECT id, name, definition, is_paused FROM budgets ORDER BY id"
+        ).fetchall():
+            budget, accounts = _decode_budget(name, definition), self._read_accounts(budget_id)
+            found.append(budget_status(budget_id, budget, bool(is_paused), accounts, now_ms))
+        self.statuses = {status.id: status for status in found}
+        return found
+
+    def leave(self, db: sqlite3.Connection) -> None:
+        """This process goes: what waits, waits for its key to be submitted again."""
+        if not self.worker_id:
+            return
+        db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
+        db.execute(
+            "DELETE FROM lanes WHERE worker_id = ? AND waiting = 0"
+            " AND NOT EXISTS (SELECT 1 FROM requests WHERE lane_id = lanes.id)",
+            (self.worker_id,),
+        )
+        db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
+
+    @staticmethod
+    def read_finished(db: sqlite3.Connection, request_id: int) -> Finished | None:
+        """The outcome of a request that has ended."""
+        row = db.execute(
+            "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response"
+            " FROM requests r LEFT JOIN responses a ON a.request_id = r.id WHERE r.id = ?",
+            (request_id,),
+        ).fetchone()
+        return None if row is None else decode_finished(row)
+
+
+def decode_finished(
+    row: tuple[int, str | None, str, str | None, int, int, str | None],
+) -> Finished:
+    """An outcome from its row: id, key, state, error, cost, attempts, response."""
+    request_id, key, state, error, cost_nusd, attempts, response = row
+    return Finished(
+        request_id, key, RequestState(state),
+        None if response is None else decode_response(response),
+        None if error is None else json.loads(error), cost_nusd, attempts,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _decode_budget(name: str, definition: str) -> Budget:
+    return decode_budget(name, definition)
+
+
+def _encode_waiter(waiter: Waiter | None) -> str | None:
+    if waiter is None:
+        return None
+    return json.dumps(
+        [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
+    )
+
+

@@ -1,0 +1,68 @@
+"""Accounts as people and audits see them; shared by all stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scheduler.budget import Budget
+from scheduler.ledger import Account, ReservationState
+from scheduler.request import RequestState
+from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
+from scheduler.stores.base import Outcome
+
+SETTLED = {
+    Outcome.POST: ReservationState.POSTED,
+    Outcome.VOID: ReservationState.VOIDED,
+    Outcome.SUSPEND: ReservationState.SUSPENSE,
+}
+
+
+def is_tried_again(state: RequestState, retry_failed: bool) -> bool:
+    """Whether submitting a known key queues it anew: never after success, nor while it lives."""
+    if state in (RequestState.CANCELLED, RequestState.EXPIRED):
+        return True
+    return state is RequestState.FAILED and retry_failed
+
+
+def budget_status(
+    id: int, budget: Budget, paused: bool, accounts: Iterable[Account], now_ms: int
+) -> BudgetStatus:
+    """A budget with its balances; its accounts have been looked at."""
+    caps = tuple(
+        CapStatus(
+            cap=account.cap,
+            limit=account.cap.limit,
+            posted=account.posted,
+            reserved=account.reserved,
+            suspense=account.suspense,
+            window_start_ms=account.slot_ms,
+            resets_at_ms=account.frees_at_ms(now_ms),
+            overrun=account.overrun,
+        )
+        for account in accounts
+    )
+    return BudgetStatus(id, budget, paused, caps)
+
+
+def compare(account: Account, fresh: Account) -> list[Discrepancy]:
+    """Where an account's stored slots differ from recomputed ones."""
+    found = []
+    for slot_ms in sorted(account.slots.keys() | fresh.slots.keys()):
+        stored, right = account.slots.get(slot_ms), fresh.slots.get(slot_ms)
+        if slot_ms < account.oldest_ms and stored is None:
+            continue  # it stopped counting and was forgotten
+        for what in ("posted", "reserved", "suspense"):
+            have, should = getattr(stored, what, 0), getattr(right, what, 0)
+            if have != should:
+                found.append(
+                    Discrepancy(
+                        budget=account.budget,
+                        cap=str(account.cap),
+                        unit=account.cap.unit,
+                        window_start_ms=slot_ms,
+                        what=what,
+                        stored=have,
+                        recomputed=should,
+                    )
+                )
+    return found
