@@ -125,10 +125,21 @@ class Verdict:
     Attributes:
         shortfall: What the first request that does not fit lacks; None: the lane stays open.
         wakes: Account id → amount that must become available for another look.
+        held: Account id → most that a request hopes to get from calls under way; once
+            so much has been spent that they cannot give it, it waits for something else.
+        resumes_at_ms: The earliest reset that lets one of its requests go on.
     """
 
     shortfall: Shortfall | None = None
     wakes: dict[int, int] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
+    resumes_at_ms: int | None = None
+
+    def clear(self) -> None:
+        """Nothing is lacking after all."""
+        self.shortfall, self.resumes_at_ms = None, None
+        self.wakes.clear()
+        self.held.clear()
 
 
 @dataclass(slots=True)
@@ -207,8 +218,7 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     accounts, needs = scan.view.accounts, candidate.needs
     has_slot = free.get(key.provider, 0) > 0
     if not has_slot and key.may_wait:
-        scan.verdict.shortfall = None  # it waits for a place, not for money
-        scan.verdict.wakes.clear()
+        scan.verdict.clear()  # it waits for a place, not for money
         return False
     for account in accounts:
         need = needs[account.index]
@@ -266,6 +276,10 @@ def _pass_over(scan: _Scan, now_ms: int) -> None:
     if lack.missing <= 0 and behind is not None:
         need = behind.need  # it fits, but has to let the waiter go first
     verdict.wakes[account.id] = min(need, verdict.wakes.get(account.id, need))
+    if lack.resumes_at_ms is not None:
+        verdict.resumes_at_ms = min(lack.resumes_at_ms, verdict.resumes_at_ms or lack.resumes_at_ms)
+    if lack.reason is ParkReason.HELD_IN_FLIGHT:
+        verdict.held[account.id] = max(lack.needed, verdict.held.get(account.id, 0))
     if lack.reason is not ParkReason.HELD_IN_FLIGHT or lack.missing <= 0:
         return
     for each in accounts:

@@ -35,6 +35,7 @@ class Attempt:
     Attributes:
         overrun_nusd: What it cost above its ceiling.
         cooldown_ms: How long nothing should be sent to this provider; None: go on.
+        is_sent: False: it was given back before anything was tried.
     """
 
     claimed: Claimed
@@ -43,6 +44,7 @@ class Attempt:
     error: SchedulerError | None = None
     overrun_nusd: int = 0
     cooldown_ms: int | None = None
+    is_sent: bool = True
 
 
 @dataclass(slots=True)

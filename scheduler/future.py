@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from scheduler.admission import Shortfall
+from scheduler.admission import LaneKey, Shortfall
+from scheduler.errors import DeadlineExceeded
 from scheduler.request import Request, RequestState, Response
 
-if TYPE_CHECKING:
-    from scheduler.admission import LaneKey
+
+class Keeper(Protocol):
+    """Who looks after a future's request: the scheduler."""
+
+    def cancelled(self, future: RequestFuture) -> None: ...  # noqa: D102
+
+    def why_parked(self, lane: LaneKey) -> Shortfall | None: ...  # noqa: D102
 
 
 class RequestFuture(asyncio.Future[Response]):
@@ -22,12 +27,16 @@ class RequestFuture(asyncio.Future[Response]):
     provider may bill it.
     """
 
-    request: Request
-    request_id: int | None  # None until it is in the store
-    lane: LaneKey
-    is_running: bool
-    _on_cancel: Callable[[RequestFuture], None] | None
-    _why: Callable[[LaneKey], Shortfall | None]
+    __slots__ = ("_keeper", "is_running", "lane", "request", "request_id")
+
+    def __init__(
+        self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:  # fmt: skip
+        super().__init__(loop=loop)
+        self.request, self.lane, self._keeper = request, lane, keeper
+        self.request_id: int | None = None  # None until it is in the store
+        self.is_running = False
 
     @property
     def key(self) -> str | None:
@@ -40,8 +49,6 @@ class RequestFuture(asyncio.Future[Response]):
         if self.done():
             if self.cancelled():
                 return RequestState.CANCELLED
-            from scheduler.errors import DeadlineExceeded
-
             error = self.exception()
             if error is None:
                 return RequestState.SUCCEEDED
@@ -54,14 +61,14 @@ class RequestFuture(asyncio.Future[Response]):
     @property
     def parked(self) -> Shortfall | None:
         """Why the request is parked, how much is missing and until when; None: it is not."""
-        if self.done() or self.is_running:
+        if self.done() or self.is_running or self.lane is None or self._keeper is None:
             return None
-        return self._why(self.lane)
+        return self._keeper.why_parked(self.lane)
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel the request; see the class for what that costs."""
         if not super().cancel(msg):
             return False
-        if self._on_cancel is not None:
-            self._on_cancel(self)
+        if self._keeper is not None:
+            self._keeper.cancelled(self)
         return True

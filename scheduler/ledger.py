@@ -106,7 +106,8 @@ class Account:
 
     __slots__ = (
         "_changed", "available", "budget", "budget_id", "cap", "id", "index", "limit", "looked_ms", "oldest_ms",
-        "paused", "posted", "reserved", "slot_ms", "slots", "waiter", "waiter_changed", "warned",
+        "paused", "posted", "reserved", "slot_ms", "slots", "tell_at",
+        "waiter", "waiter_changed", "warned",
         "warned_changed", "warned_slot_ms",
     )  # fmt: skip
 
@@ -121,6 +122,7 @@ class Account:
         self.available = self.limit
         self.waiter: Waiter | None = None
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
+        self.tell_at = 0  # what is posted when the next threshold is passed
         self._changed: set[int] = set()
         self.waiter_changed = self.warned_changed = False
 
@@ -146,6 +148,7 @@ class Account:
                 self.posted += tally.posted
                 self.reserved += tally.reserved
         self.available = self.limit - self.posted - self.reserved
+        self._rearm()
         if self.waiter is not None and self.waiter.need > self.limit - self.posted:
             self.set_waiter(None)  # it cannot start before a reset or a raise: nothing delays it
 
@@ -194,23 +197,36 @@ class Account:
             self.waiter, self.waiter_changed = waiter, True
 
     def crossings(self, now_ms: int) -> Iterator[Crossing]:
-        """Thresholds newly passed by what is posted; call after settling."""
+        """Thresholds newly passed by what is posted; call when that reaches `tell_at`."""
         if self.limit == UNLIMITED or self.limit <= 0:
             return
         percent = self.posted * 100 // self.limit
-        rolling = self.cap.window.kind is WindowKind.ROLLING
-        if self.warned and ((rolling and percent < self.warned) or self._is_new_window(rolling)):
-            self.warned = max((t for t in THRESHOLDS if rolling and t <= percent), default=0)
-            self.warned_changed = True
         for threshold in THRESHOLDS:
             if self.warned < threshold <= percent:
                 self.warned, self.warned_slot_ms, self.warned_changed = threshold, self.slot_ms, True
                 yield Crossing(
                     self.budget, self.cap, threshold, self.posted, self.limit, self.frees_at_ms(now_ms)
                 )
+        self._set_tell_at()
 
-    def _is_new_window(self, rolling: bool) -> bool:
-        return not rolling and self.warned_slot_ms != self.slot_ms
+    def _rearm(self) -> None:
+        """A new window is told about anew; a rolling one once spending has fallen again."""
+        if self.warned:
+            told = self.warned
+            if self.cap.window.kind is not WindowKind.ROLLING:
+                told = self.warned if self.warned_slot_ms == self.slot_ms else 0
+            elif self.posted * 100 < told * self.limit:
+                told = max((t for t in THRESHOLDS if t * self.limit <= self.posted * 100), default=0)
+            if told != self.warned:
+                self.warned, self.warned_changed = told, True
+        self._set_tell_at()
+
+    def _set_tell_at(self) -> None:
+        percent = next((t for t in THRESHOLDS if t > self.warned), None)
+        if percent is None or self.limit == UNLIMITED or self.limit <= 0:
+            self.tell_at = UNLIMITED
+        else:
+            self.tell_at = -(-percent * self.limit // 100)
 
     def frees_at_ms(self, now_ms: int, missing: int = 1) -> int | None:
         """When at least `missing` will have left the window by itself; None: never."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
@@ -110,7 +110,7 @@ class Quote:
     is_bound: bool = True
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Request:
     """One call somebody wants answered. Do not change it after it was submitted.
 
@@ -133,6 +133,7 @@ class Request:
     """
 
     body: dict[str, Any]
+    _: KW_ONLY
     url: str = CHAT
     key: str | None = None
     provider: str | None = None

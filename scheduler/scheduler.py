@@ -50,6 +50,7 @@ from scheduler.stores.base import (
     Finished,
     NewRequest,
     Outcome,
+    Settlement,
     Store,
     Submitted,
     Turn,
@@ -130,7 +131,8 @@ class Scheduler:
         self._batches: list[tuple[list[NewRequest], asyncio.Future[list[Submitted]]]] = []
         self._ended: list[Attempt] = []
         self._cancels: list[int] = []
-        self._futures: dict[int, list[RequestFuture]] = {}
+        self._futures: dict[int, RequestFuture] = {}
+        self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
         self._elsewhere: set[int] = set()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._slots: dict[str, int] = dict.fromkeys(self._providers, concurrency)
@@ -232,10 +234,7 @@ class Scheduler:
         new = self._prepare(request, on_exceeded)
         new.is_kept = True
         self._check_room(1)
-        future = RequestFuture(loop=self._loop)
-        future.request, future.request_id, future.lane = new.request, None, new.lane
-        future.is_running = False
-        future._on_cancel, future._why = self._cancelled, self.store.shortfall
+        future = RequestFuture(new.request, new.lane, self, self._loop)
         self._inbox.append((new, future))
         self._tally.waiting += 1
         self._signal.set()
@@ -320,8 +319,7 @@ class Scheduler:
         except SchedulerClosed:
             raise
         except SchedulerError as error:
-            future = RequestFuture(loop=self._loop)
-            future.request, future.is_running, future._on_cancel = request, False, None
+            future = RequestFuture(request, None, None, self._loop)
             future.set_exception(error)
             return future
 
@@ -588,7 +586,7 @@ class Scheduler:
         for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
             if is_cancelled:
                 self._tally.end_waiting(RequestState.CANCELLED)
-                self._futures.pop(request_id, None)
+                self._take_futures(request_id)
         for request_id, lack in result.refused:
             self._tally.end_waiting(RequestState.FAILED)
             self._fail(request_id, exceeded(lack))
@@ -604,37 +602,51 @@ class Scheduler:
                 waiter.set_result(None)
 
     def _submitted(self, new: NewRequest, future: RequestFuture | None, submitted: Submitted) -> None:
-        finished = submitted.finished
         if submitted.is_known:
             self._tally.waiting -= 1
         if future is None:
             return
-        future.request_id = submitted.id
+        future.request_id = request_id = submitted.id
         if submitted.is_conflict:
             assert new.request.key is not None
             _set_exception(future, KeyConflict(new.request.key, new.request.job))
-        elif finished is not None:
-            _resolve_finished(future, finished)
+        elif submitted.finished is not None:
+            _resolve_finished(future, submitted.finished)
+        elif request_id in self._futures:
+            future.is_running = request_id in self._calls
+            self._twins.setdefault(request_id, []).append(future)
         else:
+            self._futures[request_id] = future
             if submitted.is_elsewhere:
-                self._elsewhere.add(submitted.id)
-            twins = self._futures.get(submitted.id)
-            if twins is None:
-                self._futures[submitted.id] = [future]
-                if future.cancelled():
-                    self._cancelled(future)
-            else:
-                future.is_running = submitted.id in self._calls
-                twins.append(future)
+                self._elsewhere.add(request_id)
+            if future.cancelled():
+                self.cancelled(future)
+
+    def _waiting_for(self, request_id: int) -> Sequence[RequestFuture]:
+        """Everybody who waits for a request."""
+        future = self._futures.get(request_id)
+        if future is None:
+            return ()
+        return (future, *self._twins.get(request_id, ())) if self._twins else (future,)
+
+    def _take_futures(self, request_id: int) -> Sequence[RequestFuture]:
+        """As `_waiting_for`, and forget them."""
+        futures = self._waiting_for(request_id)
+        self._futures.pop(request_id, None)
+        self._twins.pop(request_id, None)
+        return futures
 
     def _start(self, claimed: Claimed, now_ms: int) -> None:
-        request = claimed.request
-        name = request.provider or self._default_provider
-        self._slots[name] -= 1
         tally = self._tally
         tally.waiting -= 1
         tally.reserved_nusd += claimed.ceiling_nusd
-        for future in self._futures.get(claimed.request_id, ()):
+        if claimed.request_id in self._calls:
+            self._hand_back(claimed)
+            return
+        request = claimed.request
+        name = request.provider or self._default_provider
+        self._slots[name] -= 1
+        for future in self._waiting_for(claimed.request_id):
             future.is_running = True
         self._calls[claimed.request_id] = self._loop.create_task(self._call(name, claimed))
         if self._listeners and self._hears(events.Admitted):
@@ -644,6 +656,15 @@ class Scheduler:
                     claimed.ceiling_nusd, claimed.parked_ms,
                 )  # fmt: skip
             )
+
+    def _hand_back(self, claimed: Claimed) -> None:
+        """Others took this process for dead and queued again what it is still sending."""
+        settlement = Settlement(
+            claimed.reservation_id, claimed.request_id, Outcome.VOID, RequestState.QUEUED,
+            not_before_ms=self._clock.now_ms() + self.store.lease_ms, is_attempt=False,
+        )  # fmt: skip
+        self._ended.append(Attempt(claimed, settlement, is_sent=False))
+        self._signal.set()
 
     async def _call(self, name: str, claimed: Claimed) -> None:
         provider = self._providers[name]
@@ -661,7 +682,8 @@ class Scheduler:
 
     def _settled(self, ended: Attempt, is_first: bool, now_ms: int) -> None:
         claimed, settlement = ended.claimed, ended.settlement
-        self._calls.pop(claimed.request_id, None)
+        if ended.is_sent:
+            self._calls.pop(claimed.request_id, None)
         tally = self._tally
         tally.reserved_nusd -= claimed.ceiling_nusd
         if settlement.outcome is Outcome.POST:
@@ -676,7 +698,7 @@ class Scheduler:
             tally.suspense_nusd += claimed.ceiling_nusd
         if settlement.state is RequestState.QUEUED:
             tally.waiting += 1
-            for future in self._futures.get(claimed.request_id, ()):
+            for future in self._waiting_for(claimed.request_id):
                 future.is_running = False
                 if future.cancelled():
                     self._cancels.append(claimed.request_id)
@@ -688,7 +710,7 @@ class Scheduler:
             self._emit(_settled_event(ended, now_ms))
 
     def _resolve(self, ended: Attempt) -> None:
-        for future in self._futures.pop(ended.claimed.request_id, ()):
+        for future in self._take_futures(ended.claimed.request_id):
             if future.done():
                 continue
             if ended.response is not None:
@@ -700,7 +722,7 @@ class Scheduler:
 
     def _expired(self, request_id: int, waited_ms: int, now_ms: int) -> None:
         self._tally.end_waiting(RequestState.EXPIRED)
-        futures = self._futures.get(request_id, ())
+        futures = self._waiting_for(request_id)
         why = futures[0].parked if futures else None
         error = DeadlineExceeded(waited_ms, "" if why is None else f"parked: {why.reason}")
         if self._hears(events.Expired):
@@ -714,7 +736,7 @@ class Scheduler:
         self._fail(request_id, error)
 
     def _fail(self, request_id: int, error: SchedulerError) -> None:
-        for future in self._futures.pop(request_id, ()):
+        for future in self._take_futures(request_id):
             _set_exception(future, error)
 
     def _tell(self, result: TurnResult, now_ms: int) -> None:
@@ -747,12 +769,16 @@ class Scheduler:
             # A day at most: the computer's clock may be set while we wait.
             self._timer = self._loop.call_later(min(delay_s, 86_400), self._signal.set)
 
-    def _cancelled(self, future: RequestFuture) -> None:
+    def why_parked(self, lane: LaneKey) -> Shortfall | None:
+        """Why a lane is shut; for futures."""
+        return self.store.shortfall(lane)
+
+    def cancelled(self, future: RequestFuture) -> None:
         """A caller cancelled a future: remove the request, or end the call."""
         request_id = future.request_id
         if request_id is None:
             return  # still in the inbox: seen when it was submitted
-        twins = self._futures.get(request_id, ())
+        twins = self._waiting_for(request_id)
         if any(not twin.cancelled() for twin in twins):
             return  # somebody else still wants the answer
         call = self._calls.get(request_id)
@@ -784,14 +810,12 @@ class Scheduler:
             return
         for finished in await self.store.outcomes(tuple(self._elsewhere)):
             self._elsewhere.discard(finished.id)
-            for future in self._futures.pop(finished.id, ()):
+            for future in self._take_futures(finished.id):
                 _resolve_finished(future, finished)
 
     def _fail_waiting(self, error: SchedulerError) -> None:
-        for futures in self._futures.values():
-            for future in futures:
-                _set_exception(future, error)
-        self._futures.clear()
+        for request_id in list(self._futures):
+            self._fail(request_id, error)
         for _, future in self._inbox:
             if future is not None:
                 _set_exception(future, error)

@@ -251,7 +251,9 @@ def explanation(cap: Cap, at_ms: int) -> str:
     """What a cap means, for people."""
     window, kind = cap.window, cap.window.kind.value
     limit = (
-        "no limit, only counted" if cap.limit is None else f"at most {cap.format_amount(cap.limit)}"
+        "no limit, only counted"
+        if cap.limit is None
+        else f"at most {amount(cap.limit, cap.unit.value)}"
     )
     lines = [str(cap), f"  limit   {limit}", f"  window  {window.describe()}"]
     if kind == "calendar":

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1
 GIVE_UP_S = 120.0
-WORDS = "why does a queue that never overspends still finish every request it was given".split()
+TOPIC = "why does a queue that never overspends still finish every request it was given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,12 @@ class Seen:
     is_parked: bool = False
     parked_since_s: float = 0.0
     raised: bool = False
+
+    def is_time_to_raise(self, script: Script) -> bool:
+        """Whether the batch waits again for a while, after it went on by itself once."""
+        waited_s = time.monotonic() - self.parked_since_s
+        is_second = self.parks >= 2 and self.is_parked and not self.raised
+        return is_second and waited_s > script.parked_before_raise_s
 
 
 def register(app: typer.Typer) -> None:
@@ -113,10 +119,10 @@ def _make_folder(folder: Path | None) -> Path:
 
 def write_prompts(path: Path, count: int) -> None:
     """Write a batch file of requests of many sizes, for two models; always the same."""
-    rng = random.Random(7)
+    rng, topic = random.Random(7), TOPIC.split()
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            words = rng.choices(WORDS, k=rng.randint(5, 80))
+            words = rng.choices(topic, k=rng.randint(5, 80))
             body = {
                 "model": "sim-large" if rng.random() < 0.2 else "sim-small",
                 "messages": [{"role": "user", "content": " ".join(words)}],
@@ -139,3 +145,191 @@ def _environment() -> dict[str, str]:
     """This process's environment, without a real key: the demo must not show it to anybody."""
     hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "SCHEDULER_STORE")
     return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+@contextlib.contextmanager
+def simulated_server(script: Script) -> Iterator[str]:
+    """A simulated provider in its own process; gives its base URL."""
+    words = _command("simulate", "--port", "0", "--latency", script.latency, "--json")
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, env=_environment(), text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the simulated provider did not start (exit {server.wait()})")
+        url = json.loads(line)["url"]
+        _tell("server", f"$ scheduler simulate    # listens at {url}")
+        yield url
+    finally:
+        _end(server)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask a process to end, then make it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+async def _show(script: Script, place: Path, url: str) -> bool:
+    """Run the batch and the raise; returns whether the account is exact."""
+    run = start_batch(script, place, url)
+    told = threading.Thread(target=_pass_on, args=(run.stderr,), daemon=True)
+    told.start()
+    seen = Seen()
+    try:
+        await _watch(script, place, run, seen)
+    finally:
+        if run.poll() is None:
+            run.terminate()
+        told.join(5)
+        _end(run)
+    return await _account(script, place, url, run.returncode, seen)
+
+
+def start_batch(script: Script, place: Path, url: str) -> subprocess.Popen[str]:
+    """Start ``scheduler run`` on the demo's batch."""
+    words: Sequence[str | Path] = (
+        "run", place / "prompts.jsonl", "-o", place / "results.jsonl", "--base-url", url,
+        "--store", place / "demo.db", "--budget", script.limit, "-c", str(script.concurrency),
+        "--progress", "plain", *_prices(),
+    )  # fmt: skip
+    shown = f"prompts.jsonl -o results.jsonl --budget '{script.limit}' --base-url {url}"
+    _tell("batch", f"$ scheduler run {shown}")
+    return subprocess.Popen(_command(*words), stderr=subprocess.PIPE, env=_environment(), text=True)
+
+
+def _prices() -> list[str]:
+    from scheduler.providers.simulated import SIMULATED_PRICES
+
+    return [
+        word
+        for model, price in SIMULATED_PRICES.items()
+        for word in ("--price", f"{model}={price}")
+    ]
+
+
+def _pass_on(lines: IO[str] | None) -> None:
+    """Tell what the batch tells, as it comes."""
+    for line in lines or ():
+        _tell("batch", line.rstrip())
+
+
+def _tell(who: str, text: str) -> None:
+    """One line of what one of the terminals shows."""
+    say(f"{who:>6} │ {text}")
+
+
+async def _watch(script: Script, place: Path, run: subprocess.Popen[str], seen: Seen) -> None:
+    """Look at the store from outside until the batch ends; raise the limit when it waits again."""
+    store_file = place / "demo.db"
+    give_up_at_s = time.monotonic() + GIVE_UP_S
+    async with contextlib.AsyncExitStack() as stack:
+        store: Store | None = None
+        while run.poll() is None and time.monotonic() < give_up_at_s:
+            await asyncio.sleep(LOOK_S)
+            if store is not None:
+                await _look(store, seen)
+                if seen.is_time_to_raise(script):
+                    seen.raised = True
+                    await asyncio.to_thread(_raise_limit, script, place)
+            elif (place / "results.jsonl").exists() and store_file.exists():
+                store = await stack.enter_async_context(opened(str(store_file)))
+
+
+async def _look(store: Store, seen: Seen) -> None:
+    """Note how much is promised, and whether the batch waits for money."""
+    from scheduler.request import RequestState
+
+    for status in await store.budgets(now_ms()):
+        for cap in status.caps:
+            name, used = str(cap.cap), cap.posted + cap.reserved
+            seen.most_nusd[name] = max(used, seen.most_nusd.get(name, 0))
+    counts = await store.counts()
+    waits = counts.parked > 0 and counts.running == 0
+    if waits and not seen.is_parked:
+        seen.parks += 1
+        seen.parked_since_s = time.monotonic()
+        rows = await store.queue([RequestState.PARKED], now_ms(), limit=1)
+        if rows and rows[0].shortfall is not None:
+            why = sentence(rows[0].shortfall, now_ms())
+            _tell("demo", f"{plural(counts.parked, 'request')} parked: {why}")
+    elif seen.is_parked and not waits and not seen.raised:
+        _tell("demo", "money is free again: what was parked goes on by itself")
+    seen.is_parked = waits
+    seen.most_parked = max(seen.most_parked, counts.parked)
+
+
+def _raise_limit(script: Script, place: Path) -> None:
+    """What anybody may do from another terminal."""
+    _tell("you", f"$ scheduler budget set default '{script.raised}'    # from another process")
+    words = _command("budget", "set", "default", script.raised, "--store", place / "demo.db")
+    done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=30)
+    for line in (done.stdout + done.stderr).splitlines():
+        _tell("you", line)
+
+
+# The account
+
+
+async def _account(script: Script, place: Path, url: str, code: int, seen: Seen) -> bool:
+    """Compare everybody's numbers; tell them; returns whether they all agree."""
+    async with opened(str(place / "demo.db")) as store:
+        spend = await store.spend("model")
+        audit = await store.audit(now_ms())
+    with (place / "results.jsonl").open(encoding="utf-8") as file:
+        results = sum(1 for _ in file)
+    billed = await asyncio.to_thread(_billed, url)
+    say("")
+    rows, is_exact = account(script.requests, code, results, spend, audit, billed)
+    print(table(("the account", "", ""), rows))
+    limits = [(cap, format_usd(most), "never above") for cap, most in seen.most_nusd.items()]
+    print("\n" + table(("limit", "most spent + reserved at any look", ""), limits))
+    say(f"\nThe files are in {place}. Look around:")
+    say(f"  scheduler status --store {place / 'demo.db'}")
+    say(f"  scheduler spend --by model --store {place / 'demo.db'}")
+    return is_exact
+
+
+def _billed(url: str) -> dict[str, Any]:
+    """The simulated provider's own count, which knows nothing of the ledger."""
+    from urllib.request import ProxyHandler, build_opener
+
+    base = url.removesuffix("/").removesuffix("/v1")
+    with build_opener(ProxyHandler({})).open(f"{base}/billed", timeout=10) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def account(
+    requests: int,
+    code: int,
+    results: int,
+    spend: Sequence[SpendRow],
+    audit: Audit,
+    billed: dict[str, Any],
+) -> tuple[list[tuple[str, str, str]], bool]:
+    """Lines of the final account, and whether everything agrees."""
+    posted = sum(row.posted_nusd for row in spend)
+    reserved = sum(row.reserved_nusd for row in spend)
+    checks = [
+        ("results written", f"{results} of {requests}", results == requests and code == 0),
+        ("the provider billed", format_usd(billed["billed_nusd"]), True),
+        ("the ledger says", format_usd(posted), posted == billed["billed_nusd"]),
+        ("still reserved", format_usd(reserved), reserved == 0),
+        ("calls billed", str(billed["calls"]), billed["calls"] == requests),
+        (
+            "audit",
+            f"{plural(audit.balances, 'balance')} recomputed, {len(audit.discrepancies)} off",
+            not audit.discrepancies,
+        ),
+    ]
+    rows = [(name, text, "ok" if is_fine else "WRONG") for name, text, is_fine in checks]
+    return rows, all(is_fine for _, _, is_fine in checks)

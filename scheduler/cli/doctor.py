@@ -32,13 +32,9 @@ if TYPE_CHECKING:
     from scheduler.stats import Counts
     from scheduler.stores.base import Store
 
-PACKAGES = (
-    "anyio", "httpx", "aiosqlite", "tenacity", "pydantic", "genai-prices", "pyreqwest", "typer",
-    "rich", "tzdata",
-)  # fmt: skip
+PACKAGES = ("anyio", "httpx", "aiosqlite", "tenacity", "pydantic", "genai-prices", "typer", "rich")
 OLDEST_PYTHON = (3, 11)
 EARLIEST_MS = 1_735_689_600_000  # 2025: a clock before it is not set
-WAL_BROKEN = ((3, 7, 0), (3, 51, 2))  # SQLite versions that can corrupt a WAL, first and last
 OLD_PRICES_DAYS = 120
 
 
@@ -127,22 +123,33 @@ def check_engine() -> Check:
         import pyreqwest  # noqa: F401 - only whether it can be loaded on this machine
     except ImportError as error:
         return Check("engine", Verdict.NOTE, f"httpx (slower): pyreqwest does not load: {error}")
-    return Check("engine", Verdict.OK, "pyreqwest")
+    from importlib.metadata import version
+
+    return Check("engine", Verdict.OK, f"pyreqwest {version('pyreqwest')}")
 
 
 def check_sqlite(store: str) -> Check:
-    """Which SQLite, and which journal mode the store's file has."""
+    """Which SQLite, which journal mode is safe with it, and which one the store's file has."""
     import sqlite3
 
-    finding = sqlite3.sqlite_version
-    first, last = WAL_BROKEN
-    if first <= sqlite3.sqlite_version_info <= last:
-        finding += " (write-ahead log not safe with several processes)"
+    from scheduler.stores.sqlite import OLDEST_SQLITE, journal_mode
+
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        return Check("sqlite", Verdict.BAD, f"{sqlite3.sqlite_version} is older than {oldest}")
+    wanted = journal_mode()
+    why = "" if wanted == "wal" else " (its write-ahead log is not safe for several processes)"
+    finding = f"{sqlite3.sqlite_version}, journal mode {wanted}{why}"
     path = store_path(store)
-    if path is not None and path.is_file():
+    if path is not None and path.is_file() and _is_sqlite(path):
         mode, _ = _pragmas(path)
-        finding += f"; the store's journal mode is {mode}"
+        finding += f"; the store's file: {mode}"
     return Check("sqlite", Verdict.OK, finding)
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def _pragmas(path: Path) -> tuple[str, int]:

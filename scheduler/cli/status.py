@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 200  # parked requests looked at to tell why they wait
 REFRESH_S = 1.0
+SPEND_EVERY = 10  # refreshes; summing the spend reads every reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,10 @@ def status(
         print(describe(picture))
 
 
-async def look(store: Store, url: str, job: str | None = None) -> Picture:
-    """Take a picture of an open store."""
+async def look(
+    store: Store, url: str, job: str | None = None, spend: Sequence[SpendRow] | None = None
+) -> Picture:
+    """Take a picture of an open store; `spend` None: sum that, too."""
     from scheduler.request import RequestState
 
     at_ms = now_ms()
@@ -81,7 +85,7 @@ async def look(store: Store, url: str, job: str | None = None) -> Picture:
         counts=counts,
         shortfalls=tuple(shortfalls.values()),
         budgets=tuple(await store.budgets(at_ms)),
-        spend=tuple(await store.spend("model")),
+        spend=tuple(await store.spend("model") if spend is None else spend),
     )
 
 
@@ -223,11 +227,14 @@ def _watch(url: str, job: str | None) -> None:
 
     async def redraw() -> None:
         async with opened(url) as store:
-            first = Text(describe(await look(store, url, job)))
-            with Live(first, console=Console(file=sys.stdout), auto_refresh=False) as live:
-                while True:
+            picture = await look(store, url, job)
+            console = Console(file=sys.stdout)
+            with Live(Text(describe(picture)), console=console, auto_refresh=False) as live:
+                for turn in itertools.count(1):
                     await asyncio.sleep(REFRESH_S)
-                    live.update(Text(describe(await look(store, url, job))), refresh=True)
+                    known = picture.spend if turn % SPEND_EVERY else None
+                    picture = await look(store, url, job, known)
+                    live.update(Text(describe(picture)), refresh=True)
 
     try:
         asyncio.run(redraw())

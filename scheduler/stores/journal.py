@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scheduler.ledger import Account, Needs, ReservationState, Tally
 from scheduler.stats import SpendRow
@@ -37,8 +37,7 @@ class _Sum:
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     minute_ms: int
     budgets: tuple[int, ...]
     model: str
@@ -51,6 +50,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._sums: dict[_Key, _Sum] = {}
+        self._last: tuple[tuple[object, ...], _Sum] = ((), _Sum())  # most come in runs
         self.count = 0  # settled reservations, voided ones too
         self.overruns = 0
 
@@ -61,14 +61,28 @@ class Journal:
             return
         self.overruns += hold.nusd > hold.needs[0]
         made_at_ms = hold.made_at_ms
+        run = (made_at_ms, hold.budgets, hold.model, hold.job)
+        if self._last[0] == run:
+            total = self._last[1]
+        else:
+            total = self._sum_of(hold, accounts)
+            self._last = run, total
+        total.attempts += 1
+        total.nusd += hold.nusd
+        total.tokens += hold.tokens
+
+    def forget_run(self) -> None:
+        """Accounts were defined anew: sums of the next hold are found afresh."""
+        self._last = ((), _Sum())
+
+    def _sum_of(self, hold: Hold, accounts: Sequence[Account]) -> _Sum:
+        made_at_ms = hold.made_at_ms
         slots = tuple([(a.id, a.cap.window.slot_start_ms(made_at_ms)) for a in accounts])
         key = _Key(made_at_ms - made_at_ms % _MINUTE_MS, hold.budgets, hold.model, hold.job, slots)
         total = self._sums.get(key)
         if total is None:
             total = self._sums[key] = _Sum()
-        total.attempts += 1
-        total.nusd += hold.nusd
-        total.tokens += hold.tokens
+        return total
 
     def replay(self, account: Account, holds: Iterable[Hold]) -> None:
         """Recompute an account's slots from everything posted and all `holds` still open.

@@ -52,6 +52,7 @@ class Lanes:
         self._by_id: dict[int, Lane] = {}
         self._open: dict[int, Lane] = {}  # open, with something waiting
         self._wakes: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (need, lane, version)
+        self._held: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (-need, …)
         self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
         self._changed: dict[int, Lane] = {}
         self._counted: dict[int, Lane] = {}  # more or fewer wait than when last told
@@ -95,10 +96,6 @@ class Lanes:
         """Lanes worth a look, in order of priority."""
         return sorted(self._open.values(), key=lambda lane: lane.key.priority)
 
-    def blocking(self) -> list[int]:
-        """Ids of the accounts whose change may open a lane."""
-        return [account_id for account_id, heap in self._wakes.items() if heap]
-
     def settle(self, lane: Lane, verdict: Verdict, now_ms: int) -> None:
         """Shut the lane or leave it open, as the plan found."""
         if not lane.waiting or verdict.shortfall is None:
@@ -109,27 +106,37 @@ class Lanes:
         self._note(lane)
         for account_id, need in verdict.wakes.items():
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
-        if verdict.shortfall.resumes_at_ms is not None:
-            heapq.heappush(self._due, (verdict.shortfall.resumes_at_ms, lane.id, lane.version))
+        for account_id, need in verdict.held.items():
+            heapq.heappush(self._held.setdefault(account_id, []), (-need, lane.id, lane.version))
+        if verdict.resumes_at_ms is not None:
+            heapq.heappush(self._due, (verdict.resumes_at_ms, lane.id, lane.version))
 
     def wake(self, account: Account, now_ms: int) -> None:
-        """Open the lanes that lacked no more than the account has now."""
-        heap = self._wakes.get(account.id)
-        if not heap or account.paused:
+        """Open the lanes an account's change matters to.
+
+        Those that lacked no more than it has now, and those that waited for calls
+        under way which have turned out to spend the money.
+        """
+        if account.paused:
             return
+        heap = self._wakes.get(account.id)
         while heap and heap[0][0] <= account.available:
-            _, lane_id, version = heapq.heappop(heap)
-            lane = self._by_id[lane_id]
-            if lane.version == version and lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+            self._pop(heap, now_ms)
+        heap = self._held.get(account.id)
+        while heap and -heap[0][0] > account.limit - account.posted:
+            self._pop(heap, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
         """Open the lanes whose window has ended."""
         while self._due and self._due[0][0] <= now_ms:
-            _, lane_id, version = heapq.heappop(self._due)
-            lane = self._by_id[lane_id]
-            if lane.version == version and lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+            self._pop(self._due, now_ms)
+
+    def _pop(self, heap: list[tuple[int, int, int]], now_ms: int) -> None:
+        """Open the lane of a heap's first entry, unless that entry is stale."""
+        _, lane_id, version = heapq.heappop(heap)
+        lane = self._by_id[lane_id]
+        if lane.version == version and lane.shortfall is not None:
+            self._reopen(lane, now_ms)
 
     def wake_all(self, now_ms: int) -> None:
         """Open every lane: budgets were defined anew, or somebody else was first in line."""

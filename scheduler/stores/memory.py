@@ -188,7 +188,7 @@ class MemoryStore(Store):
         for account in accounts:
             cost = cost_in(account.index, hold.nusd, hold.tokens)
             account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
-            if new is ReservationState.POSTED:
+            if new is ReservationState.POSTED and account.posted >= account.tell_at:
                 crossings.extend(account.crossings(now_ms))
             self._lanes.wake(account, now_ms)
         if new in (ReservationState.POSTED, ReservationState.VOIDED):
@@ -384,6 +384,7 @@ class MemoryStore(Store):
                 known.accounts.append(account)
             self._accounts[known.id] = known.accounts
         self._of_lane.clear()
+        self._journal.forget_run()
         self._look_at_all(now_ms)
         self._lanes.wake_all(now_ms)
 

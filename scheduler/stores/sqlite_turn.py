@@ -274,7 +274,7 @@ class Transactions:
             self._load_slot(account, account.cap.window.slot_start_ms(hold.made_at_ms))
             cost = cost_in(account.index, settlement.nusd, settlement.tokens)
             account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
-            if new is ReservationState.POSTED:
+            if new is ReservationState.POSTED and account.posted >= account.tell_at:
                 result.crossings.extend(account.crossings(now_ms))
             self.lanes.wake(account, now_ms)
         if new is ReservationState.POSTED:

@@ -1,0 +1,266 @@
+"""What does an HTTP answer mean? An answer, or an error that says whether it was billed.
+
+    2xx, a JSON object                       an answer
+    2xx, anything else                       BadAnswer            unknown
+    3xx                                      ProviderRefused      not billed: never followed
+    401, 403                                 CredentialsRefused   not billed
+    429                                      RateLimited          not billed
+    other 4xx                                ProviderRefused      not billed
+    503, 529 with the provider's own error   ProviderOverloaded   not billed: it did no work
+    other 5xx                                ProviderOverloaded   unknown
+
+`read_answer` is the only judge of this, for real providers and for the simulated one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+from pydantic_core import from_json
+
+from scheduler.duration import parse_duration_ms
+from scheduler.errors import (
+    BadAnswer,
+    CallFailed,
+    ConfigError,
+    CredentialsRefused,
+    ProviderError,
+    ProviderOverloaded,
+    ProviderRefused,
+    RateLimited,
+)
+from scheduler.providers.base import Answer
+from scheduler.usage import extract_usage, reported_cost_nusd
+
+MAX_EXCERPT_CHARS = 200
+MAX_MESSAGE_CHARS = 1000
+MAX_RETRY_AFTER_MS = 86_400_000
+HIDDEN = "[hidden]"
+
+_DID_NO_WORK = frozenset({503, 529})
+_RETRYABLE_REFUSALS = frozenset({408, 409, 425})
+_NO_CREDIT_CODES = frozenset({
+    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded", "organization_usage_limit_exceeded",
+    "billing_hard_limit_reached", "budget_exceeded", "key_budget_exceeded",
+    "enforced_spend_limit_reached", "credit_limit",
+})  # fmt: skip
+_NO_CREDIT_WORDS = ("credit balance is too low", "insufficient credits", "exceeded your current quota")
+_RESULTS = ("choices", "output", "data", "results")
+
+
+def read_answer(
+    status: int, headers: Mapping[str, str], content: bytes | memoryview, secret: str = ""
+) -> Answer:
+    """Turn what came back into an answer.
+
+    Args:
+        headers: Names in lower case, or found in any case.
+        secret: A key that must not appear in an error, even if the other side repeats it.
+
+    Raises:
+        CallFailed: One of its leaves; the module docstring says which.
+    """
+    if not 200 <= status < 300:
+        raise read_error(status, headers, content, secret)
+    body = _decode(content)
+    if type(body) is not dict:
+        _raise_bad_answer(status, content, secret, was_json=body is not _NOTHING)
+    if body.get("error") and not any(body.get(name) for name in _RESULTS):
+        message, code = _message(body)
+        said = f" {code}" if code else ""
+        problem = f"a success status with an error in it{said}: {_hide(message, secret)}"
+        raise BadAnswer(problem, status, _hide_in(body, secret))
+    return Answer(
+        body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
+        headers,
+    )  # fmt: skip
+
+
+_NOTHING = object()
+
+
+def _decode(content: bytes | memoryview) -> Any:
+    """The JSON value, or `_NOTHING` if it is not JSON."""
+    try:
+        return from_json(content)
+    except ValueError:
+        pass
+    try:
+        # Python's decoder takes what the quick one does not, such as half a surrogate pair:
+        # an answer that was paid for is not thrown away for that.
+        return json.loads(bytes(content))
+    except (ValueError, RecursionError):
+        return _NOTHING
+
+
+def _raise_bad_answer(
+    status: int, content: bytes | memoryview, secret: str, was_json: bool
+) -> NoReturn:
+    excerpt = _excerpt(content, secret)
+    start = bytes(content[:200]).lstrip()[:1]
+    if was_json:
+        problem = "JSON, but not an object"
+    elif not len(content):
+        problem = "an empty body"
+    elif start == b"<":
+        problem = "HTML instead of JSON; is the base URL right, is there a proxy or login page?"
+    elif start in (b"{", b"["):
+        problem = "broken or truncated JSON"
+    else:
+        problem = "something that is not JSON; is the base URL right?"
+    shown = f": {excerpt!r}" if excerpt else ""
+    raise BadAnswer(f"HTTP {status} with {problem}{shown}", status, excerpt)
+
+
+def _excerpt(content: bytes | memoryview, secret: str) -> str:
+    # Hidden before it is cut, so that no half of a key is left at the end.
+    text = _hide(bytes(content[: 4 * MAX_EXCERPT_CHARS + len(secret)]).decode("utf-8", "replace"), secret)
+    return _cut(" ".join(text.split()), MAX_EXCERPT_CHARS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _hide(text: str, secret: str) -> str:
+    return text.replace(secret, HIDDEN) if secret else text
+
+
+def _hide_in(body: Any, secret: str) -> Any:
+    if not secret:
+        return body
+    text = json.dumps(body)
+    quoted = json.dumps(secret)[1:-1]
+    return json.loads(text.replace(quoted, HIDDEN)) if quoted in text else body
+
+
+# Errors
+
+
+def read_error(
+    status: int, headers: Mapping[str, str], content: bytes | memoryview, secret: str = ""
+) -> ProviderError:
+    """Turn an error status and its body into the error that stands for it."""
+    body = _decode(content)
+    is_json = type(body) is dict
+    if is_json:
+        body = _hide_in(body, secret)
+        message, code = _message(body)
+    else:
+        body = _excerpt(content, secret)
+        message, code = body, None
+    if 300 <= status < 400:
+        where = _hide(headers.get("location", "elsewhere"), secret)
+        message = f"redirected to {_cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
+    message = _cut(_hide(message, secret), MAX_MESSAGE_CHARS) or "no reason given"
+    kind = _kind(status)
+    error = kind(status, message, code, body, _retry_after_ms(headers))
+    if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in body:
+        error.is_billed = False
+    if status in _RETRYABLE_REFUSALS:
+        error.is_retryable = True
+    should_retry = headers.get("x-should-retry")
+    if should_retry in ("true", "false"):
+        error.is_retryable = should_retry == "true"
+    if is_out_of_credit(error):
+        error.is_retryable = False
+    return error
+
+
+def _kind(status: int) -> type[ProviderError]:
+    if status in (401, 403):
+        return CredentialsRefused
+    if status == 429:
+        return RateLimited
+    return ProviderOverloaded if status >= 500 else ProviderRefused
+
+
+def _message(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The provider's own words and code, wherever it puts them."""
+    error = body.get("error")
+    found = error if isinstance(error, dict) else body
+    message = next(
+        (found[name] for name in ("message", "detail", "error") if found.get(name)), None
+    )
+    if message is None:
+        message = body
+    code = next(
+        (found[name] for name in ("code", "type") if isinstance(found.get(name), str | int)), None
+    )
+    text = message if isinstance(message, str) else json.dumps(message)
+    return " ".join(text.split()), None if code in (None, "") else str(code)
+
+
+def is_out_of_credit(error: CallFailed) -> bool:
+    """Whether the provider says that the account's money is gone, so that trying again is useless.
+
+    >>> is_out_of_credit(RateLimited(429, "check your plan", "insufficient_quota"))
+    True
+    >>> is_out_of_credit(RateLimited(429, "slow down", "rate_limit_exceeded"))
+    False
+    """
+    if not isinstance(error, ProviderError) or error.status not in (400, 402, 403, 412, 422, 429):
+        return False
+    if error.status == 402:
+        return True
+    text = error.message.lower()
+    if error.code == "credit_limit":  # some providers use it for plain rate limits too
+        return "credit" in text and "per minute" not in text
+    return error.code in _NO_CREDIT_CODES or any(words in text for words in _NO_CREDIT_WORDS)
+
+
+def _retry_after_ms(headers: Mapping[str, str]) -> int | None:
+    """How long the provider asks to wait: in milliseconds, seconds, until a date, or by its limits."""
+    for name, unit_ms in (("retry-after-ms", 1), ("retry-after", 1000)):
+        value = headers.get(name)
+        if value:
+            try:
+                wait_ms = float(value) * unit_ms
+            except ValueError:
+                continue
+            if wait_ms == wait_ms:  # not a NaN
+                return int(min(max(wait_ms, 0), MAX_RETRY_AFTER_MS))
+    date = headers.get("retry-after")
+    if date:
+        try:
+            until_s = parsedate_to_datetime(date).timestamp()
+            # Measured by the other side's own clock if it tells the time: ours may be off.
+            told = headers.get("date")
+            now_s = parsedate_to_datetime(told).timestamp() if told else time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return int(min(max(until_s - now_s, 0) * 1000, MAX_RETRY_AFTER_MS))
+    return _reset_ms(headers)
+
+
+def _reset_ms(headers: Mapping[str, str]) -> int | None:
+    """When the limit that is used up has room again."""
+    waits_ms = []
+    for unit in ("requests", "tokens"):
+        reset = headers.get(f"x-ratelimit-reset-{unit}")
+        if reset and headers.get(f"x-ratelimit-remaining-{unit}") == "0":
+            try:
+                waits_ms.append(parse_duration_ms(reset, "x-ratelimit-reset"))
+            except ConfigError:
+                continue
+    return min(max(waits_ms), MAX_RETRY_AFTER_MS) if waits_ms else None
+
+
+def refuse_streaming(body: Mapping[str, Any]) -> None:
+    """Refuse a body that asks for a stream, before anything is sent.
+
+    Raises:
+        ProviderRefused: Not billed.
+    """
+    if body.get("stream"):
+        raise ProviderRefused(
+            400,
+            "streamed answers cannot be accounted for; leave 'stream' out of the body "
+            "(nothing was sent)",
+            "stream_unsupported",
+        )

@@ -1,0 +1,95 @@
+"""How any async callable becomes a provider, with a quote and a price of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+from scheduler.money import parse_usd
+from scheduler.providers.base import Answer, Provider
+from scheduler.request import Quote, Request
+from scheduler.usage import extract_usage, reported_cost_nusd
+
+Dollars = str | int | float | Decimal
+"""An amount in US dollars: ``"$0.02"``, ``0.02``, ``Decimal("0.02")``; the int 2 is two dollars."""
+
+
+class FunctionProvider(Provider):
+    """Calls ``await call(request)`` and prices it by rules of your own.
+
+    What the callable returns becomes the response's body; a dict in the shape of OpenAI's has
+    its usage read. It may also return an `Answer` and fill in more. Any `CallFailed` it raises
+    is taken at its word; any other exception counts as an unknown outcome.
+
+    Args:
+        name: What `Request.provider` refers to.
+        call: The work.
+        quote: The most one attempt may cost: dollars, a `Quote` (nano-dollars, with tokens and
+            an expected cost), or a function from the request to either.
+        cost: From the request and what `call` returned to dollars; None for "it does not
+            say", so that the ceiling is charged. Without this function an attempt costs what
+            the answer itself reports, else its ceiling.
+
+    Example:
+        >>> async def translate(request):
+        ...     return {"text": request.body["text"].upper()}
+        >>> provider = FunctionProvider("translator", translate, quote="$0.001", cost=None)
+        >>> provider.tariff.quote(Request({"text": "hello"})).ceiling_nusd
+        1000000
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[Request], Awaitable[Any]],
+        *,
+        quote: Dollars | Quote | Callable[[Request], Dollars | Quote],
+        cost: Callable[[Request, Any], Dollars | None] | None = None,
+    ) -> None:
+        self.name = name
+        self._call = call
+        self.tariff = _OwnTariff(quote, cost)
+
+    async def send(self, request: Request) -> Answer:
+        """Make one attempt."""
+        result = await self._call(request)
+        if type(result) is Answer:
+            return result
+        if type(result) is dict and "usage" in result:
+            return Answer(result, 200, extract_usage(result), reported_cost_nusd(result))
+        return Answer(result)
+
+
+class _OwnTariff:
+    """A quote and a cost as functions, in nano-dollars."""
+
+    def __init__(
+        self,
+        quote: Dollars | Quote | Callable[[Request], Dollars | Quote],
+        cost: Callable[[Request, Any], Dollars | None] | None,
+    ) -> None:
+        self._ask = quote if callable(quote) else None
+        self._fixed = None if callable(quote) else _as_quote(quote)
+        self._cost = cost
+
+    def quote(self, request: Request) -> Quote:
+        """Most and likely cost of one attempt."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self._ask is not None
+        return _as_quote(self._ask(request))
+
+    def cost_nusd(self, request: Request, answer: Answer) -> int | None:
+        """What the answer cost; None if nobody says."""
+        if self._cost is None:
+            return answer.cost_nusd
+        dollars = self._cost(request, answer.body)
+        return None if dollars is None else parse_usd(dollars, "cost")
+
+
+def _as_quote(value: Dollars | Quote) -> Quote:
+    if isinstance(value, Quote):
+        return value
+    nusd = parse_usd(value, "quote")
+    return Quote(nusd, nusd)

@@ -1,0 +1,321 @@
+"""What would a provider answer? Bodies in OpenAI's shapes, and the tokens in them.
+
+Pure: the same question gets the same answer. Tokens are counted by a rule of our own that
+is easy to check by hand: four characters of input are a token, a message costs four more,
+a word of output is a token. The counts in an answer are exactly what is billed for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.request import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    ENDPOINTS,
+    MODERATIONS,
+    RESPONSES,
+    Usage,
+)
+
+CHARS_PER_TOKEN = 4
+MESSAGE_TOKENS = 4
+IMAGE_TOKENS = {"low": 85}
+LARGE_IMAGE_TOKENS = 765
+MAX_CHOICES = 128
+MAX_OUTPUT_TOKENS = 4096  # for a request that sets no cap
+DIMENSIONS = 8
+MAX_DIMENSIONS = 3072
+
+_CAPS = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    RESPONSES: ("max_output_tokens",),
+    COMPLETIONS: ("max_tokens",),
+}
+_INPUTS = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}  # all others: "input"
+_WORDS = (
+    "a request leaves only when money was put aside for it and what does not fit today waits "
+    "for the next window or for a raise so nothing fails because a budget is spent and every "
+    "answer costs what the ledger says it cost no more and no less while the queue keeps its "
+    "order and the one who waits longest goes first among equals"
+).split()
+_CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
+
+
+class Invalid(ValueError):
+    """The body is not one the endpoint takes: what is wrong, and with which field."""
+
+    def __init__(self, problem: str, param: str | None = None) -> None:
+        super().__init__(problem, param)
+        self.problem, self.param = problem, param
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What matters of a request for answering and billing it.
+
+    Attributes:
+        cap: The most output tokens of one choice; None: the request sets none.
+        choices: How many answers are wanted.
+        generated: How many answers are made, and billed: more than `choices` with ``best_of``.
+        fingerprint: Same question, same number.
+    """
+
+    url: str
+    model: str
+    input_tokens: int
+    inputs: int
+    cap: int | None
+    choices: int
+    generated: int
+    fingerprint: int
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the endpoint generates text."""
+        return self.url in _CAPS
+
+
+def read_question(url: str, body: Mapping[str, Any]) -> Question:
+    """Understand a request, as strictly as a provider would.
+
+    Raises:
+        Invalid: No model, no input, or a cap or count that is not a positive integer.
+    """
+    if url not in ENDPOINTS:
+        raise Invalid(f"Unknown request URL: POST {url}")
+    model = body.get("model")
+    if url == MODERATIONS:
+        model = model or "sim-moderation"
+    if not isinstance(model, str) or not model:
+        raise Invalid("you must provide a model parameter", "model")
+    name = _INPUTS.get(url, "input")
+    given = body.get(name)
+    if not given or not isinstance(given, (list,) if url == CHAT else (str, list)):
+        raise Invalid(f"Missing or empty required parameter: '{name}'.", name)
+    caps = [_positive(body, field) for field in _CAPS.get(url, ()) if body.get(field) is not None]
+    choices = _positive(body, "n", 1, MAX_CHOICES) if url in (CHAT, COMPLETIONS) else 1
+    best_of = _positive(body, "best_of", 1, MAX_CHOICES) if url == COMPLETIONS else 1
+    inputs = _count_inputs(given) if url != CHAT else 1
+    generated = max(choices, best_of)
+    if url == COMPLETIONS:
+        choices, generated = choices * inputs, generated * inputs
+    return Question(
+        url, model, _input_tokens(url, body, given), inputs, min(caps, default=None), choices,
+        generated, fingerprint(body),
+    )  # fmt: skip
+
+
+def _positive(body: Mapping[str, Any], field: str, default: int = 1, most: int = 1 << 40) -> int:
+    value = body.get(field)
+    if value is None:
+        return default
+    if type(value) is not int or not 1 <= value <= most:
+        raise Invalid(f"Invalid '{field}': {value!r} is not an integer from 1 to {most}.", field)
+    return value
+
+
+def _count_inputs(given: str | list[Any]) -> int:
+    """How many texts; a list of token numbers is one text."""
+    return 1 if isinstance(given, str) or isinstance(given[0], int) else len(given)
+
+
+def fingerprint(body: Mapping[str, Any]) -> int:
+    """A number that depends on nothing but the body."""
+    return zlib.crc32(json.dumps(body, sort_keys=True, default=str).encode())
+
+
+# Counting
+
+
+def _input_tokens(url: str, body: Mapping[str, Any], given: str | list[Any]) -> int:
+    tokens = _tokens(given)
+    if url == CHAT:
+        tokens += 3  # what primes the reply
+    for extra in ("instructions", "tools", "functions", "response_format", "text"):
+        if body.get(extra):
+            tokens += _json_tokens(body[extra])
+    return tokens
+
+
+def _tokens(value: Any) -> int:
+    """Tokens of a text, of a list of tokens, of a message, of a part, or of a list of these."""
+    if isinstance(value, str):
+        return -(-len(value) // CHARS_PER_TOKEN)
+    if isinstance(value, list):
+        return sum(1 if isinstance(item, int) else _tokens(item) for item in value)
+    if not isinstance(value, dict):
+        return _json_tokens(value)
+    if "content" in value or "role" in value:
+        rest = {k: v for k, v in value.items() if k not in ("content", "role") and v}
+        content = value.get("content")
+        return MESSAGE_TOKENS + _tokens(content or "") + (_json_tokens(rest) if rest else 0)
+    if isinstance(value.get("text"), str):
+        return _tokens(value["text"])
+    if "image_url" in value:
+        holder = value["image_url"] if isinstance(value["image_url"], dict) else value
+        return IMAGE_TOKENS.get(str(holder.get("detail")), LARGE_IMAGE_TOKENS)
+    return _json_tokens(value)
+
+
+def _json_tokens(value: Any) -> int:
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    return -(-len(text) // CHARS_PER_TOKEN)
+
+
+# Answering
+
+
+def make_answer(
+    question: Question, lengths: list[int], number: int, created_s: int, reasoning_tokens: int = 0
+) -> tuple[dict[str, Any], Usage]:
+    """The body of an answer, and the usage in it.
+
+    Args:
+        lengths: Output tokens of every generated answer, those not returned included.
+        number: Counts calls; makes ids unique.
+        reasoning_tokens: How many tokens of each answer are thought and not shown.
+    """
+    output_tokens = sum(lengths)
+    usage = Usage(
+        question.input_tokens, output_tokens, reasoning_tokens=reasoning_tokens * len(lengths)
+    )
+    texts = [
+        _text(max(0, length - reasoning_tokens), question.fingerprint + place)
+        for place, length in enumerate(lengths[: question.choices])
+    ]
+    ends = ["length" if length == question.cap else "stop" for length in lengths]
+    if question.url == RESPONSES:
+        return _response(question, texts[0], ends[0], usage, number, created_s), usage
+    if question.url == EMBEDDINGS:
+        raise AssertionError("embeddings have no lengths; call make_embeddings")
+    is_chat = question.url == CHAT
+    choices = [
+        {
+            "index": place,
+            **(
+                {"message": {"role": "assistant", "content": text, "refusal": None}}
+                if is_chat
+                else {"text": text}
+            ),
+            "logprobs": None,
+            "finish_reason": end,
+        }
+        for place, (text, end) in enumerate(zip(texts, ends, strict=False))
+    ]
+    body = {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-sim{number:08d}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": created_s,
+        "model": question.model,
+        "choices": choices,
+        "usage": usage_body(question.url, usage),
+    }
+    return body, usage
+
+
+def _text(words: int, start: int) -> str:
+    start %= len(_WORDS)
+    repeats = (start + words) // len(_WORDS) + 1
+    return " ".join((_WORDS * repeats)[start : start + words])
+
+
+def usage_body(url: str, usage: Usage) -> dict[str, Any]:
+    """Usage as the endpoint writes it."""
+    if url == EMBEDDINGS:
+        return {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
+    into, out = ("input", "output") if url == RESPONSES else ("prompt", "completion")
+    return {
+        f"{into}_tokens": usage.input_tokens,
+        f"{out}_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        f"{into}_tokens_details": {"cached_tokens": 0},
+        f"{out}_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _response(
+    question: Question, text: str, end: str, usage: Usage, number: int, created_s: int
+) -> dict[str, Any]:
+    is_cut = end == "length"
+    message = {
+        "type": "message",
+        "id": f"msg-sim{number:08d}",
+        "status": "incomplete" if is_cut else "completed",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
+    }
+    return {
+        "id": f"resp-sim{number:08d}",
+        "object": "response",
+        "created_at": created_s,
+        "status": "incomplete" if is_cut else "completed",
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "instructions": None,
+        "metadata": {},
+        "model": question.model,
+        "output": [message],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": usage_body(RESPONSES, usage),
+    }
+
+
+def make_embeddings(question: Question, body: Mapping[str, Any]) -> tuple[dict[str, Any], Usage]:
+    """One small vector per input text; base64 if the request wants it so.
+
+    Raises:
+        Invalid: More dimensions than there are.
+    """
+    dimensions = DIMENSIONS
+    if body.get("dimensions") is not None:
+        dimensions = _positive(body, "dimensions", most=MAX_DIMENSIONS)
+    usage = Usage(question.input_tokens)
+    is_packed = body.get("encoding_format") == "base64"
+    data = []
+    for place in range(question.inputs):
+        vector = _vector(question.fingerprint + place, dimensions)
+        packed = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode("ascii")
+        data.append(
+            {"object": "embedding", "index": place, "embedding": packed if is_packed else vector}
+        )
+    answer = {
+        "object": "list",
+        "data": data,
+        "model": question.model,
+        "usage": usage_body(EMBEDDINGS, usage),
+    }
+    return answer, usage
+
+
+def _vector(start: int, dimensions: int) -> list[float]:
+    """Numbers between -1 and 1 that depend on `start` only."""
+    return [
+        zlib.crc32(struct.pack("<II", start & 0xFFFFFFFF, place)) / 0x7FFFFFFF - 1.0
+        for place in range(dimensions)
+    ]
+
+
+def make_moderation(question: Question, number: int) -> dict[str, Any]:
+    """Nothing is ever flagged here, and nothing is billed."""
+    result = {
+        "flagged": False,
+        "categories": dict.fromkeys(_CATEGORIES, False),
+        "category_scores": dict.fromkeys(_CATEGORIES, 0.0),
+    }
+    results = [dict(result) for _ in range(question.inputs)]
+    return {"id": f"modr-sim{number:08d}", "model": question.model, "results": results}
+
+
+def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI writes it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,80 @@
+"""What every test shares: the asyncio backend, and providers without money or network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from scheduler.errors import CallFailed
+from scheduler.providers.base import Answer, Provider
+from scheduler.request import Quote, Request, Usage
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class FixedTariff:
+    """Every call may cost `ceiling_nusd` and costs what its answer says."""
+
+    def __init__(self, ceiling_nusd: int, tokens: int = 10) -> None:
+        self.ceiling_nusd, self.tokens = ceiling_nusd, tokens
+
+    def quote(self, request: Request) -> Quote:
+        ceiling_nusd = request.body.get("ceiling", self.ceiling_nusd)
+        return Quote(ceiling_nusd, ceiling_nusd // 2, self.tokens)
+
+    def cost_nusd(self, request: Request, answer: Answer) -> int | None:
+        return answer.cost_nusd
+
+
+class Bench(Provider):
+    """A provider under the test's thumb, with its own count of what it billed.
+
+    Bodies may say ``cost`` (nano-dollars), ``ceiling``, ``seconds`` to take, and
+    ``fail``: an exception to raise.
+    """
+
+    def __init__(self, name: str = "bench", ceiling_nusd: int = 100, cost_nusd: int = 60) -> None:
+        self.name, self.cost = name, cost_nusd
+        self.tariff = FixedTariff(ceiling_nusd)
+        self.sent: list[Request] = []
+        self.billed_nusd = 0
+        self.running = self.most_running = 0
+        self.before: Callable[[Request], Awaitable[None]] | None = None
+        self.closed = False
+
+    async def send(self, request: Request) -> Answer:
+        self.sent.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return await self._answer(request)
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request: Request) -> Answer:
+        body: dict[str, Any] = request.body
+        if self.before is not None:
+            await self.before(request)
+        failure = body.get("fail")
+        if isinstance(failure, CallFailed) and failure.is_billed is False:
+            raise failure
+        cost_nusd = body.get("cost", self.cost)
+        self.billed_nusd += cost_nusd  # from here on the provider bills, whatever we see of it
+        await asyncio.sleep(body.get("seconds", 0))
+        if failure is not None:
+            raise failure
+        return Answer({"answer": body.get("n")}, usage=Usage(4, 6), cost_nusd=cost_nusd)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def ask(n: int = 0, **options: Any) -> Request:
+    """A request; words that are no option of `Request` go into its body."""
+    return Request.chat("m", "hi", n=n, **options)

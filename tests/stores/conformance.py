@@ -1,0 +1,473 @@
+"""One suite for every store: what `scheduler.stores.base` promises, as tests.
+
+A store's test module makes a subclass with its own `store` fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from scheduler.admission import LaneKey, ParkReason
+from scheduler.budget import Budget
+from scheduler.errors import BudgetUnknown
+from scheduler.request import Request, RequestState, Response, Usage
+from scheduler.stores.base import Claimed, NewRequest, Outcome, Settlement, Store, Turn, TurnResult
+
+T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
+DAY_MS = 86_400_000
+QUEUED, PARKED, RUNNING = RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING
+SUCCEEDED, FAILED = RequestState.SUCCEEDED, RequestState.FAILED
+CANCELLED, EXPIRED = RequestState.CANCELLED, RequestState.EXPIRED
+
+
+def new(
+    budgets: Sequence[int] = (), need: int = 10, *, key: str | None = None, body: Any = "hi",
+    priority: int = 10, may_wait: bool = True, job: str = "", **options: Any,
+) -> NewRequest:  # fmt: skip
+    request = Request.chat("m", body, key=key, job=job)
+    digest = request.digest() if key is not None else ""
+    lane = LaneKey("p", tuple(budgets), priority, may_wait)
+    return NewRequest(request, lane, need, need, need // 2, digest, **options)
+
+
+def post(claimed: Claimed, nusd: int, **options: Any) -> Settlement:
+    options.setdefault("state", SUCCEEDED)
+    options.setdefault("response", Response({"n": 1}, usage=Usage(1, 2), key=claimed.request.key))
+    return Settlement(
+        claimed.reservation_id, claimed.request_id, Outcome.POST, nusd=nusd, tokens=3, **options
+    )
+
+
+def end(claimed: Claimed, outcome: Outcome, state: RequestState, **options: Any) -> Settlement:
+    return Settlement(claimed.reservation_id, claimed.request_id, outcome, state, **options)
+
+
+class Bench:
+    """A store with a budget, and shorthands."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.now_ms = store, T0
+        self.ids: dict[str, int] = {}
+
+    async def define(self, *budgets: Budget) -> None:
+        await self.store.define(budgets, self.now_ms)
+        self.ids = {each.budget.name: each.id for each in await self.store.budgets(self.now_ms)}
+
+    async def turn(self, slots: int | None = 10, **work: Any) -> TurnResult:
+        room = None if slots is None else {"p": slots}
+        for each in work.get("submit", ()):
+            self.store.prepare(each)
+        return await self.store.turn(Turn(self.now_ms, slots=room, **work))
+
+    async def submit(self, *requests: NewRequest, slots: int | None = 10) -> TurnResult:
+        return await self.turn(slots, submit=requests)
+
+    async def settle(self, *settlements: Settlement, slots: int | None = 10) -> TurnResult:
+        return await self.turn(slots, settle=settlements)
+
+    async def balance(self, name: str = "team", cap: int = 0) -> tuple[int, int]:
+        for status in await self.store.budgets(self.now_ms):
+            if status.budget.name == name:
+                return status.caps[cap].posted, status.caps[cap].reserved
+        raise AssertionError(name)
+
+    async def is_sound(self) -> bool:
+        audit = await self.store.audit(self.now_ms)
+        assert audit.discrepancies == ()
+        return True
+
+
+@pytest.mark.anyio
+class Conformance:
+    """Inherit and provide the fixture ``store``: an open, empty store."""
+
+    @pytest.fixture
+    async def bench(self, store: Store) -> Bench:
+        made = Bench(store)
+        await made.define(Budget("team", "$0.0000001/day"))  # 100 nano-dollars
+        return made
+
+    async def test_a_claim_reserves_what_it_takes(self, bench):
+        result = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(5)])
+
+        assert [claimed.attempt for claimed in result.claimed] == [1, 1, 1]
+        assert await bench.balance() == (0, 90)
+        assert (await bench.store.counts()).running == 3
+        assert (await bench.store.counts()).parked_by_reason == {"held_in_flight": 2}
+        assert await bench.is_sound()
+
+    async def test_nothing_is_claimed_without_free_slots(self, bench):
+        first = await bench.submit(new(), slots=None)
+        second = await bench.turn(0)
+        third = await bench.turn(1)
+
+        assert [len(result.claimed) for result in (first, second, third)] == [0, 0, 1]
+
+    async def test_claims_come_in_order_of_priority_then_age(self, bench):
+        low = await bench.submit(*[new(priority=20) for _ in range(2)], slots=None)
+        high = await bench.submit(*[new(priority=0) for _ in range(2)], slots=None)
+
+        result = await bench.turn(4)
+
+        order = [each.id for each in (*high.submitted, *low.submitted)]
+        assert [claimed.request_id for claimed in result.claimed] == order
+
+    async def test_posting_frees_what_was_not_needed_and_the_next_goes_on_at_once(self, bench):
+        first = await bench.submit(*[new([bench.ids["team"]], 60) for _ in range(2)])
+        assert len(first.claimed) == 1
+
+        result = await bench.settle(post(first.claimed[0], 40))
+
+        assert len(result.claimed) == 1
+        assert await bench.balance() == (40, 60)
+        assert await bench.is_sound()
+
+    async def test_settling_twice_changes_nothing(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 30))).claimed
+        await bench.settle(post(claimed, 20))
+
+        again = await bench.settle(post(claimed, 25), end(claimed, Outcome.VOID, QUEUED))
+
+        assert again.settled == [False, False]
+        assert await bench.balance() == (20, 0)
+        assert (await bench.store.counts()).succeeded == 1
+
+    async def test_settling_twice_in_one_turn_counts_once(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 30))).claimed
+
+        result = await bench.settle(post(claimed, 20), post(claimed, 20))
+
+        assert result.settled == [True, False]
+        assert await bench.balance() == (20, 0)
+
+    async def test_a_void_gives_everything_back(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 30))).claimed
+
+        await bench.settle(end(claimed, Outcome.VOID, FAILED, error={"code": "x"}))
+
+        assert await bench.balance() == (0, 0)
+        assert (await bench.store.counts()).failed == 1
+
+    async def test_an_unknown_outcome_keeps_counting_until_it_is_known(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 30))).claimed
+        await bench.settle(end(claimed, Outcome.SUSPEND, FAILED))
+        assert await bench.balance() == (0, 30)
+        (status,) = await bench.store.budgets(bench.now_ms)
+        assert status.caps[0].suspense == 30
+
+        late = await bench.settle(post(claimed, 12))
+
+        assert late.settled == [True]
+        assert await bench.balance() == (12, 0)
+        assert (await bench.store.counts()).failed == 1  # the first end of a request holds
+        assert await bench.is_sound()
+
+    async def test_a_cost_above_the_reservation_is_posted_as_it_is(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 90))).claimed
+
+        await bench.settle(post(claimed, 130))
+
+        (status,) = await bench.store.budgets(bench.now_ms)
+        assert (status.caps[0].posted, status.caps[0].available) == (130, -30)
+        assert status.caps[0].overrun == 40
+        assert (await bench.store.audit(bench.now_ms)).overruns == 1
+
+    async def test_all_budgets_fit_or_nothing_is_reserved(self, bench):
+        await bench.define(Budget("tight", "$0.00000002/day"))
+        both = sorted(bench.ids.values())
+
+        result = await bench.submit(new(both, 15), new(both, 15))
+
+        assert len(result.claimed) == 1
+        assert await bench.balance("team") == await bench.balance("tight") == (0, 15)
+
+    async def test_what_is_parked_goes_on_when_the_window_rolls(self, bench):
+        first = await bench.submit(*[new([bench.ids["team"]], 60) for _ in range(3)])
+        spent = await bench.settle(post(first.claimed[0], 60))
+        assert spent.claimed == []
+        assert spent.lanes[0].shortfall.reason is ParkReason.WINDOW_SPENT
+        assert spent.look_again_at_ms == T0 + DAY_MS
+
+        bench.now_ms = spent.look_again_at_ms
+        result = await bench.turn()
+
+        assert len(result.claimed) == 1
+        assert result.claimed[0].parked_ms == DAY_MS
+        assert await bench.balance() == (0, 60)
+        assert await bench.is_sound()
+
+    async def test_the_clock_going_back_does_not_bring_a_window_back(self, bench):
+        bench.now_ms = T0 + DAY_MS
+        await bench.submit(new([bench.ids["team"]], 60))
+        bench.now_ms = T0
+
+        result = await bench.submit(new([bench.ids["team"]], 60))
+
+        assert result.claimed == []
+
+    async def test_raising_the_limit_lets_the_parked_go_on_in_order(self, bench):
+        ids = [bench.ids["team"]]
+        await bench.submit(new(ids, 60, priority=20), new(ids, 60, priority=20), slots=1)
+        urgent = await bench.submit(new(ids, 60, priority=0))
+        assert urgent.claimed == []
+
+        await bench.define(Budget("team", "$0.0000002/day"))
+        result = await bench.turn()
+
+        assert [claimed.request.priority for claimed in result.claimed] == [10, 10]
+        assert result.claimed[0].request_id == urgent.submitted[0].id
+        assert await bench.balance() == (0, 180)
+
+    async def test_lowering_a_limit_cancels_nothing(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 60))).claimed
+
+        await bench.define(Budget("team", "$0.00000001/day"))
+        result = await bench.submit(new([bench.ids["team"]], 5))
+
+        assert result.claimed == []
+        assert (await bench.settle(post(claimed, 50))).settled == [True]
+        assert await bench.balance() == (50, 0)
+
+    async def test_a_switched_off_limit_still_counts(self, bench):
+        await bench.define(Budget("team", "$0.0000001/day").with_limit(None))
+
+        result = await bench.submit(*[new([bench.ids["team"]], 60) for _ in range(3)])
+
+        assert len(result.claimed) == 3
+        assert await bench.balance() == (0, 180)
+
+    async def test_another_window_counts_what_was_spent_already(self, bench):
+        first = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(3)])
+        one, two, three = first.claimed
+        await bench.settle(
+            post(one, 20), end(two, Outcome.SUSPEND, FAILED), end(three, Outcome.VOID, FAILED)
+        )
+
+        await bench.define(Budget("team", "$0.0000001, $0.00000005/6h, 9 requests/day"))
+
+        balances = [await bench.balance(cap=cap) for cap in range(3)]
+        assert balances == [(20, 30), (20, 30), (1, 1)]
+        assert await bench.is_sound()
+
+    async def test_a_paused_budget_admits_nothing_until_resumed(self, bench):
+        await bench.store.pause("team", True, bench.now_ms)
+        paused = await bench.submit(new([bench.ids["team"]], 1))
+        assert paused.lanes[0].shortfall.reason is ParkReason.PAUSED
+
+        await bench.store.pause("team", False, bench.now_ms)
+
+        assert len((await bench.turn()).claimed) == 1
+        with pytest.raises(BudgetUnknown):
+            await bench.store.pause("nobody", True, bench.now_ms)
+
+    async def test_a_smaller_newcomer_goes_on_although_its_lane_is_parked(self, bench):
+        ids = [bench.ids["team"]]
+        (claimed,) = (await bench.submit(new(ids, 90))).claimed
+        await bench.settle(post(claimed, 90))
+        await bench.submit(new(ids, 50))
+
+        result = await bench.submit(new(ids, 10))
+
+        assert [each.request_id for each in result.claimed] == [result.submitted[0].id]
+
+    async def test_a_free_request_passes_a_spent_budget(self, bench):
+        ids = [bench.ids["team"]]
+        (claimed,) = (await bench.submit(new(ids, 90))).claimed
+        await bench.settle(post(claimed, 300))
+
+        assert len((await bench.submit(new(ids, 0))).claimed) == 1
+
+    async def test_what_may_not_wait_is_refused_with_what_lacked(self, bench):
+        ids = [bench.ids["team"]]
+        await bench.submit(new(ids, 90))
+
+        result = await bench.submit(new(ids, 20, may_wait=False), new(ids, 10, may_wait=False))
+
+        ((refused, lack),) = result.refused
+        assert refused == result.submitted[0].id
+        assert (lack.missing, lack.needed, lack.reserved, lack.limit) == (10, 20, 90, 100)
+        assert len(result.claimed) == 1
+        assert (await bench.store.counts()).failed == 1
+
+    async def test_cancelling_removes_what_waits_and_only_that(self, bench):
+        result = await bench.submit(new(), new(), slots=1)
+        (claimed,) = result.claimed
+        waiting = next(s.id for s in result.submitted if s.id != claimed.request_id)
+
+        first = await bench.turn(None, cancel=[waiting, claimed.request_id, 10_000])
+        again = await bench.turn(None, cancel=[waiting])
+
+        assert (first.cancelled, again.cancelled) == ([True, False, False], [False])
+        assert (await bench.turn()).claimed == []
+        counts = await bench.store.counts()
+        assert (counts.cancelled, counts.running) == (1, 1)
+
+    async def test_cancelling_the_first_in_line_lets_the_others_go(self, bench):
+        ids = [bench.ids["team"]]
+        (held,) = (await bench.submit(new(ids, 60))).claimed
+        large = await bench.submit(new(ids, 50))
+        small = await bench.submit(*[new(ids, 1) for _ in range(40)], slots=40)
+        assert len(small.claimed) == 32
+        assert held.attempt == 1
+
+        result = await bench.turn(40, cancel=[large.submitted[0].id])
+
+        assert len(result.claimed) == 8
+
+    async def test_a_deadline_drops_what_was_not_sent_by_then(self, bench):
+        result = await bench.submit(new(expires_at_ms=T0 + 500), slots=None)
+        assert result.look_again_at_ms == T0 + 500
+
+        bench.now_ms = T0 + 500
+        late = await bench.turn()
+
+        assert late.expired == [(result.submitted[0].id, 500)]
+        assert late.claimed == []
+        assert (await bench.store.counts()).expired == 1
+
+    async def test_a_deadline_does_not_touch_what_runs(self, bench):
+        (claimed,) = (await bench.submit(new(expires_at_ms=T0 + 500))).claimed
+        bench.now_ms = T0 + 1000
+
+        result = await bench.settle(post(claimed, 1))
+
+        assert (result.expired, result.settled) == ([], [True])
+
+    async def test_a_retry_waits_for_its_time_and_keeps_its_place(self, bench):
+        first = await bench.submit(new(), new(), slots=1)
+        (claimed,) = first.claimed
+        retry = end(claimed, Outcome.SUSPEND, QUEUED, not_before_ms=T0 + 300)
+        result = await bench.settle(retry, slots=None)
+        assert result.look_again_at_ms == T0 + 300
+        assert (await bench.store.counts()).queued == 2
+
+        bench.now_ms = T0 + 300
+        second = await bench.turn(1)
+
+        assert [(c.request_id, c.attempt) for c in second.claimed] == [(claimed.request_id, 2)]
+        assert second.claimed[0].spent_nusd == 10
+
+    async def test_a_busy_provider_uses_up_no_attempt(self, bench):
+        (claimed,) = (await bench.submit(new())).claimed
+
+        result = await bench.settle(end(claimed, Outcome.VOID, QUEUED, is_attempt=False))
+
+        assert [c.attempt for c in result.claimed] == [1]
+
+    async def test_a_key_gives_back_its_outcome(self, bench):
+        first = await bench.submit(new(key="a"))
+        await bench.settle(post(first.claimed[0], 7))
+
+        again = await bench.submit(new(key="a"))
+
+        (known,) = again.submitted
+        assert (known.is_known, known.id, again.claimed) == (True, first.submitted[0].id, [])
+        assert known.finished.response.body == {"n": 1}
+        assert known.finished.response.usage == Usage(1, 2)
+        assert (known.finished.cost_nusd, known.finished.attempts) == (7, 1)
+
+    async def test_a_key_is_queued_once_while_it_waits_or_runs(self, bench):
+        first = await bench.submit(new(key="a"), new(key="a"), slots=None)
+        assert [each.is_known for each in first.submitted] == [False, True]
+        assert len({each.id for each in first.submitted}) == 1
+
+        running = await bench.submit(new(key="a"))
+        again = await bench.submit(new(key="a"))
+
+        assert (len(running.claimed), len(again.claimed)) == (1, 0)
+        assert again.submitted[0].finished is None
+
+    async def test_a_key_with_another_body_is_a_conflict(self, bench):
+        await bench.submit(new(key="a"))
+
+        result = await bench.submit(new(key="a", body="other"), new(key="a", body="other", job="j"))
+
+        assert [each.is_conflict for each in result.submitted] == [True, False]
+        assert len(result.claimed) == 1  # the other job's
+
+    async def test_a_failed_key_is_tried_again_only_when_asked(self, bench):
+        (claimed,) = (await bench.submit(new(key="a"))).claimed
+        await bench.settle(end(claimed, Outcome.VOID, FAILED, error={"code": "bad"}))
+
+        plain = await bench.submit(new(key="a"))
+        retried = await bench.submit(new(key="a", retry_failed=True))
+
+        assert plain.submitted[0].finished.error == {"code": "bad"}
+        assert (len(plain.claimed), len(retried.claimed)) == (0, 1)
+        assert (await bench.store.counts()).failed == 0
+
+    async def test_a_cancelled_or_expired_key_is_queued_again(self, bench):
+        result = await bench.submit(new(key="a"), new(key="b", expires_at_ms=T0), slots=None)
+        await bench.turn(None, cancel=[result.submitted[0].id])
+
+        again = await bench.submit(new(key="a"), new(key="b"))
+
+        assert len(again.claimed) == 2
+        assert (await bench.store.counts()).total == 2
+
+    async def test_outcomes_are_kept_until_they_are_delivered(self, bench):
+        keys = [new(key=key, job="j") for key in ("a", "b", "c")]
+        first = await bench.submit(*keys, new(job="j"))
+        await bench.settle(*[post(claimed, 1) for claimed in first.claimed])
+        await bench.store.delivered([first.submitted[0].id])
+
+        left = [each.key async for each in bench.store.finished("j")]
+        every = [each.key async for each in bench.store.finished("j", undelivered=False)]
+
+        assert (left, every) == (["b", "c"], ["a", "b", "c"])
+        assert [f.key for f in await bench.store.outcomes([first.submitted[1].id, 10_000])] == ["b"]
+
+    async def test_the_queue_shows_who_waits_and_why(self, bench):
+        ids = [bench.ids["team"]]
+        await bench.submit(new(ids, 90, key="runs"), new(ids, 20, key="waits"), new([], 1), slots=1)
+        await bench.turn(1)
+        bench.now_ms += 250
+
+        parked = await bench.store.queue([PARKED], bench.now_ms)
+        everything = await bench.store.queue([PARKED, QUEUED, RUNNING], bench.now_ms)
+
+        assert [(row.key, row.state, row.parked_ms) for row in parked] == [("waits", PARKED, 250)]
+        assert parked[0].shortfall.missing == 10
+        assert [row.state for row in everything] == [RUNNING, PARKED, RUNNING]
+        assert len(await bench.store.queue([RUNNING], bench.now_ms, limit=1)) == 1
+        last = everything[1].id
+        assert len(await bench.store.queue([RUNNING], bench.now_ms, after_id=last)) == 1
+
+    async def test_spending_adds_up_by_model_job_and_budget(self, bench):
+        ids = [bench.ids["team"]]
+        result = await bench.submit(new(ids, 30, job="j"), new(ids, 30), new([], 5, job="j"))
+        one, two, _ = result.claimed
+        await bench.settle(post(one, 20), end(two, Outcome.SUSPEND, FAILED))
+
+        rows = {by: await bench.store.spend(by) for by in ("model", "job", "budget")}
+
+        assert [(r.name, r.posted_nusd, r.reserved_nusd, r.suspense_nusd) for r in rows["model"]] == [
+            ("m", 20, 35, 30)
+        ]
+        assert {(r.name, r.posted_nusd, r.reserved_nusd) for r in rows["job"]} == {
+            ("j", 20, 5), ("", 0, 30),
+        }  # fmt: skip
+        assert [(r.name, r.attempts, r.tokens) for r in rows["budget"]] == [("team", 2, 3)]
+        assert await bench.store.spend("model", T0 + DAY_MS) == []
+
+    async def test_own_prices_are_kept(self, bench):
+        await bench.store.set_price("mine", "1/2")
+        await bench.store.set_price("other", "3/4")
+        await bench.store.set_price("other", None)
+
+        assert await bench.store.prices() == {"mine": "1/2"}
+
+    async def test_thresholds_are_told_once(self, bench):
+        first = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(3)])
+
+        told = [(await bench.settle(post(each, 27))).crossings for each in first.claimed]
+
+        assert [[c.percent for c in crossings] for crossings in told] == [[], [50], [80]]
+
+    async def test_a_turn_with_nothing_to_do_says_nothing(self, bench):
+        result = await bench.turn()
+
+        assert result == TurnResult()

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from scheduler.stores.memory import MemoryStore
+from tests.stores.conformance import T0, Bench, Conformance, new, post
+
+
+class TestMemory(Conformance):
+    @pytest.fixture
+    async def store(self):
+        store = MemoryStore()
+        await store.open(T0)
+        yield store
+        await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_memory_does_not_grow_with_requests_that_are_done():
+    store = MemoryStore()
+    await store.open(T0)
+    bench = Bench(store)
+    for _ in range(50):
+        result = await bench.submit(*[new() for _ in range(10)])
+        await bench.settle(*[post(claimed, 1) for claimed in result.claimed])
+
+    assert (len(store._rows), len(store._holds), len(store._journal._sums)) == (0, 0, 1)
+    assert (await store.counts()).succeeded == 500

@@ -1,0 +1,265 @@
+"""Whom the plan admits: tables, and invariants 1, 8 and 9 as properties."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.admission import (
+    AGING,
+    DEPTH,
+    MAX_BYPASS_MS,
+    MAX_BYPASSED,
+    LaneKey,
+    LaneView,
+    ParkReason,
+    plan,
+)
+from scheduler.budget import parse_caps
+from scheduler.ledger import Account, ReservationState
+
+LIMIT = 100
+SPEC = "$0.0000001/day"  # 100 nano-dollars
+
+
+@dataclass(frozen=True)
+class Waiting:
+    id: int
+    need: int
+
+    @property
+    def needs(self):
+        return (self.need, self.need, 1)
+
+
+def account(id=1, spec=SPEC, posted=0, reserved=0):
+    made = Account(id, id, f"b{id}", parse_caps(spec)[0])
+    made.look(0)
+    made.reserve(posted + reserved)
+    if posted:
+        made.settle(0, ReservationState.PENDING, ReservationState.POSTED, posted, posted)
+    return made
+
+
+def lane(accounts, needs, first_id=1, priority=10, provider="p", may_wait=True):
+    key = LaneKey(provider, tuple(a.id for a in accounts), priority, may_wait)
+    waiting = [Waiting(first_id + i, need) for i, need in enumerate(needs)]
+    return LaneView(key, accounts, iter(waiting))
+
+
+def admitted(result):
+    return [candidate.id for candidate in result.admitted]
+
+
+@pytest.mark.parametrize(
+    ("posted", "reserved", "need", "reason", "missing"),
+    [
+        (0, 0, 100, None, 0),
+        (0, 40, 60, None, 0),
+        (0, 41, 60, ParkReason.HELD_IN_FLIGHT, 1),
+        (10, 41, 60, ParkReason.HELD_IN_FLIGHT, 11),
+        (41, 0, 60, ParkReason.WINDOW_SPENT, 1),
+        (41, 9, 60, ParkReason.WINDOW_SPENT, 10),
+        (0, 0, 101, ParkReason.LARGER_THAN_LIMIT, 1),
+        (100, 0, 0, None, 0),  # what is free always fits
+        (150, 0, 0, None, 0),  # even after an overrun
+        (150, 0, 1, ParkReason.WINDOW_SPENT, 51),
+    ],
+)
+def test_what_fits_is_admitted_and_what_does_not_says_why(posted, reserved, need, reason, missing):
+    view = lane([account(posted=posted, reserved=reserved)], [need])
+
+    result = plan([view], {"p": 1}, 0)
+
+    assert admitted(result) == ([1] if reason is None else [])
+    lack = result.verdicts[0].shortfall
+    assert (None if lack is None else lack.reason) == reason
+    if lack is not None:
+        assert (lack.missing, lack.needed, lack.limit) == (missing, need, LIMIT)
+        assert (lack.posted, lack.reserved, lack.budget) == (posted, reserved, "b1")
+        assert (lack.resumes_at_ms is not None) == (reason is ParkReason.WINDOW_SPENT)
+
+
+def test_a_burst_of_200_on_a_budget_for_two_admits_exactly_two():
+    result = plan([lane([account()], [50] * 200)], {"p": 200}, 0)
+
+    assert admitted(result) == [1, 2]
+    assert result.verdicts[0].shortfall.reason is ParkReason.HELD_IN_FLIGHT
+
+
+def test_every_budget_of_a_request_has_to_fit():
+    wide, narrow = account(1), account(2, posted=95)
+
+    result = plan([lane([wide, narrow], [10])], {"p": 1}, 0)
+
+    assert admitted(result) == []
+    assert (wide.reserved, narrow.reserved) == (0, 0)
+    assert result.verdicts[0].shortfall.budget == "b2"
+
+
+def test_of_several_shortfalls_the_one_with_the_longest_wait_is_told():
+    held, spent = account(1, reserved=95), account(2, posted=95)
+
+    result = plan([lane([held, spent], [10])], {"p": 1}, 0)
+
+    assert result.verdicts[0].shortfall.reason is ParkReason.WINDOW_SPENT
+
+
+def test_caps_in_tokens_and_requests_count_in_their_unit():
+    tokens, requests = account(1, "25 tokens/day"), account(2, "3 requests/day")
+
+    result = plan([lane([tokens, requests], [10] * 5)], {"p": 5}, 0)
+
+    assert admitted(result) == [1, 2]
+    assert (tokens.reserved, requests.reserved) == (20, 2)
+
+
+def test_lower_priority_numbers_run_first_and_equals_in_order_of_age():
+    late, urgent = lane([account()], [1] * 3), lane([account(2)], [1] * 2, first_id=10, priority=0)
+
+    assert admitted(plan([late, urgent], {"p": 10}, 0)) == [10, 11, 1, 2, 3]
+
+
+def test_one_admission_in_sixteen_goes_to_the_oldest_of_a_less_urgent_priority():
+    idle = lane([account(1, "$1")], [1] * 10, first_id=1, priority=30)
+    urgent = lane([account(2, "$1")], [1] * 100, first_id=100, priority=0)
+
+    order = admitted(plan([idle, urgent], {"p": 3 * AGING}, 0))
+
+    assert [position for position, id in enumerate(order) if id < 100] == [15, 31, 47]
+
+
+def test_a_full_provider_does_not_hold_up_another():
+    full, free = lane([account()], [1] * 3), lane([account(2)], [1], first_id=9, provider="q")
+
+    result = plan([full, free], {"p": 0, "q": 1}, 0)
+
+    assert admitted(result) == [9]
+    assert result.verdicts[0].shortfall is None  # it waits for a place, not for money
+
+
+def test_a_request_whose_window_is_spent_is_passed_freely():
+    view = lane([account(posted=60)], [50] + [1] * 40)
+
+    assert len(plan([view], {"p": 100}, 0).admitted) == 40
+
+
+def test_a_request_that_waits_for_money_in_flight_is_passed_by_a_bounded_number():
+    shared = account(reserved=60)
+
+    result = plan([lane([shared], [50] + [1] * 40)], {"p": 100}, 0)
+
+    assert len(result.admitted) == MAX_BYPASSED
+    assert shared.waiter.request_id == 1
+
+
+def test_a_request_that_waits_for_money_in_flight_is_passed_for_a_bounded_time():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 100}, 0)
+
+    before = plan([lane([shared], [50, 1])], {"p": 100}, MAX_BYPASS_MS - 1)
+    after = plan([lane([shared], [50, 1, 1])], {"p": 100}, MAX_BYPASS_MS)
+
+    assert (len(before.admitted), len(after.admitted)) == (1, 0)
+
+
+def test_the_bound_holds_across_lanes_that_share_a_budget():
+    shared = account(reserved=60)
+    large, small = lane([shared], [50]), lane([shared], [1] * 50, first_id=10, priority=20)
+
+    assert len(plan([large, small], {"p": 100}, 0).admitted) == MAX_BYPASSED
+
+
+def test_a_more_urgent_request_may_pass_one_that_waits():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 100}, 0)
+    shared.waiter = replace(shared.waiter, bypassed=MAX_BYPASSED)
+
+    urgent = plan([lane([shared], [5], first_id=99, priority=0)], {"p": 1}, 1)
+
+    assert admitted(urgent) == [99]
+
+
+def test_the_waiter_goes_as_soon_as_it_fits():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 1}, 0)
+    shared.settle(0, ReservationState.PENDING, ReservationState.VOIDED, 60, 0)
+
+    result = plan([lane([shared], [50, 60])], {"p": 2}, 1)
+
+    assert admitted(result) == [1]
+    assert shared.waiter.request_id == 2
+
+
+def test_a_request_that_may_not_wait_is_refused_even_without_a_free_place():
+    view = lane([account(reserved=95)], [10, 1], may_wait=False)
+
+    result = plan([view], {"p": 0}, 0)
+
+    assert [(candidate.id, lack.missing) for candidate, lack in result.refused] == [(1, 5)]
+    assert admitted(result) == []
+
+
+def test_a_paused_budget_admits_nothing():
+    paused = account()
+    paused.paused = True
+
+    result = plan([lane([paused], [0, 1])], {"p": 2}, 0)
+
+    assert admitted(result) == []
+    assert result.verdicts[0].shortfall.reason is ParkReason.PAUSED
+
+
+def test_a_plan_looks_a_bounded_number_of_requests_deep():
+    needs = [200] * (DEPTH + 5) + [1]
+    view = lane([account()], needs)
+
+    plan([view], {"p": 1}, 0)
+
+    assert len(list(view.candidates)) == len(needs) - DEPTH - 1
+
+
+LANES = st.lists(
+    st.tuples(
+        st.sets(st.integers(1, 3), max_size=3),  # budgets
+        st.sampled_from([0, 10, 20]),
+        st.lists(st.integers(0, 130), max_size=12),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lanes=LANES,
+    posted=st.tuples(*[st.integers(0, 120)] * 3),
+    reserved=st.tuples(*[st.integers(0, 60)] * 3),
+    free=st.integers(0, 12),
+)
+def test_no_plan_overspends_and_none_leaves_out_what_fits(lanes, posted, reserved, free):
+    accounts = {i: account(i, posted=posted[i - 1], reserved=reserved[i - 1]) for i in (1, 2, 3)}
+    before = {i: a.available for i, a in accounts.items()}
+    all_needs, views = {}, []
+    for position, (budgets, priority, needs) in enumerate(lanes):
+        first_id = 1 + 100 * position
+        all_needs.update({first_id + i: (need, budgets) for i, need in enumerate(needs)})
+        views.append(lane([accounts[b] for b in sorted(budgets)], needs, first_id, priority))
+
+    result = plan(views, {"p": free}, 0)
+
+    ids = admitted(result)
+    assert len(ids) == len(set(ids)) <= free
+    for i, each in accounts.items():
+        took = sum(need for id, (need, budgets) in all_needs.items() if id in ids and i in budgets)
+        assert each.available == before[i] - took
+        if took:
+            assert each.posted + each.reserved <= LIMIT
+    if len(ids) < free:
+        for id, (need, budgets) in all_needs.items():
+            behind = any(accounts[b].waiter is not None for b in budgets)
+            if id not in ids and not behind:
+                assert any(need > accounts[b].available for b in budgets), "left out, but fits"
