@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from scheduler.cli.exits import EPILOG, exit_for, report
+from scheduler import __version__
+from scheduler.cli.exits import EPILOG, Exit, envelope, exit_for, report
 from scheduler.errors import SchedulerError
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own name
 COMMANDS = (
     "demo", "run", "quote", "status", "queue", "budget", "spend", "audit", "prices", "doctor",
     "simulate",
@@ -37,6 +39,15 @@ class Root(TyperGroup):
         except SchedulerError as error:
             report(error, self.as_json)
             raise typer.Exit(exit_for(error)) from None
+        except UsageError as error:  # typer tells it
+            if self.as_json:
+                print(envelope("UsageError", error.format_message()))
+            raise
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            report(error, self.as_json)
+            raise typer.Exit(Exit.FAILED) from None
 
 
 app = typer.Typer(
@@ -52,12 +63,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"scheduler {version('llm-budget-scheduler')}")
-        except PackageNotFoundError:
-            print("scheduler (not installed)")
+        print(f"scheduler {__version__}")
         raise typer.Exit
 
 

@@ -20,18 +20,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import now_ms, opened
-from scheduler.cli.output import plural, say, table
+from scheduler.cli.output import bar, plural, say, table
 from scheduler.cli.status import sentence
 from scheduler.money import format_usd
 
 if TYPE_CHECKING:
-    from scheduler.stats import Audit, SpendRow
+    from rich.live import Live
+
+    from scheduler.stats import Audit, CapStatus, Counts, SpendRow
     from scheduler.stores.base import Store
 
 LOOK_S = 0.1
@@ -61,12 +63,13 @@ class Seen:
 
     Attributes:
         most_nusd: Per limit, the most that was spent and reserved in a window.
+        limits_nusd: What the limits are.
         parks: How often the batch was seen to stop for want of money.
     """
 
     most_nusd: dict[str, int] = field(default_factory=dict)
+    limits_nusd: dict[str, int | None] = field(default_factory=dict)
     parks: int = 0
-    most_parked: int = 0
     is_parked: bool = False
     parked_since_s: float = 0.0
     raised: bool = False
@@ -76,6 +79,49 @@ class Seen:
         waited_s = time.monotonic() - self.parked_since_s
         is_second = self.parks >= 2 and self.is_parked and not self.raised
         return is_second and waited_s > script.parked_before_raise_s
+
+
+class Stage:
+    """Where the demo is shown: lines that stay and, on a terminal, one below them that moves."""
+
+    def __init__(self) -> None:
+        self.has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.has_bar:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tell(self, who: str, text: str) -> None:
+        """One line of what one of the terminals shows."""
+        line = one_line_of(who, text)
+        if self._live is None:
+            say(line)
+            return
+        from rich.text import Text
+
+        self._live.console.print(Text(line), soft_wrap=True)
+
+    def move(self, line: str) -> None:
+        """Change the line that moves."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(line, no_wrap=True), refresh=True)
+
+
+def one_line_of(who: str, text: str) -> str:
+    """A line with the name of the terminal it is seen in."""
+    return f"{who:>6} │ {text}"
 
 
 def register(app: typer.Typer) -> None:
@@ -97,9 +143,11 @@ def demo(
     write_prompts(prompts, script.requests)
     say(f"A batch of {script.requests} requests, a budget of {script.limit}, a simulated provider.")
     say("No key, no cost, nothing leaves this machine.\n")
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(simulated_server(script))
-        is_exact = asyncio.run(_show(script, place, url))
+    with simulated_server(script) as url:
+        with Stage() as stage:
+            stage.tell("server", f"$ scheduler simulate    # listens at {url}")
+            code, seen = asyncio.run(_show(script, place, url, stage))
+        is_exact = asyncio.run(_account(script, place, url, code, seen))
     if not is_exact:
         raise typer.Exit(Exit.FAILED)
 
@@ -157,9 +205,7 @@ def simulated_server(script: Script) -> Iterator[str]:
         line = server.stdout.readline()
         if not line:
             raise RuntimeError(f"the simulated provider did not start (exit {server.wait()})")
-        url = json.loads(line)["url"]
-        _tell("server", f"$ scheduler simulate    # listens at {url}")
-        yield url
+        yield json.loads(line)["url"]
     finally:
         _end(server)
 
@@ -178,31 +224,31 @@ def _end(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-async def _show(script: Script, place: Path, url: str) -> bool:
-    """Run the batch and the raise; returns whether the account is exact."""
-    run = start_batch(script, place, url)
-    told = threading.Thread(target=_pass_on, args=(run.stderr,), daemon=True)
+async def _show(script: Script, place: Path, url: str, stage: Stage) -> tuple[int, Seen]:
+    """Run the batch and the raise; returns the batch's exit code and what was seen."""
+    run = start_batch(script, place, url, stage)
+    told = threading.Thread(target=_pass_on, args=(run.stderr, stage), daemon=True)
     told.start()
     seen = Seen()
     try:
-        await _watch(script, place, run, seen)
+        await _watch(script, place, run, seen, stage)
     finally:
         if run.poll() is None:
             run.terminate()
         told.join(5)
         _end(run)
-    return await _account(script, place, url, run.returncode, seen)
+    return run.returncode, seen
 
 
-def start_batch(script: Script, place: Path, url: str) -> subprocess.Popen[str]:
+def start_batch(script: Script, place: Path, url: str, stage: Stage) -> subprocess.Popen[str]:
     """Start ``scheduler run`` on the demo's batch."""
     words: Sequence[str | Path] = (
         "run", place / "prompts.jsonl", "-o", place / "results.jsonl", "--base-url", url,
         "--store", place / "demo.db", "--budget", script.limit, "-c", str(script.concurrency),
-        "--progress", "plain", *_prices(),
+        "--progress", "none" if stage.has_bar else "plain", *_prices(),
     )  # fmt: skip
     shown = f"prompts.jsonl -o results.jsonl --budget '{script.limit}' --base-url {url}"
-    _tell("batch", f"$ scheduler run {shown}")
+    stage.tell("batch", f"$ scheduler run {shown}")
     return subprocess.Popen(_command(*words), stderr=subprocess.PIPE, env=_environment(), text=True)
 
 
@@ -216,18 +262,15 @@ def _prices() -> list[str]:
     ]
 
 
-def _pass_on(lines: IO[str] | None) -> None:
+def _pass_on(lines: IO[str] | None, stage: Stage) -> None:
     """Tell what the batch tells, as it comes."""
     for line in lines or ():
-        _tell("batch", line.rstrip())
+        stage.tell("batch", line.rstrip())
 
 
-def _tell(who: str, text: str) -> None:
-    """One line of what one of the terminals shows."""
-    say(f"{who:>6} │ {text}")
-
-
-async def _watch(script: Script, place: Path, run: subprocess.Popen[str], seen: Seen) -> None:
+async def _watch(
+    script: Script, place: Path, run: subprocess.Popen[str], seen: Seen, stage: Stage
+) -> None:
     """Look at the store from outside until the batch ends; raise the limit when it waits again."""
     store_file = place / "demo.db"
     give_up_at_s = time.monotonic() + GIVE_UP_S
@@ -236,44 +279,58 @@ async def _watch(script: Script, place: Path, run: subprocess.Popen[str], seen: 
         while run.poll() is None and time.monotonic() < give_up_at_s:
             await asyncio.sleep(LOOK_S)
             if store is not None:
-                await _look(store, seen)
+                await _look(script, store, seen, stage)
                 if seen.is_time_to_raise(script):
                     seen.raised = True
-                    await asyncio.to_thread(_raise_limit, script, place)
+                    await asyncio.to_thread(_raise_limit, script, place, stage)
             elif (place / "results.jsonl").exists() and store_file.exists():
                 store = await stack.enter_async_context(opened(str(store_file)))
 
 
-async def _look(store: Store, seen: Seen) -> None:
+async def _look(script: Script, store: Store, seen: Seen, stage: Stage) -> None:
     """Note how much is promised, and whether the batch waits for money."""
-    from scheduler.request import RequestState
-
-    for status in await store.budgets(now_ms()):
-        for cap in status.caps:
-            name, used = str(cap.cap), cap.posted + cap.reserved
-            seen.most_nusd[name] = max(used, seen.most_nusd.get(name, 0))
-    counts = await store.counts()
+    budgets, counts = await store.budgets(now_ms()), await store.counts()
+    for cap in (cap for status in budgets for cap in status.caps):
+        name, used = str(cap.cap), cap.posted + cap.reserved
+        seen.most_nusd[name] = max(used, seen.most_nusd.get(name, 0))
+        seen.limits_nusd[name] = cap.limit
+        stage.move(moving_line(counts, script.requests, cap))
     waits = counts.parked > 0 and counts.running == 0
     if waits and not seen.is_parked:
         seen.parks += 1
         seen.parked_since_s = time.monotonic()
-        rows = await store.queue([RequestState.PARKED], now_ms(), limit=1)
-        if rows and rows[0].shortfall is not None:
-            why = sentence(rows[0].shortfall, now_ms())
-            _tell("demo", f"{plural(counts.parked, 'request')} parked: {why}")
+        await _tell_parked(store, counts.parked, stage)
     elif seen.is_parked and not waits and not seen.raised:
-        _tell("demo", "money is free again: what was parked goes on by itself")
+        stage.tell("demo", "money is free again: what was parked goes on by itself")
     seen.is_parked = waits
-    seen.most_parked = max(seen.most_parked, counts.parked)
 
 
-def _raise_limit(script: Script, place: Path) -> None:
+async def _tell_parked(store: Store, count: int, stage: Stage) -> None:
+    from scheduler.request import RequestState
+
+    for row in await store.queue([RequestState.PARKED], now_ms(), limit=1):
+        if row.shortfall is not None:
+            why = sentence(row.shortfall, now_ms())
+            stage.tell("demo", f"{plural(count, 'request')} parked: {why}")
+
+
+def moving_line(counts: Counts, total: int, cap: CapStatus) -> str:
+    """How far the batch is, and how much of its limit is taken."""
+    done = counts.succeeded + counts.failed
+    limit = "no limit" if cap.limit is None else format_usd(cap.limit)
+    return (
+        f"{bar(done, total, 24)} {done}/{total} · {counts.running} running · {counts.parked} parked"
+        f" · {format_usd(cap.posted)} spent + {format_usd(cap.reserved)} reserved of {limit}"
+    )
+
+
+def _raise_limit(script: Script, place: Path, stage: Stage) -> None:
     """What anybody may do from another terminal."""
-    _tell("you", f"$ scheduler budget set default '{script.raised}'    # from another process")
+    stage.tell("you", f"$ scheduler budget set default '{script.raised}'    # in another process")
     words = _command("budget", "set", "default", script.raised, "--store", place / "demo.db")
     done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=30)
     for line in (done.stdout + done.stderr).splitlines():
-        _tell("you", line)
+        stage.tell("you", line)
 
 
 # The account
@@ -290,12 +347,21 @@ async def _account(script: Script, place: Path, url: str, code: int, seen: Seen)
     say("")
     rows, is_exact = account(script.requests, code, results, spend, audit, billed)
     print(table(("the account", "", ""), rows))
-    limits = [(cap, format_usd(most), "never above") for cap, most in seen.most_nusd.items()]
-    print("\n" + table(("limit", "most spent + reserved at any look", ""), limits))
+    print("\n" + table(("limit", "most spent + reserved", ""), limit_rows(seen)))
     say(f"\nThe files are in {place}. Look around:")
     say(f"  scheduler status --store {place / 'demo.db'}")
     say(f"  scheduler spend --by model --store {place / 'demo.db'}")
-    return is_exact
+    return is_exact and all(verdict == "ok" for _, _, verdict in limit_rows(seen))
+
+
+def limit_rows(seen: Seen) -> list[tuple[str, str, str]]:
+    """Per limit that was set, the most that was ever taken of it."""
+    rows = []
+    for name, most in seen.most_nusd.items():
+        limit = seen.limits_nusd[name]
+        is_kept = limit is None or most <= limit
+        rows.append((name, format_usd(most), "ok" if is_kept else "WRONG"))
+    return rows
 
 
 def _billed(url: str) -> dict[str, Any]:

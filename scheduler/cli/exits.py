@@ -63,7 +63,12 @@ def report(error: BaseException, as_json: bool = False) -> None:
     message = one_line(str(error)) or type(error).__name__
     print(f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
+        print(envelope(type(error).__name__, message))
+
+
+def envelope(kind: str, message: str) -> str:
+    """An error as a line of JSON."""
+    return json.dumps({"error": {"kind": kind, "message": one_line(message)}})
 
 
 def one_line(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,8 +53,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what waits and why, what runs, the budgets, and what was spent."""
-    if watch and not as_json:
-        _watch(store, job)
+    if watch:
+        _watch(store, job, as_json)
         return
 
     async def read(opened_store: Store) -> Picture:
@@ -217,26 +219,55 @@ def _spend_line(spend: Sequence[SpendRow]) -> str:
     )
 
 
-def _watch(url: str, job: str | None) -> None:
-    """Redraw once a second; Ctrl-C is the way to end it, and no failure."""
-    import sys
+def _watch(url: str, job: str | None, as_json: bool) -> None:
+    """Look once a second; Ctrl-C is the way to end it, and no failure.
 
+    A terminal is redrawn; a pipe gets one picture after the other, JSON as a line each.
+    """
+    if as_json:
+        show: Callable[[Picture], None] | None = _print_json
+    elif sys.stdout.isatty():
+        show = None
+    else:
+        show = _print_plain
+
+    async def look_on() -> None:
+        async with opened(url) as store:
+            if show is not None:
+                async for picture in _pictures(store, url, job):
+                    show(picture)
+            else:
+                await _redraw(_pictures(store, url, job))
+
+    try:
+        asyncio.run(look_on())
+    except KeyboardInterrupt:
+        return
+
+
+async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Picture]:
+    """A picture a second."""
+    spend: Sequence[SpendRow] | None = None
+    for turn in itertools.count():
+        picture = await look(store, url, job, spend if turn % SPEND_EVERY else None)
+        spend = picture.spend
+        yield picture
+        await asyncio.sleep(REFRESH_S)
+
+
+def _print_json(picture: Picture) -> None:
+    print(json.dumps(status_row(picture)), flush=True)
+
+
+def _print_plain(picture: Picture) -> None:
+    print(describe(picture), end="\n\n", flush=True)
+
+
+async def _redraw(pictures: AsyncIterator[Picture]) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    async def redraw() -> None:
-        async with opened(url) as store:
-            picture = await look(store, url, job)
-            console = Console(file=sys.stdout)
-            with Live(Text(describe(picture)), console=console, auto_refresh=False) as live:
-                for turn in itertools.count(1):
-                    await asyncio.sleep(REFRESH_S)
-                    known = picture.spend if turn % SPEND_EVERY else None
-                    picture = await look(store, url, job, known)
-                    live.update(Text(describe(picture)), refresh=True)
-
-    try:
-        asyncio.run(redraw())
-    except KeyboardInterrupt:
-        return
+    with Live(console=Console(), auto_refresh=False) as live:
+        async for picture in pictures:
+            live.update(Text(describe(picture), no_wrap=True), refresh=True)

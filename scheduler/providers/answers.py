@@ -49,17 +49,23 @@ _NO_CREDIT_CODES = frozenset({
     "billing_hard_limit_reached", "budget_exceeded", "key_budget_exceeded",
     "enforced_spend_limit_reached", "credit_limit",
 })  # fmt: skip
-_NO_CREDIT_WORDS = ("credit balance is too low", "insufficient credits", "exceeded your current quota")
+_NO_CREDIT_WORDS = (
+    "credit balance is too low",
+    "insufficient credits",
+    "exceeded your current quota",
+)
 _RESULTS = ("choices", "output", "data", "results")
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], content: bytes | memoryview, secret: str = ""
+    status: int, headers: Mapping[str, str], content: bytes, secret: str = ""
 ) -> Answer:
     """Turn what came back into an answer.
 
     Args:
+        status: The HTTP status.
         headers: Names in lower case, or found in any case.
+        content: The whole body.
         secret: A key that must not appear in an error, even if the other side repeats it.
 
     Raises:
@@ -84,7 +90,7 @@ def read_answer(
 _NOTHING = object()
 
 
-def _decode(content: bytes | memoryview) -> Any:
+def _decode(content: bytes) -> Any:
     """The JSON value, or `_NOTHING` if it is not JSON."""
     try:
         return from_json(content)
@@ -93,16 +99,16 @@ def _decode(content: bytes | memoryview) -> Any:
     try:
         # Python's decoder takes what the quick one does not, such as half a surrogate pair:
         # an answer that was paid for is not thrown away for that.
-        return json.loads(bytes(content))
+        return json.loads(content)
     except (ValueError, RecursionError):
         return _NOTHING
 
 
 def _raise_bad_answer(
-    status: int, content: bytes | memoryview, secret: str, was_json: bool
+    status: int, content: bytes, secret: str, was_json: bool
 ) -> NoReturn:
     excerpt = _excerpt(content, secret)
-    start = bytes(content[:200]).lstrip()[:1]
+    start = content[:200].lstrip()[:1]
     if was_json:
         problem = "JSON, but not an object"
     elif not len(content):
@@ -117,9 +123,11 @@ def _raise_bad_answer(
     raise BadAnswer(f"HTTP {status} with {problem}{shown}", status, excerpt)
 
 
-def _excerpt(content: bytes | memoryview, secret: str) -> str:
+def _excerpt(content: bytes, secret: str) -> str:
     # Hidden before it is cut, so that no half of a key is left at the end.
-    text = _hide(bytes(content[: 4 * MAX_EXCERPT_CHARS + len(secret)]).decode("utf-8", "replace"), secret)
+    text = _hide(
+        bytes(content[: 4 * MAX_EXCERPT_CHARS + len(secret)]).decode("utf-8", "replace"), secret
+    )
     return _cut(" ".join(text.split()), MAX_EXCERPT_CHARS)
 
 
@@ -143,7 +151,7 @@ def _hide_in(body: Any, secret: str) -> Any:
 
 
 def read_error(
-    status: int, headers: Mapping[str, str], content: bytes | memoryview, secret: str = ""
+    status: int, headers: Mapping[str, str], content: bytes, secret: str = ""
 ) -> ProviderError:
     """Turn an error status and its body into the error that stands for it."""
     body = _decode(content)
@@ -215,7 +223,7 @@ def is_out_of_credit(error: CallFailed) -> bool:
 
 
 def _retry_after_ms(headers: Mapping[str, str]) -> int | None:
-    """How long the provider asks to wait: in milliseconds, seconds, until a date, or by its limits."""
+    """How long the provider asks to wait: milliseconds, seconds, until a date, or by its limits."""
     for name, unit_ms in (("retry-after-ms", 1), ("retry-after", 1000)):
         value = headers.get(name)
         if value:

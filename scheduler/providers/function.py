@@ -27,14 +27,14 @@ class FunctionProvider(Provider):
         call: The work.
         quote: The most one attempt may cost: dollars, a `Quote` (nano-dollars, with tokens and
             an expected cost), or a function from the request to either.
-        cost: From the request and what `call` returned to dollars; None for "it does not
-            say", so that the ceiling is charged. Without this function an attempt costs what
-            the answer itself reports, else its ceiling.
+        cost: What an attempt did cost: dollars, or a function from the request and what `call`
+            returned to dollars. None, given or returned: what the answer itself reports
+            (`Answer.cost_nusd`, ``usage.cost``), else the ceiling.
 
     Example:
         >>> async def translate(request):
         ...     return {"text": request.body["text"].upper()}
-        >>> provider = FunctionProvider("translator", translate, quote="$0.001", cost=None)
+        >>> provider = FunctionProvider("translator", translate, quote="$0.001")
         >>> provider.tariff.quote(Request({"text": "hello"})).ceiling_nusd
         1000000
     """
@@ -45,7 +45,7 @@ class FunctionProvider(Provider):
         call: Callable[[Request], Awaitable[Any]],
         *,
         quote: Dollars | Quote | Callable[[Request], Dollars | Quote],
-        cost: Callable[[Request, Any], Dollars | None] | None = None,
+        cost: Dollars | Callable[[Request, Any], Dollars | None] | None = None,
     ) -> None:
         self.name = name
         self._call = call
@@ -67,11 +67,12 @@ class _OwnTariff:
     def __init__(
         self,
         quote: Dollars | Quote | Callable[[Request], Dollars | Quote],
-        cost: Callable[[Request, Any], Dollars | None] | None,
+        cost: Dollars | Callable[[Request, Any], Dollars | None] | None,
     ) -> None:
         self._ask = quote if callable(quote) else None
         self._fixed = None if callable(quote) else _as_quote(quote)
-        self._cost = cost
+        self._price = cost if callable(cost) else None
+        self._fixed_nusd = None if cost is None or callable(cost) else parse_usd(cost, "cost")
 
     def quote(self, request: Request) -> Quote:
         """Most and likely cost of one attempt."""
@@ -82,10 +83,13 @@ class _OwnTariff:
 
     def cost_nusd(self, request: Request, answer: Answer) -> int | None:
         """What the answer cost; None if nobody says."""
-        if self._cost is None:
-            return answer.cost_nusd
-        dollars = self._cost(request, answer.body)
-        return None if dollars is None else parse_usd(dollars, "cost")
+        if self._fixed_nusd is not None:
+            return self._fixed_nusd
+        if self._price is not None:
+            dollars = self._price(request, answer.body)
+            if dollars is not None:
+                return parse_usd(dollars, "cost")
+        return answer.cost_nusd
 
 
 def _as_quote(value: Dollars | Quote) -> Quote:

@@ -40,12 +40,14 @@ _CAPS = {
     COMPLETIONS: ("max_tokens",),
 }
 _INPUTS = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}  # all others: "input"
-_WORDS = (
+_TEXT = (
     "a request leaves only when money was put aside for it and what does not fit today waits "
     "for the next window or for a raise so nothing fails because a budget is spent and every "
     "answer costs what the ledger says it cost no more and no less while the queue keeps its "
     "order and the one who waits longest goes first among equals"
-).split()
+)
+_WORDS = _TEXT.split()
+_encode = json.JSONEncoder(sort_keys=True, default=str).encode
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
 
 
@@ -129,7 +131,12 @@ def _count_inputs(given: str | list[Any]) -> int:
 
 def fingerprint(body: Mapping[str, Any]) -> int:
     """A number that depends on nothing but the body."""
-    return zlib.crc32(json.dumps(body, sort_keys=True, default=str).encode())
+    return zlib.crc32(_encode(body).encode())
+
+
+def share_of(question: Question, seed: int, place: int) -> float:
+    """A number between 0 and 1 that looks random and depends on nothing else."""
+    return (zlib.crc32(b"%d/%d/%d" % (question.fingerprint, seed, place)) + 0.5) / 2**32
 
 
 # Counting
@@ -179,8 +186,10 @@ def make_answer(
     """The body of an answer, and the usage in it.
 
     Args:
+        question: What `read_question` understood.
         lengths: Output tokens of every generated answer, those not returned included.
         number: Counts calls; makes ids unique.
+        created_s: When, in Unix seconds.
         reasoning_tokens: How many tokens of each answer are thought and not shown.
     """
     output_tokens = sum(lengths)
@@ -316,6 +325,8 @@ def make_moderation(question: Question, number: int) -> dict[str, Any]:
     return {"id": f"modr-sim{number:08d}", "model": question.model, "results": results}
 
 
-def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+def error_body(
+    message: str, kind: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
     """An error as OpenAI writes it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

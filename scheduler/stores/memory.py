@@ -42,6 +42,7 @@ class _Row:
         "attempts", "cost_nusd", "delivered", "error", "expected_nusd", "expires_at_ms", "digest",
         "id", "is_delayed", "lane", "needs", "parked_mark_ms", "parked_ms", "request", "reservation_id",
         "response", "state", "submitted_at_ms",
+        "ticket",
     )  # fmt: skip
 
     def __init__(self, id: int, new: NewRequest, lane: Lane, now_ms: int) -> None:
@@ -53,7 +54,7 @@ class _Row:
         self.submitted_at_ms = now_ms
         self.parked_mark_ms = lane.parked_clock_ms(now_ms)
         self.parked_ms = self.attempts = self.cost_nusd = 0
-        self.reservation_id = 0
+        self.reservation_id = self.ticket = 0
         self.response: Response | None = None
         self.error: Any = None
         self.delivered = self.is_delayed = False
@@ -92,16 +93,19 @@ class _Budget:
         self.accounts: list[Account] = []
 
 
+_Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
+
+
 class MemoryStore(Store):
     """A store that lives and dies with its process; see the module."""
 
     def __init__(self) -> None:
-        self._ids = itertools.count(1)
+        self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._now_ms = 0
         self._rows: dict[int, _Row] = {}
         self._keys: dict[tuple[str, str], _Row] = {}
         self._lanes = Lanes()
-        self._queues: dict[int, list[int]] = {}  # lane id → heap of request ids
+        self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
         self._delayed: list[tuple[int, int]] = []  # heap of (not before, request id)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, _Hold] = {}
@@ -158,9 +162,17 @@ class MemoryStore(Store):
         return now_ms
 
     def _look_again_at_ms(self) -> int | None:
-        instants = [heap[0][0] for heap in (self._delayed, self._expiring) if heap]
+        instants = []
+        for heap in (self._delayed, self._expiring):
+            while heap and not self._is_queued(heap[0][1]):
+                heapq.heappop(heap)
+            instants += [heap[0][0]] if heap else []
         due_ms = self._lanes.due_ms
         return min([*instants, due_ms] if due_ms is not None else instants, default=None)
+
+    def _is_queued(self, request_id: int) -> bool:
+        row = self._rows.get(request_id)
+        return row is not None and row.state is RequestState.QUEUED
 
     def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
         hold = self._holds.get(settlement.reservation_id)
@@ -201,7 +213,10 @@ class MemoryStore(Store):
         if settlement.state is not RequestState.QUEUED:
             row.response, row.error = settlement.response, settlement.error
             self._end(row)
-        elif settlement.not_before_ms is not None and settlement.not_before_ms > now_ms:
+            return
+        if row.expires_at_ms is not None:
+            heapq.heappush(self._expiring, (row.expires_at_ms, row.id))
+        if settlement.not_before_ms is not None and settlement.not_before_ms > now_ms:
             row.is_delayed = True
             heapq.heappush(self._delayed, (settlement.not_before_ms, row.id))
         else:
@@ -215,7 +230,8 @@ class MemoryStore(Store):
     def _enqueue(self, row: _Row, now_ms: int) -> None:
         lane = row.lane
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
-        heapq.heappush(self._queues[lane.id], row.id)
+        row.ticket = next(self._tickets)
+        heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
         self._lanes.add(lane)
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
@@ -258,7 +274,7 @@ class MemoryStore(Store):
                 result.expired.append((row.id, now_ms - row.submitted_at_ms))
 
     def _submit(self, new: NewRequest, now_ms: int) -> Submitted:
-        key = new.request.key
+        key, known = new.request.key, None
         if key is not None:
             known = self._keys.get((new.request.job, key))
             if known is not None:
@@ -270,7 +286,9 @@ class MemoryStore(Store):
                 self._ended[known.state] -= 1
                 del self._rows[known.id]
         lane = self._lane(new.lane)
-        row = _Row(next(self._ids), new, lane, now_ms)
+        row = _Row(next(self._ids) if known is None else known.id, new, lane, now_ms)
+        if known is not None:
+            row.cost_nusd, row.submitted_at_ms = known.cost_nusd, known.submitted_at_ms
         self._rows[row.id] = row
         if key is not None:
             self._keys[(new.request.job, key)] = row
@@ -292,10 +310,10 @@ class MemoryStore(Store):
         lanes = self._lanes.open_lanes()
         if not lanes:
             return
-        passed: list[list[Candidate]] = []
+        passed: list[list[_Row]] = []
         views = []
         for lane in lanes:
-            seen: list[Candidate] = []
+            seen: list[_Row] = []
             passed.append(seen)
             accounts = self._accounts_of(lane.key.budgets)
             views.append(LaneView(lane.key, accounts, self._candidates(lane, seen)))
@@ -308,16 +326,17 @@ class MemoryStore(Store):
             self._refuse(self._rows[candidate.id], now_ms)
             result.refused.append((candidate.id, lack))
         for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
-            for candidate in seen:
-                if candidate.state is RequestState.QUEUED:  # type: ignore[attr-defined]
-                    heapq.heappush(self._queues[lane.id], candidate.id)
+            for row in seen:
+                if row.state is RequestState.QUEUED:
+                    heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             self._lanes.settle(lane, verdict, now_ms)
 
-    def _candidates(self, lane: Lane, seen: list[Candidate]) -> Iterator[Candidate]:
+    def _candidates(self, lane: Lane, seen: list[_Row]) -> Iterator[Candidate]:
         queue = self._queues[lane.id]
         while queue:
-            row = self._rows.get(heapq.heappop(queue))
-            if row is not None and row.state is RequestState.QUEUED:
+            request_id, ticket = heapq.heappop(queue)
+            row = self._rows.get(request_id)
+            if row is not None and row.ticket == ticket and row.state is RequestState.QUEUED:
                 seen.append(row)
                 yield row
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
-from scheduler.budget import Budget, Cap, parse_caps
+from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.errors import BudgetUnknown
 from scheduler.ledger import Account, Needs, ReservationState, Tally, Waiter, cost_in
 from scheduler.request import Request, RequestState
@@ -739,7 +739,7 @@ class Transactions:
                 (budget_id, position, str(cap)),
             ).fetchone()
             fresh = Account(account_id, budget_id, budget.name, cap)
-            self.replay(db, [fresh], since_ms=cap.window.oldest_counting_ms(self._now_ms))
+            self.replay(db, [fresh], self._counting_since_ms(cap.window))
             db.executemany(
                 "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -750,6 +750,14 @@ class Transactions:
         for account_id in kept.values():
             db.execute("DELETE FROM balances WHERE account_id = ?", (account_id,))
             db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
+
+    def _counting_since_ms(self, window: Window) -> int:
+        """Beginning of the oldest slot that counts, or still has calls under way."""
+        (made_at_ms,) = self._db.execute(
+            "SELECT min(made_at_ms) FROM reservations WHERE state IN ('pending', 'suspense')"
+        ).fetchone()
+        oldest_ms = window.oldest_counting_ms(self._now_ms)
+        return oldest_ms if made_at_ms is None else min(oldest_ms, window.slot_start_ms(made_at_ms))
 
     def replay(self, db: sqlite3.Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
         """Recompute accounts' slots from reservations made since then; returns how many there are."""

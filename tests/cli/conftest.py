@@ -60,9 +60,7 @@ async def _fill(path):
             error={"code": "timeout", "message": "no answer in time"},
         )
     )
-    await store.turn(Turn(_now_ms(), settle=ends))
-    await store.pause("default", False, _now_ms())  # whatever woke it: look at the lane again
-    await store.turn(Turn(_now_ms(), slots={"openai": 8}))
+    await store.turn(Turn(_now_ms(), settle=ends, slots={"openai": 8}))
     await store.aclose()
 
 

@@ -133,6 +133,27 @@ def test_usage_errors_exit_2(cli, words):
     assert cli(*words).exit_code == 2
 
 
+def test_usage_errors_are_an_object_too_when_json_is_asked_for(cli):
+    done = cli("queue", "--json", "--state", "asleep")
+
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "UsageError"
+    assert "asleep" in done.stderr
+
+
+def test_a_file_that_may_not_be_read_is_one_clear_line(cli, filled, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(filled))
+
+    monkeypatch.setattr("scheduler.cli.audit.with_store", refuse)
+
+    done = cli("audit", "--store", filled)
+
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Permission denied" in done.stderr
+
+
 def test_debugging_shows_where_an_error_comes_from(tmp_path):
     words = [sys.executable, "-m", "scheduler", "status", "--store", str(tmp_path / "x.db")]
     env = {**os.environ, "SCHEDULER_DEBUG": "1"}

@@ -1,6 +1,9 @@
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -140,6 +143,24 @@ def test_the_queue_tells_why_a_request_failed(cli, filled):
     assert row["error"]["message"] == "no answer in time"
     assert row["cost_usd"] == "0.05"
     assert row["shortfall"] is None
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_watching_looks_again_and_ctrl_c_ends_it_well(filled, options):
+    words = [sys.executable, "-m", "scheduler", "status", "--watch", "--store", str(filled)]
+    process = subprocess.Popen([*words, *options], stdout=subprocess.PIPE, text=True)
+    with process:
+        marks = 0
+        for line in process.stdout:
+            marks += line.startswith(("store ", "{"))
+            if marks == 2:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+
+    assert process.returncode == 0
+    assert marks == 2
+    assert not options or all(json.loads(each) for each in rest.splitlines())
 
 
 def test_an_unknown_state_is_a_usage_error(cli, filled):

@@ -1,0 +1,123 @@
+"""``scheduler simulate``: a provider to try any client against, without a key or a bill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.exits import Exit
+from scheduler.cli.output import plural, say
+from scheduler.money import format_usd
+
+if TYPE_CHECKING:
+    from scheduler.providers.simulated import Simulated
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any.")] = 8080,
+    host: Annotated[str, typer.Option("--host", help="A loopback address.")] = "127.0.0.1",
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same answers.")] = 0,
+    latency: Annotated[
+        str, typer.Option("--latency", help="Until the first token, such as 200ms.")
+    ] = "0ms",
+    tokens_per_s: Annotated[
+        float | None, typer.Option("--tokens-per-s", help="How fast output comes.")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--output-tokens", min=1, help="How long answers are.")
+    ] = None,
+    rpm: Annotated[int | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    error_rate: Annotated[
+        float, typer.Option("--error-rate", help="Share of calls that fail: 429, 500, 503.")
+    ] = 0.0,
+    fail: Annotated[
+        list[str] | None,
+        typer.Option("--fail", help="A fault and its share, such as timeout=0.01; repeatable."),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option("--price", help="MODEL=IN/OUT in USD per million tokens; repeatable."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell the address as a line of JSON.")
+    ] = False,
+) -> None:
+    """Serve a simulated, OpenAI-compatible provider on loopback until Ctrl-C.
+
+    GET /billed tells what it billed, by its own count.
+    """
+    from scheduler.providers.simulated import Simulated, Spread
+
+    length = Spread(120, 0.5) if output_tokens is None else output_tokens
+    provider = Simulated(
+        seed=seed,
+        latency=latency,
+        tokens_per_s=tokens_per_s,
+        output_tokens=length,
+        error_rate=error_rate,
+        fail={name: _share(share) for name, share in pairs(fail or (), "--fail")},
+        rpm=rpm,
+        tpm=tpm,
+        prices=dict(pairs(price or (), "--price")),
+    )
+    try:
+        asyncio.run(_serve(provider, host, port, _teller(as_json)))
+    except OSError as error:
+        say(f"error: cannot listen on {host} port {port}: {error.strerror or error}")
+        raise typer.Exit(Exit.CONFIG) from None
+    except KeyboardInterrupt:
+        pass
+    say(f"billed {plural(provider.calls, 'call')}, {format_usd(provider.billed_nusd)}")
+
+
+def pairs(words: Sequence[str], option: str) -> list[tuple[str, str]]:
+    """Options of the form NAME=VALUE; model names may hold an equals sign.
+
+    Raises:
+        ConfigError: One has another form.
+    """
+    from scheduler.errors import ConfigError
+
+    found = []
+    for word in words:
+        name, separator, value = word.rpartition("=")
+        if not (name and separator and value):
+            raise ConfigError(option, f"{word!r} is not of the form NAME=VALUE")
+        found.append((name, value))
+    return found
+
+
+def _share(text: str) -> float:
+    from scheduler.errors import ConfigError
+
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError("--fail", f"{text!r} is not a share between 0 and 1") from None
+
+
+def _teller(as_json: bool) -> Callable[[str], None]:
+    def tell(url: str) -> None:
+        """Say where it listens; the only line on stdout."""
+        print(json.dumps({"url": url}) if as_json else f"OPENAI_BASE_URL={url}", flush=True)
+        say("simulated provider; Ctrl-C ends it")
+
+    return tell
+
+
+async def _serve(
+    provider: Simulated, host: str, port: int, on_ready: Callable[[str], None]
+) -> None:
+    from scheduler.providers.simulated_server import serve
+
+    await serve(provider, host, port, on_ready=on_ready)

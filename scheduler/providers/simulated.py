@@ -1,0 +1,392 @@
+"""A provider that needs no key, no network and no money, and is as unpleasant as a real one.
+
+It answers in OpenAI's shapes, takes its time, enforces rate limits, fails in every way a
+provider can, and keeps its own count of what it billed, by its own arithmetic from its own
+prices: what a ledger says can be checked against it, to the nano-dollar.
+
+How long an answer is depends only on the question and the seed. Latencies and faults are
+drawn in the order of the calls, so that another attempt may fare better.
+
+`scheduler.providers.simulated_server` is the same behind HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from statistics import NormalDist
+from typing import Any
+
+from scheduler.duration import parse_duration_ms
+from scheduler.errors import CallTimeout, ConfigError, TransportFailed
+from scheduler.providers.answers import read_answer, refuse_streaming
+from scheduler.providers.base import Answer, Provider
+from scheduler.providers.simulated_answers import (
+    MAX_OUTPUT_TOKENS,
+    Invalid,
+    Question,
+    error_body,
+    make_answer,
+    make_embeddings,
+    make_moderation,
+    read_question,
+    share_of,
+    usage_body,
+)
+from scheduler.providers.simulated_faults import (
+    MAYBE_BILLED,
+    PAGE,
+    REFUSALS,
+    Failing,
+    Fault,
+    Faults,
+)
+from scheduler.providers.simulated_limits import Bucket
+from scheduler.request import EMBEDDINGS, MODERATIONS, Duration, Request, Usage
+
+SIMULATED_PRICES: dict[str, str] = {
+    "sim-small": "0.15/0.60",
+    "sim-large": "2.50/10",
+    "sim-reasoning": "1.10/4.40",
+    "sim-embedding": "0.02/0",
+}
+"""Models and prices, in USD per million tokens in and out; a `PriceBook` takes it as it is."""
+
+DEFAULT_PRICE = "1/4"  # for any other model: it is answered all the same
+HUGE_USAGE_FACTOR = 100
+SLOW_FACTOR = 10
+SLOW_LEAST_S = 1.0
+
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A lognormal distribution: values around a mean, a few much larger.
+
+    Attributes:
+        mean: Its arithmetic mean.
+        sigma: Width; 0: always the mean. About 0.5 for answers to one kind of question.
+    """
+
+    mean: float
+    sigma: float = 0.0
+
+    def at(self, share: float) -> float:
+        """The value that `share` of all values are below; between 0 and 1, both excluded."""
+        if not self.sigma or not self.mean:
+            return self.mean
+        return self.mean * math.exp(self.sigma * (_NORMAL.inv_cdf(share) - self.sigma / 2))
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the provider decided about one call.
+
+    Attributes:
+        body: JSON to send; None: send `content` as it is, or nothing if that is None too.
+        wait_s: How long it takes.
+        nusd: What is billed for it.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any] | None
+    content: bytes | None = None
+    wait_s: float = 0.0
+    fault: Fault | None = None
+    model: str = ""
+    usage: Usage | None = None
+    nusd: int = 0
+
+    def encoded(self) -> bytes:
+        """The body as bytes."""
+        if self.body is not None:
+            return json.dumps(self.body, separators=(",", ":")).encode()
+        return self.content or b""
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """One call the provider billed."""
+
+    key: str | None
+    url: str
+    body: Mapping[str, Any]
+    usage: Usage
+    nusd: int
+
+
+@dataclass(slots=True)
+class Bill:
+    """The provider's own count, which knows nothing of any ledger.
+
+    Attributes:
+        calls: How many calls were billed.
+        received: How many arrived, refused ones included.
+        by_model: Nano-dollars per model.
+        by_key: Nano-dollars per caller, where callers are told apart.
+        records: Every billed call, if asked for.
+    """
+
+    calls: int = 0
+    received: int = 0
+    nusd: int = 0
+    tokens: int = 0
+    by_model: dict[str, int] = field(default_factory=dict)
+    by_key: dict[str, int] = field(default_factory=dict)
+    records: list[Billed] | None = None
+
+    def add(self, key: str | None, url: str, body: Mapping[str, Any], reply: Reply) -> None:
+        """Count one call."""
+        usage = reply.usage or Usage()
+        self.calls += 1
+        self.nusd += reply.nusd
+        self.tokens += usage.total_tokens
+        self.by_model[reply.model] = self.by_model.get(reply.model, 0) + reply.nusd
+        if self.records is not None:
+            self.records.append(Billed(key, url, body, usage, reply.nusd))
+
+
+class Simulated(Provider):
+    """Answers like a provider, without one.
+
+    Args:
+        name: What `Request.provider` refers to.
+        seed: Same seed, same answers.
+        latency: Until the first token: a duration, or a `Spread` in seconds.
+        tokens_per_s: How fast output comes after that; None: at once.
+        output_tokens: How long answers are: a number, or a `Spread`. Never above the
+            request's own cap, or 4,096 without one.
+        error_rate: Share of calls that fail with 429, 500 or 503, each as often.
+        fail: More faults: shares by name (see `Fault`), or a function from URL, body and the
+            number of the call (from 1) to a fault's name or None.
+        rpm: Requests a minute; what is above is refused with 429 and told when to come back.
+        tpm: Tokens a minute, likewise.
+        prices: Added to `SIMULATED_PRICES`, in the same form.
+        bill_cancelled: Whether a call that is given up while it runs is billed, as most
+            providers do.
+        record: Keep every billed call in ``bill.records``.
+    """
+
+    price_source = None
+
+    def __init__(
+        self,
+        name: str = "simulated",
+        *,
+        seed: int = 0,
+        latency: Duration | Spread = 0,
+        tokens_per_s: float | None = None,
+        output_tokens: int | Spread = Spread(120, 0.5),
+        error_rate: float = 0.0,
+        fail: Failing | None = None,
+        rpm: int | None = None,
+        tpm: int | None = None,
+        prices: Mapping[str, str] | None = None,
+        bill_cancelled: bool = True,
+        record: bool = False,
+    ) -> None:
+        self.name = name
+        self.bill = Bill(records=[] if record else None)
+        self.bill_cancelled = bill_cancelled
+        self._seed = seed
+        self._rng = random.Random(seed)
+        self._latency = (
+            latency
+            if isinstance(latency, Spread)
+            else Spread(parse_duration_ms(latency, "latency") / 1000)
+        )
+        if tokens_per_s is not None and not tokens_per_s > 0:
+            raise ConfigError("tokens_per_s", f"{tokens_per_s} is not above 0")
+        self._tokens_per_s = tokens_per_s
+        self._length = output_tokens if isinstance(output_tokens, Spread) else Spread(output_tokens)
+        self._faults = Faults(error_rate, fail)
+        self._requests = Bucket("requests", rpm) if rpm is not None else None
+        self._tokens = Bucket("tokens", tpm) if tpm is not None else None
+        table = {**SIMULATED_PRICES, **(prices or {})}
+        self.prices = table
+        self._rates = {model: _rate(model, price) for model, price in table.items()}
+        self._default_rate = _rate("any other model", DEFAULT_PRICE)
+
+    @property
+    def calls(self) -> int:
+        """How many calls were billed."""
+        return self.bill.calls
+
+    @property
+    def billed_nusd(self) -> int:
+        """What was billed in all, in nano-dollars."""
+        return self.bill.nusd
+
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens billed in all."""
+        return self.bill.tokens
+
+    async def send(self, request: Request) -> Answer:
+        """Make one attempt."""
+        refuse_streaming(request.body)
+        reply = self.reply(request.url, request.body)
+        if self.bill_cancelled:
+            self.settle(reply, request.url, request.body, request.key)
+        if reply.wait_s > 0:
+            await asyncio.sleep(reply.wait_s)
+        if not self.bill_cancelled:
+            self.settle(reply, request.url, request.body, request.key)
+        if reply.fault is Fault.TIMEOUT:
+            raise CallTimeout(f"no answer within {reply.wait_s:g} s (simulated)")
+        if reply.fault is Fault.RESET:
+            raise TransportFailed("the connection was reset (simulated)")
+        if reply.status != 200 or reply.body is None:
+            return read_answer(reply.status, reply.headers, reply.encoded())
+        usage = None if "usage" not in reply.body else reply.usage
+        return Answer(
+            reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers
+        )
+
+    def settle(
+        self, reply: Reply, url: str, body: Mapping[str, Any], key: str | None = None
+    ) -> None:
+        """Bill a call, if it is one that is billed. Call it once."""
+        if reply.usage is not None:
+            self.bill.add(key, url, body, reply)
+
+    def reply(self, url: str, body: Mapping[str, Any]) -> Reply:
+        """Decide about one call: refuse it, spoil it, or answer it. Bills nothing yet."""
+        self.bill.received += 1
+        number = self.bill.received
+        headers = {"x-request-id": f"req-sim{number:08d}"}
+        try:
+            question = read_question(url, body)
+            lengths = self._lengths(question)
+            limited = self._limit(question, sum(lengths), headers)
+            if limited is not None:
+                return limited
+            fault = self._faults.draw(url, body, number, self._rng)
+            if fault in REFUSALS and (fault not in MAYBE_BILLED or self._coin()):
+                return self._refusal(fault, headers)
+            answer, usage = self._answer(question, body, lengths, number)
+        except Invalid as exc:
+            status = 404 if exc.param is None else 400
+            wrong = error_body(exc.problem, "invalid_request_error", None, exc.param)
+            return Reply(status, headers, wrong)
+        wait_s = self._latency.at(self._rng.random() or 0.5) if self._latency.mean else 0.0
+        if self._tokens_per_s is not None:
+            wait_s += usage.output_tokens / self._tokens_per_s
+        reply = Reply(200, headers, answer, wait_s=wait_s, model=question.model, usage=usage)
+        if fault is not None:
+            self._spoil(reply, fault, url)
+        if reply.usage is not None:
+            reply.nusd = self._price(question.model, reply.usage) if url != MODERATIONS else 0
+        return reply
+
+    def _lengths(self, question: Question) -> list[int]:
+        if not question.has_output:
+            return []
+        cap = question.cap if question.cap is not None else MAX_OUTPUT_TOKENS
+        # Hashed, not drawn: the same question has the same answer, whenever it is asked.
+        return [
+            max(1, min(cap, round(self._length.at(share_of(question, self._seed, place)))))
+            for place in range(question.generated)
+        ]
+
+    def _answer(
+        self, question: Question, body: Mapping[str, Any], lengths: list[int], number: int
+    ) -> tuple[dict[str, Any], Usage]:
+        if question.url == EMBEDDINGS:
+            return make_embeddings(question, body)
+        if question.url == MODERATIONS:
+            return make_moderation(question, number), Usage()
+        thought = min(lengths) // 2 if question.model == "sim-reasoning" else 0
+        return make_answer(question, lengths, number, int(time.time()), thought)
+
+    # Limits and faults
+
+    def _limit(
+        self, question: Question, output_tokens: int, headers: dict[str, str]
+    ) -> Reply | None:
+        """Take from the rate limits, or refuse; the headers tell either way."""
+        wanted = ((self._requests, 1), (self._tokens, question.input_tokens + output_tokens))
+        buckets = [(bucket, amount) for bucket, amount in wanted if bucket is not None]
+        if not buckets:
+            return None
+        now_s = asyncio.get_running_loop().time()
+        waits_s = [bucket.wait_s(amount, now_s) for bucket, amount in buckets]
+        longest_s = max(waits_s)
+        if longest_s <= 0:
+            for bucket, amount in buckets:
+                bucket.take(amount)
+        for bucket, _ in buckets:
+            bucket.tell(headers)
+        if longest_s <= 0:
+            return None
+        return self._refusal(Fault.RATE_LIMITED, headers, longest_s)
+
+    def _coin(self) -> bool:
+        return self._rng.random() < 0.5
+
+    def _refusal(
+        self, fault: Fault, headers: dict[str, str], retry_after_s: float | None = None
+    ) -> Reply:
+        status, kind, code, message = REFUSALS[fault]
+        if retry_after_s is None and fault is Fault.RATE_LIMITED:
+            retry_after_s = 0.02
+        if retry_after_s is not None:
+            headers["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
+            headers["retry-after"] = str(math.ceil(retry_after_s))
+        return Reply(
+            status, headers, error_body(f"{message} (simulated).", kind, code), fault=fault
+        )
+
+    def _spoil(self, reply: Reply, fault: Fault, url: str) -> None:
+        """Turn a good answer into what the fault makes of it."""
+        assert reply.body is not None
+        assert reply.usage is not None
+        reply.fault = fault
+        if fault in (Fault.SLOW, Fault.TIMEOUT):
+            reply.wait_s = max(SLOW_LEAST_S, SLOW_FACTOR * reply.wait_s)
+        elif fault is Fault.HUGE_USAGE and "usage" in reply.body:
+            reply.usage = Usage(
+                reply.usage.input_tokens * HUGE_USAGE_FACTOR,
+                reply.usage.output_tokens * HUGE_USAGE_FACTOR,
+            )
+            reply.body["usage"] = usage_body(url, reply.usage)
+        elif fault is Fault.NO_USAGE:
+            reply.body.pop("usage", None)
+        elif fault is Fault.TRUNCATED:
+            whole = reply.encoded()
+            reply.body, reply.content = None, whole[: len(whole) // 2]
+        elif fault is Fault.HTML:
+            reply.body, reply.content, reply.usage = None, PAGE, None
+        elif fault is Fault.SERVER_ERROR:  # the billed half of them
+            refusal = self._refusal(fault, reply.headers)
+            reply.status, reply.body = refusal.status, refusal.body
+        elif fault is Fault.RESET:
+            reply.body = reply.content = None
+            if self._coin():
+                reply.usage = None
+
+    # Money
+
+    def _price(self, model: str, usage: Usage) -> int:
+        """Nano-dollars: each kind of token times its rate, a fraction rounded up once."""
+        input_rate, output_rate = self._rates.get(model, self._default_rate)
+        return -(-(usage.input_tokens * input_rate + usage.output_tokens * output_rate) // 1000)
+
+
+def _rate(model: str, price: str) -> tuple[int, int]:
+    """``IN/OUT`` in USD per million tokens as thousandths of nano-dollars a token."""
+    try:
+        rates = [int((Decimal(part) * 1_000_000).to_integral_exact()) for part in price.split("/")]
+    except InvalidOperation:
+        rates = []
+    if not 2 <= len(rates) <= 3 or min(rates) < 0:
+        raise ConfigError("prices", f"{price!r} for {model} is not IN/OUT such as '0.15/0.60'")
+    return rates[0], rates[1]

@@ -1,0 +1,197 @@
+"""Any order of operations on both stores at once: they agree, and the invariants hold.
+
+The model is a plain list of reservations; it checks invariants 1, 2, 5, 6, 7 and 10
+after every step, while the two stores check each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from scheduler.budget import Budget
+from scheduler.request import RequestState
+from scheduler.stores.base import Outcome, Settlement
+from scheduler.stores.memory import MemoryStore
+from scheduler.stores.sqlite import SqliteStore
+from tests.stores.conformance import T0, Bench, new
+
+SPECS = [
+    "$0.0000001/day",
+    "$0.0000001/6h",
+    "$0.00000005/hour,$0.0000003/day",
+    "120 tokens/day",
+    "5 requests/hour",
+    "$0.0000002",
+]
+STATES = [RequestState.SUCCEEDED, RequestState.FAILED, RequestState.QUEUED, RequestState.CANCELLED]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory()
+        self.benches = [
+            Bench(MemoryStore()),
+            Bench(SqliteStore(Path(self.folder.name) / "s.db")),
+        ]
+        self.requests: list[tuple[int, int]] = []  # ids in either store, in order of submission
+        self.live: list[list] = []  # claims not settled for good, one per store
+        self.ended = 0
+        self.keys: dict[str, str] = {}
+
+    def both(self, operation):
+        return [self.runner.run(operation(position, b)) for position, b in enumerate(self.benches)]
+
+    @initialize(specs=st.lists(st.sampled_from(SPECS), min_size=1, max_size=3))
+    def open(self, specs) -> None:
+        async def start(_, bench):
+            await bench.store.open(T0)
+            await bench.define(*[Budget(f"b{i}", spec) for i, spec in enumerate(specs)])
+
+        self.both(start)
+        self.names = list(self.benches[0].ids)
+
+    def teardown(self) -> None:
+        self.both(lambda _, bench: bench.store.aclose())
+        self.runner.close()
+        self.folder.cleanup()
+
+    def turn(self, slots, **work) -> None:
+        """One turn on both stores; their answers must be the same."""
+
+        def ids(position, bench):
+            return {pair[position]: order for order, pair in enumerate(self.requests)}
+
+        one, two = results = self.both(
+            lambda position, bench: bench.turn(slots, **{k: v[position] for k, v in work.items()})
+        )
+        assert one.settled == two.settled
+        assert one.cancelled == two.cancelled
+        assert one.look_again_at_ms == two.look_again_at_ms
+        for left, right in zip(one.submitted, two.submitted, strict=True):
+            assert (left.is_known, left.is_conflict) == (right.is_known, right.is_conflict)
+            if not left.is_known and (left.id, right.id) not in self.requests:
+                self.requests.append((left.id, right.id))
+        order = [ids(position, bench) for position, bench in enumerate(self.benches)]
+        said = []
+        for position, result in enumerate(results):
+            said.append(
+                (
+                    [(order[position][c.request_id], c.attempt, c.spent_nusd) for c in result.claimed],
+                    [(order[position][id], lack.reason, lack.missing) for id, lack in result.refused],
+                    sorted((order[position][id], waited) for id, waited in result.expired),
+                    [(lane.waiting, lane.shortfall) for lane in result.lanes],
+                    [(c.budget, c.percent) for c in result.crossings],
+                )
+            )
+        assert said[0] == said[1]
+        self.live += [list(pair) for pair in zip(one.claimed, two.claimed, strict=True)]
+        self.check_limits()
+
+    def check_limits(self) -> None:
+        """Invariant 1, as far as no limit was cut and nothing overran."""
+        for status in self.runner.run(self.benches[0].store.budgets(self.benches[0].now_ms)):
+            for cap in status.caps:
+                assert min(cap.posted, cap.reserved, cap.suspense) >= 0
+
+    @rule(
+        budgets=st.sets(st.integers(0, 2), max_size=3), need=st.integers(0, 110),
+        count=st.integers(1, 4), priority=st.sampled_from([0, 10, 20]), slots=st.integers(0, 4),
+        may_wait=st.sampled_from([True, True, True, False]),
+        expires=st.sampled_from([None, None, 1000, 7_200_000]),
+    )  # fmt: skip
+    def submit(self, budgets, need, count, priority, slots, may_wait, expires) -> None:
+        names = [name for i, name in enumerate(self.names) if i in budgets]
+        at_ms = None if expires is None else self.benches[0].now_ms + expires
+        batches = []
+        for bench in self.benches:
+            draws = sorted(bench.ids[name] for name in names)
+            batches.append(
+                [
+                    new(draws, need, priority=priority, may_wait=may_wait, expires_at_ms=at_ms)
+                    for _ in range(count)
+                ]
+            )
+        self.turn(slots, submit=batches)
+
+    @rule(key=st.sampled_from("abc"), body=st.sampled_from(["x", "x", "y"]), retry=st.booleans())
+    def submit_key(self, key, body, retry) -> None:
+        batches = [
+            [new([bench.ids["b0"]], 5, key=key, body=body, retry_failed=retry)]
+            for bench in self.benches
+        ]
+        known = self.keys.setdefault(key, body)
+        before = len(self.requests)
+        self.turn(2, submit=batches)
+        if known != body:
+            assert len(self.requests) == before  # invariant 7: nothing was queued for it
+
+    @rule(
+        data=st.data(), outcome=st.sampled_from(list(Outcome)), state=st.sampled_from(STATES),
+        nusd=st.integers(0, 120), delay=st.sampled_from([None, None, 5000]),
+        slots=st.integers(0, 4), twice=st.booleans(),
+    )  # fmt: skip
+    def settle(self, data, outcome, state, nusd, delay, slots, twice) -> None:
+        if not self.live:
+            return
+        claims = data.draw(st.sampled_from(self.live))
+        at_ms = None if delay is None else self.benches[0].now_ms + delay
+        batches = []
+        for claimed in claims:
+            one = Settlement(
+                claimed.reservation_id, claimed.request_id, outcome, state, nusd, nusd, at_ms
+            )
+            batches.append([one, one] if twice else [one])
+        if outcome is not Outcome.SUSPEND:
+            self.live.remove(claims)
+        self.turn(slots, settle=batches)
+
+    @rule(data=st.data())
+    def cancel(self, data) -> None:
+        if self.requests:
+            pair = data.draw(st.sampled_from(self.requests))
+            self.turn(1, cancel=[[pair[0]], [pair[1]]])
+
+    @rule(passed_ms=st.sampled_from([1, 900, 60_000, 3_600_000, 40_000_000, 86_400_000]))
+    def wait(self, passed_ms) -> None:
+        for bench in self.benches:
+            bench.now_ms += passed_ms
+        self.turn(3)
+
+    @rule(i=st.integers(0, 2), spec=st.sampled_from([*SPECS, "none"]))
+    def redefine(self, i, spec) -> None:
+        self.both(lambda _, bench: bench.define(Budget(self.names[i % len(self.names)], spec)))
+        self.turn(2)
+
+    @rule(i=st.integers(0, 2), paused=st.booleans())
+    def pause(self, i, paused) -> None:
+        name = self.names[i % len(self.names)]
+        self.both(lambda _, bench: bench.store.pause(name, paused, bench.now_ms))
+        self.turn(2)
+
+    @invariant()
+    def the_stores_agree_and_every_balance_adds_up(self) -> None:
+        async def picture(_, bench):
+            budgets = await bench.store.budgets(bench.now_ms)
+            audit = await bench.store.audit(bench.now_ms)
+            assert audit.discrepancies == ()
+            caps = [
+                [(cap.posted, cap.reserved, cap.suspense, cap.resets_at_ms) for cap in b.caps]
+                for b in budgets
+            ]
+            return caps, await bench.store.counts()
+
+        one, two = self.both(picture)
+        assert one == two
+        assert one[1].total == len(self.requests)  # invariant 5: none is lost, none counted twice
+
+
+TestStores = StoreMachine.TestCase
+TestStores.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
