@@ -206,7 +206,6 @@ class Scheduler:
             for task in self._calls.values():
                 task.cancel()
         while (self._calls or self._ended) and self._broken is None:
-            self._signal.set()
             await self._idle()
 
     # Taking requests in
@@ -592,9 +591,9 @@ class Scheduler:
             self._fail(request_id, exceeded(lack))
         for request_id, waited_ms in result.expired:
             self._expired(request_id, waited_ms, now_ms)
+        self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
-        self._tell(result, now_ms)
         self._set_timer(result.look_again_at_ms, now_ms)
         waiters, self._idle_waiters = self._idle_waiters, []
         for waiter in waiters:
@@ -742,13 +741,6 @@ class Scheduler:
     def _tell(self, result: TurnResult, now_ms: int) -> None:
         if not self._listeners:
             return
-        for lane in result.lanes:
-            provider, budgets = lane.key.provider, lane.key.budgets
-            if lane.shortfall is not None:
-                self._emit(events.Parked(now_ms, lane.shortfall, lane.waiting, provider))
-            else:
-                names = tuple(self._book.name(each) for each in budgets)
-                self._emit(events.Unparked(now_ms, lane.waiting, provider, names))
         for each in result.crossings:
             self._emit(
                 events.ThresholdCrossed(
@@ -756,6 +748,13 @@ class Scheduler:
                     each.resets_at_ms,
                 )  # fmt: skip
             )
+        for lane in result.lanes:
+            provider, budgets = lane.key.provider, lane.key.budgets
+            if lane.shortfall is not None:
+                self._emit(events.Parked(now_ms, lane.shortfall, lane.waiting, provider))
+            else:
+                names = tuple(self._book.name(each) for each in budgets)
+                self._emit(events.Unparked(now_ms, lane.waiting, provider, names))
 
     def _set_timer(self, look_again_at_ms: int | None, now_ms: int) -> None:
         instants = [until for until in self._cooldown_until_ms.values() if until > now_ms]

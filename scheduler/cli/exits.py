@@ -73,4 +73,4 @@ def envelope(kind: str, message: str) -> str:
 
 def one_line(text: str) -> str:
     """Text without line breaks or characters that steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -108,9 +108,9 @@ def test_an_error_is_one_line_on_stderr_and_an_object_on_stdout(capsys, monkeypa
     exits.report(errors.ConfigError("budget", "no\nsuch \x1b[1mthing"), as_json=True)
 
     told = capsys.readouterr()
-    assert told.err == "error: budget: no such  [1mthing\n"
+    assert told.err == "error: budget: no such [1mthing\n"
     assert json.loads(told.out) == {
-        "error": {"kind": "ConfigError", "message": "budget: no such  [1mthing"}
+        "error": {"kind": "ConfigError", "message": "budget: no such [1mthing"}
     }
 
 
