@@ -290,9 +290,7 @@ def _pass_over(scan: _Scan, now_ms: int) -> None:
                 each.set_waiter(Waiter(key.priority, candidate.id, amount, 0, now_ms))
 
 
-def shortfall(
-    accounts: Sequence[Account], needs: Needs, now_ms: int
-) -> tuple[Shortfall, Account]:
+def shortfall(accounts: Sequence[Account], needs: Needs, now_ms: int) -> tuple[Shortfall, Account]:
     """What a request lacks most, and in which account; one of them must be short or reserved.
 
     If several are short, the one that makes it wait longest is told.

@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from zoneinfo import ZoneInfo
 
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError
 from scheduler.money import format_usd, parse_usd
 
 
@@ -86,7 +85,11 @@ class Window:
         return self._cache[1]
 
     def describe(self):
-        return {"total": "total", "calendar": f"calendar {self.period}, {self.zone}", "rolling": f"rolling {self.span_ms // 1000}s"}[self.kind]
+        return {
+            "total": "total",
+            "calendar": f"calendar {self.period}, {self.zone}",
+            "rolling": f"rolling {self.span_ms // 1000}s",
+        }[self.kind]
 
     def __str__(self):
         if self.kind is WindowKind.TOTAL:
@@ -103,7 +106,13 @@ class Cap:
     window: Window
 
     def __str__(self):
-        a = "none" if self.limit is None else format_usd(self.limit) if self.unit is Unit.USD else f"{self.limit} {self.unit}"
+        a = (
+            "none"
+            if self.limit is None
+            else format_usd(self.limit)
+            if self.unit is Unit.USD
+            else f"{self.limit} {self.unit}"
+        )
         return f"{a}/{self.window}"
 
 
@@ -147,7 +156,11 @@ class Budget:
         return bool(self.models or self.tags)
 
     def covers(self, model, tags):
-        return self.has_rules and (not self.models or any(fnmatchcase(model, p) for p in self.models)) and all(fnmatchcase(tags.get(k, "\0"), v) for k, v in self.tags.items())
+        return (
+            self.has_rules
+            and (not self.models or any(fnmatchcase(model, p) for p in self.models))
+            and all(fnmatchcase(tags.get(k, "\0"), v) for k, v in self.tags.items())
+        )
 
     def with_limit(self, limit):
         b = Budget(self.name, limit, models=self.models, tags=self.tags, parent=self.parent)

@@ -74,7 +74,11 @@ def _jittered(attempt: int) -> float:
 
 
 async def attempt(
-    provider: Provider, tariff: Tariff, claimed: Claimed, policy: CallPolicy, now_ms: Callable[[], int]
+    provider: Provider,
+    tariff: Tariff,
+    claimed: Claimed,
+    policy: CallPolicy,
+    now_ms: Callable[[], int],
 ) -> Attempt:
     """Send one admitted request once. Cancelling it suspends the reservation."""
     started_at_ms = now_ms()
@@ -119,7 +123,9 @@ def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int
     outcome = Outcome.VOID if void else Outcome.SUSPEND
     error.attempts = claimed.attempt
     error.cost_nusd = claimed.spent_nusd + (0 if void else claimed.ceiling_nusd)
-    settlement = Settlement(claimed.reservation_id, claimed.request_id, outcome, RequestState.FAILED)
+    settlement = Settlement(
+        claimed.reservation_id, claimed.request_id, outcome, RequestState.FAILED
+    )
     ended = Attempt(claimed, settlement, error=error)
     if isinstance(error, RateLimited) and error.is_retryable:
         # The provider's refusal is about its load, not about this request: it uses up no

@@ -29,7 +29,11 @@ def parse_duration_ms(value: str | int | float | timedelta, what: str = "duratio
 
 
 def format_duration(ms: int) -> str:
-    for (big, b), (small, s) in ((("d", 86_400_000), ("h", 3_600_000)), (("h", 3_600_000), ("m", 60_000)), (("m", 60_000), ("s", 1000))):
+    for (big, b), (small, s) in (
+        (("d", 86_400_000), ("h", 3_600_000)),
+        (("h", 3_600_000), ("m", 60_000)),
+        (("m", 60_000), ("s", 1000)),
+    ):
         if ms >= b:
             rest = ms % b // s
             return f"{ms // b}{big}" + (f"{rest}{small}" if rest else "")

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scheduler.budget import Cap, Unit, WindowKind, parse_caps
+from scheduler.budget import Cap, Unit, WindowKind
 
 UNLIMITED = 1 << 62
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
@@ -111,7 +111,9 @@ class Account:
         "warned_changed", "warned_slot_ms",
     )  # fmt: skip
 
-    def __init__(self, id: int, budget_id: int, budget: str, cap: Cap, paused: bool = False) -> None:
+    def __init__(
+        self, id: int, budget_id: int, budget: str, cap: Cap, paused: bool = False
+    ) -> None:
         self.id, self.budget_id, self.budget, self.paused = id, budget_id, budget, paused
         self.redefine(cap)
         self.slots: dict[int, Tally] = {}
@@ -203,9 +205,18 @@ class Account:
         percent = self.posted * 100 // self.limit
         for threshold in THRESHOLDS:
             if self.warned < threshold <= percent:
-                self.warned, self.warned_slot_ms, self.warned_changed = threshold, self.slot_ms, True
+                self.warned, self.warned_slot_ms, self.warned_changed = (
+                    threshold,
+                    self.slot_ms,
+                    True,
+                )
                 yield Crossing(
-                    self.budget, self.cap, threshold, self.posted, self.limit, self.frees_at_ms(now_ms)
+                    self.budget,
+                    self.cap,
+                    threshold,
+                    self.posted,
+                    self.limit,
+                    self.frees_at_ms(now_ms),
                 )
         self._set_tell_at()
 
@@ -216,7 +227,9 @@ class Account:
             if self.cap.window.kind is not WindowKind.ROLLING:
                 told = self.warned if self.warned_slot_ms == self.slot_ms else 0
             elif self.posted * 100 < told * self.limit:
-                told = max((t for t in THRESHOLDS if t * self.limit <= self.posted * 100), default=0)
+                told = max(
+                    (t for t in THRESHOLDS if t * self.limit <= self.posted * 100), default=0
+                )
             if told != self.warned:
                 self.warned, self.warned_changed = told, True
         self._set_tell_at()

@@ -153,7 +153,9 @@ class Request:
         Options named like a field of `Request` set that field; all others
         (``max_tokens``, ``temperature``, …) go into the body.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        )
         return cls._make(CHAT, {"model": model, "messages": messages}, options)
 
     @classmethod

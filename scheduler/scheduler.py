@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeVar
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
-from scheduler.calls import Attempt, CallPolicy, attempt, describe
+from scheduler.calls import Attempt, CallPolicy, attempt
 from scheduler.clock import Clock, SystemClock
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import (
@@ -171,7 +171,10 @@ class Scheduler:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -558,7 +561,8 @@ class Scheduler:
             if until_ms <= now_ms:
                 del self._cooldown_until_ms[name]
         return {
-            name: 0 if name in self._cooldown_until_ms else free for name, free in self._slots.items()
+            name: 0 if name in self._cooldown_until_ms else free
+            for name, free in self._slots.items()
         }
 
     def _apply(
@@ -600,7 +604,9 @@ class Scheduler:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _submitted(self, new: NewRequest, future: RequestFuture | None, submitted: Submitted) -> None:
+    def _submitted(
+        self, new: NewRequest, future: RequestFuture | None, submitted: Submitted
+    ) -> None:
         if submitted.is_known:
             self._tally.waiting -= 1
         if future is None:
@@ -651,8 +657,13 @@ class Scheduler:
         if self._listeners and self._hears(events.Admitted):
             self._emit(
                 events.Admitted(
-                    now_ms, claimed.request_id, request.key, request.job, claimed.attempt,
-                    claimed.ceiling_nusd, claimed.parked_ms,
+                    now_ms,
+                    claimed.request_id,
+                    request.key,
+                    request.job,
+                    claimed.attempt,
+                    claimed.ceiling_nusd,
+                    claimed.parked_ms,
                 )  # fmt: skip
             )
 
@@ -671,7 +682,9 @@ class Scheduler:
             provider, self._tariff(provider), claimed, self._policy, self._clock.now_ms
         )
         if ended.settlement.state is RequestState.CANCELLED and self._state != "open":
-            ended.settlement.state = RequestState.QUEUED  # not the caller's wish: the next run's work
+            ended.settlement.state = (
+                RequestState.QUEUED
+            )  # not the caller's wish: the next run's work
         self._slots[name] += 1
         if ended.cooldown_ms is not None:
             until_ms = self._clock.now_ms() + ended.cooldown_ms
@@ -728,8 +741,11 @@ class Scheduler:
             request = futures[0].request if futures else None
             self._emit(
                 events.Expired(
-                    now_ms, request_id, request.key if request else None,
-                    request.job if request else "", error,
+                    now_ms,
+                    request_id,
+                    request.key if request else None,
+                    request.job if request else "",
+                    error,
                 )  # fmt: skip
             )
         self._fail(request_id, error)
@@ -744,7 +760,12 @@ class Scheduler:
         for each in result.crossings:
             self._emit(
                 events.ThresholdCrossed(
-                    now_ms, each.budget, str(each.cap), each.percent, each.posted, each.limit,
+                    now_ms,
+                    each.budget,
+                    str(each.cap),
+                    each.percent,
+                    each.posted,
+                    each.limit,
                     each.resets_at_ms,
                 )  # fmt: skip
             )
@@ -910,5 +931,3 @@ def _settled_event(ended: Attempt, now_ms: int) -> events.Settled:
         settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state,
         ended.claimed.attempt, ended.response, ended.error,
     )  # fmt: skip
-
-

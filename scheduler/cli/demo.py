@@ -18,22 +18,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Self
+from typing import IO, TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from scheduler.cli.demo_account import Seen, tell_account
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import now_ms, opened
-from scheduler.cli.output import bar, plural, say, table
+from scheduler.cli.output import bar, plural, say
 from scheduler.cli.status import sentence
-from scheduler.money import format_usd
+from scheduler.money import format_usd, usd
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from scheduler.stats import Audit, CapStatus, Counts, SpendRow
+    from scheduler.stats import CapStatus, Counts
     from scheduler.stores.base import Store
 
 LOOK_S = 0.1
@@ -54,31 +55,7 @@ class Script:
 
 
 FULL = Script(300, "$0.02/8s", "$1/8s", 8, "150ms", 3.0)
-FAST = Script(60, "$0.006/2s", "$1/2s", 8, "5ms", 0.3)
-
-
-@dataclass(slots=True)
-class Seen:
-    """What was observed from outside while the batch ran.
-
-    Attributes:
-        most_nusd: Per limit, the most that was spent and reserved in a window.
-        limits_nusd: What the limits are.
-        parks: How often the batch was seen to stop for want of money.
-    """
-
-    most_nusd: dict[str, int] = field(default_factory=dict)
-    limits_nusd: dict[str, int | None] = field(default_factory=dict)
-    parks: int = 0
-    is_parked: bool = False
-    parked_since_s: float = 0.0
-    raised: bool = False
-
-    def is_time_to_raise(self, script: Script) -> bool:
-        """Whether the batch waits again for a while, after it went on by itself once."""
-        waited_s = time.monotonic() - self.parked_since_s
-        is_second = self.parks >= 2 and self.is_parked and not self.raised
-        return is_second and waited_s > script.parked_before_raise_s
+FAST = Script(120, "$0.008/2s", "$1/2s", 8, "5ms", 0.3)
 
 
 class Stage:
@@ -143,11 +120,11 @@ def demo(
     write_prompts(prompts, script.requests)
     say(f"A batch of {script.requests} requests, a budget of {script.limit}, a simulated provider.")
     say("No key, no cost, nothing leaves this machine.\n")
-    with simulated_server(script) as url:
+    with simulated_server(script, place / "server.log") as url:
         with Stage() as stage:
             stage.tell("server", f"$ scheduler simulate    # listens at {url}")
             code, seen = asyncio.run(_show(script, place, url, stage))
-        is_exact = asyncio.run(_account(script, place, url, code, seen))
+        is_exact = asyncio.run(tell_account(script.requests, place, url, code, seen))
     if not is_exact:
         raise typer.Exit(Exit.FAILED)
 
@@ -196,15 +173,19 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def simulated_server(script: Script) -> Iterator[str]:
+def simulated_server(script: Script, log: Path) -> Iterator[str]:
     """A simulated provider in its own process; gives its base URL."""
     words = _command("simulate", "--port", "0", "--latency", script.latency, "--json")
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, env=_environment(), text=True)
+    with log.open("w", encoding="utf-8") as told:
+        server = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=told, env=_environment(), text=True
+        )
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
         if not line:
-            raise RuntimeError(f"the simulated provider did not start (exit {server.wait()})")
+            said = log.read_text(encoding="utf-8").strip()
+            raise RuntimeError(f"the simulated provider did not start: {said}")
         yield json.loads(line)["url"]
     finally:
         _end(server)
@@ -280,7 +261,7 @@ async def _watch(
             await asyncio.sleep(LOOK_S)
             if store is not None:
                 await _look(script, store, seen, stage)
-                if seen.is_time_to_raise(script):
+                if seen.is_time_to_raise(script.parked_before_raise_s):
                     seen.raised = True
                     await asyncio.to_thread(_raise_limit, script, place, stage)
             elif (place / "results.jsonl").exists() and store_file.exists():
@@ -319,8 +300,8 @@ def moving_line(counts: Counts, total: int, cap: CapStatus) -> str:
     done = counts.succeeded + counts.failed
     limit = "no limit" if cap.limit is None else format_usd(cap.limit)
     return (
-        f"{bar(done, total, 24)} {done}/{total} · {counts.running} running · {counts.parked} parked"
-        f" · {format_usd(cap.posted)} spent + {format_usd(cap.reserved)} reserved of {limit}"
+        f"{bar(done, total, 20)} {done}/{total} · {counts.running} running · {counts.parked} parked"
+        f" · ${usd(cap.posted):.4f} + ${usd(cap.reserved):.4f} of {limit}"
     )
 
 
@@ -331,71 +312,3 @@ def _raise_limit(script: Script, place: Path, stage: Stage) -> None:
     done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=30)
     for line in (done.stdout + done.stderr).splitlines():
         stage.tell("you", line)
-
-
-# The account
-
-
-async def _account(script: Script, place: Path, url: str, code: int, seen: Seen) -> bool:
-    """Compare everybody's numbers; tell them; returns whether they all agree."""
-    async with opened(str(place / "demo.db")) as store:
-        spend = await store.spend("model")
-        audit = await store.audit(now_ms())
-    with (place / "results.jsonl").open(encoding="utf-8") as file:
-        results = sum(1 for _ in file)
-    billed = await asyncio.to_thread(_billed, url)
-    say("")
-    rows, is_exact = account(script.requests, code, results, spend, audit, billed)
-    print(table(("the account", "", ""), rows))
-    print("\n" + table(("limit", "most spent + reserved", ""), limit_rows(seen)))
-    say(f"\nThe files are in {place}. Look around:")
-    say(f"  scheduler status --store {place / 'demo.db'}")
-    say(f"  scheduler spend --by model --store {place / 'demo.db'}")
-    return is_exact and all(verdict == "ok" for _, _, verdict in limit_rows(seen))
-
-
-def limit_rows(seen: Seen) -> list[tuple[str, str, str]]:
-    """Per limit that was set, the most that was ever taken of it."""
-    rows = []
-    for name, most in seen.most_nusd.items():
-        limit = seen.limits_nusd[name]
-        is_kept = limit is None or most <= limit
-        rows.append((name, format_usd(most), "ok" if is_kept else "WRONG"))
-    return rows
-
-
-def _billed(url: str) -> dict[str, Any]:
-    """The simulated provider's own count, which knows nothing of the ledger."""
-    from urllib.request import ProxyHandler, build_opener
-
-    base = url.removesuffix("/").removesuffix("/v1")
-    with build_opener(ProxyHandler({})).open(f"{base}/billed", timeout=10) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
-
-
-def account(
-    requests: int,
-    code: int,
-    results: int,
-    spend: Sequence[SpendRow],
-    audit: Audit,
-    billed: dict[str, Any],
-) -> tuple[list[tuple[str, str, str]], bool]:
-    """Lines of the final account, and whether everything agrees."""
-    posted = sum(row.posted_nusd for row in spend)
-    reserved = sum(row.reserved_nusd for row in spend)
-    checks = [
-        ("results written", f"{results} of {requests}", results == requests and code == 0),
-        ("the provider billed", format_usd(billed["billed_nusd"]), True),
-        ("the ledger says", format_usd(posted), posted == billed["billed_nusd"]),
-        ("still reserved", format_usd(reserved), reserved == 0),
-        ("calls billed", str(billed["calls"]), billed["calls"] == requests),
-        (
-            "audit",
-            f"{plural(audit.balances, 'balance')} recomputed, {len(audit.discrepancies)} off",
-            not audit.discrepancies,
-        ),
-    ]
-    rows = [(name, text, "ok" if is_fine else "WRONG") for name, text, is_fine in checks]
-    return rows, all(is_fine for _, _, is_fine in checks)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -41,6 +41,8 @@ MAX_MESSAGE_CHARS = 1000
 MAX_RETRY_AFTER_MS = 86_400_000
 HIDDEN = "[hidden]"
 
+Secrets = Sequence[str]
+
 _DID_NO_WORK = frozenset({503, 529})
 _RETRYABLE_REFUSALS = frozenset({408, 409, 425})
 _NO_CREDIT_CODES = frozenset({
@@ -58,7 +60,7 @@ _RESULTS = ("choices", "output", "data", "results")
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], content: bytes, secret: str = ""
+    status: int, headers: Mapping[str, str], content: bytes, secrets: Secrets = ()
 ) -> Answer:
     """Turn what came back into an answer.
 
@@ -66,21 +68,21 @@ def read_answer(
         status: The HTTP status.
         headers: Names in lower case, or found in any case.
         content: The whole body.
-        secret: A key that must not appear in an error, even if the other side repeats it.
+        secrets: Keys that must not appear in an error, even if the other side repeats them.
 
     Raises:
         CallFailed: One of its leaves; the module docstring says which.
     """
     if not 200 <= status < 300:
-        raise read_error(status, headers, content, secret)
+        raise read_error(status, headers, content, secrets)
     body = _decode(content)
     if type(body) is not dict:
-        _raise_bad_answer(status, content, secret, was_json=body is not _NOTHING)
+        _raise_bad_answer(status, content, secrets, was_json=body is not _NOTHING)
     if body.get("error") and not any(body.get(name) for name in _RESULTS):
         message, code = _message(body)
         said = f" {code}" if code else ""
-        problem = f"a success status with an error in it{said}: {_hide(message, secret)}"
-        raise BadAnswer(problem, status, _hide_in(body, secret))
+        problem = f"a success status with an error in it{said}: {hide(message, secrets)}"
+        raise BadAnswer(problem, status, _hide_in(body, secrets))
     return Answer(
         body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
         headers,
@@ -104,10 +106,8 @@ def _decode(content: bytes) -> Any:
         return _NOTHING
 
 
-def _raise_bad_answer(
-    status: int, content: bytes, secret: str, was_json: bool
-) -> NoReturn:
-    excerpt = _excerpt(content, secret)
+def _raise_bad_answer(status: int, content: bytes, secrets: Secrets, was_json: bool) -> NoReturn:
+    excerpt = _excerpt(content, secrets)
     start = content[:200].lstrip()[:1]
     if was_json:
         problem = "JSON, but not an object"
@@ -123,11 +123,10 @@ def _raise_bad_answer(
     raise BadAnswer(f"HTTP {status} with {problem}{shown}", status, excerpt)
 
 
-def _excerpt(content: bytes, secret: str) -> str:
+def _excerpt(content: bytes, secrets: Secrets) -> str:
     # Hidden before it is cut, so that no half of a key is left at the end.
-    text = _hide(
-        bytes(content[: 4 * MAX_EXCERPT_CHARS + len(secret)]).decode("utf-8", "replace"), secret
-    )
+    most = 4 * MAX_EXCERPT_CHARS + sum(map(len, secrets))
+    text = hide(content[:most].decode("utf-8", "replace"), secrets)
     return _cut(" ".join(text.split()), MAX_EXCERPT_CHARS)
 
 
@@ -135,37 +134,44 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _hide(text: str, secret: str) -> str:
-    return text.replace(secret, HIDDEN) if secret else text
+def hide(text: str, secrets: Secrets) -> str:
+    """The text without any of the secrets."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return text
 
 
-def _hide_in(body: Any, secret: str) -> Any:
-    if not secret:
-        return body
-    text = json.dumps(body)
-    quoted = json.dumps(secret)[1:-1]
-    return json.loads(text.replace(quoted, HIDDEN)) if quoted in text else body
+def _hide_in(value: Any, secrets: Secrets) -> Any:
+    if not secrets:
+        return value
+    if isinstance(value, str):
+        return hide(value, secrets)
+    if isinstance(value, list):
+        return [_hide_in(item, secrets) for item in value]
+    if isinstance(value, dict):
+        return {hide(key, secrets): _hide_in(item, secrets) for key, item in value.items()}
+    return value
 
 
 # Errors
 
 
 def read_error(
-    status: int, headers: Mapping[str, str], content: bytes, secret: str = ""
+    status: int, headers: Mapping[str, str], content: bytes, secrets: Secrets = ()
 ) -> ProviderError:
     """Turn an error status and its body into the error that stands for it."""
     body = _decode(content)
     is_json = type(body) is dict
     if is_json:
-        body = _hide_in(body, secret)
+        body = _hide_in(body, secrets)
         message, code = _message(body)
     else:
-        body = _excerpt(content, secret)
+        body = _excerpt(content, secrets)
         message, code = body, None
     if 300 <= status < 400:
-        where = _hide(headers.get("location", "elsewhere"), secret)
+        where = hide(headers.get("location", "elsewhere"), secrets)
         message = f"redirected to {_cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
-    message = _cut(_hide(message, secret), MAX_MESSAGE_CHARS) or "no reason given"
+    message = _cut(hide(message, secrets), MAX_MESSAGE_CHARS) or "no reason given"
     kind = _kind(status)
     error = kind(status, message, code, body, _retry_after_ms(headers))
     if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in body:

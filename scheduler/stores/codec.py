@@ -96,4 +96,3 @@ def decode_budget(name: str, text: str) -> Budget:
 
 _RESPONSE_FIELDS = tuple(Response.__slots__)
 _USAGE_FIELDS = tuple(Usage.__slots__)
-

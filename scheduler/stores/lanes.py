@@ -51,7 +51,9 @@ class Lanes:
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self._open: dict[int, Lane] = {}  # open, with something waiting
-        self._wakes: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (need, lane, version)
+        self._wakes: dict[
+            int, list[tuple[int, int, int]]
+        ] = {}  # account → heap of (need, lane, version)
         self._held: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (-need, …)
         self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
         self._changed: dict[int, Lane] = {}

@@ -18,7 +18,7 @@ from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.ledger import Account, Crossing, Needs, ReservationState, cost_in
-from scheduler.request import Request, RequestState, Response
+from scheduler.request import RequestState, Response
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import (
     Claimed,
@@ -35,13 +35,29 @@ from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
 
+
 class _Row:
     """One request."""
 
     __slots__ = (
-        "attempts", "cost_nusd", "delivered", "error", "expected_nusd", "expires_at_ms", "digest",
-        "id", "is_delayed", "lane", "needs", "parked_mark_ms", "parked_ms", "request", "reservation_id",
-        "response", "state", "submitted_at_ms",
+        "attempts",
+        "cost_nusd",
+        "delivered",
+        "digest",
+        "error",
+        "expected_nusd",
+        "expires_at_ms",
+        "id",
+        "is_delayed",
+        "lane",
+        "needs",
+        "parked_mark_ms",
+        "parked_ms",
+        "request",
+        "reservation_id",
+        "response",
+        "state",
+        "submitted_at_ms",
         "ticket",
     )  # fmt: skip
 
@@ -62,6 +78,11 @@ class _Row:
     @property
     def key(self) -> str | None:
         return self.request.key
+
+    @property
+    def why_parked(self) -> Shortfall | None:
+        waits = self.state is RequestState.QUEUED and not self.is_delayed
+        return self.lane.shortfall if waits else None
 
     def finished(self) -> Finished:
         return Finished(
@@ -143,7 +164,8 @@ class MemoryStore(Store):
         if turn.slots is not None:
             self._claim(turn, now_ms, result)
         result.lanes = [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in self._lanes.take_changed()
+            LaneStatus(lane.key, lane.waiting, lane.shortfall)
+            for lane in self._lanes.take_changed()
         ]
         result.look_again_at_ms = self._look_again_at_ms()
         return result
@@ -255,9 +277,9 @@ class MemoryStore(Store):
 
     def _drop(self, row: _Row, state: RequestState, now_ms: int) -> None:
         """End a request that waits; its place in the heap is found empty later."""
-        row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
         row.state = state
         if not row.is_delayed:
+            row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
             self._lanes.remove(row.lane, now_ms)
         self._end(row)
         for account in self._accounts_of(row.lane.key.budgets):
@@ -436,9 +458,9 @@ class MemoryStore(Store):
         for row in self._rows.values():
             if job is not None and row.request.job != job:
                 continue
-            if row.state is RequestState.QUEUED and row.lane.shortfall is not None:
+            if row.why_parked is not None:
                 live["parked"] += 1
-                reasons[row.lane.shortfall.reason] += 1
+                reasons[row.why_parked.reason.value] += 1
             elif job is not None or not row.state.is_final:
                 live[row.state] += 1
         if job is None:
@@ -456,9 +478,9 @@ class MemoryStore(Store):
         return ordered[:limit]
 
     def _queue_row(self, row: _Row, now_ms: int) -> QueueRow:
-        lack = row.lane.shortfall if row.state is RequestState.QUEUED else None
+        lack = row.why_parked
         parked_ms = row.parked_ms
-        if row.state is RequestState.QUEUED:
+        if row.state is RequestState.QUEUED and not row.is_delayed:
             parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
         return QueueRow(
             id=row.id, key=row.request.key, job=row.request.job,
@@ -483,13 +505,19 @@ class MemoryStore(Store):
                 self._journal.replay(fresh, self._holds.values())
                 balances += len(account.slots)
                 found += compare(account, fresh)
-        return Audit(balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns)
+        return Audit(
+            balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
+        )
 
     # Results kept for files
 
     async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         for row in sorted(self._rows.values(), key=lambda row: row.id):
-            if row.request.job == job and row.state.is_final and not (undelivered and row.delivered):
+            if (
+                row.request.job == job
+                and row.state.is_final
+                and not (undelivered and row.delivered)
+            ):
                 yield row.finished()
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:

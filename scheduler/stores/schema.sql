@@ -4,7 +4,7 @@
 
 -- One row per process that has taken requests and has not gone.
 CREATE TABLE workers (
-  id         INTEGER PRIMARY KEY,
+  id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: lanes remember it
   host       TEXT    NOT NULL,  -- machine, boot and pid namespace
   pid        INTEGER NOT NULL,
   started    TEXT    NOT NULL,  -- tells a process from a later one with the same pid

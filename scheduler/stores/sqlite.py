@@ -14,6 +14,7 @@ a rollback journal before that; group commit makes either fast enough.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -61,7 +62,10 @@ class _Connection(aiosqlite.Connection):
     """A connection that runs whole functions on its thread."""
 
     async def run(
-        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         return await self._execute(function, self._conn, *args, **kwargs)  # type: ignore[no-any-return]
 
@@ -89,10 +93,16 @@ class SqliteStore(Store):
 
     async def open(self, now_ms: int) -> None:
         """Open or create the file; a process that only looks writes nothing."""
-        connection = _Connection(self._connect, 64)
-        connection._thread.daemon = True  # a forgotten store must not keep the interpreter alive
         with self._translated():
-            self._connection = await connection
+            _check_file(self.path, self._create)
+            connection = _Connection(self._connect, 64)
+            connection._thread.daemon = True  # a forgotten store must not keep the process alive
+            try:
+                self._connection = await connection
+            except BaseException:
+                # Its thread reports to this loop once more before it ends.
+                await asyncio.to_thread(connection._thread.join, 5)
+                raise
         try:
             await self._run(self._set_up)
             await self._run(_reading(self._transactions.read_budgets), now_ms)
@@ -115,7 +125,6 @@ class SqliteStore(Store):
             await connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        _check_file(self.path, self._create)
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         return db
@@ -155,7 +164,10 @@ class SqliteStore(Store):
         return int(version)
 
     async def _run(
-        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         if self._connection is None:
             raise StoreError(f"{self.path} is not open")
@@ -181,9 +193,7 @@ class SqliteStore(Store):
     async def turn(self, turn: Turn) -> TurnResult:
         """One transaction; see `Store.turn`."""
         foreign, self._foreign = self._foreign, False
-        return await self._run(
-            _writing(self._transactions.turn, self._patience_s), turn, foreign
-        )
+        return await self._run(_writing(self._transactions.turn, self._patience_s), turn, foreign)
 
     async def changed(self, now_ms: int) -> bool:
         """Whether another process committed; renews the lease when it is due."""
@@ -200,7 +210,9 @@ class SqliteStore(Store):
     def lanes(self) -> list[LaneStatus]:
         """This process's lanes in which something waits."""
         lanes = list(self._transactions.lanes)
-        return [LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in lanes if lane.waiting]
+        return [
+            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in lanes if lane.waiting
+        ]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         """Why a lane is shut."""
@@ -223,7 +235,9 @@ class SqliteStore(Store):
 
     async def prices(self) -> dict[str, str]:
         """See `Store.prices`."""
-        return dict(await self._run(lambda db: db.execute("SELECT model, price FROM prices").fetchall()))
+        return dict(
+            await self._run(lambda db: db.execute("SELECT model, price FROM prices").fetchall())
+        )
 
     async def set_price(self, model: str, price: str | None) -> None:
         """See `Store.set_price`."""

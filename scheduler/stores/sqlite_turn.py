@@ -195,7 +195,8 @@ class Transactions:
         """End dead processes: what they may have sent is unknown, the rest waits for its key."""
         oldest_ms = now_ms - self.lease_ms
         for worker_id, host, pid, started, seen_at_ms in self._db.execute(
-            "SELECT id, host, pid, started, seen_at_ms FROM workers WHERE id <> ?", (self.worker_id,)
+            "SELECT id, host, pid, started, seen_at_ms FROM workers WHERE id <> ?",
+            (self.worker_id,),
         ).fetchall():
             if seen_at_ms >= oldest_ms and not is_dead(self.process, Process(host, pid, started)):
                 continue
@@ -238,9 +239,15 @@ class Transactions:
                 state, mark_ms = self._next_state(hold, each, now_ms)
             ended.append(
                 (
-                    state, after - before, 0 if each.is_attempt or not is_current else 1,
-                    each.not_before_ms, None if each.error is None else json.dumps(each.error, default=str),
-                    is_current, hold.has_key, hold.request_id, mark_ms,
+                    state,
+                    after - before,
+                    0 if each.is_attempt or not is_current else 1,
+                    each.not_before_ms,
+                    None if each.error is None else json.dumps(each.error, default=str),
+                    is_current,
+                    hold.has_key,
+                    hold.request_id,
+                    mark_ms,
                 )  # fmt: skip
             )
             hold.request_state = state
@@ -266,7 +273,12 @@ class Transactions:
         }  # fmt: skip
 
     def _move(
-        self, hold: _Hold, new: ReservationState, settlement: Settlement, now_ms: int, result: TurnResult
+        self,
+        hold: _Hold,
+        new: ReservationState,
+        settlement: Settlement,
+        now_ms: int,
+        result: TurnResult,
     ) -> int:
         """Change the balances; returns what the attempt counts from now on, in nano-dollars."""
         old, hold.state = hold.state, new
@@ -302,7 +314,9 @@ class Transactions:
             self._db.execute("UPDATE lanes SET waiting = waiting + 1 WHERE id = ?", (lane_id,))
             return 0
         self.lanes.add(lane)
-        if lane.shortfall is not None and lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
+        if lane.shortfall is not None and lane.wakes_for(
+            needs, self._accounts_of(lane.key.budgets)
+        ):
             self.lanes.reopen(lane, now_ms)
         return lane.parked_clock_ms(now_ms)
 
@@ -426,9 +440,21 @@ class Transactions:
                 self.kept[next_id] = new.request
             rows.append(
                 (
-                    next_id, job_id, key, new.digest, lane.id, RequestState.QUEUED.value,
-                    new.request.model, new.ceiling_nusd, new.ceiling_tokens, new.expected_nusd,
-                    now_ms, new.expires_at_ms, mark_ms, key is None, payload,
+                    next_id,
+                    job_id,
+                    key,
+                    new.digest,
+                    lane.id,
+                    RequestState.QUEUED.value,
+                    new.request.model,
+                    new.ceiling_nusd,
+                    new.ceiling_tokens,
+                    new.expected_nusd,
+                    now_ms,
+                    new.expires_at_ms,
+                    mark_ms,
+                    key is None,
+                    payload,
                 )  # fmt: skip
             )
             self._deltas[job_id, RequestState.QUEUED] += 1
@@ -543,7 +569,9 @@ class Transactions:
         cursors = [self._db.cursor() for _ in lanes]
         try:
             views = [
-                LaneView(lane.key, self._accounts_of(lane.key.budgets), self._candidates(cursor, lane))
+                LaneView(
+                    lane.key, self._accounts_of(lane.key.budgets), self._candidates(cursor, lane)
+                )
                 for lane, cursor in zip(lanes, cursors, strict=True)
             ]
             decided = plan(views, slots, now_ms, admitted_before=self._admitted)
@@ -570,12 +598,12 @@ class Transactions:
         for row in rows:
             yield _Waiting(row[0], (row[1], row[2], 1), (lane.id, *row[1:]))
 
-    def _start(
-        self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult
-    ) -> None:
+    def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
         if not decided.admitted:
             return
-        (next_id,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM reservations").fetchone()
+        (next_id,) = self._db.execute(
+            "SELECT coalesce(max(id), 0) + 1 FROM reservations"
+        ).fetchone()
         by_id = {lane.id: lane for lane in lanes}
         budgets = {lane.id: encode_budgets(lane.key.budgets) for lane in lanes}
         running, reserved = [], []
@@ -589,14 +617,31 @@ class Transactions:
             request = self.kept.pop(candidate.id, None) or decode_request(payload)
             running.append((next_id, parked_ms, candidate.id))
             reserved.append(
-                (next_id, candidate.id, self.worker_id, job_id, budgets[lane_id], model, now_ms, nusd, tokens)
+                (
+                    next_id,
+                    candidate.id,
+                    self.worker_id,
+                    job_id,
+                    budgets[lane_id],
+                    model,
+                    now_ms,
+                    nusd,
+                    tokens,
+                )
             )
             self._deltas[job_id, RequestState.QUEUED] -= 1
             self._deltas[job_id, RequestState.RUNNING] += 1
             result.claimed.append(
                 Claimed(
-                    candidate.id, next_id, request, attempts + 1, nusd, tokens, cost_nusd,
-                    submitted_at_ms, parked_ms,
+                    candidate.id,
+                    next_id,
+                    request,
+                    attempts + 1,
+                    nusd,
+                    tokens,
+                    cost_nusd,
+                    submitted_at_ms,
+                    parked_ms,
                 )  # fmt: skip
             )
             next_id += 1
@@ -857,5 +902,3 @@ def _encode_waiter(waiter: Waiter | None) -> str | None:
     return json.dumps(
         [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
     )
-
-

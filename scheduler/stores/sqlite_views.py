@@ -124,7 +124,11 @@ def spend(db: sqlite3.Connection, by: str, since_ms: int) -> list[SpendRow]:
         " FROM reservations h WHERE h.made_at_ms >= ? GROUP BY 1",
         (since_ms,),
     ):
-        heads = [names.get(each, "?") for each in decode_budgets(heading)] if by == "budget" else [heading]
+        heads = (
+            [names.get(each, "?") for each in decode_budgets(heading)]
+            if by == "budget"
+            else [heading]
+        )
         for head in heads:
             total = rows.setdefault(head, [0, 0, 0, 0, 0])
             total[:] = map(sum, zip(total, numbers, strict=True))

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from scheduler.cli.demo import account, write_prompts
+from scheduler.cli.demo import write_prompts
+from scheduler.cli.demo_account import account
 from scheduler.stats import Audit, Discrepancy, SpendRow
 
 SPEND = [SpendRow("sim-small", 50, 400, 0, 0, 900), SpendRow("sim-large", 10, 600, 0, 0, 100)]
@@ -68,10 +69,10 @@ def test_the_demo_shows_parking_a_reset_a_raise_and_an_exact_account(tmp_path):
     assert "goes on by itself" in done.stderr
     assert "$ scheduler budget set default" in done.stderr
     assert re.search(r"default: .* → ", done.stderr)
-    assert re.search(r"results written\s+60 of 60\s+ok", done.stdout)
+    assert re.search(r"results written\s+120 of 120\s+ok", done.stdout)
     assert re.search(r"audit\s.*0 off\s+ok", done.stdout)
     assert "WRONG" not in done.stdout
-    assert len((tmp_path / "demo" / "results.jsonl").read_text().splitlines()) == 60
+    assert len((tmp_path / "demo" / "results.jsonl").read_text().splitlines()) == 120
     assert re.findall(r"the (?:ledger says|provider billed)\s+(\S+)", done.stdout)[0]
 
 

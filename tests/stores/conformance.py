@@ -444,9 +444,9 @@ class Conformance:
 
         rows = {by: await bench.store.spend(by) for by in ("model", "job", "budget")}
 
-        assert [(r.name, r.posted_nusd, r.reserved_nusd, r.suspense_nusd) for r in rows["model"]] == [
-            ("m", 20, 35, 30)
-        ]
+        assert [
+            (r.name, r.posted_nusd, r.reserved_nusd, r.suspense_nusd) for r in rows["model"]
+        ] == [("m", 20, 35, 30)]
         assert {(r.name, r.posted_nusd, r.reserved_nusd) for r in rows["job"]} == {
             ("j", 20, 5), ("", 0, 30),
         }  # fmt: skip

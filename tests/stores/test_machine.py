@@ -84,8 +84,14 @@ class StoreMachine(RuleBasedStateMachine):
         for position, result in enumerate(results):
             said.append(
                 (
-                    [(order[position][c.request_id], c.attempt, c.spent_nusd) for c in result.claimed],
-                    [(order[position][id], lack.reason, lack.missing) for id, lack in result.refused],
+                    [
+                        (order[position][c.request_id], c.attempt, c.spent_nusd)
+                        for c in result.claimed
+                    ],
+                    [
+                        (order[position][id], lack.reason, lack.missing)
+                        for id, lack in result.refused
+                    ],
                     sorted((order[position][id], waited) for id, waited in result.expired),
                     [(lane.waiting, lane.shortfall) for lane in result.lanes],
                     [(c.budget, c.percent) for c in result.crossings],

@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
 import pytest
 
-from scheduler.stores.sqlite import SqliteStore
-from tests.stores.conformance import T0, Conformance
+from scheduler.budget import Budget
+from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.request import Request, RequestState
+from scheduler.stores import open_store
+from scheduler.stores.base import Outcome, Turn
+from scheduler.stores.memory import MemoryStore
+from scheduler.stores.process import Process
+from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore, journal_mode
+from tests.stores.conformance import T0, Bench, Conformance, end, new, post
 
 
 class TestSqlite(Conformance):
@@ -13,3 +25,325 @@ class TestSqlite(Conformance):
         await store.open(T0)
         yield store
         await store.aclose()
+
+
+async def opened(path: Path, **options) -> SqliteStore:
+    store = SqliteStore(path, **options)
+    await store.open(T0)
+    return store
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    made = Bench(await opened(tmp_path / "s.db"))
+    await made.define(Budget("team", "$0.0000001/day"))
+    yield made
+    await made.store.aclose()
+
+
+def other_process(bench: Bench, *, dead: bool) -> Bench:
+    """A store on the same file that takes itself for another process."""
+    store = SqliteStore(bench.store.path)
+    me = store._transactions.process
+    pid = 2**22 + 1 if dead else me.pid  # above the largest pid Linux gives
+    store._transactions.process = Process(me.host if dead else "elsewhere", pid, "1")
+    made = Bench(store)
+    made.ids = bench.ids
+    return made
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (None, MemoryStore),
+        ("memory://", MemoryStore),
+        ("sqlite:///a.db", SqliteStore),
+        ("a.db", SqliteStore),
+        (Path("a"), SqliteStore),
+    ],
+)
+def test_a_url_names_a_store(url, kind):
+    assert isinstance(open_store(url), kind)
+
+
+def test_an_unknown_url_is_a_clear_error():
+    with pytest.raises(ConfigError, match="'redis://x' is not memory://"):
+        open_store("redis://x")
+
+
+@pytest.mark.parametrize(
+    ("version", "mode"), [((3, 37, 2), "truncate"), ((3, 51, 2), "truncate"), ((3, 51, 3), "wal")]
+)
+def test_the_write_ahead_log_is_used_only_where_it_is_safe(version, mode):
+    assert journal_mode(version) == mode
+
+
+@pytest.mark.anyio
+async def test_what_was_acknowledged_is_there_after_reopening(bench):
+    ids = [bench.ids["team"]]
+    result = await bench.submit(new(ids, 30, key="a"), new(ids, 30, key="b"), slots=1)
+    await bench.settle(post(result.claimed[0], 20), slots=None)
+    await bench.store.aclose()
+
+    bench.store = await opened(bench.store.path)
+
+    assert await bench.balance() == (20, 0)
+    counts = await bench.store.counts()
+    assert (counts.succeeded, counts.queued) == (1, 1)
+    (finished,) = [each async for each in bench.store.finished("")]
+    assert finished.key == "a"
+    assert await bench.is_sound()
+
+
+@pytest.mark.anyio
+async def test_what_waited_goes_on_when_its_key_comes_again(bench):
+    await bench.submit(new(key="a"), slots=None)
+    await bench.store.aclose()
+    bench.store = await opened(bench.store.path)
+
+    untouched = await bench.turn()
+    result = await bench.submit(new(key="a"))
+
+    assert untouched.claimed == []
+    assert [claimed.request.key for claimed in result.claimed] == ["a"]
+    assert (await bench.store.counts()).total == 1
+
+
+@pytest.mark.anyio
+async def test_what_a_dead_process_was_sending_keeps_counting_and_is_sent_again(bench):
+    dead = other_process(bench, dead=True)
+    await dead.store.open(T0)
+    ids = [bench.ids["team"]]
+    await dead.submit(new(ids, 30, key="a"), new(ids, 30, key="b"), slots=1)
+
+    result = await bench.submit(new(ids, 30, key="a"), new(ids, 30, key="b"))
+
+    assert [claimed.request.key for claimed in result.claimed] == ["a", "b"]
+    assert await bench.balance() == (0, 90)
+    (status,) = await bench.store.budgets(bench.now_ms)
+    assert status.caps[0].suspense == 30
+    assert result.claimed[0].spent_nusd == 30
+    assert await bench.is_sound()
+    await dead.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_process_taken_for_dead_settles_truthfully(bench):
+    zombie = other_process(bench, dead=True)
+    await zombie.store.open(T0)
+    ids = [bench.ids["team"]]
+    (claimed,) = (await zombie.submit(new(ids, 30, key="a"))).claimed
+    (again,) = (await bench.submit(new(ids, 30, key="a"))).claimed
+
+    late = await zombie.settle(post(claimed, 12), slots=None)
+    await bench.settle(post(again, 13), slots=None)
+
+    assert late.settled == [True]
+    assert await bench.balance() == (25, 0)
+    assert (await bench.store.counts()).succeeded == 1
+    assert await bench.is_sound()
+    await zombie.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_silent_process_elsewhere_is_reclaimed_after_its_lease(bench):
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    await far.submit(new(key="a"))
+
+    early = await bench.submit(new(key="a"))
+    bench.now_ms += bench.store.lease_ms + 1
+    late = await bench.submit(new(key="a"))
+
+    assert (early.submitted[0].is_elsewhere, early.claimed) == (True, [])
+    assert len(late.claimed) == 1
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_living_process_renews_its_lease(bench):
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    await far.submit(new(key="a"))
+    for _ in range(4):
+        far.now_ms += far.store.lease_ms // 2
+        await far.turn()
+    bench.now_ms = far.now_ms
+
+    assert (await bench.submit(new(key="a"))).submitted[0].is_elsewhere
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_two_processes_never_spend_more_than_the_limit_together(bench):
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    ids = [bench.ids["team"]]
+
+    one = await bench.submit(*[new(ids, 30) for _ in range(3)], slots=2)
+    two = await far.submit(*[new(ids, 30) for _ in range(3)])
+
+    assert (len(one.claimed), len(two.claimed)) == (2, 1)
+    assert await bench.balance() == await far.balance() == (0, 90)
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_changes_by_others_are_noticed_and_open_lanes(bench):
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    parked = await bench.submit(new([bench.ids["team"]], 150))
+    assert parked.claimed == []
+    assert not await bench.store.changed(T0)
+
+    await far.define(Budget("team", "$0.0000002/day"))
+
+    assert await bench.store.changed(T0)
+    assert not await bench.store.changed(T0)
+    assert len((await bench.turn()).claimed) == 1
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_looking_leaves_no_trace(bench, tmp_path):
+    before = bench.store.path.read_bytes()
+    looker = await opened(bench.store.path)
+    await looker.counts()
+    await looker.queue([RequestState.QUEUED], T0)
+    await looker.audit(T0)
+    await looker.aclose()
+
+    assert bench.store.path.read_bytes() == before
+
+
+@pytest.mark.anyio
+async def test_the_file_is_for_its_owner_only(bench):
+    assert stat.S_IMODE(bench.store.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"hello, I am no database at all", "is not a SQLite database"), (b"\0" * 5000, "is not a")],
+)
+async def test_a_file_that_is_no_database_is_refused_untouched(tmp_path, content, problem):
+    path = tmp_path / "x.db"
+    path.write_bytes(content)
+
+    with pytest.raises(StoreForeign, match=problem):
+        await opened(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.anyio
+async def test_a_database_of_another_program_is_refused_untouched(tmp_path):
+    path = tmp_path / "x.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE theirs (a)")
+    db.close()
+
+    with pytest.raises(StoreForeign, match="of another program; nothing was changed"):
+        await opened(path)
+    db = sqlite3.connect(path)
+    assert [name for (name,) in db.execute("SELECT name FROM sqlite_master")] == ["theirs"]
+    db.close()
+
+
+@pytest.mark.anyio
+async def test_a_newer_database_is_refused(tmp_path):
+    path = tmp_path / "x.db"
+    await (await opened(path)).aclose()
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+
+    with pytest.raises(StoreTooNew, match=f"schema version {SCHEMA_VERSION + 1}.*Upgrade"):
+        await opened(path)
+
+
+@pytest.mark.anyio
+async def test_a_folder_a_missing_folder_and_a_missing_file_are_clear_errors(tmp_path):
+    with pytest.raises(StoreForeign, match="is a folder"):
+        await opened(tmp_path)
+    with pytest.raises(StoreError, match="there is no folder"):
+        await opened(tmp_path / "no" / "x.db")
+    with pytest.raises(StoreError, match="there is no store at"):
+        await opened(tmp_path / "x.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_a_file_held_for_too_long_is_a_clear_error_and_nothing_happens(bench, monkeypatch):
+    monkeypatch.setattr("scheduler.stores.sqlite.BUSY_MS", 10)
+    impatient = await opened(bench.store.path, patience_s=0.05)
+    db = sqlite3.connect(bench.store.path, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreLocked, match="is held by another process"):
+        await impatient.turn(Turn(T0, submit=[new()]))
+    db.execute("ROLLBACK")
+    db.close()
+
+    assert (await impatient.counts()).total == 0
+    await impatient.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_request_that_is_no_json_is_refused_before_it_is_queued(bench):
+    for request in (Request({"model": "m", "x": object()}), Request({"x": float("nan")}),
+                    Request({"model": "m"}, key="\ud800")):  # fmt: skip
+        bad = new()
+        bad.request = request
+        with pytest.raises(ConfigError, match="cannot be stored as JSON.*nothing was sent"):
+            bench.store.prepare(bad)
+
+
+@pytest.mark.anyio
+async def test_lone_surrogates_in_a_prompt_survive(bench):
+    (claimed,) = (await bench.submit(new(body="\ud83d!", key="a"))).claimed
+
+    (again,) = (await bench.settle(end(claimed, Outcome.VOID, RequestState.QUEUED))).claimed
+
+    assert again.request.body["messages"][0]["content"] == "\ud83d!"
+
+
+@pytest.mark.anyio
+async def test_time_per_claim_does_not_depend_on_the_number_that_waits(bench):
+    """Counts steps of SQLite's machine, not seconds: the same for 100 as for 5,000 waiting."""
+
+    async def steps_per_claim(waiting: int) -> int:
+        await bench.submit(*[new() for _ in range(waiting)], slots=None)
+        count = 0
+
+        def step() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        await bench.store._run(lambda db: db.set_progress_handler(step, 10))
+        await bench.turn(8)
+        await bench.store._run(lambda db: db.set_progress_handler(None, 0))
+        return count
+
+    few = await steps_per_claim(100)
+    many = await steps_per_claim(5_000)
+
+    assert many < few * 1.3
+
+
+@pytest.mark.anyio
+async def test_a_forgotten_store_does_not_keep_the_interpreter_alive(tmp_path):
+    store = await opened(tmp_path / "s.db")
+    assert store._connection._thread.daemon
+    await store.aclose()
+
+
+def test_pids_of_dead_processes_are_recognised():
+    from scheduler.stores.process import is_dead, this_process
+
+    me = this_process()
+    assert not is_dead(me, me)
+    assert is_dead(me, Process(me.host, 2**22 + 1, ""))
+    assert not is_dead(me, Process("elsewhere", 2**22 + 1, ""))
+    if me.started:
+        assert is_dead(me, Process(me.host, os.getpid(), str(int(me.started) - 1)))
