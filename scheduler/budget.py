@@ -1,171 +1,261 @@
-"""Temporary."""
+"""Budgets: named limits over windows, in dollars, tokens or requests.
+
+A budget is written as one or more caps, separated by commas:
+
+    cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ]
+    amount := "$5" | "5 usd" | "2M tokens" | "500 requests" | "none"
+    window := minute | hour | day | week | month | year     calendar, in the zone (default UTC)
+            | 90s | 30m | 24h | 7d                           rolling
+            | total                                          everything ever; the default
+    anchor := 06:00 (day) | mon (week) | 15 (month) | 04-01 (year)
+
+A zone and an anchor belong to the cap they follow.
+
+>>> Budget("team", "$100/month @Europe/Athens from 15")
+<Budget 'team' $100/month from 15 (calendar month from 15, Europe/Athens)>
+>>> Budget("me", "$5/hour, $50/day, 2M tokens/day").spec
+'$5/hour, $50/day, 2000000 tokens/day'
+>>> Budget("me", "$5/hour").with_limit("$8").spec
+'$8/hour'
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from zoneinfo import ZoneInfo
 
-from scheduler.duration import parse_duration_ms
-from scheduler.money import format_usd, parse_usd
+from scheduler.errors import ConfigError
+from scheduler.money import parse_usd, usd
+from scheduler.window import Window, WindowKind
+
+__all__ = ["Budget", "Cap", "Spec", "Unit", "Window", "WindowKind", "parse_caps"]
+
+Spec = str | int | float | Decimal | None
+
+MAX_COUNT = 10**15
+MAX_NAME = 100
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_COUNT = re.compile(r"([\d_,]*\.?\d+)\s*([kmb]?)\s*(tokens?|requests?)", re.IGNORECASE)
+_NONE = re.compile(r"(?:none|unlimited)(?:\s+(usd|tokens?|requests?))?", re.IGNORECASE)
+# A comma separates caps unless it groups digits, as in "$1,000/day".
+_SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
+_ZONE = re.compile(r"@\s*(\S+)")
+_ANCHOR = re.compile(r"(?<=\s)from\s+(\S+)", re.IGNORECASE)
 
 
 class Unit(StrEnum):
+    """What a cap counts."""
+
     USD = "usd"
     TOKENS = "tokens"
     REQUESTS = "requests"
 
 
-class WindowKind(StrEnum):
-    TOTAL = "total"
-    CALENDAR = "calendar"
-    ROLLING = "rolling"
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    kind: WindowKind
-    period: str = ""
-    zone: str = "UTC"
-    anchor: str = ""
-    span_ms: int = 0
-    _cache: list = field(default_factory=lambda: [0, 0], compare=False, repr=False, hash=False)
-
-    @property
-    def _bucket(self):
-        return max(1, -(-self.span_ms // 60))
-
-    def slot_start_ms(self, at_ms):
-        if self.kind is WindowKind.TOTAL:
-            return 0
-        if self.kind is WindowKind.ROLLING:
-            return at_ms - at_ms % self._bucket
-        c = self._cache
-        if not c[0] <= at_ms < c[1]:
-            c[:] = self._bounds(at_ms)
-        return c[0]
-
-    def _bounds(self, at_ms):
-        z = ZoneInfo(self.zone)
-        d = datetime.fromtimestamp(at_ms / 1000, z)
-        if self.period == "hour":
-            s = at_ms - at_ms % 3600000
-            return s, s + 3600000
-        d = d.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
-        if self.period == "week":
-            d -= timedelta(days=d.weekday())
-            e = d + timedelta(days=7)
-        elif self.period == "month":
-            d = d.replace(day=1)
-            e = (d + timedelta(days=32)).replace(day=1)
-        else:
-            e = d + timedelta(days=1)
-        return int(d.timestamp() * 1000), int(e.timestamp() * 1000)
-
-    def oldest_counting_ms(self, now_ms):
-        if self.kind is WindowKind.ROLLING:
-            b = self._bucket
-            return (now_ms - self.span_ms) // b * b
-        return self.slot_start_ms(now_ms)
-
-    def stops_counting_ms(self, slot):
-        if self.kind is WindowKind.TOTAL:
-            return None
-        if self.kind is WindowKind.ROLLING:
-            return slot + self._bucket + self.span_ms
-        return self._bounds(slot)[1]
-
-    def resets_at_ms(self, now_ms):
-        if self.kind is not WindowKind.CALENDAR:
-            return None
-        self.slot_start_ms(now_ms)
-        return self._cache[1]
-
-    def describe(self):
-        return {
-            "total": "total",
-            "calendar": f"calendar {self.period}, {self.zone}",
-            "rolling": f"rolling {self.span_ms // 1000}s",
-        }[self.kind]
-
-    def __str__(self):
-        if self.kind is WindowKind.TOTAL:
-            return "total"
-        if self.kind is WindowKind.ROLLING:
-            return f"{self.span_ms // 1000}s"
-        return self.period + (f" @{self.zone}" if self.zone != "UTC" else "")
-
-
 @dataclass(frozen=True, slots=True)
 class Cap:
+    """One limit over one window.
+
+    Attributes:
+        limit: In nano-dollars, tokens or requests; None: no limit, only counted.
+    """
+
     unit: Unit
     limit: int | None
     window: Window
 
-    def __str__(self):
-        a = (
-            "none"
-            if self.limit is None
-            else format_usd(self.limit)
-            if self.unit is Unit.USD
-            else f"{self.limit} {self.unit}"
-        )
-        return f"{a}/{self.window}"
+    def __str__(self) -> str:
+        window = "" if self.window.kind is WindowKind.TOTAL else f"/{self.window}"
+        return f"{self.amount_text}{window}"
+
+    @property
+    def amount_text(self) -> str:
+        """The limit as the grammar writes it."""
+        if self.limit is None:
+            return "none" if self.unit is Unit.USD else f"none {self.unit}"
+        if self.unit is Unit.USD:
+            return f"${usd(self.limit).normalize():f}"
+        return f"{self.limit} {self.unit}"
+
+    def format_amount(self, amount: int) -> str:
+        """An amount in this cap's unit, for people."""
+        if self.unit is Unit.USD:
+            sign, dollars = ("-", -amount) if amount < 0 else ("", amount)
+            whole, _, rest = f"{usd(dollars):f}".partition(".")
+            return f"{sign}${whole}.{rest.rstrip('0').ljust(2, '0')}"
+        word = self.unit.value[:-1] if amount == 1 else self.unit.value
+        return f"{amount:,} {word}"
 
 
-def parse_caps(spec):
+def parse_caps(spec: Spec) -> tuple[Cap, ...]:
+    """Read a specification; plain numbers are dollars in total, None is no limit.
+
+    Raises:
+        ConfigError: It does not follow the grammar; says which part and why.
+    """
     if spec is None:
         spec = "none"
-    caps = []
-    for part in str(spec).split(","):
-        m = re.fullmatch(r"\s*([^/@]+?)\s*(?:/\s*([^@\s]+))?\s*(?:@(\S+))?\s*", part)
-        amount, window, zone = m.groups()
-        if window in (None, "total"):
-            w = Window(WindowKind.TOTAL)
-        elif window[0].isdigit():
-            w = Window(WindowKind.ROLLING, span_ms=parse_duration_ms(window))
-        else:
-            w = Window(WindowKind.CALENDAR, window, zone or "UTC")
-        unit = Unit.USD
-        if amount == "none":
-            limit = None
-        elif amount.endswith(("tokens", "requests")):
-            n, u = amount.split()
-            unit = Unit(u)
-            limit = int(float(n.rstrip("kM")) * {"k": 1000, "M": 10**6}.get(n[-1], 1))
-        else:
-            limit = parse_usd(amount)
-        caps.append(Cap(unit, limit, w))
-    return tuple(caps)
+    if not isinstance(spec, str):
+        return (Cap(Unit.USD, parse_usd(spec, "budget"), Window(WindowKind.TOTAL)),)
+    if len(spec) > 1000:
+        raise ConfigError("budget", f"a specification of {len(spec):,} characters is no budget")
+    caps = tuple(_parse_cap(part, spec) for part in _SEPARATOR.split(spec))
+    windows = [(cap.unit, cap.window) for cap in caps]
+    for unit, window in windows:
+        if windows.count((unit, window)) > 1:
+            raise ConfigError("budget", f"{spec!r} limits {unit} per {window} twice")
+    return caps
+
+
+def _parse_cap(part: str, spec: str) -> Cap:
+    text, found = part.strip(), []
+    for pattern in (_ZONE, _ANCHOR):
+        matches = pattern.findall(text)
+        if len(matches) > 1:
+            raise ConfigError("budget", f"{part.strip()!r} says {matches} where one is enough")
+        found.append(matches[0] if matches else None)
+        text = pattern.sub("", text).strip()
+    zone, anchor = found
+    amount, slash, window = (side.strip() for side in text.partition("/"))
+    if not amount or (slash and not window):
+        what = "an amount" if not amount else "a window after the '/'"
+        raise ConfigError("budget", f"{spec!r} lacks {what}, as in '$10/day'")
+    unit, limit = _parse_amount(amount)
+    return Cap(unit, limit, Window.parse(window or "total", zone, anchor))
+
+
+def _parse_amount(text: str) -> tuple[Unit, int | None]:
+    if match := _NONE.fullmatch(text):
+        return _unit(match[1] or "usd"), None
+    match = _COUNT.fullmatch(text)
+    if match is None:
+        return Unit.USD, parse_usd(text, "budget")
+    try:
+        count = Decimal(match[1].replace(",", "").replace("_", "")) * _SCALES[match[2].lower()]
+    except InvalidOperation:
+        raise ConfigError("budget", f"{text!r} is not a number of {match[3]}") from None
+    if count != int(count) or count > MAX_COUNT:
+        raise ConfigError("budget", f"{text!r} is not a whole number up to {MAX_COUNT:,}")
+    return _unit(match[3]), int(count)
+
+
+def _unit(word: str) -> Unit:
+    word = word.lower()
+    return Unit(word if word.endswith("s") or word == "usd" else f"{word}s")
 
 
 class Budget:
-    def __init__(self, name, limit=None, *, models=(), tags=None, parent=None):
-        self.name, self.caps = name, parse_caps(limit)
-        self.models, self.tags, self.parent = tuple(models), dict(tags or {}), parent
+    """A named limit on spending.
+
+    Args:
+        name: What requests and people call it.
+        limit: Its caps, as text or as an amount of dollars in total; None: no limit,
+            spending is only counted.
+        models: Patterns such as ``"gpt-4*"``: requests for these models draw on it.
+        tags: Tags a request must have to draw on it; values may be patterns.
+        parent: Name of a budget that its requests draw on as well.
+
+    A budget with `models` or `tags` has rules: requests that match all of them draw
+    on it without naming it.
+
+    Raises:
+        ConfigError: A wrong name or specification.
+    """
+
+    __slots__ = ("caps", "models", "name", "parent", "tags")
+
+    def __init__(
+        self,
+        name: str,
+        limit: Spec = None,
+        *,
+        models: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> None:
+        if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+            raise ConfigError("budget", f"{name!r} is not a name of 1 to {MAX_NAME} characters")
+        if parent == name:
+            raise ConfigError("budget", f"{name!r} cannot be its own parent")
+        if isinstance(models, str):
+            raise ConfigError("models", f"{models!r} is one text; give a list of patterns")
+        self.name, self.caps, self.parent = name, parse_caps(limit), parent
+        self.models, self.tags = tuple(models), dict(tags or {})
 
     @property
-    def spec(self):
-        return ",".join(map(str, self.caps))
+    def spec(self) -> str:
+        """The caps as text that reads back as the same caps."""
+        return ", ".join(map(str, self.caps))
 
     @property
-    def has_rules(self):
+    def has_rules(self) -> bool:
+        """Whether requests can match it without naming it."""
         return bool(self.models or self.tags)
 
-    def covers(self, model, tags):
-        return (
-            self.has_rules
-            and (not self.models or any(fnmatchcase(model, p) for p in self.models))
-            and all(fnmatchcase(tags.get(k, "\0"), v) for k, v in self.tags.items())
+    def covers(self, model: str, tags: Mapping[str, str]) -> bool:
+        """Whether its rules match a request; without rules nothing does."""
+        if not self.has_rules:
+            return False
+        if self.models and not any(fnmatchcase(model, pattern) for pattern in self.models):
+            return False
+        return all(
+            name in tags and fnmatchcase(tags[name], value) for name, value in self.tags.items()
         )
 
-    def with_limit(self, limit):
-        b = Budget(self.name, limit, models=self.models, tags=self.tags, parent=self.parent)
-        if limit is None:
-            b.caps = tuple(Cap(c.unit, None, c.window) for c in self.caps)
-        elif "/" not in str(limit):
-            b.caps = tuple(Cap(c.unit, b.caps[0].limit, c.window) for c in self.caps)
-        return b
+    def with_limit(self, limit: Spec) -> Budget:
+        """The same budget with another limit.
+
+        A bare amount keeps the window of the cap in its unit; None keeps all windows
+        and switches the limits off; a full form such as ``"$20/day"`` or
+        ``"$20/total"`` replaces all caps.
+
+        Raises:
+            ConfigError: A bare amount that could mean several caps, or none.
+        """
+        changed = Budget(self.name, limit, models=self.models, tags=self.tags, parent=self.parent)
+        is_bare = not isinstance(limit, str) or not re.search(r"[/@,]|\sfrom\s", limit)
+        if is_bare and len(changed.caps) == 1:
+            changed.caps = self._with_amount(changed.caps[0])
+        return changed
+
+    def _with_amount(self, amount: Cap) -> tuple[Cap, ...]:
+        if amount.limit is None:
+            return tuple(replace(cap, limit=None) for cap in self.caps)
+        same = [cap for cap in self.caps if cap.unit is amount.unit]
+        if len(same) == 1:
+            return tuple(
+                replace(cap, limit=amount.limit) if cap is same[0] else cap for cap in self.caps
+            )
+        problem = "which of them" if same else f"over which window (it has {self.spec})"
+        raise ConfigError(
+            "limit",
+            f"budget {self.name!r} has {len(same)} caps in {amount.unit}: say {problem} by giving "
+            f"the full form, such as '{amount.amount_text}/day'",
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Budget) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.caps))
+
+    def __repr__(self) -> str:
+        caps = ", ".join(
+            f"{cap.amount_text}/{_period(cap.window)} ({cap.window.describe()})"
+            if cap.window.kind is not WindowKind.TOTAL
+            else f"{cap.amount_text} (total)"
+            for cap in self.caps
+        )
+        return f"<Budget {self.name!r} {caps}>"
+
+    @property
+    def _fields(self) -> tuple[object, ...]:
+        return (self.name, self.caps, self.models, self.tags, self.parent)
+
+
+def _period(window: Window) -> str:
+    """A window's text without its zone, which its description tells."""
+    return str(window).replace(f" @{window.zone}", "")

@@ -91,9 +91,9 @@ async def attempt(
         return _cancelled(claimed)
     except Exception as exc:
         logger.debug("provider %s raised %r", provider.name, exc)
-        error = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
-        error.__cause__ = exc
-        return _failed(claimed, error, policy, now_ms())
+        unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
+        unknown.__cause__ = exc
+        return _failed(claimed, unknown, policy, now_ms())
 
 
 def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:

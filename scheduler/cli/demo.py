@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,8 @@ def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Fewer requests, for tests.")] = False,
 ) -> None:
     """Run a batch against a simulated provider: parking, a reset, a raise, an exact account."""
+    # Asked to end, it must not leave its processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     script = FAST if fast else FULL
     place = _make_folder(folder)
     prompts = place / "prompts.jsonl"
@@ -185,7 +188,8 @@ def simulated_server(script: Script, log: Path) -> Iterator[str]:
         line = server.stdout.readline()
         if not line:
             said = log.read_text(encoding="utf-8").strip()
-            raise RuntimeError(f"the simulated provider did not start: {said}")
+            say(f"{said}\nerror: the simulated provider did not start")
+            raise typer.Exit(Exit.FAILED)
         yield json.loads(line)["url"]
     finally:
         _end(server)

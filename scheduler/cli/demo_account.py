@@ -43,6 +43,9 @@ class Seen:
 
 async def tell_account(requests: int, place: Path, url: str, code: int, seen: Seen) -> bool:
     """Compare everybody's numbers; tell them; returns whether they all agree."""
+    if not (place / "results.jsonl").exists():
+        say(f"error: the batch ended with exit code {code} before it wrote a result")
+        return False
     async with opened(str(place / "demo.db")) as store:
         spend = await store.spend("model")
         audit = await store.audit(now_ms())

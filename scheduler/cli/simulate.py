@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from scheduler.cli.exits import Exit
 from scheduler.cli.output import plural, say
 from scheduler.money import format_usd
-
-if TYPE_CHECKING:
-    from scheduler.providers.simulated import Simulated
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any.")] = 8080,
-    host: Annotated[str, typer.Option("--host", help="A loopback address.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same answers.")] = 0,
     latency: Annotated[
         str, typer.Option("--latency", help="Until the first token, such as 200ms.")
@@ -48,6 +44,12 @@ def simulate(
         list[str] | None,
         typer.Option("--price", help="MODEL=IN/OUT in USD per million tokens; repeatable."),
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Refuse callers that do not present it.")
+    ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Listen on an address others can reach.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Tell the address as a line of JSON.")
     ] = False,
@@ -57,6 +59,7 @@ def simulate(
     GET /billed tells what it billed, by its own count.
     """
     from scheduler.providers.simulated import Simulated, Spread
+    from scheduler.providers.simulated_server import serve_until_signal
 
     length = Spread(120, 0.5) if output_tokens is None else output_tokens
     provider = Simulated(
@@ -70,13 +73,16 @@ def simulate(
         tpm=tpm,
         prices=dict(pairs(price or (), "--price")),
     )
-    try:
-        asyncio.run(_serve(provider, host, port, _teller(as_json)))
-    except OSError as error:
-        say(f"error: cannot listen on {host} port {port}: {error.strerror or error}")
-        raise typer.Exit(Exit.CONFIG) from None
-    except KeyboardInterrupt:
-        pass
+    asyncio.run(
+        serve_until_signal(
+            provider,
+            host=host,
+            port=port,
+            on_ready=_teller(as_json),
+            api_key=api_key,
+            allow_remote=allow_remote,
+        )
+    )
     say(f"billed {plural(provider.calls, 'call')}, {format_usd(provider.billed_nusd)}")
 
 
@@ -113,11 +119,3 @@ def _teller(as_json: bool) -> Callable[[str], None]:
         say("simulated provider; Ctrl-C ends it")
 
     return tell
-
-
-async def _serve(
-    provider: Simulated, host: str, port: int, on_ready: Callable[[str], None]
-) -> None:
-    from scheduler.providers.simulated_server import serve
-
-    await serve(provider, host, port, on_ready=on_ready)

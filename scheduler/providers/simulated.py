@@ -13,15 +13,15 @@ drawn in the order of the calls, so that another attempt may fare better.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
+
+from pydantic_core import to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
@@ -39,6 +39,7 @@ from scheduler.providers.simulated_answers import (
     share_of,
     usage_body,
 )
+from scheduler.providers.simulated_bill import SIMULATED_PRICES, Bill, Billed, PriceList
 from scheduler.providers.simulated_faults import (
     MAYBE_BILLED,
     PAGE,
@@ -50,15 +51,8 @@ from scheduler.providers.simulated_faults import (
 from scheduler.providers.simulated_limits import Bucket
 from scheduler.request import EMBEDDINGS, MODERATIONS, Duration, Request, Usage
 
-SIMULATED_PRICES: dict[str, str] = {
-    "sim-small": "0.15/0.60",
-    "sim-large": "2.50/10",
-    "sim-reasoning": "1.10/4.40",
-    "sim-embedding": "0.02/0",
-}
-"""Models and prices, in USD per million tokens in and out; a `PriceBook` takes it as it is."""
+__all__ = ["SIMULATED_PRICES", "Bill", "Billed", "Fault", "Reply", "Simulated", "Spread"]
 
-DEFAULT_PRICE = "1/4"  # for any other model: it is answered all the same
 HUGE_USAGE_FACTOR = 100
 SLOW_FACTOR = 10
 SLOW_LEAST_S = 1.0
@@ -108,50 +102,8 @@ class Reply:
     def encoded(self) -> bytes:
         """The body as bytes."""
         if self.body is not None:
-            return json.dumps(self.body, separators=(",", ":")).encode()
+            return to_json(self.body)
         return self.content or b""
-
-
-@dataclass(frozen=True, slots=True)
-class Billed:
-    """One call the provider billed."""
-
-    key: str | None
-    url: str
-    body: Mapping[str, Any]
-    usage: Usage
-    nusd: int
-
-
-@dataclass(slots=True)
-class Bill:
-    """The provider's own count, which knows nothing of any ledger.
-
-    Attributes:
-        calls: How many calls were billed.
-        received: How many arrived, refused ones included.
-        by_model: Nano-dollars per model.
-        by_key: Nano-dollars per caller, where callers are told apart.
-        records: Every billed call, if asked for.
-    """
-
-    calls: int = 0
-    received: int = 0
-    nusd: int = 0
-    tokens: int = 0
-    by_model: dict[str, int] = field(default_factory=dict)
-    by_key: dict[str, int] = field(default_factory=dict)
-    records: list[Billed] | None = None
-
-    def add(self, key: str | None, url: str, body: Mapping[str, Any], reply: Reply) -> None:
-        """Count one call."""
-        usage = reply.usage or Usage()
-        self.calls += 1
-        self.nusd += reply.nusd
-        self.tokens += usage.total_tokens
-        self.by_model[reply.model] = self.by_model.get(reply.model, 0) + reply.nusd
-        if self.records is not None:
-            self.records.append(Billed(key, url, body, usage, reply.nusd))
 
 
 class Simulated(Provider):
@@ -212,8 +164,7 @@ class Simulated(Provider):
         self._tokens = Bucket("tokens", tpm) if tpm is not None else None
         table = {**SIMULATED_PRICES, **(prices or {})}
         self.prices = table
-        self._rates = {model: _rate(model, price) for model, price in table.items()}
-        self._default_rate = _rate("any other model", DEFAULT_PRICE)
+        self._price_list = PriceList(table)
 
     @property
     def calls(self) -> int:
@@ -252,11 +203,16 @@ class Simulated(Provider):
         )
 
     def settle(
-        self, reply: Reply, url: str, body: Mapping[str, Any], key: str | None = None
+        self,
+        reply: Reply,
+        url: str,
+        body: Mapping[str, Any],
+        key: str | None = None,
+        caller: str = "",
     ) -> None:
-        """Bill a call, if it is one that is billed. Call it once."""
+        """Bill a call, if it is one that is billed. To be called once for each reply."""
         if reply.usage is not None:
-            self.bill.add(key, url, body, reply)
+            self.bill.add(reply.model, reply.nusd, reply.usage, url, body, key, caller)
 
     def reply(self, url: str, body: Mapping[str, Any]) -> Reply:
         """Decide about one call: refuse it, spoil it, or answer it. Bills nothing yet."""
@@ -284,7 +240,9 @@ class Simulated(Provider):
         if fault is not None:
             self._spoil(reply, fault, url)
         if reply.usage is not None:
-            reply.nusd = self._price(question.model, reply.usage) if url != MODERATIONS else 0
+            reply.nusd = (
+                0 if url == MODERATIONS else self._price_list.nusd(reply.model, reply.usage)
+            )
         return reply
 
     def _lengths(self, question: Question) -> list[int]:
@@ -372,21 +330,3 @@ class Simulated(Provider):
             reply.body = reply.content = None
             if self._coin():
                 reply.usage = None
-
-    # Money
-
-    def _price(self, model: str, usage: Usage) -> int:
-        """Nano-dollars: each kind of token times its rate, a fraction rounded up once."""
-        input_rate, output_rate = self._rates.get(model, self._default_rate)
-        return -(-(usage.input_tokens * input_rate + usage.output_tokens * output_rate) // 1000)
-
-
-def _rate(model: str, price: str) -> tuple[int, int]:
-    """``IN/OUT`` in USD per million tokens as thousandths of nano-dollars a token."""
-    try:
-        rates = [int((Decimal(part) * 1_000_000).to_integral_exact()) for part in price.split("/")]
-    except InvalidOperation:
-        rates = []
-    if not 2 <= len(rates) <= 3 or min(rates) < 0:
-        raise ConfigError("prices", f"{price!r} for {model} is not IN/OUT such as '0.15/0.60'")
-    return rates[0], rates[1]

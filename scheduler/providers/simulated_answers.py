@@ -13,7 +13,10 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from pydantic_core import to_json
 
 from scheduler.request import (
     CHAT,
@@ -47,7 +50,6 @@ _TEXT = (
     "order and the one who waits longest goes first among equals"
 )
 _WORDS = _TEXT.split()
-_encode = json.JSONEncoder(sort_keys=True, default=str).encode
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
 
 
@@ -131,7 +133,10 @@ def _count_inputs(given: str | list[Any]) -> int:
 
 def fingerprint(body: Mapping[str, Any]) -> int:
     """A number that depends on nothing but the body."""
-    return zlib.crc32(_encode(body).encode())
+    try:
+        return zlib.crc32(to_json(body))
+    except ValueError:  # not plain JSON; it has to do for a number
+        return zlib.crc32(repr(body).encode("utf-8", "replace"))
 
 
 def share_of(question: Question, seed: int, place: int) -> float:
@@ -231,7 +236,11 @@ def make_answer(
 
 
 def _text(words: int, start: int) -> str:
-    start %= len(_WORDS)
+    return _words(words, start % len(_WORDS))
+
+
+@lru_cache(maxsize=4096)
+def _words(words: int, start: int) -> str:
     repeats = (start + words) // len(_WORDS) + 1
     return " ".join((_WORDS * repeats)[start : start + words])
 
@@ -323,6 +332,34 @@ def make_moderation(question: Question, number: int) -> dict[str, Any]:
     }
     results = [dict(result) for _ in range(question.inputs)]
     return {"id": f"modr-sim{number:08d}", "model": question.model, "results": results}
+
+
+def make_events(body: Mapping[str, Any], pieces: int, with_usage: bool) -> list[bytes]:
+    """A chat answer as server-sent events: some words each, the end, usage if asked for."""
+    head = {key: body[key] for key in ("id", "created", "model")}
+    head["object"] = "chat.completion.chunk"
+
+    def event(choices: list[dict[str, Any]], usage: Any = None) -> bytes:
+        chunk = {**head, "choices": choices}
+        if with_usage:
+            chunk["usage"] = usage
+        return b"data: %s\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
+
+    events = []
+    for choice in body["choices"]:
+        place, words = choice["index"], choice["message"]["content"].split(" ")
+        size = -(-len(words) // pieces)
+        for start in range(0, len(words), size):
+            text = " ".join(words[start : start + size])
+            delta = {"content": text if start == 0 else f" {text}"}
+            if start == 0:
+                delta["role"] = "assistant"
+            events.append(event([{"index": place, "delta": delta, "finish_reason": None}]))
+        end = {"index": place, "delta": {}, "finish_reason": choice["finish_reason"]}
+        events.append(event([end]))
+    if with_usage and "usage" in body:
+        events.append(event([], body["usage"]))
+    return [*events, b"data: [DONE]\n\n"]
 
 
 def error_body(

@@ -28,8 +28,8 @@ def encode_request(request: Request) -> str:
     fields["priority"] = int(request.priority)
     try:
         text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
-        for name in (request.key, request.job, request.model):
-            (name or "").encode()
+        for word in (request.key, request.job, request.model):
+            (word or "").encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise ConfigError("request", f"cannot be stored as JSON: {exc}; nothing was sent") from None
     return text

@@ -95,11 +95,12 @@ class SqliteStore(Store):
         """Open or create the file; a process that only looks writes nothing."""
         with self._translated():
             _check_file(self.path, self._create)
-            connection = _Connection(self._connect, 64)
+            connection = self._connection = _Connection(self._connect, 64)
             connection._thread.daemon = True  # a forgotten store must not keep the process alive
             try:
-                self._connection = await connection
+                await connection
             except BaseException:
+                self._connection = None
                 # Its thread reports to this loop once more before it ends.
                 await asyncio.to_thread(connection._thread.join, 5)
                 raise
@@ -328,7 +329,7 @@ def _writing(
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that does its work in one transaction."""
 
-    def run(db: sqlite3.Connection, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with _transaction(db, patience_s):
             return function(db, *args, **kwargs)
 
@@ -340,7 +341,7 @@ def _reading(
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that sees one state of the file throughout."""
 
-    def run(db: sqlite3.Connection, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         db.execute("BEGIN")
         try:
             return function(db, *args, **kwargs)

@@ -321,8 +321,9 @@ class Transactions:
         return lane.parked_clock_ms(now_ms)
 
     def _write_settled(
-        self, held: list[tuple[object, ...]], ended: list[tuple[object, ...]],
-        responses: list[tuple[int, str]],
+        self, held: Sequence[tuple[object, ...]],
+        ended: Sequence[tuple[object, ...]],
+        responses: Sequence[tuple[int, str]],
     ) -> None:  # fmt: skip
         self._db.executemany(
             "UPDATE reservations SET state = ?, settled_at_ms = ?, nusd = ?, tokens = ? WHERE id = ?",

@@ -3,10 +3,11 @@ import re
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from scheduler.cli.demo import write_prompts
-from scheduler.cli.demo_account import account
+from scheduler.cli.demo_account import Seen, account, limit_rows
 from scheduler.stats import Audit, Discrepancy, SpendRow
 
 SPEND = [SpendRow("sim-small", 50, 400, 0, 0, 900), SpendRow("sim-large", 10, 600, 0, 0, 100)]
@@ -84,3 +85,22 @@ def test_the_demo_does_not_write_into_a_folder_with_files(cli, tmp_path):
     assert done.exit_code == 3
     assert "not an empty folder" in done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_limit_that_was_passed_is_told():
+    seen = Seen(most_nusd={"$1": 1_000, "$2": 2_001}, limits_nusd={"$1": 1_000, "$2": 2_000})
+
+    assert [verdict for _, _, verdict in limit_rows(seen)] == ["ok", "WRONG"]
+
+
+def test_a_demo_that_is_asked_to_end_leaves_no_process_behind(tmp_path):
+    folder = tmp_path / "demo"
+    words = [sys.executable, "-m", "scheduler", "demo", "--dir", str(folder)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        url = next(re.search(r"listens at (\S+)", line)[1] for line in process.stderr
+                   if "listens at" in line)  # fmt: skip
+        process.terminate()
+        process.stderr.read()
+
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)

@@ -58,6 +58,7 @@ def test_a_pair_of_another_form_names_its_option(word):
         (["--price", "m=cheap"], "cheap"),
         (["--latency", "soon"], "soon"),
         (["--rpm", "0"], "rpm"),
+        (["--host", "0.0.0.0"], "0.0.0.0"),
     ],
 )
 def test_a_wrong_setting_is_told_before_anything_listens(cli, words, told):

@@ -1,0 +1,111 @@
+"""What does a simulated provider charge? Its own prices, its own arithmetic, its own count.
+
+Nothing here is shared with the price book or the ledger, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from scheduler.errors import ConfigError
+from scheduler.request import Usage
+
+SIMULATED_PRICES: dict[str, str] = {
+    "sim-small": "0.15/0.60",
+    "sim-large": "2.50/10",
+    "sim-reasoning": "1.10/4.40",
+    "sim-embedding": "0.02/0",
+}
+"""Models and prices, in USD per million tokens in and out; a `PriceBook` takes it as it is."""
+
+DEFAULT_PRICE = "1/4"  # for any other model: it is answered all the same
+
+
+class PriceList:
+    """Prices by model.
+
+    Args:
+        prices: ``IN/OUT`` in USD per million tokens; a third part is taken and not used,
+            since nothing is cached here.
+
+    Raises:
+        ConfigError: A price in another form.
+
+    >>> PriceList({"m": "0.15/0.60"}).nusd("m", Usage(1000, 100))
+    210000
+    """
+
+    def __init__(self, prices: Mapping[str, str]) -> None:
+        self._rates = {model: _rates(model, price) for model, price in prices.items()}
+        self._others = _rates("any other model", DEFAULT_PRICE)
+
+    def nusd(self, model: str, usage: Usage) -> int:
+        """Nano-dollars: each kind of token times its rate, a fraction rounded up once."""
+        into, out = self._rates.get(model, self._others)
+        return -(-(usage.input_tokens * into + usage.output_tokens * out) // 1000)
+
+
+def _rates(model: str, price: str) -> tuple[int, int]:
+    """In thousandths of nano-dollars a token."""
+    try:
+        rates = [int((Decimal(part) * 1_000_000).to_integral_exact()) for part in price.split("/")]
+    except (InvalidOperation, ValueError, OverflowError):
+        rates = []
+    if not 2 <= len(rates) <= 3 or min(rates) < 0:
+        raise ConfigError("prices", f"{price!r} for {model} is not IN/OUT such as '0.15/0.60'")
+    return rates[0], rates[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """One call the provider billed."""
+
+    key: str | None
+    url: str
+    body: Mapping[str, Any]
+    usage: Usage
+    nusd: int
+
+
+@dataclass(slots=True)
+class Bill:
+    """The provider's own count, which knows nothing of any ledger.
+
+    Attributes:
+        calls: How many calls were billed.
+        received: How many arrived, refused ones included.
+        by_model: Nano-dollars per model.
+        by_caller: Nano-dollars per caller, where callers are told apart.
+        records: Every billed call, if asked for.
+    """
+
+    calls: int = 0
+    received: int = 0
+    nusd: int = 0
+    tokens: int = 0
+    by_model: dict[str, int] = field(default_factory=dict)
+    by_caller: dict[str, int] = field(default_factory=dict)
+    records: list[Billed] | None = None
+
+    def add(
+        self,
+        model: str,
+        nusd: int,
+        usage: Usage,
+        url: str,
+        body: Mapping[str, Any],
+        key: str | None,
+        caller: str,
+    ) -> None:
+        """Count one call."""
+        self.calls += 1
+        self.nusd += nusd
+        self.tokens += usage.total_tokens
+        self.by_model[model] = self.by_model.get(model, 0) + nusd
+        if caller:
+            self.by_caller[caller] = self.by_caller.get(caller, 0) + nusd
+        if self.records is not None:
+            self.records.append(Billed(key, url, body, usage, nusd))

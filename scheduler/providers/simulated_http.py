@@ -1,0 +1,295 @@
+"""How an HTTP server answers for a simulated provider: one connection's life.
+
+Just enough of HTTP/1.1, quickly: keep-alive, one request at a time in order, bodies with a
+length, everything limited in size. What is broken is refused, and the connection dropped
+where its state is in doubt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json, to_json
+
+from scheduler.providers.simulated import Fault, Reply
+from scheduler.providers.simulated_answers import error_body, make_events
+from scheduler.request import CHAT, ENDPOINTS
+
+if TYPE_CHECKING:
+    from scheduler.providers.simulated_server import Service
+
+MAX_HEADER_BYTES = 32 * 1024
+MAX_BODY_BYTES = 32 * 1024 * 1024
+STREAM_PIECES = 12
+
+_PHRASES = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
+    405: "Method Not Allowed", 411: "Length Required", 413: "Content Too Large",
+    429: "Too Many Requests", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+
+
+class Refused(Exception):
+    """The request is not served: status, what is wrong, and whether the connection is lost."""
+
+    def __init__(self, status: int, problem: str, is_fatal: bool = False) -> None:
+        super().__init__(status, problem, is_fatal)
+        self.status, self.problem, self.is_fatal = status, problem, is_fatal
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: reads requests, answers them in order."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._is_busy = False  # a request is being answered
+        self._is_full = False  # the client does not take what is written
+        self._is_last = False  # close after this answer
+        self._was_continued = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._service.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: what was being answered is given up."""
+        self._service.connections.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes have come."""
+        self._buffer += data
+        self._go_on()
+        if len(self._buffer) > MAX_HEADER_BYTES + MAX_BODY_BYTES:
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not take what is written: serve nothing more for now."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """The client takes answers again."""
+        self._is_full = False
+        self._go_on()
+
+    def close(self) -> None:
+        """Drop the connection, whatever it is doing."""
+        self._transport.abort()
+
+    # Requests
+
+    def _go_on(self) -> None:
+        """Serve what has arrived whole, until an answer takes its time."""
+        while not (self._is_busy or self._is_full or self._transport.is_closing()):
+            try:
+                served = self._serve_one()
+            except Refused as exc:
+                self._is_last = self._is_last or exc.is_fatal
+                kind = "invalid_request_error"
+                code = "invalid_api_key" if exc.status == 401 else None
+                self._write(exc.status, {}, _json(error_body(exc.problem, kind, code)))
+                served = True
+            if not served:
+                break
+        self._transport.resume_reading()
+
+    def _serve_one(self) -> bool:
+        """Serve one request; returns whether there was a whole one."""
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0 or end > MAX_HEADER_BYTES:
+            if len(self._buffer) > MAX_HEADER_BYTES:
+                raise Refused(431, "The header is too large.", is_fatal=True)
+            return False
+        method, target, headers = _parse_head(bytes(self._buffer[:end]))
+        length = _content_length(headers)
+        if len(self._buffer) < end + 4 + length:
+            if headers.get(b"expect", b"").lower() == b"100-continue" and not self._was_continued:
+                self._was_continued = True
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return False
+        content = bytes(self._buffer[end + 4 : end + 4 + length])
+        del self._buffer[: end + 4 + length]
+        self._was_continued = False
+        self._is_last = headers.get(b"connection", b"").lower() == b"close"
+        path, _, query = target.partition("?")
+        caller = ""
+        if path.startswith("/v1/"):
+            caller = self._service.admit(headers.get(b"authorization", b""))
+        if method == b"GET":
+            self._write(200, {}, _json(self._service.read(path, query)))
+        elif method != b"POST":
+            raise Refused(405, f"{method.decode()} is not served.")
+        elif path not in ENDPOINTS:
+            raise Refused(404, f"Unknown request URL: POST {path}")
+        else:
+            self._answer(path, _parse_body(content), caller)
+        return True
+
+    def _answer(self, path: str, body: dict[str, Any], caller: str) -> None:
+        """Have the provider decide, bill, and answer when it is time."""
+        is_streamed = bool(body.get("stream"))
+        if is_streamed and path != CHAT:
+            raise Refused(400, f"Only {CHAT} is simulated with 'stream'.")
+        provider = self._service.provider
+        reply = provider.reply(path, body)
+        if provider.bill_cancelled:
+            provider.settle(reply, path, body, caller=caller)
+        if is_streamed and reply.status == 200 and reply.body is not None and not _is_silent(reply):
+            options = body.get("stream_options")
+            with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+            events = make_events(reply.body, STREAM_PIECES, with_usage)
+            self._start_stream(reply, events, path, body, caller)
+        elif reply.wait_s > 0:
+            self._is_busy = True
+            self._timer = self._loop.call_later(
+                reply.wait_s, self._finish_later, reply, path, body, caller
+            )
+        else:
+            self._finish(reply, path, body, caller)
+
+    def _finish_later(self, reply: Reply, path: str, body: Mapping[str, Any], caller: str) -> None:
+        self._timer = None
+        self._is_busy = False
+        self._finish(reply, path, body, caller)
+        self._go_on()
+
+    def _finish(self, reply: Reply, path: str, body: Mapping[str, Any], caller: str) -> None:
+        provider = self._service.provider
+        if not provider.bill_cancelled:
+            provider.settle(reply, path, body, caller=caller)
+        if reply.fault is Fault.TIMEOUT:
+            self._is_busy = True  # until the client has had enough
+        elif reply.fault is Fault.RESET:
+            self._reset()
+        else:
+            is_page = reply.fault is Fault.HTML
+            kind = "text/html" if is_page else "application/json"
+            self._write(reply.status, reply.headers, reply.encoded(), kind)
+
+    def _reset(self) -> None:
+        raw = self._transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+    # Answers
+
+    def _write(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        content: bytes,
+        kind: str = "application/json",
+    ) -> None:
+        head = _head(status, headers, f"{kind}\r\ncontent-length: {len(content)}", self._is_last)
+        self._transport.write(head + content)
+        if self._is_last:
+            self._transport.close()
+
+    def _start_stream(
+        self, reply: Reply, events: list[bytes], path: str, body: Mapping[str, Any], caller: str
+    ) -> None:
+        kind = "text/event-stream\r\ntransfer-encoding: chunked"
+        self._is_busy = True
+        self._transport.write(_head(200, reply.headers, kind, self._is_last))
+        pause_s = reply.wait_s / len(events)
+        self._timer = self._loop.call_later(
+            pause_s, self._stream, reply, events, 0, pause_s, (path, body, caller)
+        )
+
+    def _stream(
+        self,
+        reply: Reply,
+        events: list[bytes],
+        place: int,
+        pause_s: float,
+        call: tuple[str, Mapping[str, Any], str],
+    ) -> None:
+        """Send one event and see to the next."""
+        self._timer = None
+        if self._transport.is_closing():
+            return
+        self._transport.write(b"%x\r\n%s\r\n" % (len(events[place]), events[place]))
+        if place + 1 < len(events):
+            self._timer = self._loop.call_later(
+                pause_s, self._stream, reply, events, place + 1, pause_s, call
+            )
+            return
+        provider = self._service.provider
+        if not provider.bill_cancelled:
+            path, body, caller = call
+            provider.settle(reply, path, body, caller=caller)
+        self._transport.write(b"0\r\n\r\n")
+        self._is_busy = False
+        if self._is_last:
+            self._transport.close()
+        self._go_on()
+
+
+def _is_silent(reply: Reply) -> bool:
+    return reply.fault in (Fault.TIMEOUT, Fault.RESET)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return to_json(body)
+
+
+def _head(status: int, headers: Mapping[str, str], kind: str, is_last: bool) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Error')}\r\ncontent-type: {kind}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    lines.append("connection: close\r\n\r\n" if is_last else "\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+def _parse_head(head: bytes) -> tuple[bytes, str, dict[bytes, bytes]]:
+    lines = head.split(b"\r\n")
+    words = lines[0].split(b" ")
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or not words[1].startswith(b"/"):
+        raise Refused(400, "This is not HTTP/1.1.", is_fatal=True)
+    headers: dict[bytes, bytes] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        name = name.lower()
+        if not colon or not name or name != name.strip():
+            raise Refused(400, "A header line is broken.", is_fatal=True)
+        if name == b"content-length" and name in headers:
+            raise Refused(400, "There are two lengths.", is_fatal=True)
+        headers[name] = value.strip()
+    if words[2] == b"HTTP/1.0":
+        headers[b"connection"] = b"close"
+    return words[0], words[1].decode("latin-1"), headers
+
+
+def _content_length(headers: Mapping[bytes, bytes]) -> int:
+    if b"transfer-encoding" in headers:
+        raise Refused(411, "Only bodies with a content-length are read.", is_fatal=True)
+    text = headers.get(b"content-length", b"0")
+    if not text.isdigit():
+        raise Refused(400, "The content-length is no number.", is_fatal=True)
+    if len(text) > 12 or int(text) > MAX_BODY_BYTES:
+        raise Refused(413, f"A body has at most {MAX_BODY_BYTES:,} bytes.", is_fatal=True)
+    return int(text)
+
+
+def _parse_body(content: bytes) -> dict[str, Any]:
+    try:
+        body = from_json(content)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(400, "We could not parse the JSON body of your request.")
+    return body
