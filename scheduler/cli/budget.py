@@ -249,6 +249,8 @@ def explained(cap: Cap, at_ms: int) -> dict[str, Any]:
 
 def explanation(cap: Cap, at_ms: int) -> str:
     """What a cap means, for people."""
+    from scheduler.duration import format_duration
+
     window, kind = cap.window, cap.window.kind.value
     limit = (
         "no limit, only counted"
@@ -266,8 +268,9 @@ def explanation(cap: Cap, at_ms: int) -> str:
             for position, each in enumerate(resets_ms)
         ]
     elif kind == "rolling":
+        span, step = format_duration(window.span_ms), format_duration(window.bucket_ms)
         lines.append(
-            "  resets  never all at once: what was spent stops counting when it is that old"
+            f"  resets  never all at once: what is spent counts for {span}, up to {step} longer"
         )
     else:
         lines.append("  resets  never: counts everything ever spent; only a raise helps")

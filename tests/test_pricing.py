@@ -1,0 +1,250 @@
+"""Prices against the catalogue's own arithmetic, and ceilings as true upper bounds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING
+from itertools import product
+
+import genai_prices
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.errors import ConfigError, PriceUnknown
+from scheduler.pricing import PriceBook, with_output_cap
+from scheduler.providers.base import Answer
+from scheduler.rates import Rates
+from scheduler.request import Request, Usage
+
+AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
+BOOK = PriceBook(now_ms=lambda: int(AT.timestamp() * 1000))
+
+MODELS = [
+    ("openai", "gpt-5", None),
+    ("openai", "gpt-5", "flex"),
+    ("openai", "gpt-5", "priority"),
+    ("openai", "gpt-5-mini", None),
+    ("openai", "gpt-4o", None),
+    ("openai", "gpt-4o-mini", None),
+    ("openai", "gpt-4.1", None),
+    ("openai", "o3", None),
+    ("openai", "gpt-3.5-turbo", None),
+    ("anthropic", "claude-sonnet-4-5", None),
+    ("anthropic", "claude-opus-4-1", None),
+    ("google", "gemini-2.5-pro", None),
+    ("google", "gemini-2.5-flash", None),
+    ("deepseek", "deepseek-chat", None),
+    ("mistral", "mistral-large-latest", None),
+    ("groq", "llama-3.3-70b-versatile", None),
+    ("openai", "text-embedding-3-small", None),
+]
+USAGES = [
+    Usage(11, 7),
+    Usage(1_000, 300, cached_tokens=768),
+    Usage(300_000, 5_000),
+    Usage(250_001, 999, cached_tokens=250_000, reasoning_tokens=500),
+    Usage(5_003, 17, cached_tokens=1_000, cache_write_tokens=3_001),
+]
+
+
+def oracle_nusd(provider: str, model: str, tier: str | None, usage: Usage) -> int:
+    price = genai_prices.calc_price(
+        genai_prices.Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+        ),
+        model,
+        provider_id=provider,
+        genai_request_timestamp=AT,
+        price_context={"service_tier": tier} if tier else None,
+    )
+    return int((price.total_price * 10**9).to_integral_value(ROUND_CEILING))
+
+
+@pytest.mark.parametrize(("listed", "usage"), list(product(MODELS, USAGES)), ids=str)
+def test_a_bill_is_the_catalogues_to_the_nano_dollar(listed, usage):
+    provider, model, tier = listed
+
+    assert BOOK.rates(model, provider, tier).cost_nusd(usage) == oracle_nusd(*listed, usage)
+
+
+def test_flex_and_priority_differ_from_the_standard_price():
+    costs = {
+        tier: BOOK.rates("gpt-5", "openai", tier).cost_nusd(Usage(1000, 1000))
+        for tier in (None, "flex", "priority")
+    }
+    assert costs["flex"] < costs[None] < costs["priority"]
+
+
+def test_a_prompt_that_may_be_long_is_held_at_the_long_rate():
+    tariff = BOOK.tariff("google")
+    body = "x " * 150_000  # up to 300,000 tokens, above the step at 200,000
+    quote = tariff.quote(Request.chat("gemini-2.5-pro", body, max_tokens=100))
+    bill = BOOK.rates("gemini-2.5-pro", "google").cost_nusd(Usage(300_000, 100))
+
+    assert (
+        quote.ceiling_nusd
+        >= bill
+        > 1.9 * BOOK.rates("gemini-2.5-pro", "google").cost_nusd(Usage(150_000, 50))
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        ({"max_tokens": 50}, 50),
+        ({"max_completion_tokens": 60}, 60),
+        ({"max_tokens": 50, "max_completion_tokens": 60}, 60),
+        ({"max_tokens": 50, "n": 3}, 150),
+        ({"max_tokens": 999_999_999}, 16_384),
+        ({}, 16_384),
+        ({"max_tokens": "50"}, 16_384),
+        ({"max_tokens": -1}, 16_384),
+    ],
+)
+def test_the_ceiling_counts_the_requests_own_cap_or_the_models(options, output):
+    quote = BOOK.tariff("openai").quote(Request.chat("gpt-4o-mini", "hello", **options))
+    one = BOOK.tariff("openai").quote(Request.chat("gpt-4o-mini", "hello", max_tokens=1))
+    rate = BOOK.rates("gpt-4o-mini", "openai").output[0][1] // 10**9  # nano-dollars a token
+
+    assert abs((quote.ceiling_nusd - one.ceiling_nusd) - (output - 1) * rate) <= 20 * rate
+    assert quote.is_bound
+
+
+def test_without_any_known_maximum_the_ceiling_is_no_bound_and_says_so():
+    book = PriceBook({"mine": "1/2"})
+
+    assert not book.tariff().quote(Request.chat("mine", "hi")).is_bound
+    assert book.tariff().quote(Request.chat("mine", "hi", max_tokens=9)).is_bound
+
+
+COUNTS = st.integers(0, 400_000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(listed=st.sampled_from(MODELS), bound=COUNTS, cap=st.integers(0, 20_000), data=st.data())
+def test_no_bill_within_the_bounds_is_above_the_ceiling(listed, bound, cap, data):
+    provider, model, tier = listed
+    into, out = data.draw(st.integers(0, bound)), data.draw(st.integers(0, cap))
+    cached = data.draw(st.integers(0, into))
+    usage = Usage(
+        into, out, cached, data.draw(st.integers(0, into - cached)), data.draw(st.integers(0, out)),
+        0, data.draw(st.integers(0, out)),
+    )  # fmt: skip
+    ceilings = [rates.most_nusd(bound, cap) for rates in BOOK.ceilings(model, provider, tier)]
+
+    assert BOOK.rates(model, provider, tier).cost_nusd(usage) <= max(ceilings)
+
+
+def test_the_users_own_prices_come_first_and_are_exact():
+    book = PriceBook({"gpt-4o": "0.001/0.002/0.0005"})
+
+    assert book.rates("gpt-4o", "openai").cost_nusd(Usage(1000, 1000, 500)) == 3 + 0
+    assert book.describe("gpt-4o").source == "own"
+    assert book.own == {"gpt-4o": "0.001/0.002/0.0005"}
+
+
+def test_a_changed_price_changes_the_next_quote():
+    book = PriceBook({"mine": "1/2"})
+    tariff, request = book.tariff(), Request.chat("mine", "hi", max_tokens=10)
+    before = tariff.quote(request).ceiling_nusd
+    book.set("mine", "1000/2000")
+
+    assert tariff.quote(request).ceiling_nusd == 1000 * before
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "found"),
+    [
+        ("openai", "gpt-4o-mini", True),
+        ("https://api.openai.com/v1", "gpt-4o-mini", True),
+        ("http://127.0.0.1:8000/v1", "gpt-4o-mini", True),  # by name alone
+        ("https://gateway.example/v1", "anthropic/claude-sonnet-4-5", True),
+        ("https://gateway.example/v1", "openai:gpt-4o", True),
+        (None, "gpt-4o-2024-08-06", True),
+        ("openai", "claude-sonnet-4-5", False),  # that provider has no such model
+        ("https://api.openai.com/v1", "claude-sonnet-4-5", False),
+        (None, "my-own-model", False),
+        (None, "", False),
+    ],
+)
+def test_a_model_is_found_at_its_provider_or_by_name_elsewhere(source, model, found):
+    request = Request.chat(model, "hi", max_tokens=5)
+    if found:
+        assert BOOK.tariff(source).quote(request).ceiling_nusd > 0
+    else:
+        with pytest.raises(PriceUnknown, match="nothing was sent. Set one"):
+            BOOK.tariff(source).quote(request)
+
+
+def test_an_unknown_model_is_told_what_is_near():
+    with pytest.raises(PriceUnknown, match=r"\(the catalogue has gpt-4o-mini"):
+        BOOK.rates("gpt-4o-minni", "openai")
+
+
+@pytest.mark.parametrize("price", ["1", "a/b", "-1/2", "1/2/3/4", "nan/1", "200000/1", "", "1e9/1"])
+def test_a_price_that_cannot_be_one_is_a_clear_error(price):
+    with pytest.raises(ConfigError, match="price of m: "):
+        PriceBook({"m": price})
+
+
+def test_a_cost_the_provider_reports_is_preferred():
+    request = Request.chat("gpt-4o", "hi")
+    tariff = BOOK.tariff("openai")
+
+    assert tariff.cost_nusd(request, Answer({}, usage=Usage(5, 5), cost_nusd=7)) == 7
+    assert tariff.cost_nusd(request, Answer({})) is None
+
+
+def test_the_tier_that_answered_is_billed():
+    request = Request.chat("gpt-5", "hi", service_tier="flex")
+    tariff, usage = BOOK.tariff("openai"), Usage(1000, 1000)
+    flex = tariff.cost_nusd(request, Answer({}, usage=usage))
+    standard = tariff.cost_nusd(request, Answer({"service_tier": "default"}, usage=usage))
+
+    assert flex < standard <= tariff.quote(
+        Request.chat("gpt-5", "x" * 1000, service_tier="flex", max_tokens=1000)
+    ).ceiling_nusd  # fmt: skip
+
+
+def test_moderation_is_free_and_embeddings_have_no_output():
+    assert (
+        BOOK.tariff("openai").quote(Request({"input": "x"}, url="/v1/moderations")).ceiling_nusd
+        == 0
+    )
+    quote = BOOK.tariff("openai").quote(Request.embedding("text-embedding-3-small", "x" * 1000))
+    assert quote.ceiling_nusd == 1032 * 20  # $0.02 a million
+
+
+def test_a_counter_of_the_users_own_replaces_the_bound():
+    book = PriceBook({"m": "1000/0"}, count_tokens=lambda request: 3)
+
+    assert book.tariff().quote(Request.chat("m", "x" * 99, max_tokens=1)).ceiling_nusd == 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (Request.chat("gpt-4o", "x"), "max_tokens"),
+        (Request.chat("gpt-5-mini", "x"), "max_completion_tokens"),
+        (Request.responses("gpt-5", "x"), "max_output_tokens"),
+        (Request({"prompt": "x"}, url="/v1/completions"), "max_tokens"),
+        (Request.embedding("m", "x"), None),
+        (Request.chat("gpt-4o", "x", max_completion_tokens=5), None),
+    ],
+)
+def test_an_output_cap_is_written_only_where_there_is_none(request_, name):
+    capped = with_output_cap(request_, 77)
+
+    added = set(capped.body) - set(request_.body)
+    assert added == ({name} if name else set())
+    assert name is None or capped.body[name] == 77
+
+
+def test_rounding_up_happens_once_a_call():
+    rates = Rates.parse("0.0001/0.0001")  # a tenth of a nano-dollar a token
+
+    assert [rates.cost_nusd(Usage(n, 0)) for n in (0, 1, 10, 11)] == [0, 1, 1, 2]
