@@ -279,9 +279,10 @@ class _Found:
         if self.fixed is not None:
             return (self.fixed,)
         at = at or datetime.now(UTC)
+        prices = self.model.prices
         others = (
             from_catalogue(dated.prices, self.model.context_window)
-            for dated in self.model.prices
+            for dated in (prices if isinstance(prices, list) else ())
             if dated.constraint is not None and not _has_begun(dated.constraint, at)
         )
         return (self.now(at), *others)

@@ -142,7 +142,7 @@ def test_no_bill_within_the_bounds_is_above_the_ceiling(listed, bound, cap, data
 def test_the_users_own_prices_come_first_and_are_exact():
     book = PriceBook({"gpt-4o": "0.001/0.002/0.0005"})
 
-    assert book.rates("gpt-4o", "openai").cost_nusd(Usage(1000, 1000, 500)) == 3 + 0
+    assert book.rates("gpt-4o", "openai").cost_nusd(Usage(1000, 1000, 500)) == 2750
     assert book.describe("gpt-4o").source == "own"
     assert book.own == {"gpt-4o": "0.001/0.002/0.0005"}
 

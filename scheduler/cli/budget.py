@@ -268,9 +268,9 @@ def explanation(cap: Cap, at_ms: int) -> str:
             for position, each in enumerate(resets_ms)
         ]
     elif kind == "rolling":
-        span, step = format_duration(window.span_ms), format_duration(window.bucket_ms)
+        span = format_duration(window.span_ms)
         lines.append(
-            f"  resets  never all at once: what is spent counts for {span}, up to {step} longer"
+            f"  resets  never all at once: each amount counts for {span} and up to 1/60 more"
         )
     else:
         lines.append("  resets  never: counts everything ever spent; only a raise helps")

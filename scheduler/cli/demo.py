@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from scheduler.stores.base import Store
 
 LOOK_S = 0.1
+LAG_MS = 100
 GIVE_UP_S = 120.0
+MODELS = ("sim-small", "sim-large")
 TOPIC = "why does a queue that never overspends still finish every request it was given"
 
 
@@ -152,7 +154,7 @@ def write_prompts(path: Path, count: int) -> None:
         for number in range(count):
             words = rng.choices(topic, k=rng.randint(5, 80))
             body = {
-                "model": "sim-large" if rng.random() < 0.2 else "sim-small",
+                "model": MODELS[rng.random() < 0.2],
                 "messages": [{"role": "user", "content": " ".join(words)}],
                 "max_tokens": rng.choice((50, 100, 200)),
             }
@@ -240,11 +242,7 @@ def start_batch(script: Script, place: Path, url: str, stage: Stage) -> subproce
 def _prices() -> list[str]:
     from scheduler.providers.simulated import SIMULATED_PRICES
 
-    return [
-        word
-        for model, price in SIMULATED_PRICES.items()
-        for word in ("--price", f"{model}={price}")
-    ]
+    return [word for m in MODELS for word in ("--price", f"{m}={SIMULATED_PRICES[m]}")]
 
 
 def _pass_on(lines: IO[str] | None, stage: Stage) -> None:
@@ -274,11 +272,15 @@ async def _watch(
 
 async def _look(script: Script, store: Store, seen: Seen, stage: Stage) -> None:
     """Note how much is promised, and whether the batch waits for money."""
-    budgets, counts = await store.budgets(now_ms()), await store.counts()
+    # Asked with an instant before the batch's last reservation, a rolling window would count
+    # that and what had left the window by then: ask for a little later than it can be.
+    asked_ms = now_ms() + LAG_MS
+    budgets = await store.budgets(asked_ms)
+    is_in_time = now_ms() <= asked_ms
+    counts = await store.counts()
     for cap in (cap for status in budgets for cap in status.caps):
-        name, used = str(cap.cap), cap.posted + cap.reserved
-        seen.most_nusd[name] = max(used, seen.most_nusd.get(name, 0))
-        seen.limits_nusd[name] = cap.limit
+        if is_in_time:
+            seen.note(str(cap.cap), cap.limit, cap.posted + cap.reserved)
         stage.move(moving_line(counts, script.requests, cap))
     waits = counts.parked > 0 and counts.running == 0
     if waits and not seen.is_parked:

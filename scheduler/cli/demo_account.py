@@ -35,6 +35,11 @@ class Seen:
     parked_since_s: float = 0.0
     raised: bool = False
 
+    def note(self, name: str, limit_nusd: int | None, used_nusd: int) -> None:
+        """Note how much of a limit is taken."""
+        self.limits_nusd[name] = limit_nusd
+        self.most_nusd[name] = max(used_nusd, self.most_nusd.get(name, 0))
+
     def is_time_to_raise(self, after_s: float) -> bool:
         """Whether the batch waits again for a while, after it went on by itself once."""
         waited_s = time.monotonic() - self.parked_since_s

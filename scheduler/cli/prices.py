@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, store_pat
 from scheduler.cli.output import emit_json, say, table
 
 if TYPE_CHECKING:
+    from scheduler.pricing import PriceInfo
     from scheduler.stores.base import Store
 
 Model = Annotated[str, typer.Argument(help="Model, as requests name it.", show_default=False)]
@@ -44,15 +46,11 @@ def show(
     own = _own(store)
     book = PriceBook(own)
     names = models or list(own)
-    rows = [_row(book, name, source) for name in names]
+    infos = [book.describe(name, source) for name in names]
     if as_json:
-        emit_json(rows)
-    elif rows:
-        columns = ("model", "in", "out", "cached", "source")
-        lines = [
-            (r["model"], r["in_usd"], r["out_usd"], r["cached_usd"], r["source"]) for r in rows
-        ]
-        print(table(columns, lines, right="in out cached"))
+        emit_json([price_row(info) for info in infos])
+    elif infos:
+        print(price_table(infos))
         say("USD per million tokens")
     else:
         say("you have set no prices; to see the catalogue's: scheduler prices show MODEL")
@@ -127,6 +125,44 @@ def _rate(text: str, option: str) -> str:
     return bare
 
 
-def _row(book: Any, model: str, source: str | None) -> dict[str, Any]:
-    found = book.describe(model, source)
-    return {"model": model, "found": str(found)}
+def price_row(info: PriceInfo) -> dict[str, Any]:
+    """A model's price for programs: exact decimals in USD per million tokens."""
+    return {
+        "model": info.model,
+        "source": info.source,
+        "in_usd": _decimal(info.input),
+        "out_usd": _decimal(info.output),
+        "cached_usd": _decimal(info.cached),
+        "cache_write_usd": _decimal(info.cache_write),
+        "has_steps": info.has_steps,
+        "max_output_tokens": info.max_output_tokens,
+        "context_tokens": info.context_tokens,
+    }
+
+
+def _decimal(value: Decimal | None) -> str | None:
+    """A number with at least two decimals, never as a power of ten."""
+    if value is None:
+        return None
+    whole, _, rest = f"{value.normalize():f}".partition(".")
+    return f"{whole}.{rest.ljust(2, '0')}"
+
+
+def price_table(infos: Sequence[PriceInfo]) -> str:
+    """Prices for people."""
+    lines = []
+    for info in infos:
+        source = "your own" if info.source == "own" else info.source
+        steps = " (more above some length)" if info.has_steps else ""
+        lines.append(
+            (
+                info.model,
+                _decimal(info.input),
+                _decimal(info.output),
+                _decimal(info.cached),
+                _decimal(info.cache_write),
+                source + steps,
+            )
+        )
+    columns = ("model", "in", "out", "cached", "cache-write", "source")
+    return table(columns, lines, right="in out cached cache-write")

@@ -96,8 +96,9 @@ def _decode(content: bytes) -> Any:
     """The JSON value, or `_NOTHING` if it is not JSON."""
     try:
         return from_json(content)
-    except ValueError:
-        pass
+    except ValueError as exc:
+        if "recursion" in str(exc):  # thousands of brackets, which Python's decoder chokes on
+            return _NOTHING
     try:
         # Python's decoder takes what the quick one does not, such as half a surrogate pair:
         # an answer that was paid for is not thrown away for that.

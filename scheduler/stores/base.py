@@ -85,6 +85,7 @@ class Submitted:
         is_known: The key was submitted before; nothing was queued.
         is_conflict: It was submitted with another body.
         is_elsewhere: The key waits or runs in another live process, which will finish it.
+        submitted_at_ms: When a known key was first submitted.
         finished: The outcome, if the key has one already.
     """
 
@@ -93,6 +94,7 @@ class Submitted:
     is_known: bool = False
     is_conflict: bool = False
     is_elsewhere: bool = False
+    submitted_at_ms: int = 0
     finished: Finished | None = None
 
 
@@ -293,6 +295,10 @@ class Store(ABC):
     @abstractmethod
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         """Those of these requests that have ended."""
+
+    @abstractmethod
+    async def forget(self, job: str, now_ms: int) -> None:
+        """Let a job start anew: cancel what waits, take its keys back. Costs stay counted."""
 
     @abstractmethod
     async def delivered(self, ids: Sequence[int]) -> None:

@@ -301,10 +301,10 @@ class MemoryStore(Store):
             known = self._keys.get((new.request.job, key))
             if known is not None:
                 if known.digest != new.digest:
-                    return Submitted(known.id, known.state, is_known=True, is_conflict=True)
+                    return self._known(known, is_conflict=True)
                 if not is_tried_again(known.state, new.retry_failed):
                     done = known.finished() if known.state.is_final else None
-                    return Submitted(known.id, known.state, is_known=True, finished=done)
+                    return self._known(known, finished=done)
                 self._ended[known.state] -= 1
                 del self._rows[known.id]
         lane = self._lane(new.lane)
@@ -318,6 +318,12 @@ class MemoryStore(Store):
         if new.expires_at_ms is not None:
             heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
         return Submitted(row.id)
+
+    @staticmethod
+    def _known(row: _Row, **more: Any) -> Submitted:
+        return Submitted(
+            row.id, row.state, is_known=True, submitted_at_ms=row.submitted_at_ms, **more
+        )
 
     def _lane(self, key: LaneKey) -> Lane:
         lane = self._lanes.get(key, self._next_id)
@@ -523,6 +529,17 @@ class MemoryStore(Store):
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         rows = [self._rows[each] for each in ids if each in self._rows]
         return [row.finished() for row in rows if row.state.is_final]
+
+    async def forget(self, job: str, now_ms: int) -> None:
+        now_ms = self._look(now_ms)
+        for (name, key), row in list(self._keys.items()):
+            if name != job:
+                continue
+            del self._keys[name, key]
+            if row.state is RequestState.QUEUED:
+                self._drop(row, RequestState.CANCELLED, now_ms)
+            if row.state.is_final:
+                del self._rows[row.id]
 
     async def delivered(self, ids: Sequence[int]) -> None:
         for request_id in ids:

@@ -288,6 +288,10 @@ class SqliteStore(Store):
         """See `Store.outcomes`."""
         return await self._run(_reading(sqlite_views.outcomes), ids)
 
+    async def forget(self, job: str, now_ms: int) -> None:
+        """See `Store.forget`."""
+        await self._run(_writing(self._transactions.forget, self._patience_s), job, now_ms)
+
     async def delivered(self, ids: Sequence[int]) -> None:
         """See `Store.delivered`."""
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.budget import Budget, Cap, Window, parse_caps
@@ -90,6 +91,16 @@ class _Hold:
     lane_id: int
     job_id: int
     has_key: bool
+
+
+class _Known(NamedTuple):
+    """What is stored under a key."""
+
+    id: int
+    digest: str
+    state: str
+    lane_id: int
+    submitted_at_ms: int
 
 
 class Transactions:
@@ -460,7 +471,9 @@ class Transactions:
             )
             self._deltas[job_id, RequestState.QUEUED] += 1
             if key is not None:
-                known[job_id, key] = (next_id, new.digest, RequestState.QUEUED.value, lane.id)
+                known[job_id, key] = _Known(
+                    next_id, new.digest, RequestState.QUEUED.value, lane.id, now_ms
+                )
             result.append(Submitted(next_id))
             next_id += 1
         self._db.executemany(
@@ -471,9 +484,7 @@ class Transactions:
         )
         return result
 
-    def _read_known(
-        self, batch: Sequence[NewRequest]
-    ) -> dict[tuple[int, str], tuple[int, str, str, int]]:
+    def _read_known(self, batch: Sequence[NewRequest]) -> dict[tuple[int, str], _Known]:
         """Rows of the batch's keys that were submitted before."""
         keys: dict[int, list[str]] = {}
         for new in batch:
@@ -482,28 +493,29 @@ class Transactions:
         known = {}
         for job_id, names in keys.items():
             for row in self._db.execute(
-                "SELECT key, id, digest, state, lane_id FROM requests"
+                "SELECT key, id, digest, state, lane_id, submitted_at_ms FROM requests"
                 " WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))",
                 (job_id, json.dumps(names)),
             ):
-                known[job_id, row[0]] = row[1:]
+                known[job_id, row[0]] = _Known(*row[1:])
         return known
 
-    def _resubmit(
-        self, new: NewRequest, known: tuple[int, str, str, int], now_ms: int
-    ) -> Submitted:
-        request_id, digest, text, lane_id = known
+    def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> Submitted:
+        request_id, digest, text, lane_id, submitted_at_ms = known
         state = RequestState.QUEUED if text == DELAYED else RequestState(text)
+        answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
         if digest != new.digest:
-            return Submitted(request_id, state, is_known=True, is_conflict=True)
+            answer.is_conflict = True
+            return answer
         if state.is_final:
             if not is_tried_again(state, new.retry_failed):
-                finished = self.read_finished(self._db, request_id)
-                return Submitted(request_id, state, is_known=True, finished=finished)
+                answer.finished = self.read_finished(self._db, request_id)
+                return answer
         elif self.lanes.by_id(lane_id) is not None:
-            return Submitted(request_id, state, is_known=True)
+            return answer
         elif state is RequestState.RUNNING or self._is_owned(lane_id):
-            return Submitted(request_id, state, is_known=True, is_elsewhere=True)
+            answer.is_elsewhere = True
+            return answer
         else:
             self._db.execute(
                 "UPDATE lanes SET waiting = max(0, waiting - (SELECT state = 'queued' FROM requests"
@@ -856,6 +868,22 @@ class Transactions:
             found.append(budget_status(budget_id, budget, bool(is_paused), accounts, now_ms))
         self.statuses = {status.id: status for status in found}
         return found
+
+    def forget(self, db: sqlite3.Connection, job: str, now_ms: int) -> None:
+        """`Store.forget`."""
+        now_ms = self._begin(db, now_ms)
+        for (request_id,) in db.execute(
+            "SELECT id FROM requests WHERE job_id = (SELECT id FROM jobs WHERE name = ?)"
+            " AND state IN ('queued', 'delayed')",
+            (job,),
+        ).fetchall():
+            self._drop(request_id, RequestState.CANCELLED, now_ms)
+        db.execute(
+            "UPDATE requests SET key = NULL, is_delivered = 1"
+            " WHERE job_id = (SELECT id FROM jobs WHERE name = ?)",
+            (job,),
+        )
+        self._finish(now_ms)
 
     def leave(self, db: sqlite3.Connection) -> None:
         """This process goes: what waits, waits for its key to be submitted again."""

@@ -88,9 +88,13 @@ def test_the_demo_does_not_write_into_a_folder_with_files(cli, tmp_path):
 
 
 def test_a_limit_that_was_passed_is_told():
-    seen = Seen(most_nusd={"$1": 1_000, "$2": 2_001}, limits_nusd={"$1": 1_000, "$2": 2_000})
+    seen = Seen()
+    for name, limit, used in (("a", 10, 10), ("a", 10, 2), ("b", 10, 11), ("b", 10, 3),
+                              ("c", None, 99)):  # fmt: skip
+        seen.note(name, limit, used)
 
-    assert [verdict for _, _, verdict in limit_rows(seen)] == ["ok", "WRONG"]
+    verdicts = {name: verdict for name, _, verdict in limit_rows(seen)}
+    assert verdicts == {"a": "ok", "b": "WRONG", "c": "ok"}
 
 
 def test_a_demo_that_is_asked_to_end_leaves_no_process_behind(tmp_path):

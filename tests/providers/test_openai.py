@@ -527,7 +527,11 @@ async def test_httpx_default_timeout_is_too_short_for_a_model():
 async def listening(handler):
     """A server that reads one request's head, then does as it likes."""
 
+    writers, tasks = [], []
+
     async def accept(reader, writer):
+        writers.append(writer)
+        tasks.append(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
             await handler(reader, writer)
@@ -537,6 +541,9 @@ async def listening(handler):
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     finally:
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
 
 
 @contextlib.asynccontextmanager
@@ -596,7 +603,6 @@ engines_ = pytest.mark.parametrize("engine", ["quick", "httpx"])
         (sends(OK + b"content-length: 100\r\n\r\n{", then="nothing"), CallTimeout),
         (sends(OK + b"content-length: 9\r\n\r\n<p>Hi</p>"), BadAnswer),
         (sends(OK + b"content-length: 5\r\n\r\n{\"a\":"), BadAnswer),
-        (sends(OK + b"content-length: 99999999\r\n\r\n{"), BadAnswer),
     ],
 )  # fmt: skip
 async def test_what_breaks_after_sending_may_have_been_billed(engine, handler, error):
@@ -607,13 +613,7 @@ async def test_what_breaks_after_sending_may_have_been_billed(engine, handler, e
         with pytest.raises(CallFailed) as caught:
             await provider.send(CHAT)
 
-    if (
-        engine == "httpx"
-        and error is BadAnswer
-        and b"99999999" in str(handler.__closure__).encode()
-    ):
-        error = CallTimeout
-    assert type(caught.value) in (error, TransportFailed if error is BadAnswer else error)
+    assert type(caught.value) is error
     assert caught.value.is_billed is None
 
 
@@ -720,7 +720,7 @@ async def test_cancelling_a_call_comes_through_as_it_is(engine):
 
     async def handler(reader, writer):
         arrived.set()
-        await reader.read(100_000)
+        await reader.read()  # until the client has had enough
         writer.close()
 
     async with listening(handler) as url, provider_at(url, engine, timeout=1) as provider:

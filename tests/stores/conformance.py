@@ -408,6 +408,23 @@ class Conformance:
         assert len(again.claimed) == 2
         assert (await bench.store.counts()).total == 2
 
+    async def test_a_forgotten_job_starts_anew_and_its_costs_stay(self, bench):
+        ids = [bench.ids["team"]]
+        first = await bench.submit(
+            new(ids, 30, key="a", job="j"), new(ids, 80, key="b", job="j"), new(ids, key="c")
+        )
+        await bench.settle(post(first.claimed[0], 30), slots=None)
+
+        await bench.store.forget("j", bench.now_ms)
+        again = await bench.submit(
+            new(ids, 30, key="a", body="new", job="j"), new(ids, key="c"), slots=None
+        )
+
+        assert [each.is_known for each in again.submitted] == [False, True]
+        assert (await bench.balance())[0] == 30
+        assert (await bench.store.counts()).cancelled == 1
+        assert await bench.is_sound()
+
     async def test_outcomes_are_kept_until_they_are_delivered(self, bench):
         keys = [new(key=key, job="j") for key in ("a", "b", "c")]
         first = await bench.submit(*keys, new(job="j"))
