@@ -123,6 +123,10 @@ class Scheduler:
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
         self._providers = _by_name(providers)
         self._default_provider = next(iter(self._providers))
+        for provider in self._providers.values():
+            for model, price in (provider.prices or {}).items():
+                if model not in self.prices.own:
+                    self.prices.set(model, price)
         self._tariffs: dict[str, Tariff] = {}
         self._book = BudgetBook()
         self._listeners: dict[type[events.Event], list[Callable[[Any], None]]] = {}

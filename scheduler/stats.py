@@ -162,8 +162,10 @@ class Stats:
 
     def __str__(self) -> str:
         parked = sum(self.parked.values())
+        unknown = f", {format_usd(self.suspense_nusd)} unknown" if self.suspense_nusd else ""
         return (
             f"{self.running} running | {self.queued} queued, {parked} parked | "
             f"{self.succeeded} done, {self.failed} failed | "
             f"{format_usd(self.posted_nusd)} spent, {format_usd(self.reserved_nusd)} reserved"
+            f"{unknown}"
         )

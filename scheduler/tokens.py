@@ -12,36 +12,64 @@ What the provider adds around messages and tools is not published; the margins h
 are several times what has been observed.
 
 Not bounded, and said so: images of models other than those named here, audio, files,
-stored conversations, and tools that the provider runs itself.
+stored conversations, tools that the provider runs itself, and models that search or
+choose another model on their own.
+
+>>> bound_input_tokens("/v1/embeddings", {"model": "m", "input": "grüezi"})
+TokenBound(tokens=39, is_bound=True)
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from scheduler.request import COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES
 
 PER_REQUEST = 32
+PER_CONVERSATION = 128  # open models' templates tell the date and rules: up to 80 have been seen
 PER_MESSAGE = 16
 PER_TOOL = 64
+PER_TOOLS = 512  # once, if there are any: Claude is given a page of instructions with them
 # 85 + 170 for each of at most 8 tiles: OpenAI's rule for gpt-4o and gpt-4.1 at any size.
 TILED_IMAGE = 1_445
 LOW_DETAIL_IMAGE = 85
 OTHER_IMAGE = 6_000  # an estimate above what patch-based models are known to take
 
-_NORMALISING = ("claude", "gemini", "anthropic", "google")
-_TILED = ("gpt-4o", "gpt-4.1", "gpt-4-turbo", "chatgpt-4o")
-_NOT_SENT_AS_TEXT = ("model", "max_tokens", "max_completion_tokens", "max_output_tokens")
-_HOSTED = ("conversation", "previous_response_id", "prompt", "web_search_options", "audio")
+# Most tokens of an image at low and at any detail, by the beginning of the model's name;
+# the longest holds. Patches: 1,536 at most, times the model's factor.
+_IMAGES = {
+    "gpt-4-turbo": (LOW_DETAIL_IMAGE, TILED_IMAGE),
+    "gpt-4o": (LOW_DETAIL_IMAGE, TILED_IMAGE),
+    "chatgpt-4o": (LOW_DETAIL_IMAGE, TILED_IMAGE),
+    "gpt-4o-mini": (2_833, 48_169),  # 2,833 + 5,667 for each of 8 tiles
+    "gpt-4.1": (LOW_DETAIL_IMAGE, 1_536),  # documented as tiles and as patches
+    "gpt-4.1-mini": (2_489, 2_489),
+    "gpt-4.1-nano": (3_779, 3_779),
+}
+_NORMALISING = ("claude", "gemini", "gemma", "anthropic", "google")
+# Models that call tools or other models by themselves and bill for it.
+_ACTING = ("search", "sonar", "deep-research", ":online", "compound", "openrouter/auto")
+_NOT_SENT = frozenset({
+    "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "temperature", "top_p",
+    "n", "seed", "stream", "service_tier", "store", "metadata", "user",
+})  # fmt: skip
+# Fields that add what the body does not show: stored turns, searches, other models, output
+# beside the answer (rejected predictions are billed as output).
+_UNBOUNDED = frozenset({
+    "conversation", "previous_response_id", "prompt", "web_search_options", "search_parameters",
+    "audio", "prediction", "plugins", "models",
+})  # fmt: skip
 _LOCAL_TOOLS = ("function", "custom")
+_TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal")
+_IMAGE_PARTS = ("image_url", "input_image", "image")
+_STORED_ITEMS = ("item_reference", "compaction")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBound:
+class TokenBound(NamedTuple):
     """Most tokens something can be; a mere estimate if not `is_bound`."""
 
     tokens: int
@@ -50,102 +78,130 @@ class TokenBound:
 
 def bound_input_tokens(url: str, body: Mapping[str, Any]) -> TokenBound:
     """Most tokens the input of a request can be."""
-    model = str(body.get("model", "")).lower()
-    counter = _Counter(any(word in model for word in _NORMALISING), model)
+    model = body.get("model")
+    counter = _Counter(_traits(model) if isinstance(model, str) else _traits(""))
     if url in (EMBEDDINGS, MODERATIONS, COMPLETIONS):
-        counter.plain(body.get("prompt" if url == COMPLETIONS else "input", ""))
-        counter.text(body.get("suffix", ""))
-    else:
-        counter.conversation(body.get("input" if url == RESPONSES else "messages", ""))
-        for name, value in body.items():
-            if name in ("tools", "functions"):
-                counter.tools(value)
-            elif name in _HOSTED and value is not None:
-                counter.json(value)
+        counter.plain(body.get("prompt" if url == COMPLETIONS else "input"))
+        counter.json(body.get("suffix"))
+        return TokenBound(PER_REQUEST + counter.tokens, counter.is_bound)
+    turns = "input" if url == RESPONSES else "messages"
+    counter.conversation(body.get(turns))
+    for name, value in body.items():
+        if name == turns or name in _NOT_SENT or value is None:
+            continue
+        if name in ("tools", "functions"):
+            counter.tools(value)
+        else:
+            counter.json(value)
+            if name in _UNBOUNDED:
                 counter.is_bound = False
-            elif name not in ("messages", "input", *_NOT_SENT_AS_TEXT):
-                counter.json(value)
-    return TokenBound(PER_REQUEST + counter.tokens, counter.is_bound)
+    return TokenBound(PER_CONVERSATION + counter.tokens, counter.is_bound)
+
+
+def bare_name(model: str) -> str:
+    """A model's name without a gateway's prefix or the marks of a fine-tune, in lower case.
+
+    >>> bare_name("openai/gpt-4o-mini"), bare_name("ft:gpt-4o-mini:org::id")
+    ('gpt-4o-mini', 'gpt-4o-mini')
+    """
+    name = model.lower().rpartition("/")[2]
+    return name.split(":")[1] if name.startswith("ft:") else name
+
+
+class _Traits(NamedTuple):
+    normalises: bool
+    acts: bool
+    image: tuple[int, int] | None
+
+
+@lru_cache(1024)
+def _traits(model: str) -> _Traits:
+    """What a model's name tells about how it counts."""
+    lower, name = model.lower(), bare_name(model)
+    known = max((start for start in _IMAGES if name.startswith(start)), key=len, default="")
+    return _Traits(
+        any(word in lower for word in _NORMALISING),
+        any(word in lower for word in _ACTING),
+        _IMAGES.get(known),
+    )
 
 
 class _Counter:
     """Adds up bounds."""
 
-    __slots__ = ("_normalises", "is_bound", "model", "tokens")
+    __slots__ = ("_traits", "is_bound", "tokens")
 
-    def __init__(self, normalises: bool, model: str) -> None:
-        self.tokens, self.is_bound = 0, True
-        self._normalises, self.model = normalises, model
+    def __init__(self, traits: _Traits) -> None:
+        self.tokens, self.is_bound = 0, not traits.acts
+        self._traits = traits
 
-    def text(self, text: object) -> None:
-        if isinstance(text, str):
-            self.tokens += self._bytes(text)
-        elif text is not None:
-            self.json(text)
-
-    def json(self, value: object) -> None:
-        """Anything else counts as its JSON."""
-        if value is None or isinstance(value, bool | int | float):
-            return
-        self.tokens += self._bytes(json.dumps(value, ensure_ascii=False, default=str))
-
-    def _bytes(self, text: str) -> int:
+    def text(self, text: str) -> None:
         if text.isascii():
-            return len(text)
+            self.tokens += len(text)
+            return
         size = len(text.encode("utf-8", "surrogatepass"))
-        if self._normalises:
+        if self._traits.normalises:
             normal = unicodedata.normalize("NFKC", text)
             size = max(size, len(normal.encode("utf-8", "surrogatepass")))
-        return size
+        self.tokens += size
+
+    def json(self, value: object) -> None:
+        """Text, or anything else as its JSON."""
+        if isinstance(value, str):
+            self.text(value)
+        elif value is not None and not isinstance(value, bool | int | float):
+            self.text(json.dumps(value, ensure_ascii=False, default=str))
 
     def plain(self, value: object) -> None:
         """Text, token ids, or a list of either."""
-        if isinstance(value, str):
-            self.text(value)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, int):
-                    self.tokens += 1
-                elif isinstance(item, Mapping):
-                    self.part(item)
-                else:
-                    self.plain(item)
-                    self.tokens += PER_MESSAGE
-        else:
+        if not isinstance(value, list):
             self.json(value)
-
-    def conversation(self, messages: object) -> None:
-        if not isinstance(messages, list):
-            self.text(messages)
             return
-        for message in messages:
-            self.tokens += PER_MESSAGE
-            if isinstance(message, Mapping):
-                self._message(message)
+        for item in value:
+            if isinstance(item, int):
+                self.tokens += 1
+            elif isinstance(item, Mapping):
+                self.part(item)
             else:
-                self.json(message)
+                self.plain(item)
+                self.tokens += PER_MESSAGE
 
-    def _message(self, message: Mapping[str, Any]) -> None:
-        for name, value in message.items():
-            if name != "content":
+    def conversation(self, turns: object) -> None:
+        if not isinstance(turns, list):
+            self.json(turns)
+            return
+        for turn in turns:
+            self.tokens += PER_MESSAGE
+            if isinstance(turn, Mapping):
+                self._turn(turn)
+            else:
+                self.json(turn)
+
+    def _turn(self, turn: Mapping[str, Any]) -> None:
+        for name, value in turn.items():
+            if type(value) is str:
                 self.text(value)
-            elif isinstance(value, list):
+                if name == "type" and value in _STORED_ITEMS:
+                    self.is_bound = False
+            elif name in ("content", "output"):
                 self._parts(value)
             else:
-                self.text(value)
+                self.json(value)
+                if name == "audio" and value is not None:  # an earlier answer, kept by the provider
+                    self.is_bound = False
 
-    def _parts(self, parts: Iterable[Any]) -> None:
-        for part in parts:
+    def _parts(self, parts: object) -> None:
+        for part in parts if isinstance(parts, list) else [parts]:
             if isinstance(part, Mapping):
                 self.part(part)
             else:
-                self.text(part)
+                self.json(part)
 
     def part(self, part: Mapping[str, Any]) -> None:
         kind = part.get("type")
-        if kind in ("text", "input_text", "output_text", "refusal"):
-            self.text(part.get("text", part.get("refusal", "")))
-        elif kind in ("image_url", "input_image", "image"):
+        if kind in _TEXT_PARTS:
+            self.json(part.get("text", part.get("refusal")))
+        elif kind in _IMAGE_PARTS:
             self._image(part)
         else:
             self.json(part)
@@ -156,14 +212,18 @@ class _Counter:
         detail = part.get("detail") or (
             source.get("detail") if isinstance(source, Mapping) else None
         )
-        if self.model.startswith(_TILED) and "mini" not in self.model:
-            self.tokens += LOW_DETAIL_IMAGE if detail == "low" else TILED_IMAGE
-        else:
+        if self._traits.image is None:
             self.tokens += OTHER_IMAGE
             self.is_bound = False
+        else:
+            low, high = self._traits.image
+            self.tokens += low if detail == "low" else high
 
     def tools(self, tools: object) -> None:
-        for tool in tools if isinstance(tools, list) else [tools]:
+        listed = tools if isinstance(tools, list) else [tools]
+        if listed:
+            self.tokens += PER_TOOLS
+        for tool in listed:
             self.tokens += PER_TOOL
             self.json(tool)
             kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"

@@ -1,8 +1,14 @@
 """What an answer says about itself: tokens used, and sometimes its cost.
 
-Providers count in two dialects: ``prompt_tokens``/``completion_tokens`` (chat,
-completions, embeddings) and ``input_tokens``/``output_tokens`` (responses). Numbers
-that cannot be right (negative, no integers, absurd) count as not said.
+Providers count in three dialects, and differ in what a count includes:
+
+    prompt_tokens, completion_tokens    chat, completions, embeddings
+    input_tokens, output_tokens         responses; cached tokens are part of the input
+    the same with cache_…_input_tokens  Anthropic's; cached tokens come on top of the input
+
+Some leave reasoning out of the completion and count it in the total only; it is billed
+as output, so whatever the total has beyond its parts counts as output. Numbers that
+cannot be right (negative, no integers, absurd) count as not said.
 
 >>> extract_usage({"usage": {"prompt_tokens": 9, "completion_tokens": 2}}).total_tokens
 11
@@ -21,69 +27,101 @@ from scheduler.money import MAX_USD, NUSD_PER_USD
 from scheduler.request import Usage
 
 MAX_TOKENS = 10**12
+_TICKS_PER_NUSD = 10  # xAI counts in ticks of 1e-10 dollars
 _NOTHING: Mapping[str, Any] = {}
 
 
 def extract_usage(body: Any) -> Usage | None:
     """Tokens a JSON answer says it used; None if it does not say, or says nonsense."""
-    usage = body.get("usage") if isinstance(body, Mapping) else None
-    if not isinstance(usage, Mapping):
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
         return None
     if "prompt_tokens" in usage:
-        words = ("prompt", "completion")
+        into, out = usage["prompt_tokens"], usage.get("completion_tokens") or 0
+        inside = usage.get("prompt_tokens_details")
+        outside = usage.get("completion_tokens_details")
+        has_cache_on_top = False
     elif "input_tokens" in usage:
-        words = ("input", "output")
+        into, out = usage["input_tokens"], usage.get("output_tokens") or 0
+        inside, outside = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+        has_cache_on_top = inside is None
     else:
         return None
-    into, out = (
-        _count(usage.get(f"{words[0]}_tokens")),
-        _count(usage.get(f"{words[1]}_tokens") or 0),
-    )
-    if into is None or out is None:
+    if not (_is_count(into) and _is_count(out)):
         return None
-    inside = _details(usage, words[0])
-    outside = _details(usage, words[1])
-    cached = _part(inside, "cached_tokens", into)
+    read = written = 0
+    if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
+        read = _part(usage.get("cache_read_input_tokens"), MAX_TOKENS)
+        written = _part(usage.get("cache_creation_input_tokens"), MAX_TOKENS)
+        if has_cache_on_top:
+            into += read + written
+    total = usage.get("total_tokens")
+    if _is_count(total) and total > into + out:
+        out = total - into
+    if not (inside or outside or read or written):
+        return Usage(into, out)
+    return _with_parts(into, out, inside, outside, read, written)
+
+
+def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, written: int) -> Usage:
+    inside = inside if isinstance(inside, dict) else _NOTHING
+    outside = outside if isinstance(outside, dict) else _NOTHING
+    cached = _part(inside.get("cached_tokens") or read, into)
+    written = inside.get("cache_write_tokens") or inside.get("cache_creation_tokens") or written
     return Usage(
-        input_tokens=into,
-        output_tokens=out,
-        cached_tokens=cached,
-        cache_write_tokens=_part(inside, "cache_write_tokens", into - cached),
-        reasoning_tokens=_part(outside, "reasoning_tokens", out),
-        input_audio_tokens=_part(inside, "audio_tokens", into),
-        output_audio_tokens=_part(outside, "audio_tokens", out),
+        into,
+        out,
+        cached,
+        _part(written, into - cached),
+        _part(outside.get("reasoning_tokens"), out),
+        _part(inside.get("audio_tokens"), into),
+        _part(outside.get("audio_tokens"), out),
     )
 
 
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_TOKENS
 
 
-def _details(usage: Mapping[str, Any], word: str) -> Mapping[str, Any]:
-    details = usage.get(f"{word}_tokens_details")
-    return details if isinstance(details, Mapping) else _NOTHING
-
-
-def _part(details: Mapping[str, Any], name: str, whole: int) -> int:
+def _part(value: object, whole: int) -> int:
     """A part of a count; one larger than the whole is cut to it."""
-    value = details.get(name) if details else None
     return min(value, whole) if type(value) is int and value > 0 else 0
 
 
 def reported_cost_nusd(body: Any) -> int | None:
-    """The cost a gateway reports in ``usage.cost``, in nano-dollars, a rest rounded up.
+    """The cost an answer reports itself, in nano-dollars, a rest rounded up.
 
-    OpenRouter documents the field as dollars. None if there is none, or nonsense.
+    Read are ``usage.cost`` in dollars (OpenRouter; with the caller's own key the
+    provider's bill comes on top of its fee), ``usage.cost.total_cost`` (Perplexity) and
+    ``usage.cost_in_usd_ticks`` (xAI). None if there is none, or nonsense.
     """
-    usage = body.get("usage") if isinstance(body, Mapping) else None
-    cost = usage.get("cost") if isinstance(usage, Mapping) else None
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    cost = usage.get("cost")
+    if cost is None:
+        ticks = usage.get("cost_in_usd_ticks")
+        is_sane = type(ticks) is int and 0 <= ticks <= MAX_USD * NUSD_PER_USD * _TICKS_PER_NUSD
+        return -(-ticks // _TICKS_PER_NUSD) if is_sane else None
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
+    nusd = _as_nusd(cost)
+    if nusd is None or usage.get("is_byok") is not True:
+        return nusd
+    details = usage.get("cost_details")
+    upstream = details.get("upstream_inference_cost") if isinstance(details, dict) else None
+    upstream_nusd = _as_nusd(upstream)
+    return None if upstream_nusd is None else nusd + upstream_nusd
+
+
+def _as_nusd(cost: object) -> int | None:
     if isinstance(cost, bool) or not isinstance(cost, int | float | str):
         return None
     if isinstance(cost, float) and not math.isfinite(cost):
         return None
     try:
         amount = Decimal(str(cost))
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):  # ValueError: an integer of thousands of digits
         return None
     if not amount.is_finite() or not 0 <= amount <= MAX_USD:
         return None

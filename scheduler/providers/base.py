@@ -60,6 +60,9 @@ class Provider(ABC):
     price_source: str | None = None
     """Provider id or base URL by which the price book finds the rates. None: by model alone."""
 
+    prices: Mapping[str, str] | None = None
+    """Prices it brings along, as `PriceBook` takes them; the user's own come first."""
+
     @abstractmethod
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""

@@ -127,7 +127,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str], _Row] = {}
         self._lanes = Lanes()
         self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
-        self._delayed: list[tuple[int, int]] = []  # heap of (not before, request id)
+        self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, _Hold] = {}
         self._journal = Journal()
@@ -184,17 +184,22 @@ class MemoryStore(Store):
         return now_ms
 
     def _look_again_at_ms(self) -> int | None:
-        instants = []
-        for heap in (self._delayed, self._expiring):
-            while heap and not self._is_queued(heap[0][1]):
-                heapq.heappop(heap)
-            instants += [heap[0][0]] if heap else []
+        while self._delayed and not self._is_delayed(*self._delayed[0][1:]):
+            heapq.heappop(self._delayed)
+        while self._expiring and not self._is_expiring(*self._expiring[0]):
+            heapq.heappop(self._expiring)
+        instants = [heap[0][0] for heap in (self._delayed, self._expiring) if heap]
         due_ms = self._lanes.due_ms
         return min([*instants, due_ms] if due_ms is not None else instants, default=None)
 
-    def _is_queued(self, request_id: int) -> bool:
+    def _is_delayed(self, request_id: int, ticket: int) -> bool:
         row = self._rows.get(request_id)
-        return row is not None and row.state is RequestState.QUEUED
+        return row is not None and row.ticket == ticket and row.state is RequestState.QUEUED
+
+    def _is_expiring(self, at_ms: int, request_id: int) -> bool:
+        row = self._rows.get(request_id)
+        waits = row is not None and row.state is RequestState.QUEUED
+        return waits and row.expires_at_ms == at_ms
 
     def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
         hold = self._holds.get(settlement.reservation_id)
@@ -239,8 +244,8 @@ class MemoryStore(Store):
         if row.expires_at_ms is not None:
             heapq.heappush(self._expiring, (row.expires_at_ms, row.id))
         if settlement.not_before_ms is not None and settlement.not_before_ms > now_ms:
-            row.is_delayed = True
-            heapq.heappush(self._delayed, (settlement.not_before_ms, row.id))
+            row.is_delayed, row.ticket = True, next(self._tickets)
+            heapq.heappush(self._delayed, (settlement.not_before_ms, row.id, row.ticket))
         else:
             self._enqueue(row, now_ms)
 
@@ -262,9 +267,9 @@ class MemoryStore(Store):
 
     def _promote(self, now_ms: int) -> None:
         while self._delayed and self._delayed[0][0] <= now_ms:
-            _, request_id = heapq.heappop(self._delayed)
-            row = self._rows.get(request_id)
-            if row is not None and row.state is RequestState.QUEUED:
+            _, request_id, ticket = heapq.heappop(self._delayed)
+            if self._is_delayed(request_id, ticket):
+                row = self._rows[request_id]
                 row.is_delayed = False
                 self._enqueue(row, now_ms)
 
@@ -289,9 +294,9 @@ class MemoryStore(Store):
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         while self._expiring and self._expiring[0][0] <= now_ms:
-            _, request_id = heapq.heappop(self._expiring)
-            row = self._rows.get(request_id)
-            if row is not None and row.state is RequestState.QUEUED:
+            at_ms, request_id = heapq.heappop(self._expiring)
+            if self._is_expiring(at_ms, request_id):
+                row = self._rows[request_id]
                 self._drop(row, RequestState.EXPIRED, now_ms)
                 result.expired.append((row.id, now_ms - row.submitted_at_ms))
 

@@ -343,7 +343,7 @@ class Transactions:
         # The payload of a request without a key is of no use once it has ended.
         self._db.executemany(
             "UPDATE requests SET state = ?1, cost_nusd = cost_nusd + ?2, attempts = attempts - ?3,"
-            " not_before_ms = ?4, error = CASE WHEN ?6 THEN ?5 ELSE error END,"
+            " not_before_ms = CASE WHEN ?6 THEN ?4 ELSE not_before_ms END, error = CASE WHEN ?6 THEN ?5 ELSE error END,"
             " payload = CASE WHEN ?7 OR ?1 IN ('queued', 'delayed') THEN payload END,"
             " parked_mark_ms = coalesce(?9, parked_mark_ms)"
             " WHERE id = ?8",

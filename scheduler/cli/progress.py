@@ -1,0 +1,233 @@
+"""How a long run tells how it is doing: a bar, plain lines, JSON, or nothing.
+
+On a terminal one line is redrawn; elsewhere a line is written at the start, every
+half minute, every twentieth of the way, and whenever the reason for waiting changes,
+so that a log says why nothing moves without filling up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+from scheduler.admission import ParkReason, Shortfall
+from scheduler.budget import Cap
+from scheduler.cli.output import bar, until
+from scheduler.duration import format_duration
+from scheduler.money import NUSD_PER_USD, format_usd
+from scheduler.stats import CapStatus
+
+PLAIN_EVERY_S = 30.0
+PLAIN_SHARE = 20  # a line each twentieth of the way
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one instant.
+
+    Attributes:
+        total: Lines read so far, or in all once the input has been read.
+        is_read: Whether the input has been read to its end.
+        cap: The tightest limit in dollars, if there is one.
+        eta_ms: Until the end at the present speed; None: not known.
+    """
+
+    at_ms: int
+    done: int
+    failed: int
+    total: int
+    is_read: bool
+    running: int
+    parked: int
+    shortfall: Shortfall | None
+    posted_nusd: int
+    reserved_nusd: int
+    cap: CapStatus | None
+    per_hour_nusd: int
+    eta_ms: int | None
+
+
+def line(now: Snapshot, *, with_bar: bool = False) -> str:
+    """A snapshot in one line."""
+    total = f"{now.total:,}" if now.is_read else f"{now.total:,}+"
+    finished = now.done + now.failed
+    parts = [f"{finished:,}/{total}"]
+    if with_bar and now.total:
+        parts[0] += f" {bar(finished, now.total)}"
+    if now.failed:
+        parts.append(f"{now.failed:,} failed")
+    parts.append(f"{now.running:,} running")
+    if now.parked:
+        reason = f" ({now.shortfall.reason.value})" if now.shortfall is not None else ""
+        parts.append(f"{now.parked:,} parked{reason}")
+    parts.append(_money(now))
+    if now.per_hour_nusd:
+        parts.append(f"{_cents(now.per_hour_nusd)}/h")
+    if now.parked and now.shortfall is not None and not now.running:
+        parts.append(_resumes(now.shortfall, now.at_ms))
+    elif now.eta_ms is not None:
+        parts.append(f"about {format_duration(now.eta_ms)} left")
+    return " · ".join(parts)
+
+
+def _money(now: Snapshot) -> str:
+    if now.cap is None or now.cap.limit is None:
+        spent = f"{_cents(now.posted_nusd)} spent + {_cents(now.reserved_nusd)} reserved"
+        return f"{spent}, no limit (spend is tracked)"
+    cap = now.cap
+    return (
+        f"{_cents(cap.posted)} spent + {_cents(cap.reserved)} reserved of "
+        f"{format_usd(cap.limit or 0)} ({cap.cap.window.describe()})"
+    )
+
+
+def _cents(nusd: int) -> str:
+    """Money short enough to watch, with more digits the less it is."""
+    usd = nusd / NUSD_PER_USD
+    digits = 2 if usd >= 1 or not nusd else 4 if usd >= 0.01 else 6
+    return f"${usd:,.{digits}f}"
+
+
+def _resumes(lack: Shortfall, now_ms: int) -> str:
+    if lack.resumes_at_ms is not None:
+        return f"resumes {until(lack.resumes_at_ms, lack.zone, now_ms)}"
+    if lack.reason is ParkReason.HELD_IN_FLIGHT:
+        return "resumes when running calls settle"
+    return "resumes when somebody raises or resumes it"
+
+
+def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
+    """Why requests are parked, how much is missing, until when, and how to go on now."""
+    cap = Cap(lack.unit, lack.limit, _Any)
+    missing = cap.format_amount(lack.missing)
+    text = {
+        ParkReason.WINDOW_SPENT: f"budget {lack.budget!r} is spent for now",
+        ParkReason.HELD_IN_FLIGHT: f"budget {lack.budget!r} is held by running calls",
+        ParkReason.LARGER_THAN_LIMIT: f"a request is larger than the whole limit of {lack.budget!r}",
+        ParkReason.PAUSED: f"budget {lack.budget!r} is paused",
+        ParkReason.PROVIDER_CREDIT: "the provider says its credit is gone",
+    }[lack.reason]
+    numbers = (
+        f"{cap.format_amount(lack.posted)} spent and {cap.format_amount(lack.reserved)} reserved of "
+        f"{cap.format_amount(lack.limit)}, {missing} missing"
+    )
+    if lack.reason is ParkReason.PAUSED:
+        fix = f"scheduler budget resume {lack.budget}{store}"
+    else:
+        fix = f"scheduler budget set {lack.budget} 'MORE'{store}"
+    return (
+        f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
+    )
+
+
+_Any: Any = None  # a cap of which only the amounts are asked
+
+
+class Progress(Protocol):
+    """Somebody who is told how a run is doing."""
+
+    def update(self, now: Snapshot) -> None:
+        """Told about ten times a second."""
+
+    def say(self, text: str) -> None:
+        """Told once: something a person wants to read."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+def progress(mode: str, stream: TextIO | None = None) -> Progress:
+    """The display for ``auto``, ``bar``, ``plain``, ``json`` or ``none``."""
+    out = stream or sys.stderr
+    if mode == "auto":
+        is_dumb = os.environ.get("TERM", "") in ("", "dumb") or bool(os.environ.get("CI"))
+        mode = "bar" if out.isatty() and not is_dumb else "plain"
+    return {"bar": _Bar, "plain": _Plain, "json": _Json, "none": _Silent}[mode](out)
+
+
+class _Silent:
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def update(self, now: Snapshot) -> None:
+        """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """Even then what matters is said."""
+        print(text, file=self.out, flush=True)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Plain(_Silent):
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        self._told_at_ms: int | None = None
+        self._told_share = 0
+
+    def update(self, now: Snapshot) -> None:
+        """A line now and then."""
+        share = (now.done + now.failed) * PLAIN_SHARE // now.total if now.total else 0
+        due = self._told_at_ms is None or now.at_ms - self._told_at_ms >= PLAIN_EVERY_S * 1000
+        if due or (now.is_read and share > self._told_share):
+            self._told_at_ms, self._told_share = now.at_ms, max(share, self._told_share)
+            self.say(line(now))
+
+
+class _Json(_Silent):
+    def update(self, now: Snapshot) -> None:
+        """An object a second would be too many: as often as plain lines, but each half second."""
+        self._write({"event": "progress", **_fields(now)})
+
+    def say(self, text: str) -> None:
+        """A message as an object."""
+        self._write({"event": "message", "text": text})
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        print(json.dumps(fields), file=self.out, flush=True)
+
+
+def _fields(now: Snapshot) -> dict[str, Any]:
+    return {
+        "at_ms": now.at_ms,
+        "done": now.done,
+        "failed": now.failed,
+        "total": now.total,
+        "is_read": now.is_read,
+        "running": now.running,
+        "parked": now.parked,
+        "reason": None if now.shortfall is None else now.shortfall.reason.value,
+        "resumes_at_ms": None if now.shortfall is None else now.shortfall.resumes_at_ms,
+        "posted_usd": format_usd(now.posted_nusd)[1:],
+        "reserved_usd": format_usd(now.reserved_nusd)[1:],
+        "eta_ms": now.eta_ms,
+    }
+
+
+class _Bar(_Silent):
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=out, highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=8, transient=False)
+        self._live.start()
+
+    def update(self, now: Snapshot) -> None:
+        """Redraw the line."""
+        from rich.text import Text
+
+        self._live.update(Text(line(now, with_bar=True), overflow="ellipsis", no_wrap=True))
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        self._live.stop()
