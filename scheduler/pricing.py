@@ -11,16 +11,16 @@ an error, never free.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from scheduler.errors import PriceUnknown
 from scheduler.providers.base import Answer, Tariff
-from scheduler.rates import ATTO_PER_USD_A_MILLION, Rates, Steps, from_catalogue
+from scheduler.rates import ATTO_PER_USD_A_MILLION, Listing, Rates, Steps, look_up
 from scheduler.request import (
     CHAT,
     COMPLETIONS,
@@ -29,29 +29,44 @@ from scheduler.request import (
     RESPONSES,
     Quote,
     Request,
-    Usage,
-)  # fmt: skip
-from scheduler.tokens import TokenBound, bound_input_tokens
+)
+from scheduler.tokens import TokenBound, bare_name, bound_input_tokens
 
 DEFAULT_OUTPUT = 16_384
 EXPECTED_OUTPUT = 300  # tokens of an ordinary answer, for forecasts only
 EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
-_OUTPUT_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_STANDARD_TIERS = (None, "auto", "default", "standard")
+MAX_CACHED = 10_000  # models remembered, found or not
+_STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only")
+_FREE = Quote(0, 0)
 
-# Most output tokens by model, from the providers' model pages (November 2026); the longest
-# prefix counts. Anthropic's models are missing on purpose: their API demands a cap.
+# What caps the output at each endpoint; a name that the endpoint does not know caps nothing.
+_CAPS = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    COMPLETIONS: ("max_tokens",),
+    RESPONSES: ("max_output_tokens",),
+}
+_REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # these refuse chat's old name for the cap
+_ALL_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+# Most output tokens by the beginning of the model's name, the longest holds; from the
+# providers' model pages (November 2026), the larger number where they disagree.
+# Anthropic's models are missing on purpose: their API demands a cap.
 MAX_OUTPUT = {
     "gpt-3.5-turbo": 4_096,
     "gpt-4-turbo": 4_096,
     "gpt-4o": 16_384,
     "gpt-4.1": 32_768,
     "gpt-5": 128_000,
+    "gpt-5-pro": 272_000,
+    "gpt-5.5": 272_000,
     "o1": 100_000,
     "o3": 100_000,
     "o4-mini": 100_000,
 }
+
+
+_Place = tuple[str, str | None, str | None]  # model, price source, tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,8 @@ class PriceInfo:
 
 class PriceBook:
     """Prices by model, the user's own first.
+
+    What it found in the catalogue it keeps, so a quote takes microseconds.
 
     Args:
         own: Model to ``"IN/OUT"`` or ``"IN/OUT/CACHED"`` in USD per million tokens.
@@ -92,7 +109,8 @@ class PriceBook:
     ) -> None:
         self._own: dict[str, tuple[str, Rates]] = {}
         self.count_tokens, self._now_ms = count_tokens, now_ms
-        self._found: dict[tuple[str, str | None, str | None], _Found] = {}
+        self._found: dict[_Place, Listing] = {}
+        self._missing: dict[_Place, str] = {}  # and the hint, which takes long to find
         for model, price in (own or {}).items():
             self.set(model, price)
 
@@ -118,19 +136,22 @@ class PriceBook:
         """Rates of a model now. Raises `PriceUnknown`."""
         if model in self._own:
             return self._own[model][1]
-        return self._find(model, price_source, tier).now(self._now())
+        listing = self._find(model, price_source, tier)
+        return listing.fixed or listing.now(self._at_ms())
 
     def ceilings(
         self, model: str, price_source: str | None = None, tier: str | None = None
     ) -> tuple[Rates, ...]:
-        """All rates a call sent now may be billed by. Raises `PriceUnknown`."""
+        """All rates a call sent from now on may be billed by. Raises `PriceUnknown`.
+
+        Those of the tier, which come first, of the standard one to which a provider may fall
+        back, of other hours and of announced dates.
+        """
         if model in self._own:
             return (self._own[model][1],)
-        now = self._now()
-        found = self._find(model, price_source, None).possible(now)
-        if tier in _STANDARD_TIERS:
-            return found
-        return found + self._find(model, price_source, tier).possible(now)
+        listing = self._find(model, price_source, tier)
+        found = listing.possible(0 if listing.fixed else self._at_ms())
+        return found if tier in _STANDARD_TIERS else found + self.ceilings(model, price_source)
 
     def describe(self, model: str, price_source: str | None = None) -> PriceInfo:
         """A model's prices for people. Raises `PriceUnknown`."""
@@ -148,18 +169,25 @@ class PriceBook:
             context_tokens=rates.context_tokens,
         )
 
-    def _now(self) -> datetime | None:
-        if self._now_ms is None:
-            return None
-        return datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+    def _at_ms(self) -> int:
+        return int(datetime.now(UTC).timestamp() * 1000) if self._now_ms is None else self._now_ms()
 
-    def _find(self, model: str, price_source: str | None, tier: str | None) -> _Found:
-        tier = None if tier in _STANDARD_TIERS else tier
-        key = (model, price_source, tier)
-        found = self._found.get(key)
-        if found is None:
-            found = self._found[key] = _look_up(model, price_source, tier)
-        return found
+    def _find(self, model: str, price_source: str | None, tier: str | None) -> Listing:
+        place = (model, price_source, None if tier in _STANDARD_TIERS else tier)
+        listing = self._found.get(place)
+        if listing is not None:
+            return listing
+        if place in self._missing:
+            raise PriceUnknown(model, price_source or "", self._missing[place])
+        if len(self._found) + len(self._missing) >= MAX_CACHED:
+            self._found.clear()
+            self._missing.clear()
+        try:
+            listing = self._found[place] = look_up(*place)
+        except PriceUnknown as exc:
+            self._missing[place] = exc.hint
+            raise
+        return listing
 
 
 class _BookTariff:
@@ -169,25 +197,22 @@ class _BookTariff:
         self._book, self._source = book, price_source
 
     def quote(self, request: Request) -> Quote:
-        body, url = request.body, request.url
-        if url == MODERATIONS:
-            return Quote(0, 0)  # moderation is free at every provider that has it
-        tier = body.get("service_tier")
-        candidates = self._book.ceilings(
-            request.model, self._source, tier if isinstance(tier, str) else None
-        )
-        bound = self._bound_input(request)
-        output = bound_output_tokens(request, candidates[0].context_tokens)
-        ceiling_nusd = max(rates.most_nusd(bound.tokens, output.tokens) for rates in candidates)
-        rates, size = candidates[0], bound.tokens
-        likely = Usage(size // EXPECTED_BYTES_PER_TOKEN, min(output.tokens, EXPECTED_OUTPUT))
-        least = Usage(size // LEAST_BYTES_PER_TOKEN, min(output.tokens, 1))
+        if request.url == MODERATIONS:
+            return _FREE  # at every provider that has it
+        candidates = self._book.ceilings(request.model, self._source, _tier(request.body))
+        rates = candidates[0]
+        into, is_bound = self._bound_input(request)
+        output = bound_output_tokens(request, rates.context_tokens)
+        out = output.tokens
+        ceiling_nusd = max([each.most_nusd(into, out) for each in candidates])
+        likely = rates.plain_nusd(into // EXPECTED_BYTES_PER_TOKEN, min(out, EXPECTED_OUTPUT))
+        least = rates.plain_nusd(into // LEAST_BYTES_PER_TOKEN, min(out, 1))
         return Quote(
             ceiling_nusd,
-            min(ceiling_nusd, rates.cost_nusd(likely)),
-            bound.tokens + output.tokens,
-            min(ceiling_nusd, rates.cost_nusd(least)),
-            bound.is_bound and output.is_bound and all(each.is_complete for each in candidates),
+            min(ceiling_nusd, likely),
+            into + out,
+            min(ceiling_nusd, least),
+            is_bound and output.is_bound and all(each.is_complete for each in candidates),
         )
 
     def _bound_input(self, request: Request) -> TokenBound:
@@ -202,143 +227,71 @@ class _BookTariff:
             return 0
         if answer.usage is None:
             return None
-        tier = answer.body.get("service_tier") if isinstance(answer.body, dict) else None
-        if tier is None:
-            tier = request.body.get("service_tier")
-        rates = self._book.rates(
-            request.model, self._source, tier if isinstance(tier, str) else None
-        )
-        return rates.cost_nusd(answer.usage)
+        tier = _tier(answer.body) or _tier(request.body)
+        return self._book.rates(request.model, self._source, tier).cost_nusd(answer.usage)
 
 
 def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
     """Most tokens the output of a request can be."""
-    body = request.body
-    if request.url in (EMBEDDINGS, MODERATIONS):
+    body, url = request.body, request.url
+    if url in (EMBEDDINGS, MODERATIONS):
         return TokenBound(0)
-    caps = [body[name] for name in _OUTPUT_CAPS if _is_positive(body.get(name))]
+    cap = 0
+    for name in _CAPS.get(url, _ALL_CAPS):
+        value = body.get(name)
+        if type(value) is int and value > cap:
+            cap = value
     most = _known_max_output(request.model) or context_tokens
-    known = min(max(caps), most) if caps and most else max(caps, default=most or 0)
-    answers = max(_count(body.get("n")), _count(body.get("best_of")))
-    return TokenBound((known or DEFAULT_OUTPUT) * answers, bool(known))
+    if most is not None:
+        cap = min(cap or most, most)
+    answers = 1
+    if "n" in body or "best_of" in body:
+        answers = max(_count(body.get("n")), _count(body.get("best_of")))
+    if url == COMPLETIONS:
+        answers *= _prompts(body.get("prompt"))
+    return TokenBound((cap or DEFAULT_OUTPUT) * answers, cap > 0)
 
 
 def with_output_cap(request: Request, tokens: int) -> Request:
     """The request with an output cap written into its body, if it has none."""
-    if any(name in request.body for name in _OUTPUT_CAPS):
+    names = _CAPS.get(request.url)
+    if names is None or any(request.body.get(name) is not None for name in names):
         return request
-    if request.url == RESPONSES:
-        name = "max_output_tokens"
-    elif request.url == CHAT:
-        reasons = request.model.startswith(("o1", "o3", "o4", "gpt-5"))
-        name = "max_completion_tokens" if reasons else "max_tokens"
-    elif request.url == COMPLETIONS:
-        name = "max_tokens"
-    else:
-        return request
+    name = names[-1]
+    if request.url == CHAT and bare_name(request.model).startswith(_REASONING):
+        name = names[0]
     return replace(request, body={**request.body, name: tokens})
 
 
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value > 0
+def _tier(body: Any) -> str | None:
+    """The service tier or speed a body names, if it is not the standard one."""
+    if not isinstance(body, dict):
+        return None
+    for name in ("speed", "service_tier"):
+        tier = body.get(name)
+        if tier is not None and isinstance(tier, str):
+            return tier
+    return None
 
 
 def _count(value: object) -> int:
     return value if type(value) is int and value > 0 else 1
 
 
+def _prompts(prompt: object) -> int:
+    """How many prompts there are: a list of texts or of token lists is answered one by one."""
+    is_many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
+    return len(prompt) if is_many and isinstance(prompt, list) else 1
+
+
+@lru_cache(1024)
 def _known_max_output(model: str) -> int | None:
-    found = max((name for name in MAX_OUTPUT if model.startswith(name)), key=len, default=None)
+    name = bare_name(model)
+    if ":" in name:
+        return None  # a gateway's variant, which may have another limit
+    found = max((start for start in MAX_OUTPUT if name.startswith(start)), key=len, default=None)
     return None if found is None else MAX_OUTPUT[found]
 
 
 def _usd_a_million(steps: Steps) -> Decimal:
     return (Decimal(steps[0][1]) / ATTO_PER_USD_A_MILLION).normalize()
-
-
-# The catalogue
-
-
-@dataclass(slots=True)
-class _Found:
-    """A model in the catalogue, with its prices compiled as they are first needed."""
-
-    provider: str
-    model: Any  # genai_prices.types.ModelInfo
-    context: dict[str, str] | None
-    fixed: Rates | None  # the rates, if they depend on neither date nor hour
-
-    def now(self, at: datetime | None) -> Rates:
-        if self.fixed is not None:
-            return self.fixed
-        prices = self.model.get_prices(at or datetime.now(UTC), self.context)
-        return from_catalogue(prices, self.model.context_window)
-
-    def possible(self, at: datetime | None) -> tuple[Rates, ...]:
-        """The rates now, and those of other hours and announced dates."""
-        if self.fixed is not None:
-            return (self.fixed,)
-        at = at or datetime.now(UTC)
-        prices = self.model.prices
-        others = (
-            from_catalogue(dated.prices, self.model.context_window)
-            for dated in (prices if isinstance(prices, list) else ())
-            if dated.constraint is not None and not _has_begun(dated.constraint, at)
-        )
-        return (self.now(at), *others)
-
-
-def _has_begun(constraint: Any, at: datetime) -> bool:
-    start = getattr(constraint, "start_date", None)
-    return start is not None and start <= at.date()
-
-
-def _look_up(model: str, price_source: str | None, tier: str | None) -> _Found:
-    if not model:
-        raise PriceUnknown("", price_source or "", "the request names no model")
-    from genai_prices.data_snapshot import get_snapshot
-
-    snapshot = get_snapshot()
-    for provider_id, url, name in _ways_to_ask(model, price_source):
-        try:
-            provider, info = snapshot.find_provider_model(name, None, provider_id, url)
-        except LookupError:
-            continue
-        context = {"service_tier": tier} if tier is not None else None
-        fixed = None
-        has_dated_variant = any(v.constraint is not None for v in info.price_variants or ())
-        if not isinstance(info.prices, list) and not (context and has_dated_variant):
-            prices = info.get_prices(datetime.now(UTC), context)
-            fixed = from_catalogue(prices, info.context_window)
-        return _Found(provider.id, info, context, fixed)
-    raise PriceUnknown(model, price_source or "", _hint(model, snapshot.providers))
-
-
-def _ways_to_ask(
-    model: str, price_source: str | None
-) -> Iterable[tuple[str | None, str | None, str]]:
-    """(provider id, URL, model) to try in turn."""
-    if price_source is not None and "://" not in price_source:
-        yield price_source, None, model
-        return
-    if price_source is not None:
-        yield None, price_source, model
-        from genai_prices.data_snapshot import get_snapshot
-
-        try:
-            get_snapshot().find_provider(None, None, price_source)
-        except LookupError:
-            pass  # a proxy, a gateway or a local server
-        else:
-            return
-    for separator in ("/", ":"):
-        provider_id, found, rest = model.partition(separator)
-        if found:
-            yield provider_id, None, rest
-    yield None, None, model
-
-
-def _hint(model: str, providers: Iterable[Any]) -> str:
-    names = {info.id for provider in providers for info in provider.models}
-    near = difflib.get_close_matches(model, names, 3, 0.75)
-    return f"the catalogue has {', '.join(near)}" if near else ""

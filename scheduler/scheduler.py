@@ -148,6 +148,7 @@ class Scheduler:
         self._poll_task: asyncio.Task[None] | None = None
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._admits = True
+        self._gives_back = False  # calls that are cancelled go back to the queue
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._broken: BaseException | None = None
 
@@ -208,10 +209,9 @@ class Scheduler:
             await self.store.aclose()
 
     async def _end_calls(self, drain: bool) -> None:
-        self._admits = False
+        self._admits, self._gives_back = False, True
         if not drain:
-            for task in self._calls.values():
-                task.cancel()
+            self.cancel_running()
         while (self._calls or self._ended) and self._broken is None:
             await self._idle()
 
@@ -503,6 +503,13 @@ class Scheduler:
         """Start nothing new; what runs goes on, what waits stays where it is."""
         self._admits = False
 
+    def cancel_running(self) -> None:
+        """End all calls under way; what they reserved keeps counting, their requests stay queued."""
+        self._admits = False
+        self._gives_back = True
+        for task in self._calls.values():
+            task.cancel()
+
     async def drain(self) -> None:
         """Stop admitting and wait until nothing runs."""
         self._admits = False
@@ -685,7 +692,7 @@ class Scheduler:
         ended = await attempt(
             provider, self._tariff(provider), claimed, self._policy, self._clock.now_ms
         )
-        if ended.settlement.state is RequestState.CANCELLED and self._state != "open":
+        if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
             ended.settlement.state = (
                 RequestState.QUEUED
             )  # not the caller's wish: the next run's work

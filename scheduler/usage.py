@@ -101,8 +101,9 @@ def reported_cost_nusd(body: Any) -> int | None:
     cost = usage.get("cost")
     if cost is None:
         ticks = usage.get("cost_in_usd_ticks")
-        is_sane = type(ticks) is int and 0 <= ticks <= MAX_USD * NUSD_PER_USD * _TICKS_PER_NUSD
-        return -(-ticks // _TICKS_PER_NUSD) if is_sane else None
+        if type(ticks) is int and 0 <= ticks <= MAX_USD * NUSD_PER_USD * _TICKS_PER_NUSD:
+            return -(-ticks // _TICKS_PER_NUSD)
+        return None
     if isinstance(cost, dict):
         cost = cost.get("total_cost")
     nusd = _as_nusd(cost)

@@ -118,9 +118,7 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
         fix = f"scheduler budget resume {lack.budget}{store}"
     else:
         fix = f"scheduler budget set {lack.budget} 'MORE'{store}"
-    return (
-        f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
-    )
+    return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
 
 
 _Any: Any = None  # a cap of which only the amounts are asked

@@ -1,0 +1,226 @@
+"""``scheduler run``: a batch file within its budget, to the end or to be resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.exits import Exit
+from scheduler.cli.look import DEFAULT_STORE, JsonOption
+from scheduler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scheduler.cli.runner import Files, Outcome, RunOptions
+
+MODES = ("auto", "bar", "plain", "json", "none")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("run")(run)
+
+
+def run(
+    input_file: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="JSONL file, or - for stdin.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output-file", "-o", help="Results; default PROMPTS.results.jsonl, - is stdout."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Defines or changes the budget 'default', e.g. '$10/day'; keeps what is spent."
+        ),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(envvar="SCHEDULER_STORE", metavar="URL", help="Queue and ledger.")
+    ] = DEFAULT_STORE,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenAI-compatible API; default OPENAI_BASE_URL. 'sim:' needs no server."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="For lines that name none.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", min=1, help="Most calls at once.")
+    ] = 64,
+    on_exhausted: Annotated[
+        str, typer.Option(metavar="wait|stop", help="When the money is spent: wait, or exit 75.")
+    ] = "wait",
+    max_wait: Annotated[
+        str | None, typer.Option(help="Wait for money at most so long (2h), then exit 75.")
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens; may be repeated."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Forget earlier outcomes, send everything again.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Send again what failed before.")] = False,
+    strict: Annotated[bool, typer.Option(help="Send nothing if any line is bad.")] = False,
+    cap_output: Annotated[
+        int | None, typer.Option(min=1, help="Output cap for bodies that have none.")
+    ] = None,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Most attempts for one request.")] = 3,
+    timeout: Annotated[str | None, typer.Option(help="For one attempt, e.g. 5m.")] = None,
+    as_json: JsonOption = False,
+    progress: Annotated[str, typer.Option(metavar="|".join(MODES), help="How to tell.")] = "auto",
+) -> None:
+    """Run a batch file. Run the same command again to go on where it stopped.
+
+    PROMPTS holds OpenAI Batch lines, raw bodies, {"messages": …} or {"prompt": …}.
+    """
+    from scheduler.cli.options import make_provider, parse_prices
+    from scheduler.cli.progress import progress as make_progress
+    from scheduler.cli.runner import RunOptions
+    from scheduler.duration import parse_duration_ms
+
+    _check_words(on_exhausted, progress)
+    files = _files(input_file, output)
+    options = RunOptions(
+        _line_options(model, limit),
+        stops=on_exhausted == "stop",
+        max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
+        retry_failed=retry_failed,
+        is_strict=strict,
+        store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
+    )
+    settings = {
+        "store": store,
+        "providers": make_provider(base_url, timeout),
+        "prices": parse_prices(price or ()),
+        "concurrency": concurrency,
+        "max_attempts": max_attempts,
+        "cap_output": cap_output,
+    }
+    shown = make_progress(progress)
+    outcome = asyncio.run(_run(settings, budget, files, options, shown, fresh))
+    _tell(outcome, files, as_json)
+    raise typer.Exit(outcome.exit)
+
+
+def _check_words(on_exhausted: str, progress: str) -> None:
+    if on_exhausted not in ("wait", "stop"):
+        raise typer.BadParameter(
+            f"{on_exhausted!r} is neither 'wait' nor 'stop'", param_hint="--on-exhausted"
+        )
+    if progress not in MODES:
+        raise typer.BadParameter(
+            f"{progress!r} is not one of {', '.join(MODES)}", param_hint="--progress"
+        )
+
+
+def _line_options(model: str | None, limit: int | None) -> object:
+    from scheduler.batch import LineOptions
+
+    return LineOptions(model=model, limit=limit)
+
+
+def _files(source: str, output: str | None) -> Files:
+    """Where to read and write. Raises a usage error for what cannot be."""
+    from scheduler.batch import check_input
+    from scheduler.cli.runner import Files
+
+    path = None if source == "-" else Path(source)
+    try:
+        if path is not None:
+            check_input(path)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error.problem), param_hint="PROMPTS") from None
+    base = Path("stdin.jsonl") if path is None else path
+    results = base.with_suffix(".results.jsonl") if output is None else Path(output)
+    if output == "-":
+        stem = base.with_suffix("")
+        return Files(path, None, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"))
+    if path is not None and results.exists() and results.samefile(path):
+        raise typer.BadParameter("is the input file itself", param_hint="--output-file")
+    if results.is_dir():
+        raise typer.BadParameter(f"{results} is a folder", param_hint="--output-file")
+    stem = str(results).removesuffix(".jsonl").removesuffix(".results")
+    return Files(path, results, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"))
+
+
+async def _run(
+    settings: dict[str, object],
+    budget: str | None,
+    files: Files,
+    options: RunOptions,
+    shown: object,
+    fresh: bool,
+) -> Outcome:
+    from scheduler.budget import Budget
+    from scheduler.cli.runner import BatchRun
+    from scheduler.scheduler import Scheduler
+
+    budgets = [] if budget is None else [Budget("default", budget)]
+    async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
+        if fresh:
+            await _start_anew(s, files)
+        return await BatchRun(s, files, options, shown).run()  # type: ignore[arg-type]
+
+
+async def _start_anew(s: object, files: Files) -> None:
+    """Forget outcomes; move earlier results aside rather than mix with them."""
+    import time
+
+    await s.store.forget(files.job, time.time_ns() // 1_000_000)  # type: ignore[attr-defined]
+    for path in (files.results, files.errors):
+        if path is not None and path.exists():
+            number = 1
+            while (aside := path.with_name(f"{path.name}.{number}")).exists():
+                number += 1
+            os.rename(path, aside)
+            print(f"moved {path} to {aside}", file=sys.stderr)
+
+
+def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
+    from scheduler.cli.output import emit_json, plural, say
+    from scheduler.duration import format_duration
+    from scheduler.money import format_usd
+
+    parts = [f"{outcome.succeeded + outcome.known:,} succeeded"]
+    if outcome.known:
+        parts[0] += f" ({outcome.known:,} of them before)"
+    if outcome.failed:
+        parts.append(f"{outcome.failed:,} failed")
+    if outcome.bad:
+        parts.append(plural(outcome.bad, "bad line"))
+    if outcome.left:
+        parts.append(f"{outcome.left:,} left")
+    parts.append(f"{format_usd(outcome.cost_nusd)} spent")
+    if outcome.reserved_nusd:
+        parts.append(f"{format_usd(outcome.reserved_nusd)} kept reserved (outcome unknown)")
+    if outcome.overruns:
+        parts.append(f"{plural(outcome.overruns, 'call')} above their ceiling")
+    parts.append(f"in {format_duration(int(outcome.seconds * 1000))}")
+    say(" · ".join(parts))
+    if files.results is not None and files.results.exists():
+        say(f"results: {files.results}")
+    if files.errors.exists():
+        say(f"errors: {files.errors}")
+    if outcome.left or outcome.exit in (Exit.PARKED, Exit.INTERRUPTED, Exit.CREDENTIALS):
+        if files.parked.exists():
+            say(f"not done yet: {files.parked}")
+        say(f"resume: {_resume_command()}")
+    if as_json:
+        emit_json(outcome.as_json(files))
+
+
+def _resume_command() -> str:
+    words = [word for word in sys.argv[1:] if word not in ("--fresh", "--retry-failed")]
+    return shlex.join(["scheduler", *words])

@@ -1,0 +1,603 @@
+"""A batch from its file to its results: what ``scheduler run`` does.
+
+    input ─ read ─▶ queue (durable, all of it) ─▶ calls ─▶ outcomes ─▶ result files
+                                                              │ first to the disk,
+                                                              └ then noted as delivered
+
+An outcome is in the store before it is in a file, and noted as delivered only once
+it is on the disk, so a crash at any point loses no result and pays for none twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scheduler import events
+from scheduler.admission import ParkReason, Shortfall
+from scheduler.batch import (
+    BadLine,
+    BatchLine,
+    LineFile,
+    LineOptions,
+    error_line,
+    input_line,
+    read_lines,
+    result_line,
+)
+from scheduler.calls import describe
+from scheduler.cli.exits import Exit
+from scheduler.cli.progress import Progress, Snapshot, why
+from scheduler.clock import SystemClock
+from scheduler.errors import (
+    BudgetUnknown,
+    ConfigError,
+    CostTooHigh,
+    CredentialsRefused,
+    InputError,
+    PriceUnknown,
+)
+from scheduler.money import decimal_usd, format_usd
+from scheduler.request import RequestState
+from scheduler.scheduler import Scheduler
+from scheduler.stats import CapStatus, Stats
+from scheduler.stores.base import Finished, Submitted
+
+CHUNK = 500
+TICK_S = 0.1
+GRACE_S = 30.0  # after SIGTERM, until what still runs is cancelled
+# Ends that say nothing about the request itself: a rerun sends it again.
+NOT_FINAL = ("unauthorized", "price_unknown")
+WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
+
+
+@dataclass(slots=True)
+class Files:
+    """Where a run reads and writes. `results` None: stdout."""
+
+    input: Path | None  # None: stdin
+    results: Path | None
+    errors: Path
+    parked: Path
+
+    @property
+    def job(self) -> str:
+        """Names the run, so that the same command goes on where it stopped."""
+        source = "-" if self.input is None else str(self.input.resolve())
+        return f"{source} → {'-' if self.results is None else self.results.resolve()}"
+
+
+@dataclass(slots=True)
+class RunOptions:
+    """What a run may do.
+
+    Attributes:
+        stops: End with `Exit.PARKED` when the money is spent, instead of waiting.
+        max_wait_ms: Wait for money at most so long; None: as long as it takes.
+        is_strict: Send nothing if any line is bad.
+        store_option: ``" --store URL"`` for commands shown to people, or empty.
+    """
+
+    lines: LineOptions
+    stops: bool = False
+    max_wait_ms: int | None = None
+    retry_failed: bool = False
+    is_strict: bool = False
+    store_option: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended."""
+
+    exit: Exit = Exit.DONE
+    succeeded: int = 0
+    failed: int = 0
+    bad: int = 0
+    known: int = 0  # had an outcome before
+    left: int = 0
+    cost_nusd: int = 0
+    reserved_nusd: int = 0
+    overruns: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+    def as_json(self, files: Files) -> dict[str, Any]:
+        """The final object of ``--json``."""
+        return {
+            "exit": int(self.exit),
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "bad_lines": self.bad,
+            "known_before": self.known,
+            "left": self.left,
+            "cost_usd": decimal_usd(self.cost_nusd),
+            "reserved_usd": decimal_usd(self.reserved_nusd),
+            "overruns": self.overruns,
+            "seconds": round(self.seconds, 3),
+            "results": None if files.results is None else str(files.results),
+            "errors": str(files.errors) if files.errors.exists() else None,
+            "parked": str(files.parked) if files.parked.exists() else None,
+            "message": self.message,
+        }
+
+
+@dataclass(slots=True)
+class _Ends:
+    """Result and error lines that are not on the disk yet."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+
+
+class BatchRun:
+    """One run; `run` does it."""
+
+    def __init__(
+        self, scheduler: Scheduler, files: Files, options: RunOptions, progress: Progress
+    ) -> None:
+        self.s, self.files, self.options, self.progress = scheduler, files, options, progress
+        self.outcome = Outcome()
+        self._job = files.job
+        self._ends = _Ends()
+        self._total = 0
+        self._is_read = False
+        self._stopping = asyncio.Event()  # no more is read or admitted
+        self._interrupts = 0
+        self._problem: Exception | None = None
+        self._budget: Sequence[str] | None = None
+        self._told: tuple[object, ...] | None = None
+        self._rest: Iterator[BatchLine | BadLine] = iter(())
+        self._exhausted_since_s: float | None = None
+        self._codes: Counter[str] = Counter()
+
+    async def run(self) -> Outcome:
+        """Read, send, write, and say how it ended."""
+        loop = asyncio.get_running_loop()
+        self._started_s, self._started_ms = loop.time(), SystemClock().now_ms()
+        with contextlib.ExitStack() as stack:
+            self._results = self._open_results(stack)
+            self._errors = stack.enter_context(LineFile(self.files.errors))
+            self._input = self._open_input(stack)
+            stack.enter_context(_signals(self._interrupted))
+            stack.callback(self.progress.close)
+            self._choose_budget()
+            stack.callback(self.s.on(events.Settled, self._on_settled))
+            stack.callback(self.s.on(events.Expired, self._on_expired))
+            await self._redeliver()
+            feeding = asyncio.create_task(self._feed())
+            try:
+                await self._watch(feeding)
+            finally:
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
+                await self._write()
+            if feeding.done() and not feeding.cancelled() and feeding.exception() is not None:
+                raise feeding.exception()  # type: ignore[misc]
+            await self._write_parked()
+        return self._finish()
+
+    # Files
+
+    def _open_results(self, stack: contextlib.ExitStack) -> LineFile | None:
+        if self.files.results is None:
+            return None
+        file = stack.enter_context(LineFile(self.files.results))
+        if file.was_torn:
+            self.progress.say(f"cut the torn last line of {self.files.results}")
+        return file
+
+    def _open_input(self, stack: contextlib.ExitStack) -> BinaryIO:
+        if self.files.input is None:
+            return sys.stdin.buffer
+        return stack.enter_context(self.files.input.open("rb"))
+
+    async def _redeliver(self) -> None:
+        """Write outcomes that are in the store but did not reach their file."""
+        everything = self._results is not None and self._results.is_empty
+        if self.options.retry_failed:
+            self._errors.clear()
+        late: dict[str | None, Finished] = {}
+        async for finished in self.s.store.finished(self._job, undelivered=not everything):
+            if finished.response is None and everything:
+                continue  # only results are written anew; failures are where they were
+            late[finished.key] = finished
+            if everything and len(late) >= CHUNK:
+                await self._write_late(late)
+        if late and not everything:
+            for file in filter(None, (self._results, self._errors)):
+                for key in await asyncio.to_thread(
+                    lambda file=file: [k for k in file.keys() if k in late]
+                ):
+                    self._ends.ids.append(late.pop(key).id)
+        await self._write_late(late)
+
+    async def _write_late(self, late: dict[str | None, Finished]) -> None:
+        for finished in late.values():
+            if finished.response is not None:
+                line = result_line(finished.id, finished.key, finished.response)
+                self._ends.results.append(line)
+            elif finished.error is None or finished.error.get("code") in NOT_FINAL:
+                continue
+            else:
+                self._ends.errors.append(
+                    error_line(
+                        finished.id,
+                        finished.key,
+                        finished.error,
+                        finished.cost_nusd,
+                        finished.attempts,
+                    )
+                )
+            self._ends.ids.append(finished.id)
+        late.clear()
+        await self._write()
+
+    async def _write(self) -> None:
+        """Put what has ended on the disk, then note it as delivered."""
+        if self._problem is not None or not (self._ends.ids or self._ends.errors):
+            return
+        ends, self._ends = self._ends, _Ends()
+        try:
+            await asyncio.to_thread(self._append, ends)
+        except OSError as exc:
+            self._problem = exc
+            self._stop(
+                f"cannot write results: {exc.strerror or exc}. They are safe in the store and will be "
+                "written by the next run"
+            )
+            return
+        if ends.ids:
+            await self.s.store.delivered(ends.ids)
+
+    def _append(self, ends: _Ends) -> None:
+        if self._results is not None:
+            self._results.append(ends.results)
+        elif ends.results:
+            import json
+
+            for line in ends.results:
+                print(json.dumps(line, separators=(",", ":"), default=str))
+            sys.stdout.flush()
+        if ends.errors:
+            self._errors.append(ends.errors)
+
+    async def _write_parked(self) -> None:
+        """What has no outcome yet, as a batch file of its own."""
+        with contextlib.suppress(FileNotFoundError):
+            self.files.parked.unlink()
+        rows = self._left_rows()
+        with LineFile(self.files.parked) as file:
+            async for batch in rows:
+                file.append(input_line(request) for request in batch)
+                self.outcome.left += len(batch)
+
+    async def _left_rows(self) -> Any:
+        after_id = 0
+        while True:
+            now_ms = SystemClock().now_ms()
+            rows = await self.s.store.queue(
+                WAITING, now_ms, job=self._job, limit=CHUNK, after_id=after_id
+            )
+            if not rows:
+                break
+            after_id = rows[-1].id
+            yield [row.request for row in rows if row.request is not None]
+        while chunk := await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK))):
+            yield [each.request for each in chunk if isinstance(each, BatchLine)]
+
+    # Lines in
+
+    async def _feed(self) -> None:
+        """Put the whole input in the queue, a chunk at a time."""
+        name = "<stdin>" if self.files.input is None else str(self.files.input)
+        options = self.options.lines
+        options = LineOptions(self._job, options.model, options.priority, options.limit)
+        if self.options.is_strict:
+            await self._check_all(name, options)
+        self._rest = read_lines(self._input, name, options)
+        while not self._stopping.is_set():
+            chunk = await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK)))
+            if not chunk:
+                self._is_read = True
+                return
+            self._total += len(chunk)
+            await self._queue(chunk, name)
+
+    async def _check_all(self, name: str, options: LineOptions) -> None:
+        if self.files.input is None:
+            raise ConfigError("--strict", "stdin cannot be read twice; give a file")
+
+        def bad_lines() -> list[InputError]:
+            return [
+                each.error
+                for each in read_lines(self._input, name, options)
+                if isinstance(each, BadLine)
+            ]
+
+        bad = await asyncio.to_thread(bad_lines)
+        self._input.seek(0)
+        for error in bad[:20]:
+            self.progress.say(f"error: {error}")
+        if bad:
+            raise InputError(name, bad[0].line, f"{bad[0].problem}; with --strict nothing was sent")
+
+    async def _queue(self, chunk: Sequence[BatchLine | BadLine], name: str) -> None:
+        lines: list[BatchLine] = []
+        for each in chunk:
+            if isinstance(each, BadLine):
+                self._bad(each.error, each.key, "bad_line")
+            elif self._is_payable(each, name):
+                lines.append(each)
+        if not lines:
+            return
+        submitted = await self._enqueue(lines, self.options.retry_failed)
+        again = []
+        for line, answer in zip(lines, submitted, strict=True):
+            if self._is_tried_again(answer):
+                again.append(line)
+            elif not self._is_twice(line, answer, name) and answer.finished is not None:
+                self.outcome.known += 1
+        if again:
+            await self._enqueue(again, True)
+
+    async def _enqueue(self, lines: Sequence[BatchLine], retry_failed: bool) -> list[Submitted]:
+        return await self.s.enqueue([line.request for line in lines], retry_failed=retry_failed)
+
+    def _is_payable(self, line: BatchLine, name: str) -> bool:
+        line.request.budget = self._budget
+        try:
+            self.s.quote(line.request)
+        except (PriceUnknown, CostTooHigh) as exc:
+            self._bad(
+                InputError(name, line.number, str(exc)), line.request.key or "", "price_unknown"
+            )
+            return False
+        return True
+
+    @staticmethod
+    def _is_tried_again(answer: Submitted) -> bool:
+        finished = answer.finished
+        return (
+            finished is not None
+            and finished.error is not None
+            and finished.error.get("code") in NOT_FINAL
+        )
+
+    def _is_twice(self, line: BatchLine, answer: Submitted, name: str) -> bool:
+        """Whether the line's id was used before; says so."""
+        key = line.request.key or ""
+        if answer.is_conflict:
+            problem = f"custom_id {key!r} was used before for another body; nothing was sent for it"
+        elif answer.is_known and answer.submitted_at_ms >= self._started_ms:
+            problem = f"custom_id {key!r} stands on an earlier line too; it is sent once"
+        else:
+            return False
+        self._bad(InputError(name, line.number, problem), key, "duplicate_custom_id")
+        return True
+
+    def _bad(self, error: InputError, key: str, code: str) -> None:
+        self.outcome.bad += 1
+        self._codes[code] += 1
+        if self.outcome.bad <= 20:
+            self.progress.say(f"error: {error}")
+        elif self.outcome.bad == 21:
+            self.progress.say(f"more bad lines follow; all are in {self.files.errors}")
+        self._ends.errors.append(error_line(None, key, {"code": code, "message": str(error)}))
+
+    # Outcomes
+
+    def _on_settled(self, event: events.Settled) -> None:
+        if event.job != self._job or not event.state.is_final:
+            return
+        if event.response is not None:
+            self.outcome.succeeded += 1
+            self._ends.results.append(result_line(event.request_id, event.key, event.response))
+            self._ends.ids.append(event.request_id)
+        elif event.error is not None:
+            if isinstance(event.error, CredentialsRefused):
+                if self.outcome.exit is not Exit.CREDENTIALS:
+                    self.outcome.exit = Exit.CREDENTIALS
+                    self._stop(f"{event.error}. Check the key; a rerun goes on from here")
+                return
+            self.outcome.failed += 1
+            cost_nusd = getattr(event.error, "cost_nusd", 0)
+            self._ends.errors.append(
+                error_line(
+                    event.request_id, event.key, describe(event.error), cost_nusd, event.attempts
+                )
+            )
+            self._ends.ids.append(event.request_id)
+
+    def _on_expired(self, event: events.Expired) -> None:
+        self.outcome.failed += 1
+        self._ends.errors.append(error_line(event.request_id, event.key, describe(event.error)))
+        self._ends.ids.append(event.request_id)
+
+    # Watching
+
+    def _choose_budget(self) -> None:
+        """Requests draw on the budget 'default', or, where there is none, on none by name."""
+        names = [status.budget.name for status in self.s.store.latest()]
+        self._budget = None if "default" in names else ()
+        if self._budget is None:
+            return
+        with contextlib.suppress(BudgetUnknown):
+            self.progress.say("there is no budget 'default': spend is tracked, not limited")
+
+    async def _watch(self, feeding: asyncio.Task[None]) -> None:
+        while not (feeding.done() and self._is_over()):
+            if feeding.done() and feeding.exception() is not None:
+                raise feeding.exception()  # type: ignore[misc]
+            await asyncio.sleep(TICK_S)
+            await self._write()
+            stats = self.s.stats()
+            self.progress.update(self._snapshot(stats))
+            self._explain(stats)
+            if feeding.done() or self._total >= CHUNK:
+                self._check_exhausted(stats, feeding)
+        self.progress.update(self._snapshot(self.s.stats()))
+
+    def _is_over(self) -> bool:
+        stats = self.s.stats()
+        if stats.running or self._ends.ids:
+            return False
+        waiting = stats.queued + sum(stats.parked.values())
+        return self._stopping.is_set() or not waiting
+
+    def _explain(self, stats: Stats) -> None:
+        """Say why nothing moves, once per reason."""
+        lack = _worst(stats.shortfalls)
+        if lack is None or stats.running or stats.queued:
+            if lack is None:
+                self._told = None
+            return
+        reason = (lack.reason, lack.budget, lack.resumes_at_ms)
+        if reason != self._told and not self._stopping.is_set():
+            self._told = reason
+            waiting = sum(stats.parked.values())
+            now_ms = SystemClock().now_ms()
+            self.progress.say(why(lack, waiting, now_ms, self.options.store_option))
+
+    def _check_exhausted(self, stats: Stats, feeding: asyncio.Task[None]) -> None:
+        """End when nothing goes on without more money, if the user asked for that."""
+        if self._stopping.is_set() or not (
+            self.options.stops or self.options.max_wait_ms is not None
+        ):
+            return None
+        parked = sum(stats.parked.values())
+        is_stuck = parked and not stats.queued and not stats.running and feeding.done()
+        if not is_stuck or all(lack.is_brief for lack in stats.shortfalls):
+            self._exhausted_since_s = None
+            return None
+        now_s = asyncio.get_running_loop().time()
+        if self._exhausted_since_s is None:
+            self._exhausted_since_s = now_s
+        if self.options.stops:
+            return self._exhausted(stats)
+        assert self.options.max_wait_ms is not None
+        waited_ms = (now_s - self._exhausted_since_s) * 1000
+        resumes_ms = stats.resumes_at_ms
+        ahead_ms = 0 if resumes_ms is None else resumes_ms - SystemClock().now_ms()
+        if waited_ms + max(0, ahead_ms) > self.options.max_wait_ms:
+            self._exhausted(stats)
+        return None
+
+    def _exhausted(self, stats: Stats) -> None:
+        lack = _worst(stats.shortfalls)
+        assert lack is not None
+        waiting = sum(stats.parked.values())
+        self.outcome.exit = Exit.PARKED
+        self._stop(why(lack, waiting, SystemClock().now_ms(), self.options.store_option))
+
+    def _stop(self, message: str) -> None:
+        """Read and admit no more; what runs finishes."""
+        self.outcome.message = self.outcome.message or message
+        self.progress.say(message)
+        self._stopping.set()
+        self.s.stop_admitting()
+
+    def _interrupted(self, number: int) -> None:
+        self._interrupts += 1
+        stats = self.s.stats()
+        if self._interrupts == 1:
+            self.outcome.exit = Exit.INTERRUPTED
+            self._stop(
+                f"stopping: {stats.running} running calls ({format_usd(stats.reserved_nusd)} reserved) "
+                "are let finish; interrupt again to cancel them"
+            )
+            if number == signal.SIGTERM:
+                asyncio.get_running_loop().call_later(GRACE_S, self._cancel_running)
+        elif self._interrupts == 2:
+            self._cancel_running()
+        else:
+            raise SystemExit(Exit.INTERRUPTED)
+
+    def _cancel_running(self) -> None:
+        stats = self.s.stats()
+        if stats.running:
+            self.progress.say(
+                f"cancelling {stats.running} running calls; {format_usd(stats.reserved_nusd)} stays "
+                "reserved, since the provider may bill them"
+            )
+            self.s.cancel_running()
+
+    def _snapshot(self, stats: Stats) -> Snapshot:
+        now_s = asyncio.get_running_loop().time() - self._started_s
+        done = self.outcome.succeeded + self.outcome.known
+        failed = self.outcome.failed + self.outcome.bad
+        parked = sum(stats.parked.values())
+        ended = self.outcome.succeeded + self.outcome.failed
+        left = self._total - done - failed
+        eta_ms = (
+            int(left * now_s / ended * 1000) if ended and self._is_read and not parked else None
+        )
+        return Snapshot(
+            at_ms=SystemClock().now_ms(),
+            done=done,
+            failed=failed,
+            total=self._total,
+            is_read=self._is_read,
+            running=stats.running,
+            parked=parked,
+            shortfall=_worst(stats.shortfalls),
+            posted_nusd=stats.posted_nusd,
+            reserved_nusd=stats.reserved_nusd + stats.suspense_nusd,
+            cap=self._tightest_cap(stats),
+            per_hour_nusd=int(stats.posted_nusd / now_s * 3600) if now_s > 1 else 0,
+            eta_ms=eta_ms,
+        )
+
+    def _tightest_cap(self, stats: Stats) -> CapStatus | None:
+        caps = [
+            cap
+            for status in stats.budgets
+            if status.budget.name == "default"
+            for cap in status.caps
+            if cap.limit is not None and cap.cap.unit == "usd"
+        ]
+        return min(caps, key=lambda cap: cap.available or 0, default=None)
+
+    def _finish(self) -> Outcome:
+        outcome, stats = self.outcome, self.s.stats()
+        outcome.seconds = asyncio.get_running_loop().time() - self._started_s
+        outcome.cost_nusd, outcome.overruns = stats.posted_nusd, stats.overruns
+        outcome.reserved_nusd = stats.reserved_nusd + stats.suspense_nusd
+        if outcome.exit is Exit.DONE:
+            if self._codes["price_unknown"] and self._codes["price_unknown"] == self._total:
+                outcome.exit = Exit.CONFIG
+            elif outcome.failed or outcome.bad or self._problem is not None:
+                outcome.exit = Exit.FAILED
+        return outcome
+
+
+def _worst(shortfalls: Sequence[Shortfall]) -> Shortfall | None:
+    order = list(ParkReason)
+    return min(shortfalls, key=lambda lack: order.index(lack.reason), default=None)
+
+
+@contextlib.contextmanager
+def _signals(handler: Any) -> Iterator[None]:
+    """Interrupts and SIGTERM go to the handler while the run lasts."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, handler, number)
+    except (NotImplementedError, RuntimeError, ValueError):
+        yield  # no signals here: another thread, or another system
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
