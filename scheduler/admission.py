@@ -11,7 +11,7 @@ oldest request of a less urgent priority, so that no priority starves.
 What does not fit. Let `need` be a request's ceiling, and of one account
 
     available = limit − posted − reserved        what could be promised now
-    at best   = limit − posted                   what could be, if all calls under way were free
+    at best   = limit − posted − suspense        what could be, if all calls under way were free
 
     need ≤ available            admit, if that holds for every account of the request
     available < need ≤ at best  held in flight: it may start when calls settle
@@ -276,8 +276,11 @@ def _pass_over(scan: _Scan, now_ms: int) -> None:
     if lack.missing <= 0 and behind is not None:
         need = behind.need  # it fits, but has to let the waiter go first
     verdict.wakes[account.id] = min(need, verdict.wakes.get(account.id, need))
-    if lack.resumes_at_ms is not None:
-        verdict.resumes_at_ms = min(lack.resumes_at_ms, verdict.resumes_at_ms or lack.resumes_at_ms)
+    due_ms = lack.resumes_at_ms
+    if lack.reason is ParkReason.HELD_IN_FLIGHT:  # a reset may come before the calls settle
+        due_ms = account.frees_at_ms(now_ms, max(1, lack.missing))
+    if due_ms is not None:
+        verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
         verdict.held[account.id] = max(lack.needed, verdict.held.get(account.id, 0))
     if lack.reason is not ParkReason.HELD_IN_FLIGHT or lack.missing <= 0:
@@ -314,7 +317,7 @@ def _reason(account: Account, need: int) -> ParkReason:
         return ParkReason.PAUSED
     if need > account.limit:
         return ParkReason.LARGER_THAN_LIMIT
-    if need > account.limit - account.posted:
+    if need > account.at_best:
         return ParkReason.WINDOW_SPENT
     return ParkReason.HELD_IN_FLIGHT
 

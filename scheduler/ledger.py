@@ -105,8 +105,9 @@ class Account:
     """
 
     __slots__ = (
-        "_changed", "available", "budget", "budget_id", "cap", "id", "index", "limit", "looked_ms", "oldest_ms",
-        "paused", "posted", "reserved", "slot_ms", "slots", "tell_at",
+        "_changed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
+        "looked_ms", "oldest_ms",
+        "paused", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at",
         "waiter", "waiter_changed", "warned",
         "warned_changed", "warned_slot_ms",
     )  # fmt: skip
@@ -120,7 +121,8 @@ class Account:
         self.slot_ms = 0  # the slot that reservations made now belong to
         self.oldest_ms = 0  # slots from here on count
         self.looked_ms = -1  # when it was last looked at
-        self.posted = self.reserved = 0
+        # Sums over the slots that count; `reserved` includes `suspense`.
+        self.posted = self.reserved = self.suspense = 0
         self.available = self.limit
         self.waiter: Waiter | None = None
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
@@ -139,7 +141,7 @@ class Account:
         self.looked_ms = now_ms
         self.slot_ms = window.slot_start_ms(now_ms)
         self.oldest_ms = oldest_ms = window.oldest_counting_ms(now_ms)
-        self.posted = self.reserved = 0
+        self.posted = self.reserved = self.suspense = 0
         for slot_ms in [start for start in self.slots if start < oldest_ms]:
             # An old calendar window still has calls under way: kept until they settle.
             tally = self.slots[slot_ms]
@@ -149,9 +151,10 @@ class Account:
             if slot_ms >= oldest_ms:
                 self.posted += tally.posted
                 self.reserved += tally.reserved
+                self.suspense += tally.suspense
         self.available = self.limit - self.posted - self.reserved
         self._rearm()
-        if self.waiter is not None and self.waiter.need > self.limit - self.posted:
+        if self.waiter is not None and self.waiter.need > self.at_best:
             self.set_waiter(None)  # it cannot start before a reset or a raise: nothing delays it
 
     def reserve(self, amount: int) -> None:
@@ -178,16 +181,19 @@ class Account:
         """
         slot_ms = self.cap.window.slot_start_ms(made_at_ms)
         tally = self.slots.setdefault(slot_ms, Tally())
+        counts = slot_ms >= self.oldest_ms
         if old is ReservationState.SUSPENSE:
             tally.suspense -= held
+            self.suspense -= held if counts else 0
         if new is ReservationState.SUSPENSE:
             tally.suspense += held
+            self.suspense += held if counts else 0
         else:
             posted = cost if new is ReservationState.POSTED else 0
             tally.reserved -= held
             tally.posted += posted
             tally.overrun += max(0, posted - held)
-            if slot_ms >= self.oldest_ms:
+            if counts:
                 self.reserved -= held
                 self.posted += posted
                 self.available += held - posted
@@ -197,6 +203,14 @@ class Account:
         """Change who is first in line for money held by calls under way."""
         if waiter is not self.waiter:
             self.waiter, self.waiter_changed = waiter, True
+
+    @property
+    def at_best(self) -> int:
+        """What could be promised if all calls under way turned out free.
+
+        What is in suspense does not come back by itself.
+        """
+        return self.limit - self.posted - self.suspense
 
     def crossings(self, now_ms: int) -> Iterator[Crossing]:
         """Thresholds newly passed by what is posted; call when that reaches `tell_at`."""
@@ -257,11 +271,6 @@ class Account:
         changed = [(slot_ms, self.slots[slot_ms]) for slot_ms in self._changed]
         self._changed.clear()
         return changed
-
-    @property
-    def suspense(self) -> int:
-        """The part of what is reserved whose outcome nobody knows, in the slots that count."""
-        return sum(t.suspense for start, t in self.slots.items() if start >= self.oldest_ms)
 
     @property
     def overrun(self) -> int:

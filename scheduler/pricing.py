@@ -20,7 +20,7 @@ from typing import Any
 
 from scheduler.errors import PriceUnknown
 from scheduler.providers.base import Answer, Tariff
-from scheduler.rates import ATTO_PER_USD_A_MILLION, Listing, Rates, Steps, look_up
+from scheduler.rates import YOCTO_PER_USD_A_MILLION, Listing, Rates, Steps, look_up
 from scheduler.request import (
     CHAT,
     COMPLETIONS,
@@ -294,4 +294,4 @@ def _known_max_output(model: str) -> int | None:
 
 
 def _usd_a_million(steps: Steps) -> Decimal:
-    return (Decimal(steps[0][1]) / ATTO_PER_USD_A_MILLION).normalize()
+    return (Decimal(steps[0][1]) / YOCTO_PER_USD_A_MILLION).normalize()

@@ -1,7 +1,7 @@
 """What a model's tokens cost, in integers; the same rates for quotes and bills.
 
-Rates are in atto-dollars (1e-18 USD) per token, so every published price is exact:
-a dollar per million tokens is 10**12. A cost is summed exactly and rounded up to
+Rates are in yocto-dollars (1e-24 USD) per token, so every published price is exact:
+a dollar per million tokens is 10**18. A cost is summed exactly and rounded up to
 nano-dollars once. Prices may step up with the length of the input; a step applies to
 all tokens of the call, as providers bill it.
 
@@ -22,11 +22,11 @@ from typing import Any
 from scheduler.errors import ConfigError, PriceUnknown
 from scheduler.request import Usage
 
-ATTO_PER_NANO = 10**9
-ATTO_PER_USD_A_MILLION = 10**12  # atto-dollars per token for one dollar per million tokens
+YOCTO_PER_NANO = 10**15
+YOCTO_PER_USD_A_MILLION = 10**18  # yocto-dollars per token for one dollar per million tokens
 MAX_USD_A_MILLION = 100_000  # above it a price was surely meant per token or per thousand
 
-Steps = tuple[tuple[int, int], ...]  # (input tokens above which it holds, atto-dollars per token)
+Steps = tuple[tuple[int, int], ...]  # (input tokens above which it holds, yocto-dollars per token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Rates:
     Attributes:
         long_cache_write: For caches kept longer; usage does not tell them apart, so it
             only enters ceilings.
-        per_call: Atto-dollars for each call, beside its tokens.
+        per_call: Yocto-dollars for each call, beside its tokens.
         context_tokens: The most tokens a call may have; None: not known.
         is_complete: False: the model also bills by something that is not counted here.
     """
@@ -78,7 +78,7 @@ class Rates:
             raise ConfigError(
                 what, f"{price!r} is not IN/OUT in USD per million tokens, like 0.10/0.20"
             )
-        steps = [((0, _atto_per_token(part, what)),) for part in parts]
+        steps = [((0, _yocto_per_token(part, what)),) for part in parts]
         return cls(steps[0], steps[1], steps[2] if len(steps) > 2 else None)
 
     def cost_nusd(self, usage: Usage) -> int:
@@ -103,19 +103,19 @@ class Rates:
                 rest_out -= count
                 total += _at(steps, length) * count
         total += _at(self.input, length) * rest_in + _at(self.output, length) * rest_out
-        return -(-total // ATTO_PER_NANO)
+        return -(-total // YOCTO_PER_NANO)
 
     def plain_nusd(self, input_tokens: int, output_tokens: int) -> int:
         """What a call costs whose tokens are all of the ordinary kind."""
         total = self.per_call + _at(self.input, input_tokens) * input_tokens
         total += _at(self.output, input_tokens) * output_tokens
-        return -(-total // ATTO_PER_NANO)
+        return -(-total // YOCTO_PER_NANO)
 
     def most_nusd(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a call with up to so many tokens can cost, however they split."""
         total = self.per_call + _at(self._dear_input, input_tokens) * input_tokens
         total += _at(self._dear_output, input_tokens) * output_tokens
-        return -(-total // ATTO_PER_NANO)
+        return -(-total // YOCTO_PER_NANO)
 
 
 def _at(steps: Steps, length: int) -> int:
@@ -139,7 +139,7 @@ def _dearest(kinds: Iterable[Steps | None]) -> Steps:
     return tuple(dearest)
 
 
-def _atto_per_token(text: str, what: str) -> int:
+def _yocto_per_token(text: str, what: str) -> int:
     try:
         price = Decimal(text.strip())
     except InvalidOperation:
@@ -150,12 +150,12 @@ def _atto_per_token(text: str, what: str) -> int:
             f"{text!r} is not between 0 and {MAX_USD_A_MILLION:,} USD per million tokens; is it "
             "meant per thousand?",
         )
-    return _atto(price)
+    return _yocto(price)
 
 
-def _atto(usd_a_million: Decimal) -> int:
-    """Atto-dollars a token; what is finer, which no provider publishes, is rounded up."""
-    return int((usd_a_million * ATTO_PER_USD_A_MILLION).to_integral_value(ROUND_CEILING))
+def _yocto(usd_a_million: Decimal) -> int:
+    """Yocto-dollars a token; what is finer, which no provider publishes, is rounded up."""
+    return int((usd_a_million * YOCTO_PER_USD_A_MILLION).to_integral_value(ROUND_CEILING))
 
 
 # The catalogue
@@ -185,7 +185,7 @@ def from_catalogue(prices: Any, context_tokens: int | None) -> Rates:
         if name in _FIELDS:
             fields[_FIELDS[name]] = _steps(value)
         elif name == "requests_kcount":
-            fields["per_call"] = _atto(value * 1000)  # USD per thousand calls
+            fields["per_call"] = _yocto(value * 1000)  # USD per thousand calls
         elif name not in _STAND_INS.values():
             is_complete = is_complete and name in _BESIDE
     for kind, stand_in in _STAND_INS.items():
@@ -199,8 +199,8 @@ def _steps(price: Any) -> Steps:
     tiers = getattr(price, "tiers", ())
     base = getattr(price, "base", price)
     return (
-        (0, _atto(base)),
-        *((tier.start, _atto(tier.price)) for tier in tiers),
+        (0, _yocto(base)),
+        *((tier.start, _yocto(tier.price)) for tier in tiers),
     )
 
 

@@ -83,6 +83,23 @@ def test_what_fits_is_admitted_and_what_does_not_says_why(posted, reserved, need
         assert (lack.resumes_at_ms is not None) == (reason is ParkReason.WINDOW_SPENT)
 
 
+def test_money_in_suspense_does_not_come_back_by_itself():
+    unknown = account(reserved=60)
+    unknown.settle(0, ReservationState.PENDING, ReservationState.SUSPENSE, 60, 0)
+
+    result = plan([lane([unknown], [50])], {"p": 1}, 0)
+
+    assert result.verdicts[0].shortfall.reason is ParkReason.WINDOW_SPENT
+    assert result.verdicts[0].resumes_at_ms == 86_400_000
+
+
+def test_a_reset_may_come_before_the_calls_under_way_settle():
+    result = plan([lane([account(reserved=60)], [50])], {"p": 1}, 0)
+
+    assert result.verdicts[0].shortfall.reason is ParkReason.HELD_IN_FLIGHT
+    assert result.verdicts[0].resumes_at_ms == 86_400_000
+
+
 def test_a_burst_of_200_on_a_budget_for_two_admits_exactly_two():
     result = plan([lane([account()], [50] * 200)], {"p": 200}, 0)
 

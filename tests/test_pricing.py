@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from decimal import ROUND_CEILING
+from datetime import UTC, date, datetime, time
+from decimal import ROUND_CEILING, Decimal
 from itertools import product
 
 import genai_prices
 import pytest
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import (
+    ClauseEquals,
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    PriceVariant,
+    StartDateConstraint,
+    TimeOfDateConstraint,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.errors import ConfigError, PriceUnknown
-from scheduler.pricing import PriceBook, with_output_cap
+from scheduler.pricing import DEFAULT_OUTPUT, PriceBook, bound_output_tokens, with_output_cap
 from scheduler.providers.base import Answer
-from scheduler.rates import Rates
-from scheduler.request import Request, Usage
+from scheduler.rates import Listing, Rates
+from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request, Usage
 
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BOOK = PriceBook(now_ms=lambda: int(AT.timestamp() * 1000))
@@ -48,14 +58,21 @@ USAGES = [
 ]
 
 
+def as_theirs(usage: Usage) -> genai_prices.Usage:
+    return genai_prices.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        input_audio_tokens=usage.input_audio_tokens,
+        output_audio_tokens=usage.output_audio_tokens,
+        output_reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
 def oracle_nusd(provider: str, model: str, tier: str | None, usage: Usage) -> int:
     price = genai_prices.calc_price(
-        genai_prices.Usage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cached_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-        ),
+        as_theirs(usage),
         model,
         provider_id=provider,
         genai_request_timestamp=AT,
@@ -69,6 +86,23 @@ def test_a_bill_is_the_catalogues_to_the_nano_dollar(listed, usage):
     provider, model, tier = listed
 
     assert BOOK.rates(model, provider, tier).cost_nusd(usage) == oracle_nusd(*listed, usage)
+
+
+def test_every_model_of_the_catalogue_is_billed_to_the_nano_dollar():
+    usages = [Usage(250_007, 999, 1_001, 303, 77), Usage(5_003, 301, 0, 0, 0, 1_000, 100)]
+    count = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            tiers = {each.when.get("service_tier") for each in model.price_variants or ()}
+            for tier, usage in product({None} | tiers, usages):
+                rates = Listing(provider.id, model, tier).now(int(AT.timestamp() * 1000))
+                context = {"service_tier": tier} if tier else None
+                price = model.get_prices(AT, context).calc_price(as_theirs(usage))["total_price"]
+                exact = int((price * 10**9).to_integral_value(ROUND_CEILING))
+                assert rates.cost_nusd(usage) == exact, (provider.id, model.id, tier)
+                assert rates.most_nusd(usage.input_tokens, usage.output_tokens) >= exact
+                count += 1
+    assert count > 2_000
 
 
 def test_flex_and_priority_differ_from_the_standard_price():
@@ -108,7 +142,7 @@ def test_a_prompt_that_may_be_long_is_held_at_the_long_rate():
 def test_the_ceiling_counts_the_requests_own_cap_or_the_models(options, output):
     quote = BOOK.tariff("openai").quote(Request.chat("gpt-4o-mini", "hello", **options))
     one = BOOK.tariff("openai").quote(Request.chat("gpt-4o-mini", "hello", max_tokens=1))
-    rate = BOOK.rates("gpt-4o-mini", "openai").output[0][1] // 10**9  # nano-dollars a token
+    rate = BOOK.rates("gpt-4o-mini", "openai").output[0][1] // 10**15  # nano-dollars a token
 
     assert abs((quote.ceiling_nusd - one.ceiling_nusd) - (output - 1) * rate) <= 20 * rate
     assert quote.is_bound
@@ -121,22 +155,143 @@ def test_without_any_known_maximum_the_ceiling_is_no_bound_and_says_so():
     assert book.tariff().quote(Request.chat("mine", "hi", max_tokens=9)).is_bound
 
 
+def test_without_a_cap_the_models_own_maximum_holds_else_its_context_else_a_default():
+    assert bound_output_tokens(Request.chat("gpt-5-pro", "x"), 400_000).tokens == 272_000
+    assert bound_output_tokens(Request.chat("gpt-5-mini", "x"), 400_000).tokens == 128_000
+    assert bound_output_tokens(Request.chat("openai/gpt-4o", "x"), 128_000).tokens == 16_384
+    assert bound_output_tokens(Request.chat("gpt-4o:extended", "x"), 128_000).tokens == 128_000
+    assert bound_output_tokens(Request.chat("gpt-77", "x"), None) == (DEFAULT_OUTPUT, False)
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "tokens"),
+    [
+        (CHAT, {"max_tokens": 5}, 5),
+        (CHAT, {"max_output_tokens": 5}, 900),  # not chat's name for it, so it caps nothing
+        (RESPONSES, {"max_output_tokens": 5}, 5),
+        (RESPONSES, {"max_tokens": 5}, 900),
+        (RESPONSES, {"max_output_tokens": None}, 900),
+        (COMPLETIONS, {"max_tokens": 5, "prompt": "a"}, 5),
+        (COMPLETIONS, {"max_tokens": 5, "prompt": ["a", "b", "c"]}, 15),
+        (COMPLETIONS, {"max_tokens": 5, "prompt": [[1, 2], [3]], "n": 2, "best_of": 4}, 40),
+        (COMPLETIONS, {"max_tokens": 5, "prompt": [1, 2, 3]}, 5),
+        (COMPLETIONS, {"max_tokens": 5, "prompt": []}, 5),
+        (EMBEDDINGS, {"max_tokens": 5}, 0),
+        ("/v1/messages", {"max_tokens": 5}, 5),
+    ],
+)
+def test_output_is_capped_by_the_endpoints_own_field_times_the_answers(url, body, tokens):
+    assert bound_output_tokens(Request({"model": "m", **body}, url=url), 900) == (tokens, True)
+
+
+@st.composite
+def usages_within(draw, into: int, out: int) -> Usage:
+    """Usage of at most so many tokens, split in any way."""
+    into, out = draw(st.integers(0, into)), draw(st.integers(0, out))
+    cached, audio = draw(st.integers(0, into)), draw(st.integers(0, into))
+    written, reasoning = draw(st.integers(0, into - cached)), draw(st.integers(0, out))
+    return Usage(into, out, cached, written, reasoning, audio, draw(st.integers(0, out)))
+
+
 COUNTS = st.integers(0, 400_000)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(listed=st.sampled_from(MODELS), bound=COUNTS, cap=st.integers(0, 20_000), data=st.data())
 def test_no_bill_within_the_bounds_is_above_the_ceiling(listed, bound, cap, data):
     provider, model, tier = listed
-    into, out = data.draw(st.integers(0, bound)), data.draw(st.integers(0, cap))
-    cached = data.draw(st.integers(0, into))
-    usage = Usage(
-        into, out, cached, data.draw(st.integers(0, into - cached)), data.draw(st.integers(0, out)),
-        0, data.draw(st.integers(0, out)),
-    )  # fmt: skip
+    usage = data.draw(usages_within(bound, cap))
     ceilings = [rates.most_nusd(bound, cap) for rates in BOOK.ceilings(model, provider, tier)]
 
     assert BOOK.rates(model, provider, tier).cost_nusd(usage) <= max(ceilings)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    listed=st.sampled_from(MODELS[:-1]),
+    size=st.integers(0, 300_000),
+    cap=st.integers(1, 4_000),
+    n=st.integers(1, 3),
+    data=st.data(),
+)
+def test_what_a_bounded_request_is_billed_never_exceeds_its_quote(listed, size, cap, n, data):
+    provider, model, tier = listed
+    body = {"max_tokens": cap, "n": n, "service_tier": tier}
+    request, tariff = Request.chat(model, "x" * size, **body), BOOK.tariff(provider)
+    usage = data.draw(usages_within(size, cap * n))
+    served = data.draw(st.sampled_from([tier, "default", None]))
+
+    quote = tariff.quote(request)
+    cost_nusd = tariff.cost_nusd(request, Answer({"service_tier": served}, usage=usage))
+
+    assert quote.is_bound
+    assert cost_nusd <= quote.ceiling_nusd
+    assert usage.total_tokens <= quote.ceiling_tokens
+    assert 0 <= quote.least_nusd <= quote.expected_nusd <= quote.ceiling_nusd
+
+
+def listing(*dated, variants=None, tier=None):
+    """A made-up model; `dated` are (constraint, dollars per million tokens in)."""
+    prices = [
+        ConditionalPrice(constraint, prices=ModelPrice(input_mtok=Decimal(usd)))
+        for constraint, usd in dated
+    ]
+    return Listing(
+        "p", ModelInfo("m", ClauseEquals("m"), prices=prices, price_variants=variants), tier
+    )
+
+
+def at_ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def dollars(rates) -> int:
+    return rates.input[0][1] // 10**18
+
+
+NIGHT = TimeOfDateConstraint(time(16, 30, tzinfo=UTC), time(0, 30, tzinfo=UTC))
+RAISE = StartDateConstraint(date(2026, 12, 1))
+
+
+@pytest.mark.parametrize(
+    ("at", "now", "possible"),
+    [
+        ("2026-11-23 16:29:59", 2, {2, 1, 5}),
+        ("2026-11-23 16:30:00", 1, {2, 1, 5}),
+        ("2026-11-24 00:29:59", 1, {2, 1, 5}),
+        ("2026-11-24 00:30:00", 2, {2, 1, 5}),
+        ("2026-12-01 00:00:00", 5, {5}),  # the raise is listed last, so it holds at night too
+    ],
+)
+def test_a_price_by_hour_and_date_is_billed_as_it_is_and_held_at_any_it_may_become(
+    at, now, possible
+):
+    model = listing((None, 2), (NIGHT, 1), (RAISE, 5))
+
+    assert model.fixed is None
+    assert dollars(model.now(at_ms(at))) == now
+    assert {dollars(rates) for rates in model.possible(at_ms(at))} == possible
+    assert dollars(model.possible(at_ms(at))[0]) == now
+
+
+def test_a_tiers_price_that_starts_later_is_held_before_it_does():
+    fast = PriceVariant({"service_tier": "fast"}, ModelPrice(input_mtok=Decimal(9)), RAISE)
+    model = listing((None, 2), variants=[fast], tier="fast")
+
+    assert dollars(model.now(at_ms("2026-11-30 23:59:00"))) == 2
+    assert {dollars(each) for each in model.possible(at_ms("2026-11-30 23:59:00"))} == {2, 9}
+    assert dollars(model.now(at_ms("2026-12-01 00:00:00"))) == 9
+    assert dollars(listing((None, 2), variants=[fast]).fixed) == 2
+
+
+def test_speed_is_a_tier_too():
+    tariff = BOOK.tariff("anthropic")
+    plain = Request.chat("claude-opus-4-8", "hi", max_tokens=100)
+    fast = Request.chat("claude-opus-4-8", "hi", max_tokens=100, speed="fast")
+    usage = Answer({}, usage=Usage(1_000, 100))
+
+    assert tariff.cost_nusd(fast, usage) == 2 * tariff.cost_nusd(plain, usage)
+    assert tariff.quote(fast).ceiling_nusd > 1.9 * tariff.quote(plain).ceiling_nusd
 
 
 def test_the_users_own_prices_come_first_and_are_exact():
@@ -176,13 +331,30 @@ def test_a_model_is_found_at_its_provider_or_by_name_elsewhere(source, model, fo
     if found:
         assert BOOK.tariff(source).quote(request).ceiling_nusd > 0
     else:
-        with pytest.raises(PriceUnknown, match="nothing was sent. Set one"):
+        with pytest.raises(PriceUnknown, match=r"nothing was sent\. Set one"):
             BOOK.tariff(source).quote(request)
 
 
 def test_an_unknown_model_is_told_what_is_near():
     with pytest.raises(PriceUnknown, match=r"\(the catalogue has gpt-4o-mini"):
         BOOK.rates("gpt-4o-minni", "openai")
+
+
+def test_an_unknown_model_is_looked_for_once(monkeypatch):
+    book, asked = PriceBook(), []
+
+    def look_up(*place):
+        asked.append(place)
+        raise PriceUnknown(place[0], "", "a hint")
+
+    monkeypatch.setattr("scheduler.pricing.look_up", look_up)
+    for _ in range(3):
+        with pytest.raises(PriceUnknown, match="a hint"):
+            book.tariff().quote(Request.chat("nope", "hi"))
+    assert asked == [("nope", None, None)]
+
+    book.set("nope", "1/2")
+    assert book.tariff().quote(Request.chat("nope", "hi")).ceiling_nusd > 0
 
 
 @pytest.mark.parametrize("price", ["1", "a/b", "-1/2", "1/2/3/4", "nan/1", "200000/1", "", "1e9/1"])
@@ -234,14 +406,22 @@ def test_a_counter_of_the_users_own_replaces_the_bound():
         (Request({"prompt": "x"}, url="/v1/completions"), "max_tokens"),
         (Request.embedding("m", "x"), None),
         (Request.chat("gpt-4o", "x", max_completion_tokens=5), None),
+        (Request.chat("gpt-4o", "x", max_tokens=None), "max_tokens"),
+        (Request.chat("openai/gpt-5", "x"), "max_completion_tokens"),
+        (Request({"input": "x"}, url="/v1/moderations"), None),
     ],
 )
 def test_an_output_cap_is_written_only_where_there_is_none(request_, name):
     capped = with_output_cap(request_, 77)
 
-    added = set(capped.body) - set(request_.body)
-    assert added == ({name} if name else set())
+    changed = {key for key, value in capped.body.items() if request_.body.get(key) != value}
+    assert changed == ({name} if name else set())
     assert name is None or capped.body[name] == 77
+
+
+def test_a_price_too_small_to_count_is_rounded_up_and_never_free():
+    assert Rates.parse("0.0000000000000001/0").cost_nusd(Usage(1, 0)) == 1
+    assert Rates.parse("0/0").cost_nusd(Usage(10**6, 10**6)) == 0
 
 
 def test_rounding_up_happens_once_a_call():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Annotated, Any
@@ -80,8 +79,6 @@ def root(
 
 
 for _name in COMMANDS:
-    if importlib.util.find_spec(f"scheduler.cli.{_name}") is None:
-        continue  # DEVELOPMENT
     importlib.import_module(f"scheduler.cli.{_name}").register(app)
 
 

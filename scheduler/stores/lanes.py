@@ -125,7 +125,7 @@ class Lanes:
         while heap and heap[0][0] <= account.available:
             self._pop(heap, now_ms)
         heap = self._held.get(account.id)
-        while heap and -heap[0][0] > account.limit - account.posted:
+        while heap and -heap[0][0] > account.at_best:
             self._pop(heap, now_ms)
 
     def wake_due(self, now_ms: int) -> None:

@@ -46,6 +46,7 @@ from scheduler.stores.lanes import Lane, Lanes
 from scheduler.stores.process import Process, is_dead
 from scheduler.stores.views import SETTLED, budget_status, is_tried_again
 
+MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
 DELAYED = "delayed"  # queued, but not before a given instant
 _SEPARATOR = ","
 
@@ -149,12 +150,22 @@ class Transactions:
         return result
 
     def _begin(self, db: sqlite3.Connection, now_ms: int) -> int:
-        """Forget what was read before; time never goes backwards, whatever the clock says."""
+        """Forget what was read before; time never goes backwards, whatever the clock says.
+
+        Not even when this process waited for the file while another one reserved. One
+        whose clock is far ahead is not followed.
+        """
         self._db = db
         self._accounts = {}
         self._deltas.clear()
-        self._now_ms = max(now_ms, self._now_ms)
-        return self._now_ms
+        now_ms = max(now_ms, self._now_ms)
+        newest = db.execute(
+            "SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        if newest is not None and now_ms < newest[0] <= now_ms + MAX_BEHIND_MS:
+            now_ms = newest[0]
+        self._now_ms = now_ms
+        return now_ms
 
     def _finish(self, now_ms: int) -> None:
         """Write the accounts and tallies this transaction changed."""

@@ -199,6 +199,19 @@ class Conformance:
         assert await bench.balance() == (0, 60)
         assert await bench.is_sound()
 
+    async def test_what_waits_for_calls_under_way_goes_on_at_a_reset_before_they_end(self, bench):
+        ids = [bench.ids["team"]]
+        first = await bench.submit(*[new(ids, 60) for _ in range(3)])
+        await bench.settle(end(first.claimed[0], Outcome.SUSPEND, FAILED))
+        assert (await bench.turn()).claimed == []
+
+        bench.now_ms = T0 + DAY_MS
+
+        (running,) = (await bench.turn()).claimed
+        bench.now_ms = T0 + 2 * DAY_MS
+        assert len((await bench.turn()).claimed) == 1
+        assert running.attempt == 1
+
     async def test_the_clock_going_back_does_not_bring_a_window_back(self, bench):
         bench.now_ms = T0 + DAY_MS
         await bench.submit(new([bench.ids["team"]], 60))
