@@ -54,8 +54,8 @@ from scheduler.stores.base import Finished, Submitted
 CHUNK = 500
 TICK_S = 0.1
 GRACE_S = 30.0  # after SIGTERM, until what still runs is cancelled
-# Ends that say nothing about the request itself: a rerun sends it again.
-NOT_FINAL = ("unauthorized", "price_unknown")
+# An end that says nothing about the request itself: a rerun sends it again.
+NOT_FINAL = CredentialsRefused.__name__
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
 
@@ -226,7 +226,7 @@ class BatchRun:
             if finished.response is not None:
                 line = result_line(finished.id, finished.key, finished.response)
                 self._ends.results.append(line)
-            elif finished.error is None or finished.error.get("code") in NOT_FINAL:
+            elif finished.error is None or finished.error.get("type") == NOT_FINAL:
                 continue
             else:
                 self._ends.errors.append(
@@ -370,7 +370,7 @@ class BatchRun:
         return (
             finished is not None
             and finished.error is not None
-            and finished.error.get("code") in NOT_FINAL
+            and finished.error.get("type") == NOT_FINAL
         )
 
     def _is_twice(self, line: BatchLine, answer: Submitted, name: str) -> bool:
