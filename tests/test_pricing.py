@@ -53,6 +53,8 @@ USAGES = [
     Usage(11, 7),
     Usage(1_000, 300, cached_tokens=768),
     Usage(300_000, 5_000),
+    Usage(200_000, 3),  # a step begins above its number, not at it
+    Usage(272_000, 3),
     Usage(250_001, 999, cached_tokens=250_000, reasoning_tokens=500),
     Usage(5_003, 17, cached_tokens=1_000, cache_write_tokens=3_001),
 ]
@@ -282,6 +284,13 @@ def test_a_tiers_price_that_starts_later_is_held_before_it_does():
     assert {dollars(each) for each in model.possible(at_ms("2026-11-30 23:59:00"))} == {2, 9}
     assert dollars(model.now(at_ms("2026-12-01 00:00:00"))) == 9
     assert dollars(listing((None, 2), variants=[fast]).fixed) == 2
+
+
+def test_a_model_that_also_bills_by_something_else_has_no_bound():
+    request = Request.chat("gpt-image-1", "hi", max_tokens=5)
+
+    assert not BOOK.rates("gpt-image-1", "openai").is_complete
+    assert not BOOK.tariff("openai").quote(request).is_bound
 
 
 def test_speed_is_a_tier_too():
