@@ -9,7 +9,7 @@ from typing import Any
 from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Budget, Unit
 from scheduler.errors import ConfigError
-from scheduler.request import CHAT, Request, Response, Usage
+from scheduler.request import CHAT, Priority, Request, Response, Usage
 
 
 def encode_request(request: Request) -> str:
@@ -25,7 +25,7 @@ def encode_request(request: Request) -> str:
         value = getattr(request, name)
         if value:
             fields[name] = value
-    fields["priority"] = int(request.priority)
+    fields["priority"] = Priority.parse(request.priority)
     try:
         text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
         for word in (request.key, request.job, request.model):

@@ -9,9 +9,10 @@ import pytest
 
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
-from scheduler.request import Request, RequestState
+from scheduler.request import Priority, Request, RequestState
 from scheduler.stores import open_store
 from scheduler.stores.base import Outcome, Turn
+from scheduler.stores.codec import decode_request, encode_request
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore, journal_mode
@@ -296,6 +297,19 @@ async def test_a_request_that_is_no_json_is_refused_before_it_is_queued(bench):
         bad.request = request
         with pytest.raises(ConfigError, match="cannot be stored as JSON.*nothing was sent"):
             bench.store.prepare(bad)
+
+
+@pytest.mark.parametrize("priority", ["interactive", 7, "idle"])
+def test_a_request_survives_the_file(priority):
+    request = Request.chat(
+        "m", "hi", key="k", tags={"a": "b"}, budget=["x"], priority=priority, metadata={"n": [1]}
+    )
+
+    again = decode_request(encode_request(request))
+
+    assert Priority.parse(priority) == again.priority
+    again.priority = request.priority
+    assert again == request
 
 
 @pytest.mark.anyio
