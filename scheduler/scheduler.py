@@ -114,11 +114,15 @@ class Scheduler:
         if on_exceeded not in ("wait", "raise"):
             raise ConfigError("on_exceeded", f"{on_exceeded!r} is neither 'wait' nor 'raise'")
         self.store: Store = store if isinstance(store, Store) else open_store(store)
-        self.prices = prices if isinstance(prices, PriceBook) else PriceBook(prices or {})
         self.concurrency, self.max_queue = concurrency, max_queue
         self._on_exceeded, self._cap_output = on_exceeded, cap_output
         self._policy = CallPolicy(max_attempts, retry_wait_s)
         self._clock = clock or SystemClock()
+        self.prices = (
+            prices
+            if isinstance(prices, PriceBook)
+            else PriceBook(prices or {}, now_ms=self._clock.now_ms)
+        )
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
         self._providers = _by_name(providers)
@@ -675,7 +679,7 @@ class Scheduler:
                     claimed.attempt,
                     claimed.ceiling_nusd,
                     claimed.parked_ms,
-                )  # fmt: skip
+                )
             )
 
     def _hand_back(self, claimed: Claimed) -> None:
@@ -757,7 +761,7 @@ class Scheduler:
                     request.key if request else None,
                     request.job if request else "",
                     error,
-                )  # fmt: skip
+                )
             )
         self._fail(request_id, error)
 
@@ -778,7 +782,7 @@ class Scheduler:
                     each.posted,
                     each.limit,
                     each.resets_at_ms,
-                )  # fmt: skip
+                )
             )
         for lane in result.lanes:
             provider, budgets = lane.key.provider, lane.key.budgets

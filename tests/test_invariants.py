@@ -44,7 +44,10 @@ class Watched(MemoryStore):
         if result.claimed:
             for status in self.latest():
                 cap = status.caps[0]
-                if cap.limit is not None and cap.posted + cap.reserved > held_before[status.budget.name]:
+                if (
+                    cap.limit is not None
+                    and cap.posted + cap.reserved > held_before[status.budget.name]
+                ):
                     assert cap.posted + cap.reserved <= cap.limit  # invariant 1
         audit = await self.audit(turn.now_ms)
         assert audit.discrepancies == ()  # invariant 10

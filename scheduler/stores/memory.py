@@ -410,7 +410,7 @@ class MemoryStore(Store):
         ]
 
     def lanes(self) -> list[LaneStatus]:
-        return [LaneStatus(l.key, l.waiting, l.shortfall) for l in self._lanes if l.waiting]
+        return [LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in self._lanes if lane.waiting]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         lane = self._lanes.find(key)

@@ -270,7 +270,7 @@ class Transactions:
                     hold.has_key,
                     hold.request_id,
                     mark_ms,
-                )  # fmt: skip
+                )
             )
             hold.request_state = state
             if is_current and each.response is not None and hold.has_key:
@@ -478,7 +478,7 @@ class Transactions:
                     mark_ms,
                     key is None,
                     payload,
-                )  # fmt: skip
+                )
             )
             self._deltas[job_id, RequestState.QUEUED] += 1
             if key is not None:
@@ -666,7 +666,7 @@ class Transactions:
                     cost_nusd,
                     submitted_at_ms,
                     parked_ms,
-                )  # fmt: skip
+                )
             )
             next_id += 1
         self._db.executemany(
