@@ -280,7 +280,7 @@ class LineFile:
             os.ftruncate(self._fd, end)
             raise
 
-    def keys(self) -> Iterator[str | None]:
+    def ids(self) -> Iterator[str | None]:
         """The ``custom_id`` of every line there is."""
         with self.path.open("rb") as file:
             for line in file:

@@ -6,7 +6,10 @@ quick and must not raise: an exception is logged and the scheduler goes on.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from scheduler.admission import Shortfall
 from scheduler.errors import SchedulerError
@@ -103,3 +106,35 @@ class ThresholdCrossed(Event):
     posted: int
     limit: int
     resets_at_ms: int | None
+
+
+E = TypeVar("E", bound=Event)
+
+logger = logging.getLogger("scheduler.events")
+
+
+class Announcer:
+    """Tells events to those who asked for their kind."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[type[Event], list[Callable[[Any], None]]] = {}
+
+    def on(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
+        """Call `callback` with every event of this kind; returns a way to stop it."""
+        callbacks = self._listeners.setdefault(kind, [])
+        callbacks.append(callback)
+        return lambda: callbacks.remove(callback) if callback in callbacks else None
+
+    def hears(self, kind: type[Event]) -> bool:
+        """Whether anybody asked; if not, the event need not be made."""
+        listeners = self._listeners
+        return bool(listeners) and bool(listeners.get(kind) or listeners.get(Event))
+
+    def emit(self, event: Event) -> None:
+        """Tell an event; a callback that raises is logged and harms nobody."""
+        for kind in (type(event), Event):
+            for callback in tuple(self._listeners.get(kind, ())):
+                try:
+                    callback(event)
+                except Exception:
+                    logger.exception("a callback for %s raised", type(event).__name__)

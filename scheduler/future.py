@@ -6,8 +6,9 @@ import asyncio
 from typing import Protocol
 
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.errors import DeadlineExceeded
+from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
 from scheduler.request import Request, RequestState, Response
+from scheduler.stores.base import Finished
 
 
 class Keeper(Protocol):
@@ -72,3 +73,20 @@ class RequestFuture(asyncio.Future[Response]):
         if self._keeper is not None:
             self._keeper.cancelled(self)
         return True
+
+    def fail(self, error: SchedulerError) -> None:
+        """End with an error that nobody has to look at."""
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # read, so that asyncio does not complain
+
+    def finish(self, finished: Finished) -> None:
+        """End with what the store knows of the request."""
+        if self.done():
+            return
+        if finished.response is not None:
+            self.set_result(finished.response)
+            return
+        error = CallFailed((finished.error or {}).get("message", finished.state.value))
+        error.attempts, error.cost_nusd = finished.attempts, finished.cost_nusd
+        self.set_exception(error)

@@ -16,6 +16,7 @@ from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scheduler.batch import LineOptions
     from scheduler.cli.runner import Files, Outcome, RunOptions
 
 MODES = ("auto", "bar", "plain", "json", "none")
@@ -125,7 +126,7 @@ def _check_words(on_exhausted: str, progress: str) -> None:
         )
 
 
-def _line_options(model: str | None, limit: int | None) -> object:
+def _line_options(model: str | None, limit: int | None) -> LineOptions:
     from scheduler.batch import LineOptions
 
     return LineOptions(model=model, limit=limit)
@@ -145,7 +146,7 @@ def _files(source: str, output: str | None) -> Files:
     base = Path("stdin.jsonl") if path is None else path
     results = base.with_suffix(".results.jsonl") if output is None else Path(output)
     if output == "-":
-        stem = base.with_suffix("")
+        stem = str(base.with_suffix(""))
         return Files(path, None, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"))
     if path is not None and results.exists() and results.samefile(path):
         raise typer.BadParameter("is the input file itself", param_hint="--output-file")

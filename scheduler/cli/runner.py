@@ -16,7 +16,7 @@ import itertools
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -215,9 +215,7 @@ class BatchRun:
                 await self._write_late(late)
         if late and not everything:
             for file in filter(None, (self._results, self._errors)):
-                for key in await asyncio.to_thread(
-                    lambda file=file: [k for k in file.keys() if k in late]
-                ):
+                for key in await asyncio.to_thread(_keys_among, file, late):
                     self._ends.ids.append(late.pop(key).id)
         await self._write_late(late)
 
@@ -578,6 +576,11 @@ class BatchRun:
             elif outcome.failed or outcome.bad or self._problem is not None:
                 outcome.exit = Exit.FAILED
         return outcome
+
+
+def _keys_among(file: LineFile, wanted: Container[str | None]) -> list[str | None]:
+    """Which of the wanted ids stand in a file; read in a stream."""
+    return [key for key in file.ids() if key in wanted]
 
 
 def _worst(shortfalls: Sequence[Shortfall]) -> Shortfall | None:

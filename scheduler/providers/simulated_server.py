@@ -59,7 +59,7 @@ class Service:
         if path == "/billed":
             return self._billed("records=1" in query.split("&"))
         if path == "/v1/models":
-            return {"object": "list", "data": [_model(name) for name in self.provider.prices]}
+            return {"object": "list", "data": [_model(name) for name in self.provider.prices or ()]}
         if path.startswith("/v1/models/"):
             return _model(path.removeprefix("/v1/models/"))
         raise Refused(404, f"Unknown request URL: GET {path}")

@@ -198,8 +198,9 @@ class MemoryStore(Store):
 
     def _is_expiring(self, at_ms: int, request_id: int) -> bool:
         row = self._rows.get(request_id)
-        waits = row is not None and row.state is RequestState.QUEUED
-        return waits and row.expires_at_ms == at_ms
+        if row is None or row.state is not RequestState.QUEUED:
+            return False
+        return row.expires_at_ms == at_ms
 
     def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
         hold = self._holds.get(settlement.reservation_id)
@@ -410,7 +411,11 @@ class MemoryStore(Store):
         ]
 
     def lanes(self) -> list[LaneStatus]:
-        return [LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in self._lanes if lane.waiting]
+        return [
+            LaneStatus(lane.key, lane.waiting, lane.shortfall)
+            for lane in self._lanes
+            if lane.waiting
+        ]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         lane = self._lanes.find(key)

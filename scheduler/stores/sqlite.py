@@ -20,7 +20,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -67,7 +67,9 @@ class _Connection(aiosqlite.Connection):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        return await self._execute(function, self._conn, *args, **kwargs)  # type: ignore[no-any-return]
+        """Run `function(db, …)` on the thread; cancelling the caller does not stop it."""
+        run: Callable[..., Awaitable[T]] = self._execute
+        return await run(function, self._conn, *args, **kwargs)
 
 
 class SqliteStore(Store):

@@ -24,14 +24,14 @@ _HEADINGS = {
 
 def counts(db: sqlite3.Connection, job: str | None) -> Counts:
     """`Store.counts`."""
-    states: dict[str, int] = {}
     where, values = ("", ()) if job is None else (" WHERE j.name = ?", (job,))
-    for state, count in db.execute(
-        "SELECT t.state, sum(t.count) FROM tallies t JOIN jobs j ON j.id = t.job_id"
-        f"{where} GROUP BY t.state",
-        values,
-    ):
-        states[state] = count
+    states: dict[str, int] = dict(
+        db.execute(
+            "SELECT t.state, sum(t.count) FROM tallies t JOIN jobs j ON j.id = t.job_id"
+            f"{where} GROUP BY t.state",
+            values,
+        )
+    )
     reasons: dict[str, int] = {}
     for text, waiting in _shut_lanes(db, job):
         reason = decode_shortfall(text).reason.value
@@ -102,7 +102,7 @@ def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
         parked_ms += max(0, clock_ms - mark_ms)  # type: ignore[operator]
     return QueueRow(
         id=id_, key=key, job=job,  # type: ignore[arg-type]
-        state=RequestState("queued" if state == "delayed" else state),
+        state=RequestState("queued" if state == "delayed" else str(state)),
         model=model, provider=provider, priority=priority, submitted_at_ms=submitted_at_ms,  # type: ignore[arg-type]
         attempts=attempts, ceiling_nusd=ceiling_nusd, cost_nusd=cost_nusd, parked_ms=parked_ms,  # type: ignore[arg-type]
         shortfall=shortfall,

@@ -1,0 +1,527 @@
+"""The one task that owns every change of state.
+
+It gathers what waits (submissions, ends of calls, cancellations), has the store do
+all of it and the next claim in one transaction, and acts on the answer: it starts
+calls and resolves futures only when that is committed. While a transaction is under
+way the next one gathers, so a slow disk makes bigger transactions, not more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from scheduler import events
+from scheduler.admission import LaneKey, Shortfall
+from scheduler.calls import Attempt, CallPolicy, attempt
+from scheduler.clock import Clock
+from scheduler.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    KeyConflict,
+    SchedulerError,
+    StoreError,
+)
+from scheduler.future import RequestFuture
+from scheduler.intake import Intake
+from scheduler.ledger import UNLIMITED
+from scheduler.request import RequestState
+from scheduler.stores.base import (
+    Claimed,
+    NewRequest,
+    Outcome,
+    Settlement,
+    Store,
+    Submitted,
+    Turn,
+    TurnResult,
+)
+
+logger = logging.getLogger("scheduler.pump")
+
+LONGEST_TIMER_S = 86_400  # the computer's clock may be set while we wait
+
+Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
+
+
+class Tally:
+    """Sums of this process since it opened."""
+
+    __slots__ = ("ended", "overruns", "posted_nusd", "reserved_nusd", "suspense_nusd", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = self.posted_nusd = self.reserved_nusd = self.suspense_nusd = 0
+        self.overruns = 0
+        self.ended: Counter[RequestState] = Counter()
+
+    def end_waiting(self, state: RequestState) -> None:
+        """A request that waited has ended unsent."""
+        self.waiting -= 1
+        self.ended[state] += 1
+
+
+class Pump:
+    """Moves requests through a store; see the module. Used by `Scheduler` alone."""
+
+    def __init__(
+        self,
+        store: Store,
+        intake: Intake,
+        policy: CallPolicy,
+        clock: Clock,
+        announcer: events.Announcer,
+        concurrency: int,
+        poll_s: float,
+    ) -> None:
+        self.store, self.announcer = store, announcer
+        self.tally = Tally()
+        self.broken: BaseException | None = None  # the store failed: nothing more is sent
+        self._intake, self._policy, self._clock, self._poll_s = intake, policy, clock, poll_s
+        self._loop = asyncio.get_running_loop()
+        # What waits for the next transaction; written by callers between the pump's steps.
+        self._inbox: list[tuple[NewRequest, RequestFuture]] = []
+        self._batches: list[Batch] = []
+        self._ended: list[Attempt] = []
+        self._cancels: list[int] = []
+        # What is under way; written by the pump.
+        self._futures: dict[int, RequestFuture] = {}
+        self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
+        self._elsewhere: set[int] = set()  # requests that another process runs
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._slots = dict.fromkeys(intake.providers, concurrency)
+        self._cooldown_until_ms: dict[str, int] = {}
+        self._signal = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._admits = True
+        self._gives_back = False  # calls that are cancelled go back to the queue
+
+    # From outside
+
+    def start(self) -> None:
+        """Begin to move requests."""
+        self._tasks = [self._loop.create_task(self._run(), name="scheduler pump")]
+        if self.store.is_shared:
+            self._tasks.append(self._loop.create_task(self._poll(), name="scheduler poll"))
+
+    def submit(self, new: NewRequest) -> RequestFuture:
+        """Queue a request in the next transaction."""
+        new.is_kept = True
+        future = RequestFuture(new.request, new.lane, self, self._loop)
+        self._inbox.append((new, future))
+        self.tally.waiting += 1
+        self._signal.set()
+        return future
+
+    async def enqueue(self, batch: list[NewRequest]) -> list[Submitted]:
+        """Queue requests without futures; returns when they are stored."""
+        done: asyncio.Future[list[Submitted]] = self._loop.create_future()
+        self._batches.append((batch, done))
+        self.tally.waiting += len(batch)
+        self._signal.set()
+        return await asyncio.shield(done)
+
+    def wake(self) -> None:
+        """Something changed: take a turn."""
+        self._signal.set()
+
+    @property
+    def running(self) -> int:
+        """Calls under way."""
+        return len(self._calls)
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether calls are under way, or have ended and are not settled yet."""
+        return self.broken is None and bool(self._calls or self._ended)
+
+    def stop_admitting(self) -> None:
+        """Start nothing new."""
+        self._admits = False
+
+    def cancel_running(self) -> None:
+        """End all calls under way; their requests stay queued."""
+        self._admits, self._gives_back = False, True
+        for task in self._calls.values():
+            task.cancel()
+
+    async def turned(self) -> None:
+        """Wait for the next transaction to be acted on."""
+        waiter = self._loop.create_future()
+        self._idle_waiters.append(waiter)
+        await waiter
+
+    async def aclose(self, *, drain: bool, error: SchedulerError) -> None:
+        """End what runs (or let it finish) and settle it; futures left get `error`."""
+        self._admits, self._gives_back = False, True
+        if not drain:
+            self.cancel_running()
+        while self.is_calling:
+            await self.turned()
+        for task in self._tasks:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_waiting(error)
+
+    # The loop
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._signal.wait()
+                self._signal.clear()
+                await self._turn()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:
+            # What the store holds may differ from what this process believes: go no further.
+            logger.error("the store failed; nothing more is sent: %s", exc)
+            self.broken = exc
+            for task in self._calls.values():
+                task.cancel()
+            error = exc if isinstance(exc, StoreError) else StoreError(f"the pump failed: {exc!r}")
+            error.__cause__ = exc if error is not exc else exc.__cause__
+            self._fail_waiting(error)
+
+    async def _turn(self) -> None:
+        now_ms = self._clock.now_ms()
+        inbox, self._inbox = self._inbox, []
+        batches, self._batches = self._batches, []
+        ended, self._ended = self._ended, []
+        cancels, self._cancels = self._cancels, []
+        submit = [new for new, _ in inbox]
+        for batch, _ in batches:
+            submit += batch
+        turn = Turn(
+            now_ms, [each.settlement for each in ended], submit, cancels, self._free_slots(now_ms)
+        )
+        try:
+            result = await self.store.turn(turn)
+        except BaseException:
+            # Put back what was taken, so that closing can tell its futures.
+            self._inbox = inbox + self._inbox
+            self._batches = batches + self._batches
+            raise
+        self._apply(now_ms, inbox, batches, ended, cancels, result)
+
+    def _free_slots(self, now_ms: int) -> dict[str, int] | None:
+        if not self._admits:
+            return None
+        if not self._cooldown_until_ms:
+            return self._slots
+        for name, until_ms in list(self._cooldown_until_ms.items()):
+            if until_ms <= now_ms:
+                del self._cooldown_until_ms[name]
+        return {
+            name: 0 if name in self._cooldown_until_ms else free
+            for name, free in self._slots.items()
+        }
+
+    def _apply(
+        self,
+        now_ms: int,
+        inbox: list[tuple[NewRequest, RequestFuture]],
+        batches: list[Batch],
+        ended: list[Attempt],
+        cancels: list[int],
+        result: TurnResult,
+    ) -> None:
+        position = len(inbox)
+        for (new, future), submitted in zip(inbox, result.submitted, strict=False):
+            self._submitted(new, future, submitted)
+        for batch, done in batches:
+            answers = result.submitted[position : position + len(batch)]
+            position += len(batch)
+            for new, submitted in zip(batch, answers, strict=True):
+                self._submitted(new, None, submitted)
+            if not done.done():
+                done.set_result(answers)
+        for each, is_first in zip(ended, result.settled, strict=True):
+            self._settled(each, is_first, now_ms)
+        for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
+            if is_cancelled:
+                self.tally.end_waiting(RequestState.CANCELLED)
+                self._take_futures(request_id)
+        for request_id, lack in result.refused:
+            self.tally.end_waiting(RequestState.FAILED)
+            self._fail(request_id, exceeded(lack))
+        for request_id, waited_ms in result.expired:
+            self._expired(request_id, waited_ms, now_ms)
+        self._tell(result, now_ms)
+        for claimed in result.claimed:
+            self._start(claimed, now_ms)
+        self._set_timer(result.look_again_at_ms, now_ms)
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _submitted(
+        self, new: NewRequest, future: RequestFuture | None, submitted: Submitted
+    ) -> None:
+        if submitted.is_known:
+            self.tally.waiting -= 1
+        if future is None:
+            return
+        future.request_id = request_id = submitted.id
+        if submitted.is_conflict:
+            assert new.request.key is not None
+            future.fail(KeyConflict(new.request.key, new.request.job))
+        elif submitted.finished is not None:
+            future.finish(submitted.finished)
+        elif request_id in self._futures:
+            future.is_running = request_id in self._calls
+            self._twins.setdefault(request_id, []).append(future)
+        else:
+            self._futures[request_id] = future
+            if submitted.is_elsewhere:
+                self._elsewhere.add(request_id)
+            if future.cancelled():
+                self.cancelled(future)
+
+    def _waiting_for(self, request_id: int) -> Sequence[RequestFuture]:
+        """Everybody who waits for a request."""
+        future = self._futures.get(request_id)
+        if future is None:
+            return ()
+        return (future, *self._twins.get(request_id, ())) if self._twins else (future,)
+
+    def _take_futures(self, request_id: int) -> Sequence[RequestFuture]:
+        """As `_waiting_for`, and forget them."""
+        futures = self._waiting_for(request_id)
+        self._futures.pop(request_id, None)
+        self._twins.pop(request_id, None)
+        return futures
+
+    def _start(self, claimed: Claimed, now_ms: int) -> None:
+        tally = self.tally
+        tally.waiting -= 1
+        tally.reserved_nusd += claimed.ceiling_nusd
+        if claimed.request_id in self._calls:
+            self._hand_back(claimed)
+            return
+        request = claimed.request
+        name = request.provider or self._intake.default_provider
+        self._slots[name] -= 1
+        for future in self._waiting_for(claimed.request_id):
+            future.is_running = True
+        self._calls[claimed.request_id] = self._loop.create_task(self._call(name, claimed))
+        if self.announcer.hears(events.Admitted):
+            self.announcer.emit(
+                events.Admitted(
+                    now_ms,
+                    claimed.request_id,
+                    request.key,
+                    request.job,
+                    claimed.attempt,
+                    claimed.ceiling_nusd,
+                    claimed.parked_ms,
+                )
+            )
+
+    def _hand_back(self, claimed: Claimed) -> None:
+        """Others took this process for dead and queued again what it is still sending."""
+        settlement = Settlement(
+            claimed.reservation_id, claimed.request_id, Outcome.VOID, RequestState.QUEUED,
+            not_before_ms=self._clock.now_ms() + self.store.lease_ms, is_attempt=False,
+        )  # fmt: skip
+        self._ended.append(Attempt(claimed, settlement, is_sent=False))
+        self._signal.set()
+
+    async def _call(self, name: str, claimed: Claimed) -> None:
+        provider = self._intake.providers[name]
+        ended = await attempt(
+            provider, self._intake.tariff(provider), claimed, self._policy, self._clock.now_ms
+        )
+        if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
+            ended.settlement.state = (
+                RequestState.QUEUED
+            )  # not the caller's wish: the next run's work
+        self._slots[name] += 1
+        if ended.cooldown_ms is not None:
+            until_ms = self._clock.now_ms() + ended.cooldown_ms
+            self._cooldown_until_ms[name] = max(until_ms, self._cooldown_until_ms.get(name, 0))
+        self._ended.append(ended)
+        self._signal.set()
+
+    def _settled(self, ended: Attempt, is_first: bool, now_ms: int) -> None:
+        claimed, settlement = ended.claimed, ended.settlement
+        if ended.is_sent:
+            self._calls.pop(claimed.request_id, None)
+        tally = self.tally
+        tally.reserved_nusd -= claimed.ceiling_nusd
+        if settlement.outcome is Outcome.POST:
+            tally.posted_nusd += settlement.nusd
+            if ended.overrun_nusd:
+                tally.overruns += 1
+                logger.warning(
+                    "request %s cost %d nano-dollars more than its ceiling",
+                    claimed.request.key or claimed.request_id, ended.overrun_nusd,
+                )  # fmt: skip
+        elif settlement.outcome is Outcome.SUSPEND:
+            tally.suspense_nusd += claimed.ceiling_nusd
+        if settlement.state is RequestState.QUEUED:
+            tally.waiting += 1
+            for future in self._waiting_for(claimed.request_id):
+                future.is_running = False
+                if future.cancelled():
+                    self._cancels.append(claimed.request_id)
+                    self._signal.set()
+        else:
+            tally.ended[settlement.state] += 1
+            self._resolve(ended)
+        if self.announcer.hears(events.Settled):
+            self.announcer.emit(_settled_event(ended, now_ms))
+
+    def _resolve(self, ended: Attempt) -> None:
+        for future in self._take_futures(ended.claimed.request_id):
+            if future.done():
+                continue
+            if ended.response is not None:
+                future.set_result(ended.response)
+            elif ended.error is not None:
+                future.set_exception(ended.error)
+            else:
+                future.cancel()
+
+    def _expired(self, request_id: int, waited_ms: int, now_ms: int) -> None:
+        self.tally.end_waiting(RequestState.EXPIRED)
+        futures = self._waiting_for(request_id)
+        why = futures[0].parked if futures else None
+        error = DeadlineExceeded(waited_ms, "" if why is None else f"parked: {why.reason}")
+        if self.announcer.hears(events.Expired):
+            request = futures[0].request if futures else None
+            self.announcer.emit(
+                events.Expired(
+                    now_ms,
+                    request_id,
+                    request.key if request else None,
+                    request.job if request else "",
+                    error,
+                )
+            )
+        self._fail(request_id, error)
+
+    def _fail(self, request_id: int, error: SchedulerError) -> None:
+        for future in self._take_futures(request_id):
+            future.fail(error)
+
+    def _tell(self, result: TurnResult, now_ms: int) -> None:
+        for each in result.crossings:
+            self.announcer.emit(
+                events.ThresholdCrossed(
+                    now_ms,
+                    each.budget,
+                    str(each.cap),
+                    each.percent,
+                    each.posted,
+                    each.limit,
+                    each.resets_at_ms,
+                )
+            )
+        for lane in result.lanes:
+            provider, budgets = lane.key.provider, lane.key.budgets
+            if lane.shortfall is not None:
+                self.announcer.emit(events.Parked(now_ms, lane.shortfall, lane.waiting, provider))
+            else:
+                names = tuple(self._intake.book.name(each) for each in budgets)
+                self.announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names))
+
+    def _set_timer(self, look_again_at_ms: int | None, now_ms: int) -> None:
+        instants = [until for until in self._cooldown_until_ms.values() if until > now_ms]
+        if look_again_at_ms is not None:
+            instants.append(look_again_at_ms)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if instants:
+            delay_s = max(0, min(instants) - self._clock.now_ms()) / 1000
+            self._timer = self._loop.call_later(min(delay_s, LONGEST_TIMER_S), self._signal.set)
+
+    def why_parked(self, lane: LaneKey) -> Shortfall | None:
+        """Why a lane is shut; for futures."""
+        return self.store.shortfall(lane)
+
+    def cancelled(self, future: RequestFuture) -> None:
+        """A caller cancelled a future: remove the request, or end the call."""
+        request_id = future.request_id
+        if request_id is None:
+            return  # still in the inbox: seen when it was submitted
+        twins = self._waiting_for(request_id)
+        if any(not twin.cancelled() for twin in twins):
+            return  # somebody else still wants the answer
+        call = self._calls.get(request_id)
+        if call is not None:
+            call.cancel()
+        else:
+            self._cancels.append(request_id)
+            self._signal.set()
+
+    async def _poll(self) -> None:
+        """Notice what other processes changed; keep the lease while there is work."""
+        renewed_s = self._loop.time()
+        while True:
+            await asyncio.sleep(self._poll_s)
+            due = self._loop.time() - renewed_s > self.store.lease_ms / 3000
+            if not (self.tally.waiting or self._elsewhere or due):
+                continue
+            renewed_s = self._loop.time() if due else renewed_s
+            try:
+                if await self.store.changed(self._clock.now_ms()):
+                    self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
+                    await self._look_elsewhere()
+                    self._signal.set()
+            except StoreError as exc:
+                logger.warning("cannot look for changes by other processes: %s", exc)
+
+    async def _look_elsewhere(self) -> None:
+        if not self._elsewhere:
+            return
+        for finished in await self.store.outcomes(tuple(self._elsewhere)):
+            self._elsewhere.discard(finished.id)
+            for future in self._take_futures(finished.id):
+                future.finish(finished)
+
+    def _fail_waiting(self, error: SchedulerError) -> None:
+        for request_id in list(self._futures):
+            self._fail(request_id, error)
+        for _, future in self._inbox:
+            future.fail(error)
+        for _, done in self._batches:
+            if not done.done():
+                done.set_exception(error)
+        for waiter in self._idle_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def exceeded(lack: Shortfall) -> BudgetExceeded:
+    """A shortfall as the error a caller sees."""
+    limit = 0 if lack.limit == UNLIMITED else lack.limit
+    return BudgetExceeded(
+        lack.budget,
+        limit,
+        lack.posted,
+        lack.reserved,
+        lack.needed,
+        lack.resumes_at_ms,
+        lack.zone,
+        lack.unit.value,
+    )
+
+
+def _settled_event(ended: Attempt, now_ms: int) -> events.Settled:
+    request, settlement = ended.claimed.request, ended.settlement
+    cost_nusd = settlement.nusd
+    if settlement.outcome is Outcome.SUSPEND:
+        cost_nusd = ended.claimed.ceiling_nusd
+    return events.Settled(
+        now_ms, ended.claimed.request_id, request.key, request.job, request.model,
+        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state,
+        ended.claimed.attempt, ended.response, ended.error,
+    )  # fmt: skip
