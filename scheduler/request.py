@@ -142,7 +142,7 @@ class Request:
     priority: str | int = Priority.NORMAL
     deadline: Duration | datetime | None = None
     max_wait: Duration | None = None
-    max_cost: str | int | Decimal | None = None
+    max_cost: str | int | float | Decimal | None = None
     job: str = ""
     metadata: Any = None
 

@@ -336,7 +336,7 @@ async def test_an_unexpected_exception_counts_as_unknown_and_reaches_the_caller(
 async def test_a_wrong_request_fails_once_and_costs_nothing():
     provider = Bench()
     async with open_scheduler(provider, team()) as s:
-        with pytest.raises(ProviderRefused, match="HTTP 400 bad_request: no .1 attempt, nothing"):
+        with pytest.raises(ProviderRefused, match=r"HTTP 400 bad_request: no .1 attempt, nothing"):
             await s.run(ask(fail=ProviderRefused(400, "no")))
         assert (len(provider.sent), s.stats().budgets[0].caps[0].reserved) == (1, 0)
 

@@ -258,7 +258,7 @@ async def test_a_newer_database_is_refused(tmp_path):
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     db.close()
 
-    with pytest.raises(StoreTooNew, match=f"schema version {SCHEMA_VERSION + 1}.*Upgrade"):
+    with pytest.raises(StoreTooNew, match=rf"schema version {SCHEMA_VERSION + 1}.*Upgrade"):
         await opened(path)
 
 
@@ -295,7 +295,7 @@ async def test_a_request_that_is_no_json_is_refused_before_it_is_queued(bench):
                     Request({"model": "m"}, key="\ud800")):  # fmt: skip
         bad = new()
         bad.request = request
-        with pytest.raises(ConfigError, match="cannot be stored as JSON.*nothing was sent"):
+        with pytest.raises(ConfigError, match=r"cannot be stored as JSON.*nothing was sent"):
             bench.store.prepare(bad)
 
 

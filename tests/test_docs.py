@@ -1,0 +1,62 @@
+"""What the README and the examples say is what happens."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted(set(re.findall(r"^\$ (scheduler [a-z]+)", README, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_prints_what_its_docstring_says(path):
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    says = path.read_text().partition("You should see:\n\n")[2].partition('"""')[0]
+    expected = [line.removeprefix("    ") for line in says.strip("\n").splitlines()]
+    assert done.stdout.splitlines() == expected, done.stderr
+
+
+def test_there_are_examples_and_programs_to_run():
+    assert len(EXAMPLES) == 7
+    assert len(PROGRAMS) == README.count("```python") == 2
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize(("program", "output"), PROGRAMS)
+def test_a_program_of_the_readme_prints_what_stands_below_it(program, output, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
+    )  # fmt: skip
+
+    assert done.stdout == output, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_exists(command):
+    words = [sys.executable, "-m", *command.split(), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_the_readme_links_to_what_is_there(target):
+    assert (ROOT / target).exists()
+
+
+def test_make_shows_and_has_the_targets_that_are_talked_about():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "bench", "check", "format", "lint", "types"):
+        assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
