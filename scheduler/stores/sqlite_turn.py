@@ -11,17 +11,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
-from scheduler.budget import Budget, Cap, Window, parse_caps
-from scheduler.errors import BudgetUnknown
-from scheduler.ledger import Account, Needs, ReservationState, Tally, Waiter, cost_in
+from scheduler.ledger import Needs, ReservationState, cost_in
 from scheduler.request import Request, RequestState
-from scheduler.stats import BudgetStatus
 from scheduler.stores.base import (
     Claimed,
     Finished,
@@ -34,38 +30,18 @@ from scheduler.stores.base import (
     TurnResult,
 )
 from scheduler.stores.codec import (
-    decode_budget,
     decode_request,
     decode_response,
-    encode_budget,
     encode_request,
     encode_response,
     encode_shortfall,
 )
-from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.lanes import Lane
 from scheduler.stores.process import Process, is_dead
+from scheduler.stores.sqlite_books import Books, decode_budgets, encode_budgets
 from scheduler.stores.views import SETTLED, budget_status, is_tried_again
 
-MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
 DELAYED = "delayed"  # queued, but not before a given instant
-_SEPARATOR = ","
-
-
-def encode_budgets(budgets: tuple[int, ...]) -> str:
-    """Budget ids so that SQL can search for one: ``",1,2,"``."""
-    return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
-
-
-@lru_cache(maxsize=4096)
-def decode_budgets(text: str) -> tuple[int, ...]:
-    """The ids `encode_budgets` wrote."""
-    return tuple(int(part) for part in text.split(_SEPARATOR) if part)
-
-
-@lru_cache(maxsize=4096)
-def parse_cap(text: str) -> Cap:
-    """A stored cap; cached, since windows remember their boundaries."""
-    return parse_caps(text)[0]
 
 
 @dataclass(slots=True)
@@ -104,31 +80,25 @@ class _Known(NamedTuple):
     submitted_at_ms: int
 
 
-class Transactions:
-    """What this process does to the file, one transaction per public method.
-
-    `db` is in autocommit mode; the caller opens and commits the transaction.
-    """
+class Transactions(Books):
+    """What this process does to the file, one transaction per public method."""
 
     def __init__(self, process: Process, lease_ms: int) -> None:
-        self.lanes = Lanes()
+        super().__init__()
         self.worker_id = 0  # 0: not registered, this process has only looked so far
         self.process, self.lease_ms = process, lease_ms
         self.kept: dict[int, Request] = {}  # requests this process need not read back
         self.seen_at_ms = 0
-        self._now_ms = 0
         self._admitted = 0
-        self._db: sqlite3.Connection
-        self._accounts: dict[int, list[Account]] = {}  # by budget, as read in this transaction
         self._deltas: Counter[tuple[int, str]] = Counter()
         self._jobs: dict[str, int] = {}
-        self.statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
 
     # Turns
 
     def turn(self, db: sqlite3.Connection, turn: Turn, foreign: bool) -> TurnResult:
         """`Store.turn`; `foreign`: another process wrote since the last one."""
         now_ms = self._begin(db, turn.now_ms)
+        self._deltas.clear()
         result = TurnResult()
         self._register(now_ms)
         if foreign:
@@ -148,24 +118,6 @@ class Transactions:
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms()
         return result
-
-    def _begin(self, db: sqlite3.Connection, now_ms: int) -> int:
-        """Forget what was read before; time never goes backwards, whatever the clock says.
-
-        Not even when this process waited for the file while another one reserved. One
-        whose clock is far ahead is not followed.
-        """
-        self._db = db
-        self._accounts = {}
-        self._deltas.clear()
-        now_ms = max(now_ms, self._now_ms)
-        newest = db.execute(
-            "SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1"
-        ).fetchone()
-        if newest is not None and now_ms < newest[0] <= now_ms + MAX_BEHIND_MS:
-            now_ms = newest[0]
-        self._now_ms = now_ms
-        return now_ms
 
     def _finish(self, now_ms: int) -> None:
         """Write the accounts and tallies this transaction changed."""
@@ -694,195 +646,10 @@ class Transactions:
         counts = [(lane.waiting, lane.id) for lane in self.lanes.take_counted()]
         self._db.executemany("UPDATE lanes SET waiting = ? WHERE id = ?", counts)
 
-    # Accounts
-
-    def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
-        if len(budgets) == 1:
-            return self._accounts.get(budgets[0]) or self._read_accounts(budgets[0])
-        return [
-            account
-            for each in budgets
-            for account in self._accounts.get(each) or self._read_accounts(each)
-        ]
-
-    def _read_accounts(self, budget_id: int) -> list[Account]:
-        accounts = []
-        for account_id, name, is_paused, cap, warned, warned_slot_ms, waiter in self._db.execute(
-            "SELECT a.id, b.name, b.is_paused, a.cap, a.warned, a.warned_slot_ms, a.waiter"
-            " FROM accounts a JOIN budgets b ON b.id = a.budget_id"
-            " WHERE a.budget_id = ? ORDER BY a.position",
-            (budget_id,),
-        ).fetchall():
-            account = Account(account_id, budget_id, name, parse_cap(cap), bool(is_paused))
-            account.warned, account.warned_slot_ms = warned, warned_slot_ms
-            if waiter is not None:
-                account.waiter = Waiter(*json.loads(waiter))
-            for slot_ms, *sums in self._db.execute(
-                "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
-                " WHERE account_id = ? AND slot_ms >= ?",
-                (account_id, account.cap.window.oldest_counting_ms(self._now_ms)),
-            ):
-                account.slots[slot_ms] = Tally(*sums)
-            account.look(self._now_ms)
-            accounts.append(account)
-        self._accounts[budget_id] = accounts
-        return accounts
-
-    def _load_slot(self, account: Account, slot_ms: int) -> None:
-        """Read a slot that no longer counts but still has calls under way."""
-        if slot_ms in account.slots or slot_ms >= account.oldest_ms:
-            return
-        row = self._db.execute(
-            "SELECT posted, reserved, suspense, overrun FROM balances"
-            " WHERE account_id = ? AND slot_ms = ?",
-            (account.id, slot_ms),
-        ).fetchone()
-        account.slots[slot_ms] = Tally(*(row or ()))
-
-    @staticmethod
-    def load_all_slots(db: sqlite3.Connection, account: Account) -> None:
-        """Read every slot of an account, whether it counts or not."""
-        for slot_ms, *sums in db.execute(
-            "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances WHERE account_id = ?",
-            (account.id,),
-        ):
-            account.slots[slot_ms] = Tally(*sums)
-
-    def _write_accounts(self) -> None:
-        for accounts in self._accounts.values():
-            for account in accounts:
-                changed = account.take_changed()
-                if changed:
-                    self._db.executemany(
-                        "INSERT OR REPLACE INTO balances VALUES (?, ?, ?, ?, ?, ?)",
-                        [
-                            (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
-                            for slot_ms, t in changed
-                        ],
-                    )
-                if account.waiter_changed or account.warned_changed:
-                    account.waiter_changed = account.warned_changed = False
-                    self._db.execute(
-                        "UPDATE accounts SET warned = ?, warned_slot_ms = ?, waiter = ? WHERE id = ?",
-                        (
-                            account.warned, account.warned_slot_ms, _encode_waiter(account.waiter),
-                            account.id,
-                        ),
-                    )  # fmt: skip
-
-    # Budgets
-
-    def define(self, db: sqlite3.Connection, budgets: Sequence[Budget], now_ms: int) -> None:
-        """`Store.define`."""
-        now_ms = self._begin(db, now_ms)
-        for budget in budgets:
-            (budget_id,) = db.execute(
-                "INSERT INTO budgets (name, definition) VALUES (?, ?)"
-                " ON CONFLICT DO UPDATE SET definition = excluded.definition RETURNING id",
-                (budget.name, encode_budget(budget)),
-            ).fetchone()
-            self._define_accounts(budget_id, budget)
-        self._accounts = {}
-        self.lanes.wake_all(now_ms)
-        self.read_budgets(db, now_ms)
-
-    def _define_accounts(self, budget_id: int, budget: Budget) -> None:
-        """Keep the account of every cap whose window stays; count anew for the others."""
-        db = self._db
-        kept = {}
-        for account_id, text in db.execute(
-            "SELECT id, cap FROM accounts WHERE budget_id = ?", (budget_id,)
-        ).fetchall():
-            cap = parse_cap(text)
-            kept[cap.unit, cap.window] = account_id
-        for position, cap in enumerate(budget.caps):
-            account_id = kept.pop((cap.unit, cap.window), None)
-            if account_id is not None:
-                db.execute(
-                    "UPDATE accounts SET cap = ?, position = ? WHERE id = ?",
-                    (str(cap), position, account_id),
-                )
-                continue
-            (account_id,) = db.execute(
-                "INSERT INTO accounts (budget_id, position, cap) VALUES (?, ?, ?) RETURNING id",
-                (budget_id, position, str(cap)),
-            ).fetchone()
-            fresh = Account(account_id, budget_id, budget.name, cap)
-            self.replay(db, [fresh], self._counting_since_ms(cap.window))
-            db.executemany(
-                "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (account_id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
-                    for slot_ms, t in fresh.slots.items()
-                ],
-            )
-        for account_id in kept.values():
-            db.execute("DELETE FROM balances WHERE account_id = ?", (account_id,))
-            db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
-
-    def _counting_since_ms(self, window: Window) -> int:
-        """Beginning of the oldest slot that counts, or still has calls under way."""
-        (made_at_ms,) = self._db.execute(
-            "SELECT min(made_at_ms) FROM reservations WHERE state IN ('pending', 'suspense')"
-        ).fetchone()
-        oldest_ms = window.oldest_counting_ms(self._now_ms)
-        return oldest_ms if made_at_ms is None else min(oldest_ms, window.slot_start_ms(made_at_ms))
-
-    def replay(self, db: sqlite3.Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
-        """Recompute accounts' slots from reservations made since then; returns how many there are."""
-        by_budget: dict[int, list[Account]] = {}
-        for account in accounts:
-            by_budget.setdefault(account.budget_id, []).append(account)
-        count = 0
-        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.execute(
-            "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
-            " FROM reservations WHERE made_at_ms >= ?",
-            (since_ms,),
-        ):
-            count += 1
-            if state == "voided":
-                continue
-            for budget_id in decode_budgets(text):
-                for account in by_budget.get(budget_id, ()):
-                    slot_ms = account.cap.window.slot_start_ms(made_at_ms)
-                    tally = account.slots.setdefault(slot_ms, Tally())
-                    held = (nusd, tokens, 1)[account.index]
-                    if state == "posted":
-                        cost = cost_in(account.index, cost_nusd, cost_tokens)
-                        tally.posted += cost
-                        tally.overrun += max(0, cost - held)
-                    else:
-                        tally.reserved += held
-                        tally.suspense += held if state == "suspense" else 0
-        return count
-
-    def pause(self, db: sqlite3.Connection, name: str, paused: bool, now_ms: int) -> None:
-        """`Store.pause`."""
-        now_ms = self._begin(db, now_ms)
-        found = db.execute(
-            "UPDATE budgets SET is_paused = ? WHERE name = ? RETURNING id", (paused, name)
-        ).fetchall()
-        if not found:
-            known = tuple(row[0] for row in db.execute("SELECT name FROM budgets ORDER BY id"))
-            raise BudgetUnknown(name, known)
-        self.lanes.wake_all(now_ms)
-        self.read_budgets(db, now_ms)
-
-    def read_budgets(self, db: sqlite3.Connection, now_ms: int) -> list[BudgetStatus]:
-        """`Store.budgets`; writes nothing."""
-        now_ms = self._begin(db, now_ms)
-        found = []
-        for budget_id, name, definition, is_paused in db.execute(
-            "SELECT id, name, definition, is_paused FROM budgets ORDER BY id"
-        ).fetchall():
-            budget, accounts = _decode_budget(name, definition), self._read_accounts(budget_id)
-            found.append(budget_status(budget_id, budget, bool(is_paused), accounts, now_ms))
-        self.statuses = {status.id: status for status in found}
-        return found
-
     def forget(self, db: sqlite3.Connection, job: str, now_ms: int) -> None:
         """`Store.forget`."""
         now_ms = self._begin(db, now_ms)
+        self._deltas.clear()
         for (request_id,) in db.execute(
             "SELECT id FROM requests WHERE job_id = (SELECT id FROM jobs WHERE name = ?)"
             " AND state IN ('queued', 'delayed')",
@@ -929,16 +696,3 @@ def decode_finished(
         None if response is None else decode_response(response),
         None if error is None else json.loads(error), cost_nusd, attempts,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _decode_budget(name: str, definition: str) -> Budget:
-    return decode_budget(name, definition)
-
-
-def _encode_waiter(waiter: Waiter | None) -> str | None:
-    if waiter is None:
-        return None
-    return json.dumps(
-        [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
-    )

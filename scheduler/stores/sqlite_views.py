@@ -12,7 +12,8 @@ from scheduler.request import RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished
 from scheduler.stores.codec import decode_request, decode_shortfall
-from scheduler.stores.sqlite_turn import Transactions, decode_budgets, decode_finished, parse_cap
+from scheduler.stores.sqlite_books import decode_budgets, parse_cap
+from scheduler.stores.sqlite_turn import Transactions, decode_finished
 from scheduler.stores.views import compare
 
 _HEADINGS = {

@@ -1,0 +1,269 @@
+"""Accounts and budgets in a SQLite file: what a transaction reads, changes and writes back.
+
+Balances are read anew in every transaction and written in the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from scheduler.budget import Budget, Cap, Window, parse_caps
+from scheduler.errors import BudgetUnknown
+from scheduler.ledger import Account, Tally, Waiter, cost_in
+from scheduler.stats import BudgetStatus
+from scheduler.stores.codec import decode_budget, encode_budget
+from scheduler.stores.lanes import Lanes
+from scheduler.stores.views import budget_status
+
+MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
+_SEPARATOR = ","
+
+
+def encode_budgets(budgets: tuple[int, ...]) -> str:
+    """Budget ids so that SQL can search for one: ``",1,2,"``."""
+    return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
+
+
+@lru_cache(maxsize=4096)
+def decode_budgets(text: str) -> tuple[int, ...]:
+    """The ids `encode_budgets` wrote."""
+    return tuple(int(part) for part in text.split(_SEPARATOR) if part)
+
+
+@lru_cache(maxsize=4096)
+def parse_cap(text: str) -> Cap:
+    """A stored cap; cached, since windows remember their boundaries."""
+    return parse_caps(text)[0]
+
+
+class Books:
+    """The accounts of one file, as one transaction sees them.
+
+    `db` is in autocommit mode; the caller opens and commits the transaction.
+    """
+
+    def __init__(self) -> None:
+        self.lanes = Lanes()
+        self.statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
+        self._db: sqlite3.Connection
+        self._now_ms = 0
+        self._accounts: dict[int, list[Account]] = {}  # by budget, as read in this transaction
+
+    def _begin(self, db: sqlite3.Connection, now_ms: int) -> int:
+        """Forget what was read before; time never goes backwards, whatever the clock says.
+
+        Not even when this process waited for the file while another one reserved. One
+        whose clock is far ahead is not followed.
+        """
+        self._db = db
+        self._accounts = {}
+        now_ms = max(now_ms, self._now_ms)
+        newest = db.execute(
+            "SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        if newest is not None and now_ms < newest[0] <= now_ms + MAX_BEHIND_MS:
+            now_ms = newest[0]
+        self._now_ms = now_ms
+        return now_ms
+
+    # Accounts
+
+    def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
+        if len(budgets) == 1:
+            return self._accounts.get(budgets[0]) or self._read_accounts(budgets[0])
+        return [
+            account
+            for each in budgets
+            for account in self._accounts.get(each) or self._read_accounts(each)
+        ]
+
+    def _read_accounts(self, budget_id: int) -> list[Account]:
+        accounts = []
+        for account_id, name, is_paused, cap, warned, warned_slot_ms, waiter in self._db.execute(
+            "SELECT a.id, b.name, b.is_paused, a.cap, a.warned, a.warned_slot_ms, a.waiter"
+            " FROM accounts a JOIN budgets b ON b.id = a.budget_id"
+            " WHERE a.budget_id = ? ORDER BY a.position",
+            (budget_id,),
+        ).fetchall():
+            account = Account(account_id, budget_id, name, parse_cap(cap), bool(is_paused))
+            account.warned, account.warned_slot_ms = warned, warned_slot_ms
+            if waiter is not None:
+                account.waiter = Waiter(*json.loads(waiter))
+            for slot_ms, *sums in self._db.execute(
+                "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
+                " WHERE account_id = ? AND slot_ms >= ?",
+                (account_id, account.cap.window.oldest_counting_ms(self._now_ms)),
+            ):
+                account.slots[slot_ms] = Tally(*sums)
+            account.look(self._now_ms)
+            accounts.append(account)
+        self._accounts[budget_id] = accounts
+        return accounts
+
+    def _load_slot(self, account: Account, slot_ms: int) -> None:
+        """Read a slot that no longer counts but still has calls under way."""
+        if slot_ms in account.slots or slot_ms >= account.oldest_ms:
+            return
+        row = self._db.execute(
+            "SELECT posted, reserved, suspense, overrun FROM balances"
+            " WHERE account_id = ? AND slot_ms = ?",
+            (account.id, slot_ms),
+        ).fetchone()
+        account.slots[slot_ms] = Tally(*(row or ()))
+
+    @staticmethod
+    def load_all_slots(db: sqlite3.Connection, account: Account) -> None:
+        """Read every slot of an account, whether it counts or not."""
+        for slot_ms, *sums in db.execute(
+            "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances WHERE account_id = ?",
+            (account.id,),
+        ):
+            account.slots[slot_ms] = Tally(*sums)
+
+    def _write_accounts(self) -> None:
+        for accounts in self._accounts.values():
+            for account in accounts:
+                changed = account.take_changed()
+                if changed:
+                    self._db.executemany(
+                        "INSERT OR REPLACE INTO balances VALUES (?, ?, ?, ?, ?, ?)",
+                        [
+                            (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
+                            for slot_ms, t in changed
+                        ],
+                    )
+                if account.waiter_changed or account.warned_changed:
+                    account.waiter_changed = account.warned_changed = False
+                    self._db.execute(
+                        "UPDATE accounts SET warned = ?, warned_slot_ms = ?, waiter = ? WHERE id = ?",
+                        (
+                            account.warned, account.warned_slot_ms, _encode_waiter(account.waiter),
+                            account.id,
+                        ),
+                    )  # fmt: skip
+
+    # Budgets
+
+    def define(self, db: sqlite3.Connection, budgets: Sequence[Budget], now_ms: int) -> None:
+        """`Store.define`."""
+        now_ms = self._begin(db, now_ms)
+        for budget in budgets:
+            (budget_id,) = db.execute(
+                "INSERT INTO budgets (name, definition) VALUES (?, ?)"
+                " ON CONFLICT DO UPDATE SET definition = excluded.definition RETURNING id",
+                (budget.name, encode_budget(budget)),
+            ).fetchone()
+            self._define_accounts(budget_id, budget)
+        self._accounts = {}
+        self.lanes.wake_all(now_ms)
+        self.read_budgets(db, now_ms)
+
+    def _define_accounts(self, budget_id: int, budget: Budget) -> None:
+        """Keep the account of every cap whose window stays; count anew for the others."""
+        db = self._db
+        kept = {}
+        for account_id, text in db.execute(
+            "SELECT id, cap FROM accounts WHERE budget_id = ?", (budget_id,)
+        ).fetchall():
+            cap = parse_cap(text)
+            kept[cap.unit, cap.window] = account_id
+        for position, cap in enumerate(budget.caps):
+            account_id = kept.pop((cap.unit, cap.window), None)
+            if account_id is not None:
+                db.execute(
+                    "UPDATE accounts SET cap = ?, position = ? WHERE id = ?",
+                    (str(cap), position, account_id),
+                )
+                continue
+            (account_id,) = db.execute(
+                "INSERT INTO accounts (budget_id, position, cap) VALUES (?, ?, ?) RETURNING id",
+                (budget_id, position, str(cap)),
+            ).fetchone()
+            fresh = Account(account_id, budget_id, budget.name, cap)
+            self.replay(db, [fresh], self._counting_since_ms(cap.window))
+            db.executemany(
+                "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (account_id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
+                    for slot_ms, t in fresh.slots.items()
+                ],
+            )
+        for account_id in kept.values():
+            db.execute("DELETE FROM balances WHERE account_id = ?", (account_id,))
+            db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
+
+    def _counting_since_ms(self, window: Window) -> int:
+        """Beginning of the oldest slot that counts, or still has calls under way."""
+        (made_at_ms,) = self._db.execute(
+            "SELECT min(made_at_ms) FROM reservations WHERE state IN ('pending', 'suspense')"
+        ).fetchone()
+        oldest_ms = window.oldest_counting_ms(self._now_ms)
+        return oldest_ms if made_at_ms is None else min(oldest_ms, window.slot_start_ms(made_at_ms))
+
+    def replay(self, db: sqlite3.Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
+        """Recompute accounts' slots from reservations made since then; returns how many there are."""
+        by_budget: dict[int, list[Account]] = {}
+        for account in accounts:
+            by_budget.setdefault(account.budget_id, []).append(account)
+        count = 0
+        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.execute(
+            "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
+            " FROM reservations WHERE made_at_ms >= ?",
+            (since_ms,),
+        ):
+            count += 1
+            if state == "voided":
+                continue
+            for budget_id in decode_budgets(text):
+                for account in by_budget.get(budget_id, ()):
+                    slot_ms = account.cap.window.slot_start_ms(made_at_ms)
+                    tally = account.slots.setdefault(slot_ms, Tally())
+                    held = (nusd, tokens, 1)[account.index]
+                    if state == "posted":
+                        cost = cost_in(account.index, cost_nusd, cost_tokens)
+                        tally.posted += cost
+                        tally.overrun += max(0, cost - held)
+                    else:
+                        tally.reserved += held
+                        tally.suspense += held if state == "suspense" else 0
+        return count
+
+    def pause(self, db: sqlite3.Connection, name: str, paused: bool, now_ms: int) -> None:
+        """`Store.pause`."""
+        now_ms = self._begin(db, now_ms)
+        found = db.execute(
+            "UPDATE budgets SET is_paused = ? WHERE name = ? RETURNING id", (paused, name)
+        ).fetchall()
+        if not found:
+            known = tuple(row[0] for row in db.execute("SELECT name FROM budgets ORDER BY id"))
+            raise BudgetUnknown(name, known)
+        self.lanes.wake_all(now_ms)
+        self.read_budgets(db, now_ms)
+
+    def read_budgets(self, db: sqlite3.Connection, now_ms: int) -> list[BudgetStatus]:
+        """`Store.budgets`; writes nothing."""
+        now_ms = self._begin(db, now_ms)
+        found = []
+        for budget_id, name, definition, is_paused in db.execute(
+            "SELECT id, name, definition, is_paused FROM budgets ORDER BY id"
+        ).fetchall():
+            budget, accounts = _decode_budget(name, definition), self._read_accounts(budget_id)
+            found.append(budget_status(budget_id, budget, bool(is_paused), accounts, now_ms))
+        self.statuses = {status.id: status for status in found}
+        return found
+
+
+@lru_cache(maxsize=4096)
+def _decode_budget(name: str, definition: str) -> Budget:
+    return decode_budget(name, definition)
+
+
+def _encode_waiter(waiter: Waiter | None) -> str | None:
+    if waiter is None:
+        return None
+    return json.dumps(
+        [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
+    )
