@@ -1,0 +1,24 @@
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http]``."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import dispatch, http, waiting
+from benchmarks.harness import Row, show
+
+CASES = {"dispatch": dispatch.run, "waiting": waiting.run, "http": http.run}
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    quick = "--quick" in words
+    chosen = [word for word in words if not word.startswith("-")] or list(CASES)
+    rows: list[Row] = []
+    for name in chosen:
+        print(f"measuring {name} ...", file=sys.stderr)
+        rows += CASES[name](quick)
+    show(rows)
+
+
+main()
