@@ -21,15 +21,22 @@ def encode_request(request: Request) -> str:
     fields: dict[str, Any] = {"body": request.body}
     if request.url != CHAT:
         fields["url"] = request.url
-    for name in ("key", "provider", "budget", "tags", "job", "metadata"):
-        value = getattr(request, name)
-        if value:
+    for name, value in (
+        ("key", request.key),
+        ("provider", request.provider),
+        ("budget", request.budget),
+        ("tags", request.tags),
+        ("job", request.job),
+        ("metadata", request.metadata),
+    ):
+        if value is not None and value != "" and value != {}:
             fields[name] = value
     fields["priority"] = Priority.parse(request.priority)
     try:
-        text = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        text = _to_json(fields)
         for word in (request.key, request.job, request.model):
-            (word or "").encode()
+            if word and not word.isascii():
+                word.encode()  # a lone surrogate cannot be stored as a column
     except (TypeError, ValueError, RecursionError) as exc:
         raise ConfigError("request", f"cannot be stored as JSON: {exc}; nothing was sent") from None
     return text
@@ -94,5 +101,7 @@ def decode_budget(name: str, text: str) -> Budget:
     )
 
 
+# Text stays ASCII, so that lone surrogates in a prompt survive.
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _RESPONSE_FIELDS = tuple(Response.__slots__)
 _USAGE_FIELDS = tuple(Usage.__slots__)
