@@ -13,8 +13,10 @@ What this package adds is under the one key ``scheduler``. A line without an id 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,10 +182,15 @@ def _raw_body(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 # Lines out
 
 
+def line_id(request_id: int) -> str:
+    """What a request is called in result files."""
+    return f"batch_req_{request_id}"
+
+
 def result_line(request_id: int, key: str | None, response: Response) -> dict[str, Any]:
     """A success as an OpenAI Batch result line."""
     return {
-        "id": f"batch_req_{request_id}",
+        "id": line_id(request_id),
         "custom_id": key,
         "response": {
             "status_code": response.status_code,
@@ -215,7 +222,7 @@ def error_line(
     if status is not None:
         answered = {"status_code": status, "request_id": None, "body": body}
     return {
-        "id": None if request_id is None else f"batch_req_{request_id}",
+        "id": None if request_id is None else line_id(request_id),
         "custom_id": key,
         "response": answered,
         "error": {"code": error.get("code"), "message": error.get("message")},
@@ -242,6 +249,10 @@ class LineFile:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:
             raise ConfigError("output", f"cannot write {path}: {exc.strerror}") from None
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            # It could not be read again to resume, and must not be removed when it is empty.
+            os.close(self._fd)
+            raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
@@ -280,14 +291,21 @@ class LineFile:
             os.ftruncate(self._fd, end)
             raise
 
-    def ids(self) -> Iterator[str | None]:
-        """The ``custom_id`` of every line there is."""
+    def ends(self) -> Iterator[tuple[str, str | None]]:
+        """The ``id`` and ``custom_id`` of every line that ends a request.
+
+        Both, since bad lines have a ``custom_id`` only, and another store counts its
+        requests from 1 again.
+        """
         with self.path.open("rb") as file:
-            for line in file:
+            for text in file:
                 try:
-                    yield json.loads(line).get("custom_id")
+                    line = json.loads(text)
+                    name, key = line.get("id"), line.get("custom_id")
                 except (ValueError, AttributeError):
                     continue
+                if isinstance(name, str):
+                    yield name, key
 
     @property
     def is_empty(self) -> bool:
@@ -308,5 +326,6 @@ class LineFile:
         tb: TracebackType | None,
     ) -> None:
         os.close(self._fd)
-        if error is None and self.path.stat().st_size == 0:
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # removed by somebody meanwhile
+            if error is None and self.path.stat().st_size == 0:
+                self.path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
@@ -17,11 +18,12 @@ from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Cap
 from scheduler.cli.output import bar, until
 from scheduler.duration import format_duration
-from scheduler.money import NUSD_PER_USD, format_usd
+from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
 from scheduler.stats import CapStatus
 
 PLAIN_EVERY_S = 30.0
 PLAIN_SHARE = 20  # a line each twentieth of the way
+JSON_EVERY_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +108,19 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
     text = {
         ParkReason.WINDOW_SPENT: f"budget {lack.budget!r} is spent for now",
         ParkReason.HELD_IN_FLIGHT: f"budget {lack.budget!r} is held by running calls",
-        ParkReason.LARGER_THAN_LIMIT: f"a request is larger than the whole limit of {lack.budget!r}",
+        ParkReason.LARGER_THAN_LIMIT: f"one request exceeds the whole limit of {lack.budget!r}",
         ParkReason.PAUSED: f"budget {lack.budget!r} is paused",
         ParkReason.PROVIDER_CREDIT: "the provider says its credit is gone",
     }[lack.reason]
     numbers = (
-        f"{cap.format_amount(lack.posted)} spent and {cap.format_amount(lack.reserved)} reserved of "
-        f"{cap.format_amount(lack.limit)}, {missing} missing"
+        f"{cap.format_amount(lack.posted)} spent and {cap.format_amount(lack.reserved)} reserved "
+        f"of {cap.format_amount(lack.limit)}, {missing} missing"
     )
+    name = shlex.quote(lack.budget)
     if lack.reason is ParkReason.PAUSED:
-        fix = f"scheduler budget resume {lack.budget}{store}"
+        fix = f"scheduler budget resume {name}{store}"
     else:
-        fix = f"scheduler budget set {lack.budget} 'MORE'{store}"
+        fix = f"scheduler budget set {name} 'MORE'{store}"
     return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
 
 
@@ -177,8 +180,24 @@ class _Plain(_Silent):
 
 
 class _Json(_Silent):
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        self._told: Snapshot | None = None
+        self._latest: Snapshot | None = None
+
     def update(self, now: Snapshot) -> None:
-        """An object a second would be too many: as often as plain lines, but each half second."""
+        """An object each half second."""
+        self._latest = now
+        if self._told is None or now.at_ms - self._told.at_ms >= JSON_EVERY_MS:
+            self._tell(now)
+
+    def close(self) -> None:
+        """Tell where it ended."""
+        if self._latest is not self._told and self._latest is not None:
+            self._tell(self._latest)
+
+    def _tell(self, now: Snapshot) -> None:
+        self._told = now
         self._write({"event": "progress", **_fields(now)})
 
     def say(self, text: str) -> None:
@@ -200,8 +219,8 @@ def _fields(now: Snapshot) -> dict[str, Any]:
         "parked": now.parked,
         "reason": None if now.shortfall is None else now.shortfall.reason.value,
         "resumes_at_ms": None if now.shortfall is None else now.shortfall.resumes_at_ms,
-        "posted_usd": format_usd(now.posted_nusd)[1:],
-        "reserved_usd": format_usd(now.reserved_nusd)[1:],
+        "posted_usd": decimal_usd(now.posted_nusd),
+        "reserved_usd": decimal_usd(now.reserved_nusd),
         "eta_ms": now.eta_ms,
     }
 

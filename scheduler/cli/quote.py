@@ -299,7 +299,7 @@ def _show(forecast: Forecast, cap: CapStatus | None, now_ms: int) -> None:
         )
     )
     if cap is None:
-        print("no limit: everything fits now")
+        print("no limit in dollars: everything fits now")
     elif forecast.windows == 0 and forecast.done_at_ms is not None:
         print(f"within {cap.cap}: all of them fit now, at their expected cost")
     else:
@@ -308,8 +308,8 @@ def _show(forecast: Forecast, cap: CapStatus | None, now_ms: int) -> None:
         if forecast.done_at_ms is not None:
             when = f"after {until(forecast.done_at_ms, zone, now_ms)}"
         print(
-            f"within {cap.cap}: {forecast.fits_now:,} of {total.requests:,} fit now, at their expected "
-            f"cost; the rest would be done {when}"
+            f"within {cap.cap}: {forecast.fits_now:,} of {total.requests:,} fit now, at their "
+            f"expected cost; the rest would be done {when}"
         )
     if total.unbounded:
         say(f"for {plural(total.unbounded, 'request')} 'most' is an estimate, not a bound")

@@ -147,13 +147,28 @@ def _files(source: str, output: str | None) -> Files:
     results = base.with_suffix(".results.jsonl") if output is None else Path(output)
     if output == "-":
         stem = str(base.with_suffix(""))
-        return Files(path, None, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"))
-    if path is not None and results.exists() and results.samefile(path):
-        raise typer.BadParameter("is the input file itself", param_hint="--output-file")
-    if results.is_dir():
-        raise typer.BadParameter(f"{results} is a folder", param_hint="--output-file")
-    stem = str(results).removesuffix(".jsonl").removesuffix(".results")
-    return Files(path, results, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"))
+    else:
+        stem = str(results).removesuffix(".jsonl").removesuffix(".results")
+    files = Files(
+        path,
+        None if output == "-" else results,
+        Path(f"{stem}.errors.jsonl"),
+        Path(f"{stem}.parked.jsonl"),
+    )
+    _check_outputs(files)
+    return files
+
+
+def _check_outputs(files: Files) -> None:
+    """Nothing may be written over the input, which may be an earlier run's parked file."""
+    for path in filter(None, (files.results, files.errors, files.parked)):
+        problem = None
+        if path.is_dir():
+            problem = f"{path} is a folder"
+        elif files.input is not None and path.exists() and path.samefile(files.input):
+            problem = f"{path} would be written, and is the input file itself; name another output"
+        if problem is not None:
+            raise typer.BadParameter(problem, param_hint="--output-file")
 
 
 async def _run(
@@ -199,6 +214,8 @@ def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
         parts[0] += f" ({outcome.known:,} of them before)"
     if outcome.failed:
         parts.append(f"{outcome.failed:,} failed")
+    if outcome.known_failed:
+        parts.append(f"{outcome.known_failed:,} failed before (--retry-failed sends them again)")
     if outcome.bad:
         parts.append(plural(outcome.bad, "bad line"))
     if outcome.left:

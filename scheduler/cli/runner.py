@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
+import os
+import select
 import signal
 import sys
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +33,7 @@ from scheduler.batch import (
     LineOptions,
     error_line,
     input_line,
+    line_id,
     read_lines,
     result_line,
 )
@@ -102,7 +106,8 @@ class Outcome:
     succeeded: int = 0
     failed: int = 0
     bad: int = 0
-    known: int = 0  # had an outcome before
+    known: int = 0  # succeeded before
+    known_failed: int = 0
     left: int = 0
     cost_nusd: int = 0
     reserved_nusd: int = 0
@@ -118,6 +123,7 @@ class Outcome:
             "failed": self.failed,
             "bad_lines": self.bad,
             "known_before": self.known,
+            "failed_before": self.known_failed,
             "left": self.left,
             "cost_usd": decimal_usd(self.cost_nusd),
             "reserved_usd": decimal_usd(self.reserved_nusd),
@@ -159,6 +165,7 @@ class BatchRun:
         self._rest: Iterator[BatchLine | BadLine] = iter(())
         self._exhausted_since_s: float | None = None
         self._codes: Counter[str] = Counter()
+        self._refused: set[str] = set()  # keys of requests the credentials did not do for
 
     async def run(self) -> Outcome:
         """Read, send, write, and say how it ended."""
@@ -198,34 +205,47 @@ class BatchRun:
 
     def _open_input(self, stack: contextlib.ExitStack) -> BinaryIO:
         if self.files.input is None:
-            return sys.stdin.buffer
+            return _stdin(self._stopping)
         return stack.enter_context(self.files.input.open("rb"))
 
     async def _redeliver(self) -> None:
         """Write outcomes that are in the store but did not reach their file."""
-        everything = self._results is not None and self._results.is_empty
+        if self._results is not None and self._results.is_empty:
+            await self._write_anew()
         if self.options.retry_failed:
             self._errors.clear()
-        late: dict[str | None, Finished] = {}
-        async for finished in self.s.store.finished(self._job, undelivered=not everything):
-            if finished.response is None and everything:
-                continue  # only results are written anew; failures are where they were
-            late[finished.key] = finished
-            if everything and len(late) >= CHUNK:
+        late = [each async for each in self.s.store.finished(self._job, undelivered=True)]
+        if late:
+            names = {(line_id(each.id), each.key) for each in late}
+            written = await asyncio.to_thread(self._written, names)
+            self._ends.ids.extend(e.id for e in late if (line_id(e.id), e.key) in written)
+            await self._write_late([e for e in late if (line_id(e.id), e.key) not in written])
+
+    async def _write_anew(self) -> None:
+        """Write all results again, since their file is empty or gone."""
+        late = []
+        async for finished in self.s.store.finished(self._job, undelivered=False):
+            if finished.response is not None:
+                late.append(finished)
+            if len(late) >= CHUNK:
                 await self._write_late(late)
-        if late and not everything:
-            for file in filter(None, (self._results, self._errors)):
-                for key in await asyncio.to_thread(_keys_among, file, late):
-                    self._ends.ids.append(late.pop(key).id)
+                late = []
         await self._write_late(late)
 
-    async def _write_late(self, late: dict[str | None, Finished]) -> None:
-        for finished in late.values():
+    def _written(self, names: set[tuple[str, str | None]]) -> set[tuple[str, str | None]]:
+        """Which of these ends are in a file already."""
+        files = [file for file in (self._results, self._errors) if file is not None]
+        return {end for file in files for end in file.ends() if end in names}
+
+    async def _write_late(self, late: Sequence[Finished]) -> None:
+        for finished in late:
             if finished.response is not None:
                 line = result_line(finished.id, finished.key, finished.response)
                 self._ends.results.append(line)
             elif finished.error is None or finished.error.get("type") == NOT_FINAL:
                 continue
+            elif self.options.retry_failed:
+                continue  # it is about to be sent again
             else:
                 self._ends.errors.append(
                     error_line(
@@ -237,7 +257,6 @@ class BatchRun:
                     )
                 )
             self._ends.ids.append(finished.id)
-        late.clear()
         await self._write()
 
     async def _write(self) -> None:
@@ -250,8 +269,8 @@ class BatchRun:
         except OSError as exc:
             self._problem = exc
             self._stop(
-                f"cannot write results: {exc.strerror or exc}. They are safe in the store and will be "
-                "written by the next run"
+                f"cannot write results: {exc.strerror or exc}. They are safe in the store and "
+                "will be written by the next run"
             )
             return
         if ends.ids:
@@ -292,42 +311,55 @@ class BatchRun:
             yield [row.request for row in rows if row.request is not None]
         while chunk := await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK))):
             yield [each.request for each in chunk if isinstance(each, BatchLine)]
+        if self._refused and self.files.input is not None:
+            # The store keeps no body of what has ended.
+            self._input.seek(0)
+            lines = self._lines()
+            while chunk := await asyncio.to_thread(lambda: list(itertools.islice(lines, CHUNK))):
+                yield [
+                    each.request
+                    for each in chunk
+                    if isinstance(each, BatchLine) and each.request.key in self._refused
+                ]
 
     # Lines in
 
     async def _feed(self) -> None:
         """Put the whole input in the queue, a chunk at a time."""
-        name = "<stdin>" if self.files.input is None else str(self.files.input)
-        options = self.options.lines
-        options = LineOptions(self._job, options.model, options.priority, options.limit)
         if self.options.is_strict:
-            await self._check_all(name, options)
-        self._rest = read_lines(self._input, name, options)
+            await self._check_all()
+        self._rest = self._lines()
         while not self._stopping.is_set():
             chunk = await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK)))
             if not chunk:
                 self._is_read = True
                 return
             self._total += len(chunk)
-            await self._queue(chunk, name)
+            await self._queue(chunk, self._name)
 
-    async def _check_all(self, name: str, options: LineOptions) -> None:
+    @property
+    def _name(self) -> str:
+        return "<stdin>" if self.files.input is None else str(self.files.input)
+
+    def _lines(self) -> Iterator[BatchLine | BadLine]:
+        wanted = self.options.lines
+        options = LineOptions(self._job, wanted.model, wanted.priority, wanted.limit)
+        return read_lines(self._input, self._name, options)
+
+    async def _check_all(self) -> None:
         if self.files.input is None:
             raise ConfigError("--strict", "stdin cannot be read twice; give a file")
 
         def bad_lines() -> list[InputError]:
-            return [
-                each.error
-                for each in read_lines(self._input, name, options)
-                if isinstance(each, BadLine)
-            ]
+            return [each.error for each in self._lines() if isinstance(each, BadLine)]
 
         bad = await asyncio.to_thread(bad_lines)
         self._input.seek(0)
         for error in bad[:20]:
             self.progress.say(f"error: {error}")
         if bad:
-            raise InputError(name, bad[0].line, f"{bad[0].problem}; with --strict nothing was sent")
+            problem = f"{bad[0].problem}; with --strict nothing was sent"
+            raise InputError(self._name, bad[0].line, problem)
 
     async def _queue(self, chunk: Sequence[BatchLine | BadLine], name: str) -> None:
         lines: list[BatchLine] = []
@@ -344,7 +376,9 @@ class BatchRun:
             if self._is_tried_again(answer):
                 again.append(line)
             elif not self._is_twice(line, answer, name) and answer.finished is not None:
-                self.outcome.known += 1
+                is_success = answer.finished.state is RequestState.SUCCEEDED
+                self.outcome.known += is_success
+                self.outcome.known_failed += not is_success
         if again:
             await self._enqueue(again, True)
 
@@ -403,6 +437,7 @@ class BatchRun:
             self._ends.ids.append(event.request_id)
         elif event.error is not None:
             if isinstance(event.error, CredentialsRefused):
+                self._refused.add(event.key or "")
                 if self.outcome.exit is not Exit.CREDENTIALS:
                     self.outcome.exit = Exit.CREDENTIALS
                     self._stop(f"{event.error}. Check the key; a rerun goes on from here")
@@ -440,9 +475,9 @@ class BatchRun:
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))
-            self._explain(stats)
             if feeding.done() or self._total >= CHUNK:
                 self._check_exhausted(stats, feeding)
+            self._explain(stats)
         self.progress.update(self._snapshot(self.s.stats()))
 
     def _is_over(self) -> bool:
@@ -510,8 +545,8 @@ class BatchRun:
         if self._interrupts == 1:
             self.outcome.exit = Exit.INTERRUPTED
             self._stop(
-                f"stopping: {stats.running} running calls ({format_usd(stats.reserved_nusd)} reserved) "
-                "are let finish; interrupt again to cancel them"
+                f"stopping: {stats.running} running calls ({format_usd(stats.reserved_nusd)} "
+                "reserved) are let finish; interrupt again to cancel them"
             )
             if number == signal.SIGTERM:
                 asyncio.get_running_loop().call_later(GRACE_S, self._cancel_running)
@@ -524,15 +559,15 @@ class BatchRun:
         stats = self.s.stats()
         if stats.running:
             self.progress.say(
-                f"cancelling {stats.running} running calls; {format_usd(stats.reserved_nusd)} stays "
-                "reserved, since the provider may bill them"
+                f"cancelling {stats.running} running calls; {format_usd(stats.reserved_nusd)} "
+                "stays reserved, since the provider may bill them"
             )
             self.s.cancel_running()
 
     def _snapshot(self, stats: Stats) -> Snapshot:
         now_s = asyncio.get_running_loop().time() - self._started_s
         done = self.outcome.succeeded + self.outcome.known
-        failed = self.outcome.failed + self.outcome.bad
+        failed = self.outcome.failed + self.outcome.known_failed + self.outcome.bad
         parked = sum(stats.parked.values())
         ended = self.outcome.succeeded + self.outcome.failed
         left = self._total - done - failed
@@ -573,19 +608,42 @@ class BatchRun:
         if outcome.exit is Exit.DONE:
             if self._codes["price_unknown"] and self._codes["price_unknown"] == self._total:
                 outcome.exit = Exit.CONFIG
-            elif outcome.failed or outcome.bad or self._problem is not None:
+            elif outcome.failed or outcome.known_failed or outcome.bad or self._problem is not None:
                 outcome.exit = Exit.FAILED
         return outcome
-
-
-def _keys_among(file: LineFile, wanted: Container[str | None]) -> list[str | None]:
-    """Which of the wanted ids stand in a file; read in a stream."""
-    return [key for key in file.ids() if key in wanted]
 
 
 def _worst(shortfalls: Sequence[Shortfall]) -> Shortfall | None:
     order = list(ParkReason)
     return min(shortfalls, key=lambda lack: order.index(lack.reason), default=None)
+
+
+class _Stdin(io.RawIOBase):
+    """Standard input that ends when nothing comes and the run is stopping.
+
+    Without it an interrupt would wait for whoever writes to the pipe.
+    """
+
+    def __init__(self, number: int, stopping: asyncio.Event) -> None:
+        self._number, self._stopping = number, stopping
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not select.select([self._number], [], [], TICK_S)[0]:
+            if self._stopping.is_set():
+                return 0
+        return os.readv(self._number, [buffer])
+
+
+def _stdin(stopping: asyncio.Event) -> BinaryIO:
+    if sys.platform == "win32":
+        return sys.stdin.buffer  # its pipes cannot be selected
+    try:
+        return io.BufferedReader(_Stdin(sys.stdin.fileno(), stopping))
+    except (OSError, ValueError):
+        return sys.stdin.buffer  # no file of the system's
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -339,7 +341,9 @@ def test_failures_go_to_their_own_file_and_are_tried_again_when_asked(place):
     assert len(errors) == 6
     assert errors[0]["error"]["code"]
 
-    assert run("p.jsonl").returncode == 0
+    again = run("p.jsonl")
+    assert again.returncode == 1
+    assert "0 succeeded · 6 failed before (--retry-failed sends them again)" in again.stderr
     assert lines("p.results.jsonl") == []
     assert run("p.jsonl", "--retry-failed").returncode == 0
     assert len(lines("p.results.jsonl")) == 6
@@ -359,6 +363,122 @@ def test_a_wrong_key_stops_the_batch_with_4_and_a_rerun_goes_on(place, monkeypat
         again = run("p.jsonl", "--base-url", server, *prices)
     assert again.returncode == 0, again.stderr
     assert len(lines("p.results.jsonl")) == 40
+
+
+def as_if_killed_before_writing() -> None:
+    """The outcomes are in the store; nothing says that they reached a file."""
+    with contextlib.closing(sqlite3.connect("scheduler.db")) as db:
+        db.execute("UPDATE requests SET is_delivered = 0")
+        db.commit()
+
+
+def test_a_result_lost_in_a_crash_is_written_although_a_bad_line_has_its_id(place):
+    write(3)
+    with open("p.jsonl", "a") as file:
+        file.write(json.dumps(line(1)) + "\n")
+    run("p.jsonl")
+    kept = [each for each in lines("p.results.jsonl") if each["custom_id"] != "r1"]
+    Path("p.results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept))
+    as_if_killed_before_writing()
+
+    run("p.jsonl")
+
+    assert next(each["custom_id"] for each in lines("p.errors.jsonl")) == "r1"
+    assert ids("p.results.jsonl") == ["r0", "r1", "r2"]
+
+
+def test_a_results_file_with_a_line_twice_is_no_obstacle(place):
+    write(3)
+    run("p.jsonl")
+    whole = Path("p.results.jsonl").read_text()
+    Path("p.results.jsonl").write_text(whole * 2)
+    as_if_killed_before_writing()
+
+    done = run("p.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    assert Path("p.results.jsonl").read_text() == whole * 2
+
+
+def test_failures_lost_in_a_crash_are_written_though_there_is_no_result(place):
+    write(3)
+    with running_server("--fail", "400=1") as server:
+        run("p.jsonl", "--base-url", server, "--price", "sim-small=0.15/0.60")
+    Path("p.errors.jsonl").unlink()
+    as_if_killed_before_writing()
+
+    assert run("p.jsonl").returncode == 1
+    assert ids("p.errors.jsonl") == ["r0", "r1", "r2"]
+    run("p.jsonl")
+    assert ids("p.errors.jsonl") == ["r0", "r1", "r2"]
+
+
+def test_what_the_credentials_did_not_do_for_is_in_the_parked_file(place, monkeypatch):
+    write(5)
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    with running_server("--api-key", "right") as server:
+        prices = ("--price", "sim-small=0.15/0.60")
+        done = run("p.jsonl", "--base-url", server, "-c", "2", "--json", *prices)
+
+    assert (done.returncode, json.loads(done.stdout)["left"]) == (4, 5)
+    assert ids("p.parked.jsonl") == [f"r{n}" for n in range(5)]
+
+
+def test_a_parked_file_is_not_written_over_while_it_is_the_input(place):
+    write(3, "p.parked.jsonl")
+    before = Path("p.parked.jsonl").read_bytes()
+
+    done = run("p.parked.jsonl", "-o", "p.results.jsonl")
+
+    assert done.returncode == 2
+    assert "is the input file itself" in " ".join(done.stderr.replace("│", " ").split())
+    assert Path("p.parked.jsonl").read_bytes() == before
+    assert run("p.parked.jsonl").returncode == 0
+    assert Path("p.parked.jsonl").read_bytes() == before
+
+
+def test_an_output_that_is_no_regular_file_is_refused_and_left_alone(place):
+    write(1)
+    os.mkfifo("pipe")
+
+    done = run("p.jsonl", "-o", "pipe")
+
+    assert done.returncode == 3
+    assert "pipe is no regular file; '-' writes to stdout" in done.stderr
+    assert Path("pipe").is_fifo()
+
+
+def test_a_results_file_removed_while_it_runs_is_written_again_by_the_next_run(place):
+    write(4)
+    process = start("run", "p.jsonl", "--base-url", "sim:latency=0.5", "-c", "1")
+    wait_for(lambda: lines("p.results.jsonl"))
+    Path("p.results.jsonl").unlink()
+    _, told = process.communicate(timeout=20)
+
+    assert process.returncode == 0, told
+    assert run("p.jsonl").returncode == 0
+    assert ids("p.results.jsonl") == ["r0", "r1", "r2", "r3"]
+
+
+def test_an_interrupt_does_not_wait_for_whoever_writes_to_stdin(place):
+    process = subprocess.Popen(
+        [*COMMAND, "run", "-", "-o", "out.jsonl", "--base-url", "sim:"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(line(0)) + "\n")
+    process.stdin.flush()
+    assert "no budget" in process.stderr.readline()
+
+    process.send_signal(signal.SIGINT)
+    code = process.wait(10)
+    told = process.stderr.read()
+    process.stdin.close()
+    process.stderr.close()
+
+    assert code == 130, told
+    assert "are let finish" in told
 
 
 def start(*words: str) -> subprocess.Popen[str]:
