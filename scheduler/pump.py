@@ -90,6 +90,7 @@ class Pump:
         self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
         self._elsewhere: set[int] = set()  # requests that another process runs
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._unsent: dict[int, Claimed] = {}  # calls whose task has not begun
         self._slots = dict.fromkeys(intake.providers, concurrency)
         self._cooldown_until_ms: dict[str, int] = {}
         self._signal = asyncio.Event()
@@ -145,8 +146,8 @@ class Pump:
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
         self._admits, self._gives_back = False, True
-        for task in self._calls.values():
-            task.cancel()
+        for request_id in self._calls:
+            self._cancel_call(request_id)
 
     async def turned(self) -> None:
         """Wait for the next transaction to be acted on."""
@@ -293,10 +294,10 @@ class Pump:
 
     def _take_futures(self, request_id: int) -> Sequence[RequestFuture]:
         """As `_waiting_for`, and forget them."""
-        futures = self._waiting_for(request_id)
-        self._futures.pop(request_id, None)
-        self._twins.pop(request_id, None)
-        return futures
+        future = self._futures.pop(request_id, None)
+        if future is None:
+            return ()
+        return (future, *self._twins.pop(request_id, ())) if self._twins else (future,)
 
     def _start(self, claimed: Claimed, now_ms: int) -> None:
         tally = self.tally
@@ -310,6 +311,7 @@ class Pump:
         self._slots[name] -= 1
         for future in self._waiting_for(claimed.request_id):
             future.is_running = True
+        self._unsent[claimed.request_id] = claimed
         self._calls[claimed.request_id] = self._loop.create_task(self._call(name, claimed))
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
@@ -334,14 +336,14 @@ class Pump:
         self._signal.set()
 
     async def _call(self, name: str, claimed: Claimed) -> None:
+        del self._unsent[claimed.request_id]
         provider = self._intake.providers[name]
         ended = await attempt(
             provider, self._intake.tariff(provider), claimed, self._policy, self._clock.now_ms
         )
         if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
-            ended.settlement.state = (
-                RequestState.QUEUED
-            )  # not the caller's wish: the next run's work
+            # Not the caller's wish: it is the next run's work.
+            ended.settlement.state = RequestState.QUEUED
         self._slots[name] += 1
         if ended.cooldown_ms is not None:
             until_ms = self._clock.now_ms() + ended.cooldown_ms
@@ -455,12 +457,25 @@ class Pump:
         twins = self._waiting_for(request_id)
         if any(not twin.cancelled() for twin in twins):
             return  # somebody else still wants the answer
-        call = self._calls.get(request_id)
-        if call is not None:
-            call.cancel()
+        if request_id in self._calls:
+            self._cancel_call(request_id)
         else:
             self._cancels.append(request_id)
             self._signal.set()
+
+    def _cancel_call(self, request_id: int) -> None:
+        """End a call; one whose task has not begun was never sent, so it costs nothing."""
+        self._calls[request_id].cancel()
+        claimed = self._unsent.pop(request_id, None)
+        if claimed is None:
+            return
+        state = RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
+        settlement = Settlement(
+            claimed.reservation_id, request_id, Outcome.VOID, state, is_attempt=False
+        )
+        self._slots[claimed.request.provider or self._intake.default_provider] += 1
+        self._ended.append(Attempt(claimed, settlement))
+        self._signal.set()
 
     async def _poll(self) -> None:
         """Notice what other processes changed; keep the lease while there is work."""

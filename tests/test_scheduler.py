@@ -287,6 +287,30 @@ async def test_cancelling_what_runs_keeps_its_reservation():
 
 
 @virtual
+async def test_cancelling_what_was_admitted_but_not_sent_yet_costs_nothing():
+    provider = Bench()
+    async with open_scheduler(provider, team()) as s:
+        s.on(events.Admitted, lambda event: future.cancel())
+        future = s.submit(ask())
+        await asyncio.sleep(1)
+
+        cap = s.stats().budgets[0].caps[0]
+        assert (provider.sent, cap.posted, cap.reserved) == ([], 0, 0)
+        assert (s.stats().cancelled, s.stats().running) == (1, 0)
+
+
+@virtual
+async def test_closing_in_the_moment_of_admission_gives_everything_back():
+    provider = Bench()
+    async with open_scheduler(provider, team()) as s:
+        s.on(events.Admitted, lambda event: s.cancel_running())
+        future = s.submit(ask())
+        await asyncio.sleep(1)
+        assert (provider.sent, s.stats().queued, s.stats().reserved_nusd) == ([], 1, 0)
+    assert isinstance(future.exception(), SchedulerClosed)
+
+
+@virtual
 async def test_a_timeout_around_a_parked_request_cancels_it():
     async with open_scheduler(budgets=team("$0")) as s:
         with pytest.raises(TimeoutError):

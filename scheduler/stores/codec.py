@@ -21,16 +21,15 @@ def encode_request(request: Request) -> str:
     fields: dict[str, Any] = {"body": request.body}
     if request.url != CHAT:
         fields["url"] = request.url
-    for name, value in (
-        ("key", request.key),
-        ("provider", request.provider),
-        ("budget", request.budget),
-        ("tags", request.tags),
-        ("job", request.job),
-        ("metadata", request.metadata),
-    ):
-        if value is not None and value != "" and value != {}:
-            fields[name] = value
+    extras = {
+        "key": request.key,
+        "provider": request.provider,
+        "budget": request.budget,
+        "tags": request.tags,
+        "job": request.job,
+        "metadata": request.metadata,
+    }
+    fields.update((name, value) for name, value in extras.items() if value not in (None, "", {}))
     fields["priority"] = Priority.parse(request.priority)
     try:
         text = _to_json(fields)
