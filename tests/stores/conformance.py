@@ -363,6 +363,19 @@ class Conformance:
         assert [(c.request_id, c.attempt) for c in second.claimed] == [(claimed.request_id, 2)]
         assert second.claimed[0].spent_nusd == 10
 
+    async def test_a_late_settlement_of_an_older_attempt_does_not_touch_a_retry(self, bench):
+        (claimed,) = (await bench.submit(new())).claimed
+        retry = end(claimed, Outcome.SUSPEND, QUEUED, not_before_ms=T0 + 300)
+        await bench.settle(retry)
+
+        late = await bench.settle(post(claimed, 4))
+
+        assert late.settled == [True]
+        assert late.look_again_at_ms == T0 + 300
+        bench.now_ms = T0 + 300
+        (again,) = (await bench.turn()).claimed
+        assert (again.attempt, again.spent_nusd) == (2, 4)
+
     async def test_a_busy_provider_uses_up_no_attempt(self, bench):
         (claimed,) = (await bench.submit(new())).claimed
 

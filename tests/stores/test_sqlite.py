@@ -326,7 +326,8 @@ async def test_time_per_claim_does_not_depend_on_the_number_that_waits(bench):
     """Counts steps of SQLite's machine, not seconds: the same for 100 as for 5,000 waiting."""
 
     async def steps_per_claim(waiting: int) -> int:
-        await bench.submit(*[new() for _ in range(waiting)], slots=None)
+        await bench.submit(*[new(priority=20) for _ in range(waiting)], slots=None)
+        await bench.submit(*[new(priority=0) for _ in range(8)], slots=None)
         count = 0
 
         def step() -> int:
