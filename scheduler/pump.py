@@ -30,6 +30,7 @@ from scheduler.ledger import UNLIMITED
 from scheduler.request import RequestState
 from scheduler.stores.base import (
     Claimed,
+    ExpiredRequest,
     NewRequest,
     Outcome,
     Settlement,
@@ -251,8 +252,8 @@ class Pump:
         for request_id, lack in result.refused:
             self.tally.end_waiting(RequestState.FAILED)
             self._fail(request_id, exceeded(lack))
-        for request_id, waited_ms in result.expired:
-            self._expired(request_id, waited_ms, now_ms)
+        for expired in result.expired:
+            self._expired(expired, now_ms)
         self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
@@ -391,23 +392,15 @@ class Pump:
             else:
                 future.cancel()
 
-    def _expired(self, request_id: int, waited_ms: int, now_ms: int) -> None:
+    def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         self.tally.end_waiting(RequestState.EXPIRED)
-        futures = self._waiting_for(request_id)
+        futures = self._waiting_for(expired.id)
         why = futures[0].parked if futures else None
-        error = DeadlineExceeded(waited_ms, "" if why is None else f"parked: {why.reason}")
+        reason = "" if why is None else f"parked: {why.reason}"
+        error = DeadlineExceeded(expired.waited_ms, reason)
         if self.announcer.hears(events.Expired):
-            request = futures[0].request if futures else None
-            self.announcer.emit(
-                events.Expired(
-                    now_ms,
-                    request_id,
-                    request.key if request else None,
-                    request.job if request else "",
-                    error,
-                )
-            )
-        self._fail(request_id, error)
+            self.announcer.emit(events.Expired(now_ms, expired.id, expired.key, expired.job, error))
+        self._fail(expired.id, error)
 
     def _fail(self, request_id: int, error: SchedulerError) -> None:
         for future in self._take_futures(request_id):

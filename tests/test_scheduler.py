@@ -25,7 +25,8 @@ from scheduler import (
     events,
 )
 from scheduler.admission import ParkReason
-from scheduler.errors import ProviderRefused, RateLimited, TransportFailed
+from scheduler.errors import ProviderRefused, RateLimited, StoreError, TransportFailed
+from scheduler.stores.memory import MemoryStore
 from scheduler.testing import START_MS, VirtualClock, run
 from tests.conftest import Bench, ask
 
@@ -520,6 +521,38 @@ async def test_closing_ends_what_waits_and_what_runs():
         await running
     with pytest.raises(SchedulerClosed):
         s.submit(ask())
+
+
+class Failing(MemoryStore):
+    """A store whose transactions fail from the second one on."""
+
+    turns = 0
+
+    async def turn(self, turn):
+        self.turns += 1
+        if self.turns > 1:
+            raise StoreError("disk full")
+        return await super().turn(turn)
+
+
+@virtual
+async def test_nothing_is_sent_without_a_committed_reservation_and_everybody_is_told():
+    provider = Bench()
+    async with open_scheduler(provider, store=Failing()) as s:
+        first = s.submit(ask(seconds=1))
+        await asyncio.sleep(0.5)
+        second = s.submit(ask())
+
+        for future in (first, second):
+            with pytest.raises(StoreError, match="disk full"):
+                await future
+        with pytest.raises(StoreError, match="the store failed earlier: disk full"):
+            s.submit(ask())
+        with pytest.raises(StoreError, match="disk full"):
+            await s.enqueue([ask()])
+        with pytest.raises(StoreError):
+            await s.join()
+    assert len(provider.sent) == 1
 
 
 @virtual

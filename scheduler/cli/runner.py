@@ -610,6 +610,10 @@ class BatchRun:
                 outcome.exit = Exit.CONFIG
             elif outcome.failed or outcome.known_failed or outcome.bad or self._problem is not None:
                 outcome.exit = Exit.FAILED
+            elif outcome.left:
+                outcome.exit = Exit.PARKED
+                outcome.message = f"{outcome.left:,} requests are being run by another process"
+                self.progress.say(outcome.message)
         return outcome
 
 

@@ -155,6 +155,16 @@ class Turn:
     slots: Mapping[str, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ExpiredRequest:
+    """A request whose time ran out before it was sent. Final; it cost nothing."""
+
+    id: int
+    waited_ms: int
+    key: str | None
+    job: str
+
+
 @dataclass(slots=True)
 class LaneStatus:
     """A lane that was shut or opened in this turn."""
@@ -172,7 +182,7 @@ class TurnResult:
         settled: Whether each settlement was the first for its reservation.
         cancelled: Whether each request was still waiting, and is now cancelled.
         refused: Requests that were not allowed to wait, with what lacked. Final.
-        expired: Requests whose time ran out unsent, with how long they waited. Final.
+        expired: Requests whose time ran out unsent. Final.
         look_again_at_ms: When a claim could do more without anything else happening.
     """
 
@@ -181,7 +191,7 @@ class TurnResult:
     cancelled: list[bool] = field(default_factory=list)
     claimed: list[Claimed] = field(default_factory=list)
     refused: list[tuple[int, Shortfall]] = field(default_factory=list)
-    expired: list[tuple[int, int]] = field(default_factory=list)
+    expired: list[ExpiredRequest] = field(default_factory=list)
     lanes: list[LaneStatus] = field(default_factory=list)
     crossings: list[Crossing] = field(default_factory=list)
     look_again_at_ms: int | None = None

@@ -22,6 +22,7 @@ from scheduler.request import RequestState, Response
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import (
     Claimed,
+    ExpiredRequest,
     Finished,
     LaneStatus,
     NewRequest,
@@ -299,7 +300,9 @@ class MemoryStore(Store):
             if self._is_expiring(at_ms, request_id):
                 row = self._rows[request_id]
                 self._drop(row, RequestState.EXPIRED, now_ms)
-                result.expired.append((row.id, now_ms - row.submitted_at_ms))
+                waited_ms = now_ms - row.submitted_at_ms
+                request = row.request
+                result.expired.append(ExpiredRequest(row.id, waited_ms, request.key, request.job))
 
     def _submit(self, new: NewRequest, now_ms: int) -> Submitted:
         key, known = new.request.key, None

@@ -20,6 +20,7 @@ from scheduler.ledger import Needs, ReservationState, cost_in
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import (
     Claimed,
+    ExpiredRequest,
     Finished,
     LaneStatus,
     NewRequest,
@@ -373,15 +374,16 @@ class Transactions(Books):
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         rows = self._db.execute(
-            "SELECT id FROM requests WHERE expires_at_ms <= ? AND expires_at_ms IS NOT NULL"
-            " AND state IN ('queued', 'delayed')"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+            "SELECT r.id, r.key, j.name FROM requests r JOIN jobs j ON j.id = r.job_id"
+            " WHERE r.expires_at_ms <= ? AND r.expires_at_ms IS NOT NULL"
+            " AND r.state IN ('queued', 'delayed')"
+            " AND r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) ORDER BY r.id",
             (now_ms, self.worker_id),
         ).fetchall()
-        for (request_id,) in rows:
+        for request_id, key, job in rows:
             waited_ms = self._drop(request_id, RequestState.EXPIRED, now_ms)
             if waited_ms is not None:
-                result.expired.append((request_id, waited_ms))
+                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job))
 
     def _look_again_at_ms(self) -> int | None:
         row = self._db.execute(

@@ -14,7 +14,16 @@ from scheduler.admission import LaneKey, ParkReason
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.request import Request, RequestState, Response, Usage
-from scheduler.stores.base import Claimed, NewRequest, Outcome, Settlement, Store, Turn, TurnResult
+from scheduler.stores.base import (
+    Claimed,
+    ExpiredRequest,
+    NewRequest,
+    Outcome,
+    Settlement,
+    Store,
+    Turn,
+    TurnResult,
+)
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 DAY_MS = 86_400_000
@@ -337,7 +346,7 @@ class Conformance:
         bench.now_ms = T0 + 500
         late = await bench.turn()
 
-        assert late.expired == [(result.submitted[0].id, 500)]
+        assert late.expired == [ExpiredRequest(result.submitted[0].id, 500, None, "")]
         assert late.claimed == []
         assert (await bench.store.counts()).expired == 1
 

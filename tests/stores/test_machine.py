@@ -92,7 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
                         (order[position][id], lack.reason, lack.missing)
                         for id, lack in result.refused
                     ],
-                    sorted((order[position][id], waited) for id, waited in result.expired),
+                    sorted((order[position][e.id], e.waited_ms, e.key) for e in result.expired),
                     [(lane.waiting, lane.shortfall) for lane in result.lanes],
                     [(c.budget, c.percent) for c in result.crossings],
                 )
