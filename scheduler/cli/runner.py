@@ -366,11 +366,14 @@ class BatchRun:
         for each in chunk:
             if isinstance(each, BadLine):
                 self._bad(each.error, each.key, "bad_line")
-            elif self._is_payable(each, name):
+            else:
+                each.request.budget = self._budget
                 lines.append(each)
-        if not lines:
-            return
-        submitted = await self._enqueue(lines, self.options.retry_failed)
+        try:
+            submitted = await self._enqueue(lines, self.options.retry_failed)
+        except (PriceUnknown, CostTooHigh):  # nothing of the chunk was queued: find which it was
+            lines = [line for line in lines if self._is_payable(line, name)]
+            submitted = await self._enqueue(lines, self.options.retry_failed)
         again = []
         for line, answer in zip(lines, submitted, strict=True):
             if self._is_tried_again(answer):
@@ -383,10 +386,10 @@ class BatchRun:
             await self._enqueue(again, True)
 
     async def _enqueue(self, lines: Sequence[BatchLine], retry_failed: bool) -> list[Submitted]:
-        return await self.s.enqueue([line.request for line in lines], retry_failed=retry_failed)
+        requests = [line.request for line in lines]
+        return await self.s.enqueue(requests, retry_failed=retry_failed) if requests else []
 
     def _is_payable(self, line: BatchLine, name: str) -> bool:
-        line.request.budget = self._budget
         try:
             self.s.quote(line.request)
         except (PriceUnknown, CostTooHigh) as exc:
