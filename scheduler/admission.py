@@ -46,6 +46,7 @@ AGING = 16
 MAX_BYPASSED = 32
 MAX_BYPASS_MS = 30_000
 DEPTH = 100
+BEHIND_MS = 200  # how soon to look again at those that fit but must let a waiter go first
 
 
 class ParkReason(StrEnum):
@@ -274,7 +275,9 @@ def _pass_over(scan: _Scan, now_ms: int) -> None:
     behind = account.waiter
     need = lack.needed
     if lack.missing <= 0 and behind is not None:
-        need = behind.need  # it fits, but has to let the waiter go first
+        # It fits, but has to let the waiter go first, which may itself go, give up, or be gone.
+        need = behind.need
+        verdict.resumes_at_ms = min(now_ms + BEHIND_MS, verdict.resumes_at_ms or now_ms + BEHIND_MS)
     verdict.wakes[account.id] = min(need, verdict.wakes.get(account.id, need))
     due_ms = lack.resumes_at_ms
     if lack.reason is ParkReason.HELD_IN_FLIGHT:  # a reset may come before the calls settle

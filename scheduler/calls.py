@@ -87,8 +87,13 @@ async def attempt(
         return _succeeded(tariff, claimed, answer, started_at_ms)
     except CallFailed as error:
         return _failed(claimed, error, policy, now_ms())
-    except asyncio.CancelledError:
-        return _cancelled(claimed)
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return _cancelled(claimed)
+        lost = CallFailed("the provider gave the call up by itself")  # nobody here cancelled it
+        lost.__cause__ = exc
+        return _failed(claimed, lost, policy, now_ms())
     except Exception as exc:
         logger.debug("provider %s raised %r", provider.name, exc)
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")

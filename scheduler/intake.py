@@ -14,13 +14,14 @@ from scheduler.clock import Clock
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CostTooHigh
 from scheduler.matching import BudgetBook
-from scheduler.money import parse_usd
+from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
 from scheduler.request import Priority, Quote, Request
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import NewRequest
 
+MAX_CEILING = MAX_USD * NUSD_PER_USD  # no request may cost, or take tokens, beyond any sense
 OnExceeded = Literal["wait", "raise"]
 
 
@@ -58,6 +59,8 @@ class Intake:
         provider = self._provider(request)
         request = self._as_sent(request)
         quote = self.tariff(provider).quote(request)
+        if max(quote.ceiling_nusd, quote.ceiling_tokens) > MAX_CEILING:
+            raise CostTooHigh(quote.ceiling_nusd, MAX_CEILING)
         if request.max_cost is not None:
             max_cost_nusd = parse_usd(request.max_cost, "max_cost")
             if quote.ceiling_nusd > max_cost_nusd:

@@ -79,6 +79,7 @@ class Pump:
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
+        self.is_closed = False
         self._intake, self._policy, self._clock, self._poll_s = intake, policy, clock, poll_s
         self._loop = asyncio.get_running_loop()
         # What waits for the next transaction; written by callers between the pump's steps.
@@ -147,7 +148,7 @@ class Pump:
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
         self._admits, self._gives_back = False, True
-        for request_id in self._calls:
+        for request_id in list(self._calls):
             self._cancel_call(request_id)
 
     async def turned(self) -> None:
@@ -168,6 +169,7 @@ class Pump:
             await asyncio.gather(task, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
+        self.is_closed = True
         self._fail_waiting(error)
 
     # The loop
@@ -192,7 +194,7 @@ class Pump:
 
     async def _turn(self) -> None:
         now_ms = self._clock.now_ms()
-        inbox, self._inbox = self._inbox, []
+        inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
         cancels, self._cancels = self._cancels, []
@@ -210,6 +212,13 @@ class Pump:
             self._batches = batches + self._batches
             raise
         self._apply(now_ms, inbox, batches, ended, cancels, result)
+
+    def _still_wanted(self) -> list[tuple[NewRequest, RequestFuture]]:
+        """The inbox without what was cancelled before it was even stored."""
+        wanted = [(new, future) for new, future in self._inbox if not future.cancelled()]
+        for _ in range(len(self._inbox) - len(wanted)):
+            self.tally.end_waiting(RequestState.CANCELLED)
+        return wanted
 
     def _free_slots(self, now_ms: int) -> dict[str, int] | None:
         if not self._admits:
@@ -233,6 +242,13 @@ class Pump:
         cancels: list[int],
         result: TurnResult,
     ) -> None:
+        # In the store's order: a key may be cancelled and submitted anew in one turn.
+        for each, is_first in zip(ended, result.settled, strict=True):
+            self._settled(each, is_first, now_ms)
+        for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
+            if is_cancelled:
+                self.tally.end_waiting(RequestState.CANCELLED)
+                self._take_futures(request_id)
         position = len(inbox)
         for (new, future), submitted in zip(inbox, result.submitted, strict=False):
             self._submitted(new, future, submitted)
@@ -243,12 +259,6 @@ class Pump:
                 self._submitted(new, None, submitted)
             if not done.done():
                 done.set_result(answers)
-        for each, is_first in zip(ended, result.settled, strict=True):
-            self._settled(each, is_first, now_ms)
-        for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
-            if is_cancelled:
-                self.tally.end_waiting(RequestState.CANCELLED)
-                self._take_futures(request_id)
         for request_id, lack in result.refused:
             self.tally.end_waiting(RequestState.FAILED)
             self._fail(request_id, exceeded(lack))
@@ -304,13 +314,22 @@ class Pump:
         tally = self.tally
         tally.waiting -= 1
         tally.reserved_nusd += claimed.ceiling_nusd
+        futures = self._waiting_for(claimed.request_id)
         if claimed.request_id in self._calls:
-            self._hand_back(claimed)
+            # Others took this process for dead and queued again what it is still sending.
+            not_before_ms = self._clock.now_ms() + self.store.lease_ms
+            self._hand_back(claimed, RequestState.QUEUED, not_before_ms)
+            return
+        if self._gives_back:
+            self._hand_back(claimed, RequestState.QUEUED)
+            return
+        if futures and all(future.cancelled() for future in futures):
+            self._hand_back(claimed, RequestState.CANCELLED)
             return
         request = claimed.request
         name = request.provider or self._intake.default_provider
         self._slots[name] -= 1
-        for future in self._waiting_for(claimed.request_id):
+        for future in futures:
             future.is_running = True
         self._unsent[claimed.request_id] = claimed
         self._calls[claimed.request_id] = self._loop.create_task(self._call(name, claimed))
@@ -327,11 +346,13 @@ class Pump:
                 )
             )
 
-    def _hand_back(self, claimed: Claimed) -> None:
-        """Others took this process for dead and queued again what it is still sending."""
+    def _hand_back(
+        self, claimed: Claimed, state: RequestState, not_before_ms: int | None = None
+    ) -> None:
+        """Undo a claim of which nothing was sent."""
         settlement = Settlement(
-            claimed.reservation_id, claimed.request_id, Outcome.VOID, RequestState.QUEUED,
-            not_before_ms=self._clock.now_ms() + self.store.lease_ms, is_attempt=False,
+            claimed.reservation_id, claimed.request_id, Outcome.VOID, state,
+            not_before_ms=not_before_ms, is_attempt=False,
         )  # fmt: skip
         self._ended.append(Attempt(claimed, settlement, is_sent=False))
         self._signal.set()
@@ -462,13 +483,11 @@ class Pump:
         claimed = self._unsent.pop(request_id, None)
         if claimed is None:
             return
-        state = RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
-        settlement = Settlement(
-            claimed.reservation_id, request_id, Outcome.VOID, state, is_attempt=False
-        )
+        del self._calls[request_id]
         self._slots[claimed.request.provider or self._intake.default_provider] += 1
-        self._ended.append(Attempt(claimed, settlement))
-        self._signal.set()
+        self._hand_back(
+            claimed, RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
+        )
 
     async def _poll(self) -> None:
         """Notice what other processes changed; keep the lease while there is work."""
@@ -481,9 +500,9 @@ class Pump:
             renewed_s = self._loop.time() if due else renewed_s
             try:
                 if await self.store.changed(self._clock.now_ms()):
+                    self._signal.set()
                     self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
                     await self._look_elsewhere()
-                    self._signal.set()
             except StoreError as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,7 @@ class Scheduler:
         self._announcer = events.Announcer()
         self._pump: Pump | None = None
         self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._closing: asyncio.Task[None] | None = None
 
     # Opening and closing
 
@@ -138,16 +140,24 @@ class Scheduler:
         the provider may bill it. With `drain`, they are let finish first. Futures that
         are not done get `SchedulerClosed`.
         """
-        if self._state in ("closing", "closed"):
-            return
-        self._state = "closing"
-        if self._pump is not None:
-            await self._pump.aclose(drain=drain, error=SchedulerClosed())
-        self._state = "closed"
-        for provider in self._intake.providers.values():
-            await provider.aclose()
-        if self._pump is not None:
-            await self.store.aclose()
+        if self._closing is None:
+            self._state = "closing"
+            self._closing = asyncio.create_task(self._close(drain), name="scheduler close")
+        # Whoever waits for it may be cancelled; the closing itself goes on to its end.
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain: bool) -> None:
+        try:
+            if self._pump is not None:
+                await self._pump.aclose(drain=drain, error=SchedulerClosed())
+        finally:
+            self._state = "closed"
+            try:
+                for provider in self._intake.providers.values():
+                    await provider.aclose()
+            finally:
+                if self._pump is not None:
+                    await self.store.aclose()
 
     # Taking requests in
 
@@ -360,6 +370,8 @@ class Scheduler:
         """
         pump = self._open_pump()
         while pump.tally.waiting or pump.is_calling:
+            if pump.is_closed:
+                raise SchedulerClosed
             if pump.broken is not None:
                 raise StoreError(f"the store failed: {pump.broken}") from pump.broken
             await pump.turned()
@@ -392,9 +404,8 @@ async def _aiter(requests: Iterable[Request] | AsyncIterator[Request]) -> AsyncI
 def _outcome(future: RequestFuture, index: int, return_exceptions: bool) -> Response:
     error = future.exception()
     if error is None:
-        response = future.result()
-        response.index = index
-        return response
+        # A copy: requests with the same key share one response.
+        return replace(future.result(), index=index)
     if not return_exceptions:
         raise error
     error.index, error.key = index, future.request.key  # type: ignore[attr-defined]

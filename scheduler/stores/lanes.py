@@ -94,6 +94,11 @@ class Lanes:
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
 
+    @property
+    def any_waiting(self) -> bool:
+        """Whether anything waits in any lane."""
+        return any(lane.waiting for lane in self._by_key.values())
+
     def open_lanes(self) -> list[Lane]:
         """Lanes worth a look, in order of priority."""
         return sorted(self._open.values(), key=lambda lane: lane.key.priority)

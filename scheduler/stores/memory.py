@@ -164,6 +164,10 @@ class MemoryStore(Store):
         self._expire(now_ms, result)
         if turn.slots is not None:
             self._claim(turn, now_ms, result)
+        else:
+            for accounts in self._accounts.values():
+                for account in accounts:
+                    account.set_waiter(None)  # whoever does not claim is not in line
         result.lanes = [
             LaneStatus(lane.key, lane.waiting, lane.shortfall)
             for lane in self._lanes.take_changed()
@@ -401,6 +405,7 @@ class MemoryStore(Store):
             self._of_lane[budgets] = accounts
         for account in accounts:
             if account.looked_ms != self._now_ms:
+                account.take_changed()  # nothing to write: old slots may go
                 account.look(self._now_ms)
         return accounts
 

@@ -115,6 +115,8 @@ class Transactions(Books):
         self.lanes.wake_due(now_ms)
         if turn.slots is not None:
             self._claim(turn.slots, now_ms, result)
+        elif self.lanes.any_waiting:
+            self._step_out_of_line()
         self._write_lanes(result)
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms()
@@ -175,21 +177,32 @@ class Transactions(Books):
         ).fetchall():
             if seen_at_ms >= oldest_ms and not is_dead(self.process, Process(host, pid, started)):
                 continue
-            rows = self._db.execute(
-                "SELECT id, request_id FROM reservations WHERE worker_id = ? AND state = 'pending'",
-                (worker_id,),
-            ).fetchall()
-            self._settle(
-                [
-                    Settlement(reservation_id, request_id, Outcome.SUSPEND, RequestState.QUEUED)
-                    for reservation_id, request_id in rows
-                ],
-                now_ms,
-                TurnResult(),
-            )
+            self._suspend_all(worker_id, now_ms)
             self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
-            # Whoever was first in line may be gone with it.
-            self._db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
+            self._step_out_of_line()  # whoever was first in line may be gone with it
+            self.lanes.wake_all(now_ms)
+
+    def _suspend_all(self, worker_id: int, now_ms: int) -> None:
+        """What a process may have sent is unknown; its requests go back to the queue."""
+        rows = self._db.execute(
+            "SELECT id, request_id FROM reservations WHERE worker_id = ? AND state = 'pending'",
+            (worker_id,),
+        ).fetchall()
+        self._settle(
+            [
+                Settlement(reservation_id, request_id, Outcome.SUSPEND, RequestState.QUEUED)
+                for reservation_id, request_id in rows
+            ],
+            now_ms,
+            TurnResult(),
+        )
+
+    def _step_out_of_line(self) -> None:
+        """Nobody is first in line any more; whoever still waits gets in line again."""
+        for accounts in self._accounts.values():
+            for account in accounts:
+                account.set_waiter(None)
+        self._db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
 
     # Settling
 
@@ -408,7 +421,9 @@ class Transactions(Books):
         for new in batch:
             job_id, key = self._job_id(new.request.job), new.request.key
             if key is not None and (job_id, key) in known:
-                result.append(self._resubmit(new, known[job_id, key], now_ms))
+                answer, now_known = self._resubmit(new, known[job_id, key], now_ms)
+                known[job_id, key] = now_known
+                result.append(answer)
                 continue
             lane = self._lane(new.lane)
             mark_ms = self._enqueue(lane, new, now_ms)
@@ -465,22 +480,22 @@ class Transactions(Books):
                 known[job_id, row[0]] = _Known(*row[1:])
         return known
 
-    def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> Submitted:
+    def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> tuple[Submitted, _Known]:
         request_id, digest, text, lane_id, submitted_at_ms = known
         state = RequestState.QUEUED if text == DELAYED else RequestState(text)
         answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
         if digest != new.digest:
             answer.is_conflict = True
-            return answer
+            return answer, known
         if state.is_final:
             if not is_tried_again(state, new.retry_failed):
                 answer.finished = self.read_finished(self._db, request_id)
-                return answer
+                return answer, known
         elif self.lanes.by_id(lane_id) is not None:
-            return answer
+            return answer, known
         elif state is RequestState.RUNNING or self._is_owned(lane_id):
             answer.is_elsewhere = True
-            return answer
+            return answer, known
         else:
             self._db.execute(
                 "UPDATE lanes SET waiting = max(0, waiting - (SELECT state = 'queued' FROM requests"
@@ -501,7 +516,8 @@ class Transactions(Books):
         job_id = self._job_id(new.request.job)
         self._deltas[job_id, state.value] -= 1
         self._deltas[job_id, RequestState.QUEUED] += 1
-        return Submitted(request_id)
+        queued = known._replace(state=RequestState.QUEUED.value, lane_id=lane.id)
+        return Submitted(request_id), queued
 
     def _is_owned(self, lane_id: int) -> bool:
         """Whether the lane's process is still there."""
@@ -669,6 +685,12 @@ class Transactions(Books):
         """This process goes: what waits, waits for its key to be submitted again."""
         if not self.worker_id:
             return
+        # Only after a failure is anything of this process still open.
+        now_ms = self._begin(db, self._now_ms)
+        self._deltas.clear()
+        self._suspend_all(self.worker_id, now_ms)
+        self._write_lanes(TurnResult())
+        self._finish(now_ms)
         db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
         db.execute(
             "DELETE FROM lanes WHERE worker_id = ? AND waiting = 0"
