@@ -90,7 +90,7 @@ class Pump:
         # What is under way; written by the pump.
         self._futures: dict[int, RequestFuture] = {}
         self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
-        self._elsewhere: set[int] = set()  # requests that another process runs
+        self._elsewhere: dict[int, NewRequest] = {}  # requests that another process runs
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._unsent: dict[int, Claimed] = {}  # calls whose task has not begun
         self._slots = dict.fromkeys(intake.providers, concurrency)
@@ -292,7 +292,7 @@ class Pump:
         else:
             self._futures[request_id] = future
             if submitted.is_elsewhere:
-                self._elsewhere.add(request_id)
+                self._elsewhere[request_id] = new
             if future.cancelled():
                 self.cancelled(future)
 
@@ -471,7 +471,10 @@ class Pump:
         twins = self._waiting_for(request_id)
         if any(not twin.cancelled() for twin in twins):
             return  # somebody else still wants the answer
-        if request_id in self._calls:
+        if request_id in self._elsewhere:  # not ours to cancel
+            del self._elsewhere[request_id]
+            self._take_futures(request_id)
+        elif request_id in self._calls:
             self._cancel_call(request_id)
         else:
             self._cancels.append(request_id)
@@ -507,12 +510,18 @@ class Pump:
                 logger.warning("cannot look for changes by other processes: %s", exc)
 
     async def _look_elsewhere(self) -> None:
+        """Take over answers of other processes, and requests of those that are gone."""
         if not self._elsewhere:
             return
         for finished in await self.store.outcomes(tuple(self._elsewhere)):
-            self._elsewhere.discard(finished.id)
+            self._elsewhere.pop(finished.id, None)
             for future in self._take_futures(finished.id):
                 future.finish(finished)
+        elsewhere, self._elsewhere = self._elsewhere, {}
+        for request_id, new in elsewhere.items():
+            for future in self._take_futures(request_id):
+                self._inbox.append((new, future))
+                self.tally.waiting += 1
 
     def _fail_waiting(self, error: SchedulerError) -> None:
         for request_id in list(self._futures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import pickle
 from datetime import UTC, datetime, timedelta
@@ -265,11 +266,91 @@ async def test_cancelling_what_waits_removes_it_and_frees_nothing_but_itself():
 @virtual
 async def test_cancelling_before_the_first_transaction_sends_nothing():
     provider = Bench()
-    async with open_scheduler(provider) as s:
+    async with open_scheduler(provider, team()) as s:
         s.submit(ask()).cancel()
         await s.join()
-        # It may have been admitted in the very transaction that stored it.
-        assert s.stats().running == 0
+        assert (provider.sent, s.stats().cancelled, s.stats().running) == ([], 1, 0)
+
+
+@virtual
+async def test_a_key_that_is_cancelled_and_submitted_anew_is_answered():
+    provider = Bench()
+    async with open_scheduler(provider, team("$1")) as s:
+        first = s.submit(ask(key="a", seconds=5))
+        await asyncio.sleep(1)
+        first.cancel()
+        second = s.submit(ask(key="a", seconds=5))
+        await asyncio.sleep(0)
+        third = s.submit(ask(key="a", seconds=5))
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await second
+        assert (await third).cost_nusd >= 60
+
+
+@virtual
+async def test_a_provider_that_gives_up_by_itself_is_an_unknown_outcome():
+    provider = Bench()
+
+    async def before(request):
+        raise asyncio.CancelledError
+
+    provider.before = before
+    async with open_scheduler(provider, team()) as s:
+        with pytest.raises(CallFailed, match="gave the call up by itself"):
+            await s.run(ask())
+        assert s.stats().suspense_nusd == 100
+
+
+@virtual
+async def test_requests_with_one_key_keep_their_own_index():
+    async with open_scheduler() as s:
+        requests = [ask(0, key="a"), ask(0, key="a"), ask(2)]
+        assert [r.index async for r in s.map(requests, ordered=True)] == [0, 1, 2]
+
+
+@virtual
+async def test_an_absurd_ceiling_is_refused_and_harms_nobody():
+    async with open_scheduler() as s:
+        with pytest.raises(CostTooHigh):
+            s.submit(ask(ceiling=10**30))
+        await s.run(ask())
+
+
+@virtual
+async def test_waiting_for_the_end_ends_when_the_scheduler_is_closed():
+    async with open_scheduler(budgets=team("$0")) as s:
+        s.submit(ask())
+        joining = asyncio.create_task(s.join())
+        await asyncio.sleep(1)
+    with pytest.raises(SchedulerClosed):
+        await joining
+
+
+@virtual
+async def test_closing_goes_on_when_who_waits_for_it_is_cancelled():
+    provider = Bench()
+    async with open_scheduler(provider) as s:
+        running = s.submit(ask(seconds=30))
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await s.aclose(drain=True)
+    assert (await running).cost_nusd == 60
+    assert provider.closed
+
+
+@virtual
+async def test_who_stops_admitting_is_no_longer_first_in_line():
+    async with open_scheduler(budgets=team("$0.0000002")) as s:
+        s.submit(ask(seconds=900))
+        s.submit(ask(ceiling=150))
+        await asyncio.sleep(1)
+        assert s.store._budgets["team"].accounts[0].waiter is not None
+        s.stop_admitting()
+        s.submit(ask(ceiling=1))
+        await asyncio.sleep(1)
+        assert s.store._budgets["team"].accounts[0].waiter is None
 
 
 @virtual

@@ -485,7 +485,7 @@ class BatchRun:
 
     def _is_over(self) -> bool:
         stats = self.s.stats()
-        if stats.running or self._ends.ids:
+        if stats.running or (self._ends.ids and self._problem is None):
             return False
         waiting = stats.queued + sum(stats.parked.values())
         return self._stopping.is_set() or not waiting

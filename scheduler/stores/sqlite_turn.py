@@ -332,6 +332,11 @@ class Transactions(Books):
     # Waiting
 
     def _cancel(self, request_id: int, now_ms: int) -> bool:
+        row = self._db.execute(
+            "SELECT lane_id FROM requests WHERE id = ?", (request_id,)
+        ).fetchone()
+        if row is None or self.lanes.by_id(row[0]) is None:
+            return False  # another process's: not ours to cancel
         return self._drop(request_id, RequestState.CANCELLED, now_ms) is not None
 
     def _drop(

@@ -415,6 +415,30 @@ class Conformance:
         assert (len(running.claimed), len(again.claimed)) == (1, 0)
         assert again.submitted[0].finished is None
 
+    async def test_a_known_key_twice_in_one_turn_is_queued_once(self, bench):
+        first = await bench.submit(new(key="a"), slots=None)
+        await bench.turn(None, cancel=[first.submitted[0].id])
+
+        again = await bench.submit(new(key="a"), new(key="a"))
+
+        assert [each.is_known for each in again.submitted] == [False, True]
+        assert len(again.claimed) == 1
+        await bench.settle(post(again.claimed[0], 1))
+        assert (await bench.turn()).claimed == []
+
+    async def test_those_behind_a_waiter_go_on_when_it_is_hopeless(self, bench):
+        ids = [bench.ids["team"]]
+        (held,) = (await bench.submit(new(ids, 40))).claimed
+        await bench.submit(new(ids, 90))
+        small = await bench.submit(*[new(ids, 1) for _ in range(40)], slots=40)
+        assert len(small.claimed) == 32
+
+        await bench.settle(post(held, 40), slots=None)
+        bench.now_ms += 1000
+        result = await bench.turn(40)
+
+        assert len(result.claimed) == 8
+
     async def test_a_key_with_another_body_is_a_conflict(self, bench):
         await bench.submit(new(key="a"))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.budget import Budget
 from scheduler.stores.memory import MemoryStore
 from tests.stores.conformance import T0, Bench, Conformance, new, post
 
@@ -13,6 +14,21 @@ class TestMemory(Conformance):
         await store.open(T0)
         yield store
         await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_rolling_window_forgets_slots_that_no_longer_count():
+    store = MemoryStore()
+    await store.open(T0)
+    bench = Bench(store)
+    await bench.define(Budget("team", "$1/60s"))
+    for _ in range(300):
+        bench.now_ms += 1000
+        result = await bench.submit(new([bench.ids["team"]]))
+        await bench.settle(*[post(claimed, 1) for claimed in result.claimed])
+
+    (account,) = store._accounts[bench.ids["team"]]
+    assert len(account.slots) <= 62
 
 
 @pytest.mark.anyio

@@ -190,6 +190,34 @@ async def test_two_processes_never_spend_more_than_the_limit_together(bench):
 
 
 @pytest.mark.anyio
+async def test_what_another_process_runs_is_not_ours_to_cancel(bench):
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    waiting = await far.submit(new(key="a"), slots=None)
+    await bench.submit(new(key="a"))
+
+    result = await bench.turn(None, cancel=[waiting.submitted[0].id])
+
+    assert result.cancelled == [False]
+    assert len((await far.turn()).claimed) == 1
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_leaving_after_a_failure_leaves_nothing_orphaned(bench):
+    ids = [bench.ids["team"]]
+    await bench.submit(new(ids, 30, key="a"))
+    await bench.store.aclose()  # without settling, as after a failed transaction
+
+    bench.store = await opened(bench.store.path)
+    again = await bench.submit(new(ids, 30, key="a"))
+
+    assert [claimed.request.key for claimed in again.claimed] == ["a"]
+    assert await bench.balance() == (0, 60)
+    assert await bench.is_sound()
+
+
+@pytest.mark.anyio
 async def test_changes_by_others_are_noticed_and_open_lanes(bench):
     far = other_process(bench, dead=False)
     await far.store.open(T0)
