@@ -247,6 +247,8 @@ def _must_stay_behind(account: Account, key: LaneKey, candidate: Candidate, now_
     waiter = account.waiter
     if waiter is None or (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
         return False
+    if not candidate.needs[account.index]:
+        return False  # what is free takes nothing from anybody
     if account.available - candidate.needs[account.index] >= waiter.need:
         return False  # the waiter still fits afterwards
     return waiter.bypassed >= MAX_BYPASSED or now_ms - waiter.since_ms >= MAX_BYPASS_MS
@@ -285,15 +287,26 @@ def _pass_over(scan: _Scan, now_ms: int) -> None:
     if due_ms is not None:
         verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
-        verdict.held[account.id] = max(lack.needed, verdict.held.get(account.id, 0))
+        for each in accounts:  # once any of them cannot give it any more, look again
+            amount = candidate.needs[each.index]
+            verdict.held[each.id] = max(amount, verdict.held.get(each.id, 0))
+    else:
+        _leave_line(candidate, accounts)
     if lack.reason is not ParkReason.HELD_IN_FLIGHT or lack.missing <= 0:
         return
     for each in accounts:
         amount = candidate.needs[each.index]
-        if amount > each.available:
+        if amount and amount > each.available:
             first = each.waiter
             if first is None or (first.priority, first.request_id) > (key.priority, candidate.id):
                 each.set_waiter(Waiter(key.priority, candidate.id, amount, 0, now_ms))
+
+
+def _leave_line(candidate: Candidate, accounts: Sequence[Account]) -> None:
+    """It waits for something else than calls under way: nothing delays it meanwhile."""
+    for account in accounts:
+        if account.waiter is not None and account.waiter.request_id == candidate.id:
+            account.set_waiter(None)
 
 
 def shortfall(accounts: Sequence[Account], needs: Needs, now_ms: int) -> tuple[Shortfall, Account]:

@@ -24,6 +24,7 @@ from scheduler.stores.base import Claimed, Outcome, Settlement
 
 logger = logging.getLogger("scheduler.calls")
 
+MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 
@@ -103,9 +104,11 @@ async def attempt(
 
 def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:
     request, usage = claimed.request, answer.usage
+    if usage is not None and not _is_sane(usage.total_tokens):
+        usage = None
     cost_nusd = tariff.cost_nusd(request, answer)
-    is_estimated = cost_nusd is None
-    if cost_nusd is None:
+    is_estimated = cost_nusd is None or not _is_sane(cost_nusd)
+    if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd
     body = answer.body
     model = body.get("model") if isinstance(body, dict) else None
@@ -121,6 +124,11 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
     )  # fmt: skip
     overrun_nusd = max(0, cost_nusd - claimed.ceiling_nusd)
     return Attempt(claimed, settlement, response, overrun_nusd=overrun_nusd)
+
+
+def _is_sane(amount: object) -> bool:
+    """Whether an amount can be posted; nonsense counts as not said."""
+    return type(amount) is int and 0 <= amount <= MAX_AMOUNT
 
 
 def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int) -> Attempt:

@@ -99,6 +99,7 @@ class Pump:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
+        self._turning = False  # a transaction is under way
         self._admits = True
         self._gives_back = False  # calls that are cancelled go back to the queue
 
@@ -138,8 +139,8 @@ class Pump:
 
     @property
     def is_calling(self) -> bool:
-        """Whether calls are under way, or have ended and are not settled yet."""
-        return self.broken is None and bool(self._calls or self._ended)
+        """Whether a transaction or calls are under way, or have ended and are not settled yet."""
+        return self.broken is None and bool(self._turning or self._calls or self._ended)
 
     def stop_admitting(self) -> None:
         """Start nothing new."""
@@ -179,7 +180,9 @@ class Pump:
             while True:
                 await self._signal.wait()
                 self._signal.clear()
+                self._turning = True
                 await self._turn()
+                self._turning = False
         except asyncio.CancelledError:
             raise
         except BaseException as exc:
@@ -522,6 +525,7 @@ class Pump:
             for future in self._take_futures(request_id):
                 self._inbox.append((new, future))
                 self.tally.waiting += 1
+                self._signal.set()
 
     def _fail_waiting(self, error: SchedulerError) -> None:
         for request_id in list(self._futures):

@@ -190,6 +190,29 @@ def test_the_bound_holds_across_lanes_that_share_a_budget():
     assert len(plan([large, small], {"p": 100}, 0).admitted) == MAX_BYPASSED
 
 
+def test_who_waits_for_something_else_is_no_longer_first_in_line():
+    held, other = account(1, reserved=60), account(2)
+    both = [held, other]
+    plan([lane(both, [50])], {"p": 1}, 0)
+    assert held.waiter.request_id == 1
+
+    other.reserve(80)
+    other.settle(0, ReservationState.PENDING, ReservationState.POSTED, 80, 80)
+    plan([lane(both, [50])], {"p": 1}, 1)
+
+    assert held.waiter is None
+
+
+def test_what_is_free_neither_waits_behind_anybody_nor_holds_anybody_up():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 1}, 0)
+    shared.waiter = replace(shared.waiter, bypassed=MAX_BYPASSED)
+
+    result = plan([lane([shared], [0], first_id=9)], {"p": 1}, 1)
+
+    assert admitted(result) == [9]
+
+
 def test_a_more_urgent_request_may_pass_one_that_waits():
     shared = account(reserved=60)
     plan([lane([shared], [50])], {"p": 100}, 0)

@@ -310,6 +310,15 @@ async def test_requests_with_one_key_keep_their_own_index():
 
 
 @virtual
+async def test_absurd_answers_are_charged_their_ceiling_and_harm_nobody():
+    async with open_scheduler(budgets=team("$1")) as s:
+        for cost in (10**30, -5, 0.5):
+            response = await s.run(ask(cost=cost))
+            assert (response.cost_nusd, response.is_estimated) == (100, True)
+        assert s.stats().budgets[0].caps[0].posted == 300
+
+
+@virtual
 async def test_an_absurd_ceiling_is_refused_and_harms_nobody():
     async with open_scheduler() as s:
         with pytest.raises(CostTooHigh):

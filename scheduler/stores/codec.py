@@ -56,7 +56,11 @@ def encode_response(response: Response) -> str:
     try:
         return json.dumps(fields, separators=(",", ":"), default=str)
     except (TypeError, ValueError, RecursionError):
-        fields["body"], fields["metadata"] = repr(response.body), None
+        try:
+            text = repr(response.body)
+        except RecursionError:
+            text = "(nested too deep to be stored)"
+        fields["body"], fields["metadata"] = text, None
         return json.dumps(fields, separators=(",", ":"), default=str)
 
 

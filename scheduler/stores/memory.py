@@ -528,7 +528,7 @@ class MemoryStore(Store):
                 fresh = Account(account.id, account.budget_id, account.budget, account.cap)
                 self._journal.replay(fresh, self._holds.values())
                 balances += len(account.slots)
-                found += compare(account, fresh)
+                found += compare(account, fresh, account.oldest_ms)
         return Audit(
             balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
         )

@@ -119,8 +119,9 @@ class SqliteStore(Store):
         if connection is None:
             return
         try:
-            if self._transactions.worker_id:
-                with self._translated():
+            with self._translated():
+                # Asked on the thread: a turn may still be on its way there.
+                if await connection.run(lambda db: self._transactions.worker_id):
                     await connection.run(_writing(self._transactions.leave, self._patience_s))
         except StoreError as exc:
             logger.warning("could not sign off from %s: %s", self.path, exc)

@@ -152,7 +152,10 @@ class Transactions(Settling):
             "SELECT id, host, pid, started, seen_at_ms FROM workers WHERE id <> ?",
             (self.worker_id,),
         ).fetchall():
-            if seen_at_ms >= oldest_ms and not is_dead(self.process, Process(host, pid, started)):
+            other = Process(host, pid, started)
+            # On this machine a process is there or not; elsewhere only its silence tells.
+            is_here = host == self.process.host and bool(started)
+            if not is_dead(self.process, other) and (is_here or seen_at_ms >= oldest_ms):
                 continue
             self._suspend_all(worker_id, now_ms)
             self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))

@@ -44,12 +44,12 @@ def budget_status(
     return BudgetStatus(id, budget, paused, caps)
 
 
-def compare(account: Account, fresh: Account) -> list[Discrepancy]:
-    """Where an account's stored slots differ from recomputed ones."""
+def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrepancy]:
+    """Where an account's stored slots, from `since_ms` on, differ from recomputed ones."""
     found = []
     for slot_ms in sorted(account.slots.keys() | fresh.slots.keys()):
         stored, right = account.slots.get(slot_ms), fresh.slots.get(slot_ms)
-        if slot_ms < account.oldest_ms and stored is None:
+        if slot_ms < since_ms or (slot_ms < account.oldest_ms and stored is None):
             continue  # it stopped counting and was forgotten
         for what in ("posted", "reserved", "suspense"):
             have, should = getattr(stored, what, 0), getattr(right, what, 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import Scheduler, SchedulerClosed
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.providers.base import Answer, Provider
 from scheduler.request import Priority, Request, RequestState
 from scheduler.stores import open_store
 from scheduler.stores.base import Outcome, Turn
@@ -16,6 +19,7 @@ from scheduler.stores.codec import decode_request, encode_request
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore, journal_mode
+from tests.conftest import FixedTariff
 from tests.stores.conformance import T0, Bench, Conformance, end, new, post
 
 
@@ -201,6 +205,52 @@ async def test_what_another_process_runs_is_not_ours_to_cancel(bench):
     assert result.cancelled == [False]
     assert len((await far.turn()).claimed) == 1
     await far.store.aclose()
+
+
+class Slow(Provider):
+    """Counts what it was asked and takes a while."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.name, self.seconds, self.sent = "slow", seconds, 0
+        self.tariff = FixedTariff(10)
+
+    async def send(self, request):
+        self.sent += 1
+        await asyncio.sleep(self.seconds)
+        return Answer({}, cost_nusd=5)
+
+
+@pytest.mark.anyio
+async def test_a_key_that_another_process_leaves_unanswered_is_taken_over(tmp_path):
+    path, near = tmp_path / "s.db", Slow()
+    owner = Scheduler(path, providers=Slow(30), concurrency=1, poll_interval=0.05)
+    async with Scheduler(path, providers=near, poll_interval=0.05) as s:
+        await owner.__aenter__()
+        owner.submit(Request({"n": 0}))
+        waiting = owner.submit(Request({"n": 1}, key="k"))
+        await asyncio.sleep(0.2)
+        future = s.submit(Request({"n": 1}, key="k"))
+        await asyncio.sleep(0.2)
+        assert (near.sent, future.done()) == (0, False)
+
+        await owner.aclose()
+
+        assert (await asyncio.wait_for(future, 10)).cost_nusd == 5
+        assert near.sent == 1
+    assert isinstance(waiting.exception(), SchedulerClosed)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("steps", range(6))
+async def test_closing_while_the_first_transaction_is_under_way_orphans_nothing(tmp_path, steps):
+    path = tmp_path / "s.db"
+    async with Scheduler(path, providers=Slow()) as s:
+        s.submit(Request({"n": 1}, key="k"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    async with Scheduler(path, providers=Slow()) as s:
+        assert (await asyncio.wait_for(s.run(Request({"n": 1}, key="k")), 10)).cost_nusd <= 10
 
 
 @pytest.mark.anyio
