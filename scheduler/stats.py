@@ -157,8 +157,6 @@ class Stats:
     resumes_at_ms: int | None
     shortfalls: tuple[Shortfall, ...]
     budgets: tuple[BudgetStatus, ...]
-    per_second: float = 0.0
-    eta_ms: int | None = None
 
     def __str__(self) -> str:
         parked = sum(self.parked.values())
