@@ -107,7 +107,7 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
     if usage is not None and not _is_sane(usage.total_tokens):
         usage = None
     cost_nusd = tariff.cost_nusd(request, answer)
-    is_estimated = cost_nusd is None or not _is_sane(cost_nusd)
+    is_estimated = not _is_sane(cost_nusd)
     if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd
     body = answer.body

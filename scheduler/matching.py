@@ -59,11 +59,8 @@ class BudgetBook:
             BudgetUnknown: It names one that does not exist, or must name one and does not.
         """
         names = (named,) if isinstance(named, str) else named if named is None else tuple(named)
-        question = (
-            model if self._with_rules else "",
-            names,
-            tuple(sorted(tags.items())) if tags else (),
-        )
+        labels = tuple(sorted(tags.items())) if tags else ()
+        question = (model if self._with_rules else "", names, labels)
         known = self._remembered.get(question)
         if known is None:
             if len(self._remembered) >= _MAX_REMEMBERED:

@@ -21,15 +21,19 @@ def encode_request(request: Request) -> str:
     fields: dict[str, Any] = {"body": request.body}
     if request.url != CHAT:
         fields["url"] = request.url
-    extras = {
-        "key": request.key,
-        "provider": request.provider,
-        "budget": request.budget,
-        "tags": request.tags,
-        "job": request.job,
-        "metadata": request.metadata,
-    }
-    fields.update((name, value) for name, value in extras.items() if value not in (None, "", {}))
+    # Written out: this is on the way of every submission.
+    if request.key is not None:
+        fields["key"] = request.key
+    if request.provider is not None:
+        fields["provider"] = request.provider
+    if request.budget is not None:
+        fields["budget"] = request.budget
+    if request.tags:
+        fields["tags"] = request.tags
+    if request.job:
+        fields["job"] = request.job
+    if request.metadata is not None:
+        fields["metadata"] = request.metadata
     fields["priority"] = Priority.parse(request.priority)
     try:
         text = _to_json(fields)
