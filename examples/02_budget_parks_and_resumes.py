@@ -17,17 +17,23 @@ async def main() -> None:
     provider = Simulated(output_tokens=20)
     budget = Budget("demo", "$0.00007/2s")
     async with Scheduler(budgets=budget, providers=provider, concurrency=1) as s:
+        told: list[str] = []  # the first time is enough
 
-        def tell(event: events.Parked) -> None:
+        def parked(event: events.Parked) -> None:
             lack = event.shortfall
-            if not lack.is_brief:  # not merely held by calls that are about to end
-                print(
-                    f"parked: {lack.reason}, {event.waiting} waiting, "
-                    f"money frees by itself: {lack.resumes_at_ms is not None}"
-                )
-                s.on(events.Unparked, lambda _: print("goes on"))
+            if lack.is_brief or told:  # merely held by calls that are about to end
+                return
+            told.append("parked")
+            frees = lack.resumes_at_ms is not None
+            print(f"parked: {lack.reason}, {event.waiting} waiting, money frees by itself: {frees}")
 
-        s.on(events.Parked, tell)
+        def goes_on(event: events.Unparked) -> None:
+            if told == ["parked"]:
+                told.append("goes on")
+                print("goes on")
+
+        s.on(events.Parked, parked)
+        s.on(events.Unparked, goes_on)
         requests = [Request.chat("sim-small", "Hi", max_tokens=20) for _ in range(5)]
         answers = [response async for response in s.map(requests)]
         print(f"{len(answers)} answers, all paid for")
