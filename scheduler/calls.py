@@ -25,6 +25,7 @@ from scheduler.stores.base import Claimed, Outcome, Settlement
 logger = logging.getLogger("scheduler.calls")
 
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
+MAX_WHY = 300  # characters
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 30.0
 
@@ -139,6 +140,8 @@ def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int
     settlement = Settlement(
         claimed.reservation_id, claimed.request_id, outcome, RequestState.FAILED
     )
+    if not void:
+        settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
     ended = Attempt(claimed, settlement, error=error)
     if isinstance(error, RateLimited) and error.is_retryable:
         # The provider's refusal is about its load, not about this request: it uses up no
@@ -155,8 +158,9 @@ def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int
 
 def _cancelled(claimed: Claimed) -> Attempt:
     settlement = Settlement(
-        claimed.reservation_id, claimed.request_id, Outcome.SUSPEND, RequestState.CANCELLED
-    )
+        claimed.reservation_id, claimed.request_id, Outcome.SUSPEND, RequestState.CANCELLED,
+        why="cancelled after it was sent",
+    )  # fmt: skip
     return Attempt(claimed, settlement)
 
 

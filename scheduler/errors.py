@@ -221,6 +221,7 @@ class CallFailed(SchedulerError):
         attempts: How often it was tried in all; set when it is given up.
         cost_nusd: What all attempts count in the ledger, in nano-dollars, unknown
             outcomes at their full reservation; set when it is given up.
+        request_id: The provider's own id for the call, if it gave one before it was lost.
     """
 
     is_billed: bool | None = None
@@ -228,6 +229,7 @@ class CallFailed(SchedulerError):
     retry_after_ms: int | None = None
     attempts: int = 1
     cost_nusd: int = 0
+    request_id: str | None = None
     code: str = "call_failed"
 
     def __init__(self, message: str = "") -> None:

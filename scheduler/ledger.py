@@ -8,6 +8,9 @@ become known:
                   └─── suspend ▶ SUSPENSE ─▶ POSTED | VOIDED
                                             nobody knows: the promise keeps counting
 
+A policy or a person may end a suspense by an assumption; the answer itself, should
+it still come, corrects it once. What an answer said is final.
+
 An *account* is one cap of one budget. It counts in slots: a calendar window and
 a total are one slot, a rolling window is sixty. A reservation belongs to the slot
 in which it was made and settles there, however late. So
@@ -53,13 +56,22 @@ class ReservationState(StrEnum):
     VOIDED = "voided"
     SUSPENSE = "suspense"
 
-    def may_become(self, new: ReservationState) -> bool:
-        """Whether settling to `new` changes anything; settling twice does not."""
+    def may_become(
+        self, new: ReservationState, *, was_assumed: bool = False, is_assumed: bool = False
+    ) -> bool:
+        """Whether settling to `new` changes anything; settling twice does not.
+
+        Args:
+            new: The state it is settled to.
+            was_assumed: The state so far is an assumption.
+            is_assumed: `new` is one: nobody heard from the provider.
+        """
+        is_end = new in (ReservationState.POSTED, ReservationState.VOIDED)
         if self is ReservationState.PENDING:
-            return new is not ReservationState.PENDING
+            return new is not ReservationState.PENDING and not is_assumed
         if self is ReservationState.SUSPENSE:
-            return new in (ReservationState.POSTED, ReservationState.VOIDED)
-        return False
+            return is_end
+        return is_end and was_assumed and not is_assumed
 
 
 @dataclass(slots=True)
@@ -168,8 +180,9 @@ class Account:
         self._changed.add(self.slot_ms)
 
     def settle(
-        self, made_at_ms: int, old: ReservationState, new: ReservationState, held: int, cost: int
-    ) -> None:
+        self, made_at_ms: int, old: ReservationState, new: ReservationState, held: int, cost: int,
+        assumed: int = 0,
+    ) -> None:  # fmt: skip
         """Move one reservation's `held` amount from state `old` to `new`.
 
         Args:
@@ -178,10 +191,20 @@ class Account:
             new: Its state from now on.
             held: What was reserved, in this account's unit.
             cost: What it really took, in this account's unit; used when posting.
+            assumed: What was posted by assumption, if `old` is an end; taken back.
         """
         slot_ms = self.cap.window.slot_start_ms(made_at_ms)
         tally = self.slots.setdefault(slot_ms, Tally())
         counts = slot_ms >= self.oldest_ms
+        self._changed.add(slot_ms)
+        if old in (ReservationState.POSTED, ReservationState.VOIDED):
+            posted = cost if new is ReservationState.POSTED else 0
+            tally.posted += posted - assumed
+            tally.overrun += max(0, posted - held) - max(0, assumed - held)
+            if counts:
+                self.posted += posted - assumed
+                self.available -= posted - assumed
+            return
         if old is ReservationState.SUSPENSE:
             tally.suspense -= held
             self.suspense -= held if counts else 0
@@ -197,7 +220,6 @@ class Account:
                 self.reserved -= held
                 self.posted += posted
                 self.available += held - posted
-        self._changed.add(slot_ms)
 
     def set_waiter(self, waiter: Waiter | None) -> None:
         """Change who is first in line for money held by calls under way."""

@@ -263,6 +263,16 @@ def with_output_cap(request: Request, tokens: int) -> Request:
     return replace(request, body={**request.body, name: tokens})
 
 
+def prompt_only(request: Request) -> Request:
+    """The request with an output of one token at most: its quote is what the prompt costs."""
+    names = _CAPS.get(request.url)
+    if names is None:
+        return request
+    ones = [name for name in names if name in request.body] or [names[-1]]
+    ones += [name for name in ("n", "best_of") if name in request.body]
+    return replace(request, body=request.body | dict.fromkeys(ones, 1))
+
+
 def _tier(body: Any) -> str | None:
     """The service tier or speed a body names, if it is not the standard one."""
     if not isinstance(body, dict):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
@@ -50,11 +50,20 @@ Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
 class Tally:
     """Sums of this process since it opened."""
 
-    __slots__ = ("ended", "overruns", "posted_nusd", "reserved_nusd", "suspense_nusd", "waiting")
+    __slots__ = (
+        "ended",
+        "overruns",
+        "posted_nusd",
+        "reserved_nusd",
+        "suspended",
+        "suspense_nusd",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.waiting = self.posted_nusd = self.reserved_nusd = self.suspense_nusd = 0
         self.overruns = 0
+        self.suspended: dict[int, int] = {}  # reservations of unknown outcome → what they hold
         self.ended: Counter[RequestState] = Counter()
 
     def end_waiting(self, state: RequestState) -> None:
@@ -79,6 +88,7 @@ class Pump:
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
+        self.suspended: Callable[[], None] = lambda: None  # called when an outcome is unknown
         self.is_closed = False
         self._intake, self._policy, self._clock, self._poll_s = intake, policy, clock, poll_s
         self._loop = asyncio.get_running_loop()
@@ -102,6 +112,8 @@ class Pump:
         self._turning = False  # a transaction is under way
         self._admits = True
         self._gives_back = False  # calls that are cancelled go back to the queue
+        self._lease_until_s: float | None = None  # on the loop's clock; None: no lease
+        self._was_lost = False  # others took this process for dead: some keys may be theirs
 
     # From outside
 
@@ -130,6 +142,12 @@ class Pump:
 
     def wake(self) -> None:
         """Something changed: take a turn."""
+        self._signal.set()
+
+    def resolved(self, reservations: Iterable[int]) -> None:
+        """These outcomes are unknown no more, so what they held may let others go on."""
+        for each in reservations:
+            self.tally.suspense_nusd -= self.tally.suspended.pop(each, 0)
         self._signal.set()
 
     @property
@@ -196,7 +214,7 @@ class Pump:
             self._fail_waiting(error)
 
     async def _turn(self) -> None:
-        now_ms = self._clock.now_ms()
+        now_ms, began_s = self._clock.now_ms(), self._loop.time()
         inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
@@ -214,6 +232,9 @@ class Pump:
             self._inbox = inbox + self._inbox
             self._batches = batches + self._batches
             raise
+        if result.lease_ms is not None:
+            self._lease_until_s = began_s + result.lease_ms / 1000
+        self._was_lost = self._was_lost or result.was_lost
         self._apply(now_ms, inbox, batches, ended, cancels, result)
 
     def _still_wanted(self) -> list[tuple[NewRequest, RequestFuture]]:
@@ -361,6 +382,10 @@ class Pump:
         self._signal.set()
 
     async def _call(self, name: str, claimed: Claimed) -> None:
+        if self._lease_until_s is not None and self._loop.time() > self._lease_until_s:
+            # This process stood still for so long that others may have sent it meanwhile.
+            self._take_back(claimed, RequestState.QUEUED)
+            return
         del self._unsent[claimed.request_id]
         provider = self._intake.providers[name]
         ended = await attempt(
@@ -392,6 +417,8 @@ class Pump:
                 )  # fmt: skip
         elif settlement.outcome is Outcome.SUSPEND:
             tally.suspense_nusd += claimed.ceiling_nusd
+            tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
+            self.suspended()
         if settlement.state is RequestState.QUEUED:
             tally.waiting += 1
             for future in self._waiting_for(claimed.request_id):
@@ -486,14 +513,16 @@ class Pump:
     def _cancel_call(self, request_id: int) -> None:
         """End a call; one whose task has not begun was never sent, so it costs nothing."""
         self._calls[request_id].cancel()
-        claimed = self._unsent.pop(request_id, None)
-        if claimed is None:
-            return
-        del self._calls[request_id]
+        claimed = self._unsent.get(request_id)
+        if claimed is not None:
+            state = RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
+            self._take_back(claimed, state)
+
+    def _take_back(self, claimed: Claimed, state: RequestState) -> None:
+        """Forget a call of which nothing was sent."""
+        del self._unsent[claimed.request_id], self._calls[claimed.request_id]
         self._slots[claimed.request.provider or self._intake.default_provider] += 1
-        self._hand_back(
-            claimed, RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
-        )
+        self._hand_back(claimed, state)
 
     async def _poll(self) -> None:
         """Notice what other processes changed; keep the lease while there is work."""
@@ -501,16 +530,31 @@ class Pump:
         while True:
             await asyncio.sleep(self._poll_s)
             due = self._loop.time() - renewed_s > self.store.lease_ms / 3000
-            if not (self.tally.waiting or self._elsewhere or due):
+            if not (self.tally.waiting or self._elsewhere or self._was_lost or due):
                 continue
             renewed_s = self._loop.time() if due else renewed_s
             try:
+                if self._was_lost:
+                    self._was_lost = False
+                    await self._look_what_was_taken()
                 if await self.store.changed(self._clock.now_ms()):
                     self._signal.set()
                     self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
                     await self._look_elsewhere()
             except StoreError as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
+
+    async def _look_what_was_taken(self) -> None:
+        """Others took this process for dead: what they took over, they answer."""
+        waiting = [each for each in self._futures if each not in self._calls]
+        mine = await self.store.still_mine(waiting)
+        for request_id in waiting:
+            future = self._futures.get(request_id)
+            if request_id in mine or future is None or request_id in self._elsewhere:
+                continue
+            self._elsewhere[request_id] = self._intake.prepare(future.request, None)
+            self.tally.waiting -= 1
+        await self._look_elsewhere()
 
     async def _look_elsewhere(self) -> None:
         """Take over answers of other processes, and requests of those that are gone."""

@@ -19,13 +19,23 @@ from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, QueueFull, SchedulerClosed, SchedulerError, StoreError
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake, OnExceeded
+from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider
 from scheduler.pump import Pump, Tally
 from scheduler.request import Duration, Quote, Request, RequestState, Response
+from scheduler.resolver import Resolver
 from scheduler.stats import Stats
 from scheduler.stores import open_store
-from scheduler.stores.base import NewRequest, Store, Submitted
+from scheduler.stores.base import (
+    NewRequest,
+    Outcome,
+    Settlement,
+    Store,
+    StorePrompts,
+    Submitted,
+    Unknown,
+)
 
 E_ = TypeVar("E_", bound=events.Event)
 
@@ -51,6 +61,8 @@ class Scheduler:
             into the body. None: bodies are sent as they are.
         retry_wait_s: From the number of an attempt that failed to the seconds to wait
             before the next. None: exponential with jitter.
+        store_prompts: What of a request a durable store keeps on the disk: ``"full"``,
+            ``"hash"`` or ``"none"``; see `StorePrompts` for what that costs.
         clock: Tells the time. None: the computer's clock.
         poll_interval: How often to look for changes by other processes.
 
@@ -71,6 +83,7 @@ class Scheduler:
         max_queue: int | None = None,
         cap_output: int | None = None,
         retry_wait_s: Callable[[int], float] | None = None,
+        store_prompts: StorePrompts = "full",
         clock: Clock | None = None,
         poll_interval: Duration = 0.2,
     ) -> None:
@@ -80,7 +93,12 @@ class Scheduler:
             raise ConfigError("max_attempts", f"{max_attempts} is not at least 1")
         if on_exceeded not in ("wait", "raise"):
             raise ConfigError("on_exceeded", f"{on_exceeded!r} is neither 'wait' nor 'raise'")
-        self.store: Store = store if isinstance(store, Store) else open_store(store)
+        if isinstance(store, Store):
+            if store_prompts != "full":
+                raise ConfigError("store_prompts", "is set on the store that was given")
+            self.store: Store = store
+        else:
+            self.store = open_store(store, store_prompts=store_prompts)
         self.concurrency, self.max_queue = concurrency, max_queue
         self._clock = clock or SystemClock()
         if not isinstance(prices, PriceBook):
@@ -93,6 +111,7 @@ class Scheduler:
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
         self._announcer = events.Announcer()
         self._pump: Pump | None = None
+        self._resolver: Resolver | None = None
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
 
@@ -101,6 +120,7 @@ class Scheduler:
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise SchedulerClosed("a scheduler can be opened once; make a new one")
+        resolver = Resolver(self.store, self._intake, self._clock, self._resolved)
         await self.store.open(self._clock.now_ms())
         try:
             for model, price in (await self.store.prices()).items():
@@ -122,7 +142,10 @@ class Scheduler:
             self.concurrency,
             self._poll_s,
         )
+        self._pump.suspended = resolver.wake
         self._pump.start()
+        self._resolver = resolver
+        resolver.start()
         return self
 
     async def __aexit__(
@@ -148,6 +171,8 @@ class Scheduler:
 
     async def _close(self, drain: bool) -> None:
         try:
+            if self._resolver is not None:
+                await self._resolver.aclose()
             if self._pump is not None:
                 await self._pump.aclose(drain=drain, error=SchedulerClosed())
         finally:
@@ -323,6 +348,42 @@ class Scheduler:
 
     async def _read_budgets(self) -> None:
         self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
+
+    # What nobody knows
+
+    async def suspended(self, *, job: str | None = None, limit: int = 1000) -> list[Unknown]:
+        """Attempts whose outcome nobody knows, oldest first; what they reserved keeps counting."""
+        return await self.store.suspended(job=job, limit=limit)
+
+    async def resolve(
+        self, unknown: Unknown, *, charge: str | int | float | Decimal | None
+    ) -> bool:
+        """Say what became of a call nobody heard back from.
+
+        What it reserved is given back, and what it cost is posted; its own answer, should it
+        come late, corrects that.
+
+        Args:
+            unknown: One of `suspended`.
+            charge: What it cost, in dollars. None: nothing.
+
+        Returns:
+            Whether it was still unknown.
+        """
+        amount_nusd = 0 if charge is None else parse_usd(charge, "charge")
+        settlement = Settlement(
+            unknown.id, unknown.request_id, Outcome.POST if amount_nusd else Outcome.VOID,
+            RequestState.FAILED, amount_nusd, unknown.ceiling_tokens if amount_nusd else 0,
+            is_assumed=True,
+        )  # fmt: skip
+        (done,) = await self.store.resolve([settlement], self._clock.now_ms())
+        if done:
+            self._resolved([unknown.id])
+        return done
+
+    def _resolved(self, reservations: list[int]) -> None:
+        if reservations and self._pump is not None:
+            self._pump.resolved(reservations)
 
     # Looking
 

@@ -1,13 +1,16 @@
-"""How a request leaves: two methods, and a way to price what they do."""
+"""How a request leaves: a method or two, and a way to price what they do."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from scheduler.request import Quote, Request, Usage
+
+if TYPE_CHECKING:
+    from scheduler.stores.base import Unknown
 
 
 @dataclass(slots=True)
@@ -63,9 +66,29 @@ class Provider(ABC):
     prices: Mapping[str, str] | None = None
     """Prices it brings along, as `PriceBook` takes them; the user's own come first."""
 
+    on_unknown: str = "charge"
+    """What to assume of a call nobody heard back from, unless somebody finds out.
+
+    ``"charge"``: it cost all that was reserved. ``"input_only"`` or ``"input_only after 10m"``:
+    its prompt was read and nothing was written. ``"release after 1h"``: it cost nothing. The
+    last two may count less than the provider bills; an answer that comes late corrects them.
+    """
+
     @abstractmethod
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""
+
+    async def look_up(self, unknown: Unknown) -> Answer | Literal[False] | None:
+        """Ask the service what became of a call nobody heard back from.
+
+        Write it where the service can tell, as by an id it gave (`Unknown.provider_id`) or
+        by the request's own key. It is asked again on a widening timer for a day.
+
+        Returns:
+            What was answered and billed (`Answer.cost_nusd`, or its usage, is posted);
+            False if it provably billed nothing; None if it cannot tell, or not yet.
+        """
+        return None
 
     async def aclose(self) -> None:  # noqa: B027 - optional: most have nothing to close
         """Let go of connections. No call is under way by then."""

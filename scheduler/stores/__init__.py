@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from scheduler.errors import ConfigError
-from scheduler.stores.base import Store
+from scheduler.stores.base import Store, StorePrompts
 
 
-def open_store(url: str | Path | None = None, *, create: bool = True) -> Store:
+def open_store(
+    url: str | Path | None = None, *, create: bool = True, store_prompts: StorePrompts = "full"
+) -> Store:
     """Make the store a URL names; it still has to be opened.
 
     Args:
         url: ``memory://`` or None for one in memory; ``sqlite:///relative.db``,
             ``sqlite:////absolute.db`` or a path for one in a file.
         create: Whether opening may create the file.
+        store_prompts: What of a request goes to the disk; see `StorePrompts`.
 
     Raises:
         ConfigError: Nothing known by that name.
@@ -26,11 +29,12 @@ def open_store(url: str | Path | None = None, *, create: bool = True) -> Store:
     from scheduler.stores.sqlite import SqliteStore
 
     if isinstance(url, Path):
-        return SqliteStore(url, create=create)
+        return SqliteStore(url, create=create, store_prompts=store_prompts)
     if url.startswith("sqlite:///"):
-        return SqliteStore(Path(url.removeprefix("sqlite:///")), create=create)
+        path = Path(url.removeprefix("sqlite:///"))
+        return SqliteStore(path, create=create, store_prompts=store_prompts)
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
-        return SqliteStore(Path(url), create=create)
+        return SqliteStore(Path(url), create=create, store_prompts=store_prompts)
     raise ConfigError(
         "store", f"{url!r} is not memory://, sqlite:///FILE.db or a path ending in .db"
     )

@@ -22,13 +22,23 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
 from scheduler.ledger import Crossing
 from scheduler.request import Request, RequestState, Response
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+
+StorePrompts = Literal["full", "hash", "none"]
+"""What of a request a durable store keeps on the disk.
+
+``"full"``: all of it; a queue outlives its process by itself. ``"hash"``: its key, model,
+amounts and a fingerprint, so that a key used for another body is noticed. ``"none"``: not
+even the fingerprint. Without the body what waits stays in memory, and going on after a
+restart needs the same requests submitted again. Answers of requests with a key are kept
+in every case, until pruned.
+"""
 
 
 class Outcome(StrEnum):
@@ -106,6 +116,10 @@ class Settlement:
         state: SUCCEEDED, FAILED or CANCELLED end the request; QUEUED puts it back
             in its place, for now or for `not_before_ms`.
         is_attempt: False: it does not count as an attempt (the provider was too busy).
+        is_assumed: A policy or a person says so, not the provider: its answer, should it
+            still come, corrects it. Only what is in suspense can be settled so.
+        provider_id: The provider's own id for the call, if it gave one before it was lost.
+        why: What is known of an unknown outcome, for people.
     """
 
     reservation_id: int
@@ -118,6 +132,35 @@ class Settlement:
     is_attempt: bool = True
     response: Response | None = None
     error: Mapping[str, Any] | None = None
+    is_assumed: bool = False
+    provider_id: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An attempt whose outcome nobody knows; its reservation keeps counting.
+
+    Attributes:
+        id: Of its reservation.
+        provider_id: The provider's own id for the call, if it gave one.
+        why: What happened, as far as is known.
+        request: What was sent; None if the store keeps no prompts, or not this one's.
+    """
+
+    id: int
+    request_id: int
+    key: str | None
+    job: str
+    model: str
+    provider: str
+    made_at_ms: int
+    suspended_at_ms: int
+    ceiling_nusd: int
+    ceiling_tokens: int
+    provider_id: str | None = None
+    why: str | None = None
+    request: Request | None = None
 
 
 @dataclass(slots=True)
@@ -184,6 +227,9 @@ class TurnResult:
         refused: Requests that were not allowed to wait, with what lacked. Final.
         expired: Requests whose time ran out unsent. Final.
         look_again_at_ms: When a claim could do more without anything else happening.
+        lease_ms: How long from the turn's `now_ms` others leave this process's claims
+            alone, whatever happens to it; None: for as long as it lives.
+        was_lost: Others had taken this process for dead: its keys may be theirs now.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -195,6 +241,8 @@ class TurnResult:
     lanes: list[LaneStatus] = field(default_factory=list)
     crossings: list[Crossing] = field(default_factory=list)
     look_again_at_ms: int | None = None
+    lease_ms: int | None = None
+    was_lost: bool = False
 
 
 class Store(ABC):
@@ -296,6 +344,25 @@ class Store(ABC):
     async def audit(self, now_ms: int) -> Audit:
         """Recompute every balance from the reservations and compare."""
 
+    # What nobody knows
+
+    @abstractmethod
+    async def suspended(
+        self, *, job: str | None = None, limit: int = 1000, after_id: int = 0
+    ) -> list[Unknown]:
+        """Attempts whose outcome is unknown, oldest first, a page at a time."""
+
+    @abstractmethod
+    async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
+        """Settle what is in suspense; whether each settlement changed anything.
+
+        What became of the requests themselves stays as it is.
+        """
+
+    async def still_mine(self, ids: Sequence[int]) -> set[int]:
+        """Those of these requests that no other process has taken over."""
+        return set(ids)
+
     # Results kept for files
 
     @abstractmethod
@@ -308,8 +375,28 @@ class Store(ABC):
 
     @abstractmethod
     async def forget(self, job: str, now_ms: int) -> None:
-        """Let a job start anew: cancel what waits, take its keys back. Costs stay counted."""
+        """Let a job start anew: cancel what waits, take its keys back. Costs stay counted.
+
+        Raises:
+            StoreLocked: Another process is running the job.
+        """
 
     @abstractmethod
     async def delivered(self, ids: Sequence[int]) -> None:
         """Note that these outcomes reached their file."""
+
+    @abstractmethod
+    async def prune(
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000
+    ) -> list[Finished]:
+        """Forget requests that ended before then; returns a page of them.
+
+        Call again until it returns an empty page. No balance changes: what they cost stays counted,
+        in sums. Requests with an attempt in suspense stay. Their keys are free again.
+
+        Args:
+            before_ms: Those that ended before then.
+            now_ms: The time.
+            undelivered: Also those whose outcome never reached a file.
+            limit: Most requests of a page.
+        """

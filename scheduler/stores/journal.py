@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from scheduler.ledger import Account, Needs, ReservationState, Tally
+from scheduler.ledger import Account, Needs, ReservationState, Tally, cost_in
 from scheduler.stats import SpendRow
 
 _MINUTE_MS = 60_000
@@ -28,6 +28,7 @@ class Hold(Protocol):
     nusd: int
     tokens: int
     state: ReservationState
+    is_assumed: bool
 
 
 @dataclass(slots=True)
@@ -101,6 +102,10 @@ class Journal:
         for hold in holds:
             if account.budget_id in hold.budgets:
                 tally = account.slots.setdefault(window.slot_start_ms(hold.made_at_ms), Tally())
+                if hold.is_assumed:  # an end that may still be corrected, and so is not folded in
+                    if hold.state is ReservationState.POSTED:
+                        tally.posted += cost_in(account.index, hold.nusd, hold.tokens)
+                    continue
                 tally.reserved += hold.needs[account.index]
                 if hold.state is ReservationState.SUSPENSE:
                     tally.suspense += hold.needs[account.index]
@@ -124,8 +129,10 @@ class Journal:
         for hold in holds:
             if hold.made_at_ms >= since_ms:
                 for row in heads(hold.budgets, hold.model, hold.job):
-                    row[0] += 1
-                    row[2] += hold.needs[0]
+                    row[0] += hold.state is not ReservationState.VOIDED
+                    row[1] += hold.nusd
+                    row[4] += hold.tokens
+                    row[2] += 0 if hold.is_assumed else hold.needs[0]
                     row[3] += hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
         ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
         return [SpendRow(name, *numbers) for name, numbers in ordered]

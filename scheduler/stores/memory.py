@@ -31,6 +31,7 @@ from scheduler.stores.base import (
     Submitted,
     Turn,
     TurnResult,
+    Unknown,
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes
@@ -45,6 +46,7 @@ class _Row:
         "cost_nusd",
         "delivered",
         "digest",
+        "ended_at_ms",
         "error",
         "expected_nusd",
         "expires_at_ms",
@@ -71,7 +73,7 @@ class _Row:
         self.submitted_at_ms = now_ms
         self.parked_mark_ms = lane.parked_clock_ms(now_ms)
         self.parked_ms = self.attempts = self.cost_nusd = 0
-        self.reservation_id = self.ticket = 0
+        self.reservation_id = self.ticket = self.ended_at_ms = 0
         self.response: Response | None = None
         self.error: Any = None
         self.delivered = self.is_delayed = False
@@ -95,14 +97,26 @@ class _Row:
 class _Hold:
     """One reservation."""
 
-    __slots__ = ("budgets", "id", "job", "made_at_ms", "model", "needs", "nusd", "request_id", "state", "tokens")  # fmt: skip
+    __slots__ = (
+        "budgets", "id", "is_assumed", "job", "made_at_ms", "model", "needs", "nusd", "provider",
+        "provider_id", "request", "request_id", "settled_at_ms", "state", "tokens", "why",
+    )  # fmt: skip
 
     def __init__(self, id: int, row: _Row, made_at_ms: int) -> None:
         self.id, self.request_id, self.needs = id, row.id, row.needs
         self.budgets, self.made_at_ms = row.lane.key.budgets, made_at_ms
         self.model, self.job = row.request.model, row.request.job
-        self.state = ReservationState.PENDING
-        self.nusd = self.tokens = 0
+        self.request, self.provider = row.request, row.lane.key.provider
+        self.state, self.is_assumed = ReservationState.PENDING, False
+        self.nusd = self.tokens = self.settled_at_ms = 0
+        self.provider_id: str | None = None
+        self.why: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can change it any more: an assumption may still be corrected."""
+        is_end = self.state in (ReservationState.POSTED, ReservationState.VOIDED)
+        return is_end and not self.is_assumed
 
 
 class _Budget:
@@ -210,7 +224,9 @@ class MemoryStore(Store):
     def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
         hold = self._holds.get(settlement.reservation_id)
         new = SETTLED[settlement.outcome]
-        if hold is None or not hold.state.may_become(new):
+        if hold is None or not hold.state.may_become(
+            new, was_assumed=hold.is_assumed, is_assumed=settlement.is_assumed
+        ):
             return False
         before_nusd = held_cost(hold)
         self._move(hold, new, settlement, now_ms, crossings)
@@ -220,6 +236,8 @@ class MemoryStore(Store):
         row.cost_nusd += held_cost(hold) - before_nusd
         if row.state is RequestState.RUNNING and row.reservation_id == hold.id:
             self._end_attempt(row, settlement, now_ms)
+        elif settlement.state is RequestState.SUCCEEDED and not row.state.is_final:
+            self._answered_late(row, settlement, now_ms)
         return True
 
     def _move(
@@ -227,18 +245,31 @@ class MemoryStore(Store):
         crossings: list[Crossing],
     ) -> None:  # fmt: skip
         old, hold.state = hold.state, new
-        if new is ReservationState.POSTED:
-            hold.nusd, hold.tokens = settlement.nusd, settlement.tokens
+        assumed = (hold.nusd, hold.tokens)
+        is_posted, was_posted = new is ReservationState.POSTED, old is ReservationState.POSTED
+        hold.nusd, hold.tokens = (settlement.nusd, settlement.tokens) if is_posted else (0, 0)
+        hold.is_assumed, hold.settled_at_ms = settlement.is_assumed, now_ms
+        hold.provider_id = settlement.provider_id or hold.provider_id
+        hold.why = settlement.why or hold.why
         accounts = self._accounts_of(hold.budgets)
         for account in accounts:
             cost = cost_in(account.index, hold.nusd, hold.tokens)
-            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
-            if new is ReservationState.POSTED and account.posted >= account.tell_at:
+            before = cost_in(account.index, *assumed) if was_posted else 0
+            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
+            if is_posted and account.posted >= account.tell_at:
                 crossings.extend(account.crossings(now_ms))
             self._lanes.wake(account, now_ms)
-        if new in (ReservationState.POSTED, ReservationState.VOIDED):
+        if hold.is_final:
             del self._holds[hold.id]
             self._journal.add(hold, accounts)
+
+    def _answered_late(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
+        """The answer of an attempt given up for lost has come: the request needs no other."""
+        if row.state is RequestState.QUEUED:
+            self._leave_lane(row, now_ms)
+        row.state, row.response = RequestState.SUCCEEDED, settlement.response
+        row.error = None
+        self._end(row)
 
     def _end_attempt(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
         row.state = settlement.state
@@ -257,6 +288,7 @@ class MemoryStore(Store):
 
     def _end(self, row: _Row) -> None:
         self._ended[row.state] += 1
+        row.ended_at_ms = self._now_ms
         if row.request.key is None:
             del self._rows[row.id]
 
@@ -287,12 +319,16 @@ class MemoryStore(Store):
         return True
 
     def _drop(self, row: _Row, state: RequestState, now_ms: int) -> None:
-        """End a request that waits; its place in the heap is found empty later."""
+        """End a request that waits."""
+        self._leave_lane(row, now_ms)
         row.state = state
+        self._end(row)
+
+    def _leave_lane(self, row: _Row, now_ms: int) -> None:
+        """It no longer waits; its place in the heap is found empty later."""
         if not row.is_delayed:
             row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
             self._lanes.remove(row.lane, now_ms)
-        self._end(row)
         for account in self._accounts_of(row.lane.key.budgets):
             if account.waiter is not None and account.waiter.request_id == row.id:
                 account.set_waiter(None)
@@ -533,6 +569,32 @@ class MemoryStore(Store):
             balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
         )
 
+    # What nobody knows
+
+    async def suspended(
+        self, *, job: str | None = None, limit: int = 1000, after_id: int = 0
+    ) -> list[Unknown]:
+        found = [
+            Unknown(
+                hold.id, hold.request_id, hold.request.key, hold.job, hold.model, hold.provider,
+                hold.made_at_ms, hold.settled_at_ms, hold.needs[0], hold.needs[1],
+                hold.provider_id, hold.why, hold.request,
+            )
+            for hold in self._holds.values()
+            if hold.state is ReservationState.SUSPENSE and hold.id > after_id
+            and job in (None, hold.job)
+        ]  # fmt: skip
+        return sorted(found, key=lambda each: each.id)[:limit]
+
+    async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
+        now_ms = self._look(now_ms)
+        done = []
+        for each in settlements:
+            hold = self._holds.get(each.reservation_id)
+            is_pending = hold is not None and hold.state is ReservationState.PENDING
+            done.append(not is_pending and self._settle(each, now_ms, []))
+        return done
+
     # Results kept for files
 
     async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
@@ -563,3 +625,20 @@ class MemoryStore(Store):
         for request_id in ids:
             if request_id in self._rows:
                 self._rows[request_id].delivered = True
+
+    async def prune(
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000
+    ) -> list[Finished]:
+        open_ids = {hold.request_id for hold in self._holds.values() if not hold.is_final}
+        found = [
+            row
+            for row in self._rows.values()
+            if row.state.is_final
+            and row.ended_at_ms < before_ms
+            and (undelivered or row.delivered)
+            and row.id not in open_ids
+        ][:limit]
+        for row in found:
+            del self._rows[row.id]
+            self._keys.pop((row.request.job, row.key or ""), None)
+        return [row.finished() for row in found]

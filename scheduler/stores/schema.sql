@@ -8,7 +8,8 @@ CREATE TABLE workers (
   host       TEXT    NOT NULL,  -- machine, boot and pid namespace
   pid        INTEGER NOT NULL,
   started    TEXT    NOT NULL,  -- tells a process from a later one with the same pid
-  seen_at_ms INTEGER NOT NULL
+  seen_at_ms INTEGER NOT NULL,
+  is_lost    INTEGER NOT NULL DEFAULT 0  -- silent for longer than its lease: its keys may be taken
 ) STRICT;
 
 CREATE TABLE budgets (
@@ -89,7 +90,8 @@ CREATE TABLE requests (
   reservation_id  INTEGER,
   is_delivered    INTEGER NOT NULL,  -- its outcome reached its file, or needs none
   payload         TEXT,              -- JSON of the request
-  error           TEXT               -- JSON: why it failed
+  error           TEXT,              -- JSON: why it failed
+  ended_at_ms     INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
@@ -105,7 +107,7 @@ CREATE TABLE responses (
   response   TEXT NOT NULL  -- JSON
 ) STRICT;
 
--- Every attempt's money. Rows are never deleted while their window counts.
+-- Every attempt's money. Pruning folds rows into `sums`.
 CREATE TABLE reservations (
   id             INTEGER PRIMARY KEY,
   request_id     INTEGER NOT NULL,
@@ -119,9 +121,28 @@ CREATE TABLE reservations (
   ceiling_nusd   INTEGER NOT NULL,
   ceiling_tokens INTEGER NOT NULL,
   nusd           INTEGER NOT NULL DEFAULT 0,
-  tokens         INTEGER NOT NULL DEFAULT 0
+  tokens         INTEGER NOT NULL DEFAULT 0,
+  is_assumed     INTEGER NOT NULL DEFAULT 0,  -- settled by a policy or a person
+  provider_id    TEXT,                        -- the provider's own id for a lost call
+  why            TEXT                         -- what is known of an unknown outcome
 ) STRICT;
 CREATE INDEX reservations_open ON reservations (worker_id) WHERE state IN ('pending', 'suspense');
+CREATE INDEX reservations_suspense ON reservations (id) WHERE state = 'suspense';
+CREATE INDEX reservations_of_request ON reservations (request_id);
+
+-- What pruned reservations posted, so that balances can still be recomputed.
+CREATE TABLE sums (
+  minute_ms INTEGER NOT NULL,
+  budgets   TEXT    NOT NULL,
+  model     TEXT    NOT NULL,
+  job_id    INTEGER NOT NULL,
+  slots     TEXT    NOT NULL,  -- JSON: account id to the slot they counted in
+  attempts  INTEGER NOT NULL,
+  nusd      INTEGER NOT NULL,
+  tokens    INTEGER NOT NULL,
+  overruns  INTEGER NOT NULL,
+  PRIMARY KEY (minute_ms, budgets, model, job_id, slots)
+) STRICT, WITHOUT ROWID;
 
 -- Prices of the user's own, in USD per million tokens: "IN/OUT".
 CREATE TABLE prices (

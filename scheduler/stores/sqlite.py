@@ -24,17 +24,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, get_args
 
 import aiosqlite
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
-from scheduler.errors import StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
-from scheduler.stores import sqlite_views
-from scheduler.stores.base import Finished, LaneStatus, NewRequest, Store, Turn, TurnResult
+from scheduler.stores import sqlite_prune, sqlite_upgrade, sqlite_views
+from scheduler.stores.base import (
+    Finished,
+    LaneStatus,
+    NewRequest,
+    Settlement,
+    Store,
+    StorePrompts,
+    Turn,
+    TurnResult,
+    Unknown,
+)
 from scheduler.stores.codec import encode_request
 from scheduler.stores.process import this_process
 from scheduler.stores.sqlite_turn import Transactions
@@ -42,7 +52,7 @@ from scheduler.stores.sqlite_turn import Transactions
 logger = logging.getLogger("scheduler.stores.sqlite")
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
 BUSY_MS = 5_000
@@ -79,13 +89,25 @@ class SqliteStore(Store):
         path: The file; its folder must exist. Created with mode 0600.
         create: Whether to create it if it is missing.
         patience_s: How long to wait while other processes hold the file.
+        store_prompts: What of a request is kept in the file; see `StorePrompts`.
     """
 
     is_shared = True
 
-    def __init__(self, path: Path, *, create: bool = True, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        create: bool = True,
+        patience_s: float = PATIENCE_S,
+        store_prompts: StorePrompts = "full",
+    ) -> None:
+        if store_prompts not in get_args(StorePrompts):
+            known = ", ".join(get_args(StorePrompts))
+            raise ConfigError("store_prompts", f"{store_prompts!r} is not one of {known}")
         self.path, self._create, self._patience_s = path, create, patience_s
         self._transactions = Transactions(this_process(), self.lease_ms)
+        self._transactions.store_prompts = store_prompts
         self._connection: _Connection | None = None
         self._version = 0  # `PRAGMA data_version` when last looked
         self._foreign = False  # another process wrote since the last turn
@@ -140,17 +162,29 @@ class SqliteStore(Store):
                 f"this Python has SQLite {sqlite3.sqlite_version}; at least "
                 f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
             )
-        if self._version_of(db) == 0:
-            _use_journal(db, self.path)
+        version = self._version_of(db)
+        _use_journal(db, self.path)
+        if version == 0:
             with _transaction(db, self._patience_s):
                 if self._version_of(db) == 0:  # nobody else did it meanwhile
                     _create_schema(db)
-        else:
-            _use_journal(db, self.path)
+        elif version < SCHEMA_VERSION:
+            self._upgrade(db, version)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
                        "cache_size = -32768"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
+
+    def _upgrade(self, db: sqlite3.Connection, version: int) -> None:
+        """Bring an older file up to date: a copy of it first, then one transaction."""
+        saved = sqlite_upgrade.back_up(db, self.path, version)
+        with _transaction(db, self._patience_s):
+            version = self._version_of(db)
+            if version < SCHEMA_VERSION:  # nobody else did it meanwhile
+                sqlite_upgrade.upgrade(db, self.path, version, self._transactions.process)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
+                    self.path, SCHEMA_VERSION, saved)  # fmt: skip
 
     def _version_of(self, db: sqlite3.Connection) -> int:
         """The schema's version; 0 if the file is empty."""
@@ -222,6 +256,25 @@ class SqliteStore(Store):
         """Why a lane is shut."""
         lane = self._transactions.lanes.find(key)
         return None if lane is None else lane.shortfall
+
+    # What nobody knows
+
+    async def suspended(
+        self, *, job: str | None = None, limit: int = PAGE, after_id: int = 0
+    ) -> list[Unknown]:
+        """See `Store.suspended`."""
+        return await self._run(_reading(sqlite_views.suspended), job, limit, after_id)
+
+    async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
+        """See `Store.resolve`."""
+        return await self._run(
+            _writing(self._transactions.resolve, self._patience_s), settlements, now_ms
+        )
+
+    async def still_mine(self, ids: Sequence[int]) -> set[int]:
+        """See `Store.still_mine`."""
+        worker_id = self._transactions.worker_id
+        return await self._run(_reading(sqlite_views.lanes_of), worker_id, ids)
 
     # Budgets and prices
 
@@ -304,6 +357,15 @@ class SqliteStore(Store):
             )
 
         await self._run(_writing(write, self._patience_s))
+
+    async def prune(
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE
+    ) -> list[Finished]:
+        """See `Store.prune`; the file does not shrink, its free pages are used again."""
+        return await self._run(
+            _writing(sqlite_prune.prune, self._patience_s),
+            self._transactions, before_ms, now_ms, undelivered, limit,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from scheduler.stores.lanes import Lanes
 from scheduler.stores.views import budget_status
 
 MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
+MINUTE_MS = 60_000
 _SEPARATOR = ","
 
 
@@ -229,7 +230,53 @@ class Books:
                     else:
                         tally.reserved += held
                         tally.suspense += held if state == "suspense" else 0
+        return count + self._replay_sums(db, by_budget, since_ms)
+
+    @staticmethod
+    def _replay_sums(
+        db: sqlite3.Connection, by_budget: dict[int, list[Account]], since_ms: int
+    ) -> int:
+        """Add what pruned reservations posted; returns how many attempts that were.
+
+        A window defined since counts a sum in its minute's last slot, so that it counts
+        rather longer than not.
+        """
+        count = 0
+        for minute_ms, budgets, text, *posted in db.execute(
+            "SELECT minute_ms, budgets, slots, nusd, tokens, attempts FROM sums"
+            " WHERE minute_ms + ? > ?",
+            (MINUTE_MS, since_ms),
+        ):
+            count += posted[2]
+            slots = json.loads(text)
+            for budget_id in decode_budgets(budgets):
+                for account in by_budget.get(budget_id, ()):
+                    slot_ms = slots.get(str(account.id))
+                    if slot_ms is None:
+                        slot_ms = account.cap.window.slot_start_ms(minute_ms + MINUTE_MS - 1)
+                    account.slots.setdefault(slot_ms, Tally()).posted += posted[account.index]
         return count
+
+    @staticmethod
+    def slots_of(
+        db: sqlite3.Connection, budgets: tuple[int, ...], made_at_ms: int
+    ) -> dict[int, int]:
+        """The slot in which each of these budgets' accounts counts a reservation."""
+        return {
+            account_id: parse_cap(cap).window.slot_start_ms(made_at_ms)
+            for budget_id in budgets
+            for account_id, cap in db.execute(
+                "SELECT id, cap FROM accounts WHERE budget_id = ? ORDER BY id", (budget_id,)
+            )
+        }
+
+    @staticmethod
+    def oldest_counting(db: sqlite3.Connection, now_ms: int) -> list[tuple[int, int]]:
+        """Every account's id, and the oldest slot that still counts in it."""
+        return [
+            (account_id, parse_cap(cap).window.oldest_counting_ms(now_ms))
+            for account_id, cap in db.execute("SELECT id, cap FROM accounts").fetchall()
+        ]
 
     def pause(self, db: sqlite3.Connection, name: str, paused: bool, now_ms: int) -> None:
         """`Store.pause`."""

@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scheduler.ledger import Needs, ReservationState, cost_in
-from scheduler.request import RequestState
-from scheduler.stores.base import Outcome, Settlement, TurnResult
+from scheduler.request import Request, RequestState
+from scheduler.stores.base import Outcome, Settlement, StorePrompts, TurnResult
 from scheduler.stores.codec import encode_response
 from scheduler.stores.sqlite_books import Books, decode_budgets
 from scheduler.stores.views import SETTLED
 
 DELAYED = "delayed"  # queued, but not before a given instant
+SILENT = "its process was silent for longer than its lease"
+NOBODY_ASKS = {
+    "code": "process_gone",
+    "message": "its process ended; without a key nobody can ask for it again. Nothing more is sent",
+}
 
 
 @dataclass(slots=True)
@@ -23,6 +28,8 @@ class _Hold:
 
     id: int
     state: ReservationState
+    is_assumed: bool
+    cost: tuple[int, int]  # posted so far: nano-dollars, tokens
     budgets: tuple[int, ...]
     made_at_ms: int
     needs: Needs
@@ -33,12 +40,19 @@ class _Hold:
     job_id: int
     has_key: bool
 
+    @property
+    def is_live(self) -> bool:
+        """Whether its request still waits for an answer."""
+        return self.request_state in ("queued", DELAYED, "running")
+
 
 class Settling(Books):
     """Books whose reservations can be settled."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.kept: dict[int, Request] = {}  # requests this process need not read back
+        self.store_prompts: StorePrompts = "full"
         self._deltas: Counter[tuple[int, str]] = Counter()  # requests by job and state
 
     def _settle(
@@ -46,42 +60,58 @@ class Settling(Books):
     ) -> list[bool]:
         holds = self._read_holds([each.reservation_id for each in settlements])
         firsts, held, ended, responses = [], [], [], []
+        states: dict[int, str] = {}  # several attempts of one request may end together
         for each in settlements:
             hold, new = holds.get(each.reservation_id), SETTLED[each.outcome]
-            if hold is None or not hold.state.may_become(new):
+            if hold is None or not hold.state.may_become(
+                new, was_assumed=hold.is_assumed, is_assumed=each.is_assumed
+            ):
                 firsts.append(False)
                 continue
             firsts.append(True)
-            before = hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
-            after = self._move(hold, new, each, now_ms, result)
-            posted = (each.nusd, each.tokens) if new is ReservationState.POSTED else (0, 0)
-            held.append((new.value, now_ms, *posted, hold.id))
+            hold.request_state = states.get(hold.request_id, hold.request_state)
+            before = self._counted(hold)
+            self._move(hold, new, each, now_ms, result)
+            hold.is_assumed = each.is_assumed
+            held.append(
+                (
+                    new.value, now_ms, *hold.cost, each.is_assumed, each.provider_id, each.why,
+                    hold.id,
+                )
+            )  # fmt: skip
             is_current = hold.request_state == "running" and hold.current_id == hold.id
+            is_answer = each.state is RequestState.SUCCEEDED and hold.is_live
             state, mark_ms = hold.request_state, None
             if is_current:
                 state, mark_ms = self._next_state(hold, each, now_ms)
+            elif is_answer:
+                state = self._answered_late(hold, now_ms)
+            is_end = is_current or is_answer
             ended.append(
                 (
                     state,
-                    after - before,
+                    self._counted(hold) - before,
                     0 if each.is_attempt or not is_current else 1,
                     each.not_before_ms,
                     None if each.error is None else json.dumps(each.error, default=str),
-                    is_current,
-                    hold.has_key,
+                    is_end,
+                    # What may have to be asked about is kept.
+                    hold.has_key or new is ReservationState.SUSPENSE,
                     hold.request_id,
                     mark_ms,
+                    now_ms,
                 )
             )
-            hold.request_state = state
-            if is_current and each.response is not None and hold.has_key:
+            states[hold.request_id] = state
+            if is_end and each.response is not None and hold.has_key:
                 responses.append((hold.request_id, encode_response(each.response)))
         self._write_settled(held, ended, responses)
         return firsts
 
     def _read_holds(self, ids: Sequence[int]) -> dict[int, _Hold]:
         rows = self._db.execute(
-            "SELECT h.id, h.state, h.budgets, h.made_at_ms, h.ceiling_nusd, h.ceiling_tokens,"
+            "SELECT h.id, h.state, h.is_assumed, h.nusd, h.tokens, h.budgets, h.made_at_ms,"
+            " h.ceiling_nusd, h.ceiling_tokens,"
             " r.id, r.state, r.reservation_id, r.lane_id, r.job_id, r.key IS NOT NULL"
             " FROM reservations h JOIN requests r ON r.id = h.request_id"
             " WHERE h.id IN (SELECT value FROM json_each(?))",
@@ -89,8 +119,9 @@ class Settling(Books):
         )
         return {
             row[0]: _Hold(
-                row[0], ReservationState(row[1]), decode_budgets(row[2]), row[3], (row[4], row[5], 1),
-                row[6], row[7], row[8], row[9], row[10], bool(row[11]),
+                row[0], ReservationState(row[1]), bool(row[2]), (row[3], row[4]),
+                decode_budgets(row[5]), row[6], (row[7], row[8], 1),
+                row[9], row[10], row[11], row[12], row[13], bool(row[14]),
             )
             for row in rows
         }  # fmt: skip
@@ -102,19 +133,48 @@ class Settling(Books):
         settlement: Settlement,
         now_ms: int,
         result: TurnResult,
-    ) -> int:
-        """Change the balances; returns what the attempt counts from now on, in nano-dollars."""
-        old, hold.state = hold.state, new
+    ) -> None:
+        """Change the balances, and the hold itself."""
+        old, assumed = hold.state, hold.cost
+        was_posted = old is ReservationState.POSTED
+        hold.state = new
+        is_posted = new is ReservationState.POSTED
+        hold.cost = (settlement.nusd, settlement.tokens) if is_posted else (0, 0)
         for account in self._accounts_of(hold.budgets):
             self._load_slot(account, account.cap.window.slot_start_ms(hold.made_at_ms))
             cost = cost_in(account.index, settlement.nusd, settlement.tokens)
-            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost)
-            if new is ReservationState.POSTED and account.posted >= account.tell_at:
+            before = cost_in(account.index, *assumed) if was_posted else 0
+            account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
+            if is_posted and account.posted >= account.tell_at:
                 result.crossings.extend(account.crossings(now_ms))
             self.lanes.wake(account, now_ms)
-        if new is ReservationState.POSTED:
-            return settlement.nusd
-        return hold.needs[0] if new is ReservationState.SUSPENSE else 0
+
+    @staticmethod
+    def _counted(hold: _Hold) -> int:
+        """What an attempt counts in its request's cost, in nano-dollars."""
+        return hold.needs[0] if hold.state is ReservationState.SUSPENSE else hold.cost[0]
+
+    def _answered_late(self, hold: _Hold, now_ms: int) -> str:
+        """The answer of an attempt given up for lost has come: the request needs no other."""
+        old = RequestState.QUEUED if hold.request_state == DELAYED else hold.request_state
+        if hold.request_state == RequestState.QUEUED:
+            self._leave_lane(hold.request_id, hold.lane_id, now_ms)
+        self.kept.pop(hold.request_id, None)
+        self._deltas[hold.job_id, old] -= 1
+        self._deltas[hold.job_id, RequestState.SUCCEEDED] += 1
+        return RequestState.SUCCEEDED.value
+
+    def _leave_lane(self, request_id: int, lane_id: int, now_ms: int) -> None:
+        """One fewer waits in a lane."""
+        lane = self.lanes.by_id(lane_id)
+        if lane is None:  # another process's
+            self._db.execute("UPDATE lanes SET waiting = waiting - 1 WHERE id = ?", (lane_id,))
+            return
+        self.lanes.remove(lane, now_ms)
+        for account in self._accounts_of(lane.key.budgets):
+            if account.waiter is not None and account.waiter.request_id == request_id:
+                account.set_waiter(None)
+                self.lanes.wake_all(now_ms)
 
     def _next_state(
         self, hold: _Hold, settlement: Settlement, now_ms: int
@@ -127,6 +187,8 @@ class Settling(Books):
                 self._deltas[hold.job_id, RequestState.QUEUED] += 1
                 return DELAYED, None
             mark_ms = self._requeue(hold.lane_id, hold.needs, now_ms)
+        else:
+            self.kept.pop(hold.request_id, None)
         self._deltas[hold.job_id, state] += 1
         return state, mark_ms
 
@@ -149,32 +211,75 @@ class Settling(Books):
         responses: Sequence[tuple[int, str]],
     ) -> None:  # fmt: skip
         self._db.executemany(
-            "UPDATE reservations SET state = ?, settled_at_ms = ?, nusd = ?, tokens = ? WHERE id = ?",
+            "UPDATE reservations SET state = ?, settled_at_ms = ?, nusd = ?, tokens = ?,"
+            " is_assumed = ?, provider_id = coalesce(?, provider_id), why = coalesce(?, why)"
+            " WHERE id = ?",
             held,
         )
         # The payload of a request without a key is of no use once it has ended.
         self._db.executemany(
             "UPDATE requests SET state = ?1, cost_nusd = cost_nusd + ?2, attempts = attempts - ?3,"
             " not_before_ms = CASE WHEN ?6 THEN ?4 ELSE not_before_ms END, error = CASE WHEN ?6 THEN ?5 ELSE error END,"
-            " payload = CASE WHEN ?7 OR ?1 IN ('queued', 'delayed') THEN payload END,"
-            " parked_mark_ms = coalesce(?9, parked_mark_ms)"
+            " payload = CASE WHEN ?7 OR ?1 IN ('queued', 'delayed', 'running') THEN payload END,"
+            " parked_mark_ms = coalesce(?9, parked_mark_ms),"
+            " ended_at_ms = CASE WHEN ?6 AND ?1 NOT IN ('queued', 'delayed') THEN ?10 ELSE ended_at_ms END"
             " WHERE id = ?8",
             ended,
         )
         if responses:
             self._db.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?)", responses)
 
-    def _suspend_all(self, worker_id: int, now_ms: int) -> None:
-        """What a process may have sent is unknown; its requests go back to the queue."""
+    def _suspend_all(self, worker_id: int, now_ms: int, *, is_gone: bool) -> None:
+        """What a process may have sent is unknown; what can be asked for again is queued.
+
+        Args:
+            worker_id: The process's.
+            now_ms: The time.
+            is_gone: It will certainly not come back. False: it may only be slow.
+        """
         rows = self._db.execute(
-            "SELECT id, request_id FROM reservations WHERE worker_id = ? AND state = 'pending'",
+            "SELECT h.id, h.request_id, r.key IS NULL FROM reservations h"
+            " JOIN requests r ON r.id = h.request_id"
+            " WHERE h.worker_id = ? AND h.state = 'pending'",
             (worker_id,),
         ).fetchall()
         self._settle(
             [
-                Settlement(reservation_id, request_id, Outcome.SUSPEND, RequestState.QUEUED)
-                for reservation_id, request_id in rows
+                Settlement(
+                    reservation_id,
+                    request_id,
+                    Outcome.SUSPEND,
+                    RequestState.CANCELLED if is_gone and no_key else RequestState.QUEUED,
+                    error=NOBODY_ASKS if is_gone and no_key else None,
+                    why="its process ended before the answer" if is_gone else SILENT,
+                )
+                for reservation_id, request_id, no_key in rows
             ],
             now_ms,
             TurnResult(),
         )
+        if is_gone:
+            self._cancel_keyless(worker_id, now_ms)
+
+    def _cancel_keyless(self, worker_id: int, now_ms: int) -> None:
+        """End what waits without a key: with its process went whoever wanted it."""
+        for lane_id, job_id, state, count in self._db.execute(
+            "SELECT r.lane_id, r.job_id, r.state, count(*) FROM requests r"
+            " WHERE r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) AND r.key IS NULL"
+            " AND r.state IN ('queued', 'delayed') GROUP BY 1, 2, 3",
+            (worker_id,),
+        ).fetchall():
+            self._db.execute(
+                "UPDATE requests SET state = 'cancelled', payload = NULL, error = ?, ended_at_ms = ?"
+                " WHERE lane_id = ? AND job_id = ? AND state = ? AND key IS NULL",
+                (json.dumps(NOBODY_ASKS), now_ms, lane_id, job_id, state),
+            )
+            if state == RequestState.QUEUED:
+                lane = self.lanes.by_id(lane_id)
+                if lane is not None:
+                    self.lanes.remove(lane, now_ms, count)
+                self._db.execute(
+                    "UPDATE lanes SET waiting = max(0, waiting - ?) WHERE id = ?", (count, lane_id)
+                )
+            self._deltas[job_id, RequestState.QUEUED] -= count
+            self._deltas[job_id, RequestState.CANCELLED] += count

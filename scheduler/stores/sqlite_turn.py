@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
+from scheduler.errors import StoreLocked
 from scheduler.ledger import Needs
-from scheduler.request import Request, RequestState
+from scheduler.request import RequestState
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
     Finished,
     LaneStatus,
     NewRequest,
+    Settlement,
     Submitted,
     Turn,
     TurnResult,
@@ -38,6 +40,8 @@ from scheduler.stores.process import Process, is_dead
 from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_settle import DELAYED, Settling
 from scheduler.stores.views import budget_status, is_tried_again
+
+GONE_MS = 86_400_000  # so long silent, a process nobody can see is taken for gone
 
 
 @dataclass(slots=True)
@@ -66,8 +70,8 @@ class Transactions(Settling):
         super().__init__()
         self.worker_id = 0  # 0: not registered, this process has only looked so far
         self.process, self.lease_ms = process, lease_ms
-        self.kept: dict[int, Request] = {}  # requests this process need not read back
         self.seen_at_ms = 0
+        self._was_lost = False  # others had taken this process for dead
         self._admitted = 0
         self._jobs: dict[str, int] = {}
 
@@ -97,6 +101,8 @@ class Transactions(Settling):
         self._write_lanes(result)
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms()
+        result.was_lost, self._was_lost = self._was_lost, False
+        result.lease_ms = self.seen_at_ms + self.lease_ms - now_ms
         return result
 
     def _finish(self, now_ms: int) -> None:
@@ -121,15 +127,18 @@ class Transactions(Settling):
             return
         db, me = self._db, self.process
         if not self.worker_id:
-            row = db.execute(
+            (self.worker_id,) = db.execute(
                 "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
                 (me.host, me.pid, me.started, now_ms),
             ).fetchone()
-            self.worker_id = row[0]
         else:
+            row = db.execute(
+                "SELECT is_lost FROM workers WHERE id = ?", (self.worker_id,)
+            ).fetchone()
+            self._was_lost = row is None or bool(row[0])
             db.execute(
-                "INSERT INTO workers VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms",
+                "INSERT INTO workers (id, host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
                 (self.worker_id, me.host, me.pid, me.started, now_ms),
             )
             self._recount()
@@ -146,19 +155,29 @@ class Transactions(Settling):
                 self.lanes.add(lane, waiting - lane.waiting)
 
     def _reclaim(self, now_ms: int) -> None:
-        """End dead processes: what they may have sent is unknown, the rest waits for its key."""
-        oldest_ms = now_ms - self.lease_ms
-        for worker_id, host, pid, started, seen_at_ms in self._db.execute(
-            "SELECT id, host, pid, started, seen_at_ms FROM workers WHERE id <> ?",
+        """End dead processes: what they may have sent is unknown, the rest waits for its key.
+
+        On this machine a process is there or not. Elsewhere only its silence tells: after
+        its lease others may take its keys over; after a day it is taken for gone.
+        """
+        for worker_id, host, pid, started, seen_at_ms, is_lost in self._db.execute(
+            "SELECT id, host, pid, started, seen_at_ms, is_lost FROM workers WHERE id <> ?",
             (self.worker_id,),
         ).fetchall():
-            other = Process(host, pid, started)
-            # On this machine a process is there or not; elsewhere only its silence tells.
-            is_here = host == self.process.host and bool(started)
-            if not is_dead(self.process, other) and (is_here or seen_at_ms >= oldest_ms):
+            silent_ms = now_ms - seen_at_ms
+            is_gone = is_dead(self.process, Process(host, pid, started))
+            if not is_gone:
+                is_here = host == self.process.host and bool(started)
+                if is_here or silent_ms <= self.lease_ms:
+                    continue
+                is_gone = silent_ms > GONE_MS
+            if is_lost and not is_gone:
                 continue
-            self._suspend_all(worker_id, now_ms)
-            self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+            self._suspend_all(worker_id, now_ms, is_gone=is_gone)
+            if is_gone:
+                self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+            else:
+                self._db.execute("UPDATE workers SET is_lost = 1 WHERE id = ?", (worker_id,))
             self._step_out_of_line()  # whoever was first in line may be gone with it
             self.lanes.wake_all(now_ms)
 
@@ -193,27 +212,19 @@ class Transactions(Settling):
         old, lane_id, job_id, submitted_at_ms, mark_ms = row
         lane = self.lanes.by_id(lane_id)
         parked_ms = 0
-        if lane is not None and old == RequestState.QUEUED:
-            parked_ms = lane.parked_clock_ms(now_ms) - mark_ms
-            self.lanes.remove(lane, now_ms)
-            self._leave_line(lane, request_id, now_ms)
-        elif old == RequestState.QUEUED:
-            self._db.execute("UPDATE lanes SET waiting = waiting - 1 WHERE id = ?", (lane_id,))
+        if old == RequestState.QUEUED:
+            if lane is not None:
+                parked_ms = lane.parked_clock_ms(now_ms) - mark_ms
+            self._leave_lane(request_id, lane_id, now_ms)
         self._db.execute(
-            "UPDATE requests SET state = ?, parked_ms = parked_ms + ?, error = ?,"
+            "UPDATE requests SET state = ?, parked_ms = parked_ms + ?, error = ?, ended_at_ms = ?,"
             " payload = CASE WHEN key IS NULL THEN NULL ELSE payload END WHERE id = ?",
-            (state.value, parked_ms, error, request_id),
+            (state.value, parked_ms, error, now_ms, request_id),
         )
         self.kept.pop(request_id, None)
         self._deltas[job_id, RequestState.QUEUED] -= 1
         self._deltas[job_id, state.value] += 1
         return int(now_ms - submitted_at_ms)
-
-    def _leave_line(self, lane: Lane, request_id: int, now_ms: int) -> None:
-        for account in self._accounts_of(lane.key.budgets):
-            if account.waiter is not None and account.waiter.request_id == request_id:
-                account.set_waiter(None)
-                self.lanes.wake_all(now_ms)
 
     def _promote(self, now_ms: int) -> None:
         """Queue those whose time has come, of this process's lanes."""
@@ -272,15 +283,14 @@ class Transactions(Settling):
                 continue
             lane = self._lane(new.lane)
             mark_ms = self._enqueue(lane, new, now_ms)
-            payload = new.payload or encode_request(new.request)
-            if new.is_kept:
+            if new.is_kept or self.store_prompts != "full":
                 self.kept[next_id] = new.request
             rows.append(
                 (
                     next_id,
                     job_id,
                     key,
-                    new.digest,
+                    "" if self.store_prompts == "none" else new.digest,
                     lane.id,
                     RequestState.QUEUED.value,
                     new.request.model,
@@ -291,7 +301,7 @@ class Transactions(Settling):
                     new.expires_at_ms,
                     mark_ms,
                     key is None,
-                    payload,
+                    self._payload(new),
                 )
             )
             self._deltas[job_id, RequestState.QUEUED] += 1
@@ -308,6 +318,12 @@ class Transactions(Settling):
             rows,
         )
         return result
+
+    def _payload(self, new: NewRequest) -> str | None:
+        """What of the request's content goes to the disk."""
+        if self.store_prompts != "full":
+            return None
+        return new.payload or encode_request(new.request)
 
     def _read_known(self, batch: Sequence[NewRequest]) -> dict[tuple[int, str], _Known]:
         """Rows of the batch's keys that were submitted before."""
@@ -329,7 +345,7 @@ class Transactions(Settling):
         request_id, digest, text, lane_id, submitted_at_ms = known
         state = RequestState.QUEUED if text == DELAYED else RequestState(text)
         answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
-        if digest != new.digest:
+        if digest and digest != new.digest:  # empty: it was stored without one
             answer.is_conflict = True
             return answer, known
         if state.is_final:
@@ -352,12 +368,14 @@ class Transactions(Settling):
         self._db.execute(
             "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?, expires_at_ms = ?,"
             " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, attempts = 0, error = NULL,"
-            " payload = ?, is_delivered = 0 WHERE id = ?",
+            " payload = ?, is_delivered = 0, ended_at_ms = NULL WHERE id = ?",
             (
                 lane.id, mark_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, new.payload or encode_request(new.request), request_id,
+                new.expected_nusd, self._payload(new), request_id,
             ),
         )  # fmt: skip
+        if new.is_kept or self.store_prompts != "full":
+            self.kept[request_id] = new.request
         job_id = self._job_id(new.request.job)
         self._deltas[job_id, state.value] -= 1
         self._deltas[job_id, RequestState.QUEUED] += 1
@@ -367,7 +385,8 @@ class Transactions(Settling):
     def _is_owned(self, lane_id: int) -> bool:
         """Whether the lane's process is still there."""
         row = self._db.execute(
-            "SELECT 1 FROM lanes JOIN workers ON workers.id = lanes.worker_id WHERE lanes.id = ?",
+            "SELECT 1 FROM lanes JOIN workers ON workers.id = lanes.worker_id"
+            " WHERE lanes.id = ? AND NOT workers.is_lost",
             (lane_id,),
         ).fetchone()
         return row is not None
@@ -453,7 +472,8 @@ class Transactions(Settling):
             lane = by_id[lane_id]
             parked_ms += max(0, lane.parked_clock_ms(now_ms) - mark_ms)
             self.lanes.remove(lane, now_ms)
-            request = self.kept.pop(candidate.id, None) or decode_request(payload)
+            take = self.kept.pop if payload is not None else self.kept.get
+            request = take(candidate.id, None) or decode_request(payload)
             running.append((next_id, parked_ms, candidate.id))
             reserved.append(
                 (
@@ -509,10 +529,30 @@ class Transactions(Settling):
         counts = [(lane.waiting, lane.id) for lane in self.lanes.take_counted()]
         self._db.executemany("UPDATE lanes SET waiting = ? WHERE id = ?", counts)
 
+    def resolve(
+        self, db: sqlite3.Connection, settlements: Sequence[Settlement], now_ms: int
+    ) -> list[bool]:
+        """`Store.resolve`."""
+        now_ms = self._begin(db, now_ms)
+        self._deltas.clear()
+        unknown = {
+            row[0]
+            for row in db.execute(
+                "SELECT id FROM reservations WHERE id IN (SELECT value FROM json_each(?))"
+                " AND (state = 'suspense' OR is_assumed)",
+                (json.dumps([each.reservation_id for each in settlements]),),
+            )
+        }
+        wanted = [each for each in settlements if each.reservation_id in unknown]
+        done = iter(self._settle(wanted, now_ms, TurnResult()))
+        self._finish(now_ms)
+        return [each.reservation_id in unknown and next(done) for each in settlements]
+
     def forget(self, db: sqlite3.Connection, job: str, now_ms: int) -> None:
         """`Store.forget`."""
         now_ms = self._begin(db, now_ms)
         self._deltas.clear()
+        self._check_idle(job)
         for (request_id,) in db.execute(
             "SELECT id FROM requests WHERE job_id = (SELECT id FROM jobs WHERE name = ?)"
             " AND state IN ('queued', 'delayed')",
@@ -526,6 +566,19 @@ class Transactions(Settling):
         )
         self._finish(now_ms)
 
+    def _check_idle(self, job: str) -> None:
+        for host, pid, started in self._db.execute(
+            "SELECT DISTINCT w.host, w.pid, w.started FROM requests r JOIN lanes l ON l.id = r.lane_id"
+            " JOIN workers w ON w.id = l.worker_id"
+            " WHERE r.job_id = (SELECT id FROM jobs WHERE name = ?) AND w.id <> ?"
+            " AND r.state IN ('queued', 'delayed', 'running')",
+            (job, self.worker_id),
+        ):
+            if not is_dead(self.process, Process(host, pid, started)):
+                raise StoreLocked(
+                    f"process {pid} is running the job {job!r}; nothing was changed. Stop it first"
+                )
+
     def leave(self, db: sqlite3.Connection) -> None:
         """This process goes: what waits, waits for its key to be submitted again."""
         if not self.worker_id:
@@ -533,7 +586,7 @@ class Transactions(Settling):
         # Only after a failure is anything of this process still open.
         now_ms = self._begin(db, self._now_ms)
         self._deltas.clear()
-        self._suspend_all(self.worker_id, now_ms)
+        self._suspend_all(self.worker_id, now_ms, is_gone=True)
         self._write_lanes(TurnResult())
         self._finish(now_ms)
         db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))

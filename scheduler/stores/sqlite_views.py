@@ -10,7 +10,7 @@ from scheduler.errors import ConfigError
 from scheduler.ledger import Account
 from scheduler.request import RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
-from scheduler.stores.base import Finished
+from scheduler.stores.base import Finished, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
 from scheduler.stores.sqlite_books import decode_budgets, parse_cap
 from scheduler.stores.sqlite_turn import Transactions, decode_finished
@@ -122,7 +122,9 @@ def spend(db: sqlite3.Connection, by: str, since_ms: int) -> list[SpendRow]:
         f"SELECT {_HEADINGS[by]}, sum(h.state <> 'voided'), sum(h.nusd),"
         " sum(CASE WHEN h.state IN ('pending', 'suspense') THEN h.ceiling_nusd ELSE 0 END),"
         " sum(CASE WHEN h.state = 'suspense' THEN h.ceiling_nusd ELSE 0 END), sum(h.tokens)"
-        " FROM reservations h WHERE h.made_at_ms >= ? GROUP BY 1",
+        " FROM reservations h WHERE h.made_at_ms >= ?1 GROUP BY 1"
+        f" UNION ALL SELECT {_HEADINGS[by]}, sum(h.attempts), sum(h.nusd), 0, 0, sum(h.tokens)"
+        " FROM sums h WHERE h.minute_ms + 60000 > ?1 GROUP BY 1",
         (since_ms,),
     ):
         heads = (
@@ -153,7 +155,8 @@ def audit(db: sqlite3.Connection, transactions: Transactions, now_ms: int) -> Au
     for have, should in zip(stored, fresh, strict=True):
         found += compare(have, should)
     (overruns,) = db.execute(
-        "SELECT count(*) FROM reservations WHERE state = 'posted' AND nusd > ceiling_nusd"
+        "SELECT (SELECT count(*) FROM reservations WHERE state = 'posted' AND nusd > ceiling_nusd)"
+        " + (SELECT coalesce(sum(overruns), 0) FROM sums)"
     ).fetchone()
     return Audit(sum(len(a.slots) for a in stored), reservations, tuple(found), overruns)
 
@@ -184,3 +187,32 @@ def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
         (json.dumps(list(ids)),),
     )
     return [decode_finished(row) for row in rows]
+
+
+def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int) -> list[Unknown]:
+    """`Store.suspended`."""
+    rows = db.execute(
+        "SELECT h.id, h.request_id, r.key, j.name, h.model, l.provider, h.made_at_ms,"
+        " coalesce(h.settled_at_ms, h.made_at_ms), h.ceiling_nusd, h.ceiling_tokens,"
+        " h.provider_id, h.why, r.payload"
+        " FROM reservations h JOIN requests r ON r.id = h.request_id"
+        " JOIN lanes l ON l.id = r.lane_id JOIN jobs j ON j.id = r.job_id"
+        f" WHERE h.state = 'suspense' AND h.id > ?{'' if job is None else ' AND j.name = ?'}"
+        " ORDER BY h.id LIMIT ?",
+        (after_id, *(() if job is None else (job,)), limit),
+    )
+    found = []
+    for *known, payload in rows:
+        known.append(None if payload is None else decode_request(payload))
+        found.append(Unknown(*known))
+    return found
+
+
+def lanes_of(db: sqlite3.Connection, worker_id: int, ids: Sequence[int]) -> set[int]:
+    """`Store.still_mine`."""
+    rows = db.execute(
+        "SELECT r.id FROM requests r JOIN lanes l ON l.id = r.lane_id WHERE l.worker_id = ?"
+        " AND r.id IN (SELECT value FROM json_each(?))",
+        (worker_id, json.dumps(list(ids))),
+    )
+    return {row[0] for row in rows}

@@ -6,6 +6,7 @@ A store's test module makes a subclass with its own `store` fixture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -372,18 +373,140 @@ class Conformance:
         assert [(c.request_id, c.attempt) for c in second.claimed] == [(claimed.request_id, 2)]
         assert second.claimed[0].spent_nusd == 10
 
-    async def test_a_late_settlement_of_an_older_attempt_does_not_touch_a_retry(self, bench):
+    async def test_a_late_failure_of_an_older_attempt_does_not_touch_a_retry(self, bench):
         (claimed,) = (await bench.submit(new())).claimed
         retry = end(claimed, Outcome.SUSPEND, QUEUED, not_before_ms=T0 + 300)
         await bench.settle(retry)
 
-        late = await bench.settle(post(claimed, 4))
+        late = await bench.settle(post(claimed, 4, state=FAILED, response=None))
 
         assert late.settled == [True]
         assert late.look_again_at_ms == T0 + 300
         bench.now_ms = T0 + 300
         (again,) = (await bench.turn()).claimed
         assert (again.attempt, again.spent_nusd) == (2, 4)
+
+    @pytest.mark.parametrize("delay_ms", [None, 300], ids=["queued", "delayed"])
+    async def test_a_late_answer_of_a_lost_attempt_ends_the_request_that_waits(
+        self, bench, delay_ms
+    ):
+        not_before_ms = None if delay_ms is None else T0 + delay_ms
+        (claimed,) = (await bench.submit(new(key="k"))).claimed
+        await bench.settle(
+            end(claimed, Outcome.SUSPEND, QUEUED, not_before_ms=not_before_ms), slots=None
+        )
+
+        late = await bench.settle(post(claimed, 4))
+
+        assert (late.settled, late.claimed, late.look_again_at_ms) == ([True], [], None)
+        (known,) = (await bench.submit(new(key="k"))).submitted
+        assert (known.finished.state, known.finished.cost_nusd) == (SUCCEEDED, 4)
+        counts = await bench.store.counts()
+        assert (counts.succeeded, counts.waiting, counts.running) == (1, 0, 0)
+
+    async def test_a_late_answer_ends_a_request_that_runs_again_and_both_attempts_count(
+        self, bench
+    ):
+        await bench.define(Budget("team", "$1"))
+        (lost,) = (await bench.submit(new([bench.ids["team"]], key="k"))).claimed
+        (again,) = (await bench.settle(end(lost, Outcome.SUSPEND, QUEUED))).claimed
+
+        both = await bench.settle(post(lost, 4), post(again, 5))
+
+        assert both.settled == [True, True]
+        counts = await bench.store.counts()
+        assert (counts.succeeded, counts.running, counts.total) == (1, 0, 1)
+        assert await bench.balance() == (9, 0)
+        assert (await bench.store.audit(T0)).discrepancies == ()
+
+    async def test_what_nobody_knows_is_listed_until_somebody_says(self, bench):
+        await bench.define(Budget("team", "$1"))
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], key="k", job="j"))).claimed
+        await bench.settle(
+            end(claimed, Outcome.SUSPEND, FAILED, why="no answer in time", provider_id="gen-1")
+        )
+
+        (unknown,) = await bench.store.suspended()
+
+        assert (unknown.id, unknown.key, unknown.job) == (claimed.reservation_id, "k", "j")
+        assert (unknown.ceiling_nusd, unknown.why, unknown.provider_id) == (
+            10, "no answer in time", "gen-1",
+        )  # fmt: skip
+        assert unknown.request.body == claimed.request.body
+        assert await bench.store.suspended(job="other") == []
+        assert await bench.store.suspended(after_id=unknown.id) == []
+        assert await bench.balance() == (0, 10)
+        charge = post(claimed, 3, state=FAILED, response=None, is_assumed=True)
+        assert await bench.store.resolve([charge, charge], T0) == [True, False]
+        assert await bench.store.suspended() == []
+        assert await bench.balance() == (3, 0)
+
+    @pytest.mark.parametrize("assumed", [Outcome.POST, Outcome.VOID])
+    async def test_an_assumption_is_corrected_once_by_the_answer(self, bench, assumed):
+        await bench.define(Budget("team", "$1, 100 requests/day"))
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], key="k"))).claimed
+        await bench.settle(end(claimed, Outcome.SUSPEND, FAILED))
+        guess = end(claimed, assumed, FAILED, nusd=7, tokens=7, is_assumed=True)
+        assert await bench.store.resolve([guess], T0) == [True]
+
+        truth = await bench.settle(post(claimed, 4), post(claimed, 5))
+
+        assert truth.settled == [True, False]
+        assert await bench.balance() == (4, 0)
+        assert await bench.balance(cap=1) == (1, 0)
+        assert (await bench.store.audit(T0)).discrepancies == ()
+        (row,) = await bench.store.spend("model")
+        assert (row.attempts, row.posted_nusd, row.tokens) == (1, 4, 3)
+
+    async def test_what_runs_cannot_be_resolved_from_outside(self, bench):
+        await bench.define(Budget("team", "$1"))
+        (claimed,) = (await bench.submit(new([bench.ids["team"]]))).claimed
+
+        assert await bench.store.resolve([end(claimed, Outcome.VOID, FAILED)], T0) == [False]
+        assert await bench.balance() == (0, 10)
+
+    async def test_resolving_lets_go_on_what_it_kept_waiting(self, bench):
+        await bench.define(Budget("team", "$0.000000015"))
+        (lost,) = (await bench.submit(new([bench.ids["team"]], key="k"))).claimed
+        await bench.settle(end(lost, Outcome.SUSPEND, FAILED))
+        assert (await bench.submit(new([bench.ids["team"]]))).claimed == []
+
+        await bench.store.resolve([end(lost, Outcome.VOID, FAILED, is_assumed=True)], T0)
+
+        assert len((await bench.turn()).claimed) == 1
+
+    async def test_pruning_forgets_what_ended_and_changes_no_balance(self, bench):
+        await bench.define(Budget("team", "$1/day, 3 requests/90m"), Budget("org", "$1"))
+        draws = [bench.ids["team"], bench.ids["org"]]
+        claims = (await bench.submit(*[new(draws, key=f"k{n}") for n in range(3)])).claimed
+        await bench.settle(post(claims[0], 4), post(claims[1], 15), slots=None)
+        await bench.settle(end(claims[2], Outcome.SUSPEND, FAILED), slots=None)
+        balances = [
+            await bench.balance(name, cap) for name, cap in (("team", 0), ("team", 1), ("org", 0))
+        ]
+        spend = await bench.store.spend("budget")
+        bench.now_ms += 1000
+        await bench.submit(new(key="last"), slots=None)
+        await bench.store.delivered([claims[0].request_id])
+
+        assert await bench.store.prune(T0, bench.now_ms) == []  # nothing ended before then
+        (pruned,) = await bench.store.prune(T0 + 1, bench.now_ms)
+        assert (pruned.key, pruned.cost_nusd) == ("k0", 4)
+        (rest,) = await bench.store.prune(T0 + 1, bench.now_ms, undelivered=True)
+        assert rest.key == "k1"  # the unknown one stays
+        assert await bench.store.prune(T0 + 1, bench.now_ms, undelivered=True) == []
+
+        audit = await bench.store.audit(bench.now_ms)
+        assert (audit.discrepancies, audit.overruns) == ((), 1)
+        assert [
+            await bench.balance(name, cap) for name, cap in (("team", 0), ("team", 1), ("org", 0))
+        ] == balances
+        assert await bench.store.spend("budget") == spend
+        (free,) = (await bench.submit(new(draws, key="k0"))).submitted
+        assert not free.is_known
+        await bench.define(Budget("team", "$1/2d"))  # counted anew, from sums too
+        assert (await bench.balance())[0] == 19
+        assert (await bench.store.audit(bench.now_ms)).discrepancies == ()
 
     async def test_a_busy_provider_uses_up_no_attempt(self, bench):
         (claimed,) = (await bench.submit(new())).claimed
@@ -546,4 +669,4 @@ class Conformance:
     async def test_a_turn_with_nothing_to_do_says_nothing(self, bench):
         result = await bench.turn()
 
-        assert result == TurnResult()
+        assert replace(result, lease_ms=None) == TurnResult()

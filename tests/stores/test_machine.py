@@ -29,6 +29,7 @@ SPECS = [
     "5 requests/hour",
     "$0.0000002",
 ]
+FAILED = RequestState.FAILED
 STATES = [RequestState.SUCCEEDED, RequestState.FAILED, RequestState.QUEUED, RequestState.CANCELLED]
 
 
@@ -43,7 +44,7 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         self.requests: list[tuple[int, int]] = []  # ids in either store, in order of submission
         self.live: list[list] = []  # claims not settled for good, one per store
-        self.ended = 0
+        self.assumed: list[tuple] = []  # unknown outcomes that were settled by assumption
         self.keys: dict[str, str] = {}
 
     def both(self, operation):
@@ -93,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
                         for id, lack in result.refused
                     ],
                     sorted((order[position][e.id], e.waited_ms, e.key) for e in result.expired),
-                    [(lane.waiting, lane.shortfall) for lane in result.lanes],
+                    sorted(repr((lane.waiting, lane.shortfall)) for lane in result.lanes),
                     [(c.budget, c.percent) for c in result.crossings],
                 )
             )
@@ -158,6 +159,43 @@ class StoreMachine(RuleBasedStateMachine):
         if outcome is not Outcome.SUSPEND:
             self.live.remove(claims)
         self.turn(slots, settle=batches)
+
+    @rule(
+        data=st.data(), outcome=st.sampled_from([Outcome.POST, Outcome.VOID]),
+        nusd=st.integers(0, 120), is_assumed=st.booleans(),
+    )  # fmt: skip
+    def resolve(self, data, outcome, nusd, is_assumed) -> None:
+        """A policy, a person or the provider says what became of an unknown outcome."""
+        one, two = self.both(lambda _, bench: bench.store.suspended())
+        assert [(e.key, e.ceiling_nusd) for e in one] == [(e.key, e.ceiling_nusd) for e in two]
+        claims = list(zip(one, two, strict=True)) + self.assumed
+        if not claims:
+            return
+        pair = data.draw(st.sampled_from(claims))
+        answers = self.both(
+            lambda position, bench: bench.store.resolve(
+                [
+                    Settlement(
+                        pair[position].id,
+                        pair[position].request_id,
+                        outcome,
+                        FAILED,
+                        nusd,
+                        nusd,
+                        is_assumed=is_assumed,
+                    )
+                ],
+                bench.now_ms,
+            )
+        )
+        assert answers[0] == answers[1]
+        if pair in self.assumed:
+            assert not (is_assumed and answers[0][0])  # only the truth corrects an assumption
+        else:
+            assert answers[0] == [True]
+            if is_assumed:
+                self.assumed.append(pair)
+        self.turn(2)
 
     @rule(data=st.data())
     def cancel(self, data) -> None:

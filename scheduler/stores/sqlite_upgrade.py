@@ -1,0 +1,64 @@
+"""Bringing a SQLite file of an older version up to date.
+
+Every version has its steps here, in SQL; `schema.sql` is what they lead to.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from scheduler.errors import StoreLocked
+from scheduler.stores.process import Process, is_dead
+
+STEPS: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE workers ADD COLUMN is_lost INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN ended_at_ms INTEGER",
+        "ALTER TABLE reservations ADD COLUMN is_assumed INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE reservations ADD COLUMN provider_id TEXT",
+        "ALTER TABLE reservations ADD COLUMN why TEXT",
+        "CREATE INDEX reservations_suspense ON reservations (id) WHERE state = 'suspense'",
+        "CREATE INDEX reservations_of_request ON reservations (request_id)",
+        "CREATE TABLE sums (minute_ms INTEGER NOT NULL, budgets TEXT NOT NULL, model TEXT NOT NULL,"
+        " job_id INTEGER NOT NULL, slots TEXT NOT NULL, attempts INTEGER NOT NULL,"
+        " nusd INTEGER NOT NULL, tokens INTEGER NOT NULL, overruns INTEGER NOT NULL,"
+        " PRIMARY KEY (minute_ms, budgets, model, job_id, slots)) STRICT, WITHOUT ROWID",
+    ),
+}
+"""From a version to the statements that lead to the next one."""
+
+
+def back_up(db: sqlite3.Connection, path: Path, version: int) -> Path:
+    """Copy the file aside, whole and on the disk, for its owner alone; an older copy stays."""
+    saved = path.with_name(f"{path.name}.v{version}.bak")
+    if saved.exists():
+        return saved
+    part = saved.with_name(f"{saved.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    with closing(sqlite3.connect(part)) as copy:
+        db.backup(copy)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(saved)
+    return saved
+
+
+def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process) -> None:
+    """Take all steps from `version` on, inside the caller's transaction.
+
+    Raises:
+        StoreLocked: A process of the older version still works on the file.
+    """
+    for host, pid, started in db.execute("SELECT host, pid, started FROM workers"):
+        if not is_dead(me, Process(host, pid, started)):
+            raise StoreLocked(
+                f"{path} is in use by process {pid} ({host.split()[0]}) with an older version of this "
+                "package; nothing was changed. Stop it first, then try again"
+            )
+    for step in sorted(each for each in STEPS if each >= version):
+        for statement in STEPS[step]:
+            db.execute(statement)
