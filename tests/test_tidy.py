@@ -16,12 +16,12 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 # Imports point from later layers to earlier ones, or stay within one.
 LAYERS = [
     {"errors", "money", "duration", "window", "budget", "request"},
-    {"usage", "tokens", "rates", "ledger", "admission", "matching", "stats", "events"},
+    {"usage", "tokens", "rates", "ledger", "admission", "matching", "stats", "events", "suspense"},
     {"providers.base"},
     {"pricing"},
     {"clock"},
     {"stores", "providers"},
-    {"future", "calls", "intake", "pump", "scheduler", "batch", "testing"},
+    {"future", "calls", "intake", "pump", "resolver", "scheduler", "batch", "testing"},
     {"cli", "__main__"},
 ]
 PURE = LAYERS[0] | LAYERS[1] | {"pricing"}

@@ -16,8 +16,8 @@ from scheduler.errors import SchedulerError
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own name
 COMMANDS = (
-    "demo", "run", "quote", "status", "queue", "budget", "spend", "audit", "prices", "doctor",
-    "simulate",
+    "demo", "run", "quote", "status", "queue", "resolve", "budget", "spend", "audit", "prune", "prices",
+    "doctor", "simulate",
 )  # fmt: skip
 
 

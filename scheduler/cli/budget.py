@@ -201,6 +201,7 @@ def _cap_row(status: BudgetStatus, cap: CapStatus) -> dict[str, Any]:
 def budget_table(found: Sequence[BudgetStatus], at_ms: int) -> str:
     """Budgets for people, a line per cap."""
     rows = []
+    has_unknown = any(cap.suspense for status in found for cap in status.caps)
     for status in found:
         for cap in status.caps:
             unit = cap.cap.unit.value
@@ -212,12 +213,14 @@ def budget_table(found: Sequence[BudgetStatus], at_ms: int) -> str:
                     used,
                     amount(cap.posted, unit),
                     amount(cap.reserved, unit),
+                    *([amount(cap.suspense, unit)] if has_unknown else []),
                     amount(cap.available, unit),
                     resets(cap, at_ms),
                 )
             )
-    columns = ("budget", "limit", "used", "spent", "reserved", "available", "window")
-    return table(columns, rows, right="spent reserved available")
+    unknown = ("unknown",) if has_unknown else ()  # the part of what is reserved
+    columns = ("budget", "limit", "used", "spent", "reserved", *unknown, "available", "window")
+    return table(columns, rows, right="spent reserved unknown available")
 
 
 def resets(cap: CapStatus, at_ms: int) -> str:

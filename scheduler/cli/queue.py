@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import amount, emit_json, iso, say, table
+from scheduler.cli.resolve import unknown_row, unknown_table
 from scheduler.cli.status import sentence, shortfall_row
 from scheduler.money import decimal_usd
 from scheduler.request import RequestState
 
 if TYPE_CHECKING:
     from scheduler.stats import QueueRow
-    from scheduler.stores.base import Store
+    from scheduler.stores.base import Store, Unknown
 
+SUSPENSE = "suspense"  # a state of attempts, whatever became of their requests
+_NAMES = [*((each.name, each.value) for each in RequestState), ("SUSPENSE", SUSPENSE)]
+State = StrEnum("State", _NAMES)  # type: ignore[misc]
 LIVE = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
 
@@ -27,8 +32,12 @@ def register(app: typer.Typer) -> None:
 
 def queue(
     state: Annotated[
-        list[RequestState] | None,
-        typer.Option("--state", help="Only these; may be given several times. Default: live ones."),
+        list[State] | None,
+        typer.Option(
+            "--state",
+            help="Only these; may be repeated. Default: live ones. 'suspense': attempts whose "
+            "outcome nobody knows.",
+        ),
     ] = None,
     job: Annotated[str | None, typer.Option("--job", help="Only this job's.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")] = 100,
@@ -36,21 +45,29 @@ def queue(
     as_json: JsonOption = False,
 ) -> None:
     """List requests, oldest first, with why they wait and until when."""
-    states = state or list(LIVE)
+    words = [each.value for each in state or LIVE]
+    states = [RequestState(word) for word in words if word != SUSPENSE]
 
-    async def read(opened: Store) -> list[QueueRow]:
+    async def read(opened: Store) -> tuple[list[QueueRow], list[Unknown]]:
         # One more than shown tells whether there are more.
-        return await opened.queue(states, now_ms(), job=job, limit=limit + 1)
+        rows = await opened.queue(states, now_ms(), job=job, limit=limit + 1) if states else []
+        if SUSPENSE not in words:
+            return rows, []
+        return rows, await opened.suspended(job=job, limit=limit + 1)
 
-    rows = with_store(store, read)
-    shown = rows[:limit]
+    rows, unknowns = with_store(store, read)
     if as_json:
-        emit_json([queue_row(row) for row in shown])
-    elif shown:
-        print(queue_table(shown, now_ms()))
+        shown = [queue_row(row) for row in rows[:limit]]
+        emit_json(shown + [unknown_row(each) for each in unknowns[:limit]])
     else:
-        say("no request is " + " or ".join(each.value for each in states))
-    if len(rows) > limit:
+        if rows:
+            print(queue_table(rows[:limit], now_ms()))
+        if unknowns:
+            print(unknown_table(unknowns[:limit], now_ms()))
+            say("'scheduler resolve' says what one cost, once you have looked it up")
+        if not rows and not unknowns:
+            say("no request is " + " or ".join(words))
+    if max(len(rows), len(unknowns)) > limit:
         say(f"… and more; --limit {limit * 10} shows more of them")
 
 

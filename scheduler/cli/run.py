@@ -78,6 +78,20 @@ def run(
         int | None, typer.Option(min=1, help="Output cap for bodies that have none.")
     ] = None,
     max_attempts: Annotated[int, typer.Option(min=1, help="Most attempts for one request.")] = 3,
+    on_unknown: Annotated[
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="What a call costs that nobody heard back from: charge (all it reserved), "
+            "input_only, 'release after 1h'.",
+        ),
+    ] = "charge",
+    store_prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="full|hash|none", help="What of a prompt is kept on the disk; see the docs."
+        ),
+    ] = "full",
     timeout: Annotated[str | None, typer.Option(help="For one attempt, e.g. 5m.")] = None,
     as_json: JsonOption = False,
     progress: Annotated[str, typer.Option(metavar="|".join(MODES), help="How to tell.")] = "auto",
@@ -101,9 +115,12 @@ def run(
         is_strict=strict,
         store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
     )
+    provider = make_provider(base_url, timeout)
+    provider.on_unknown = on_unknown
     settings = {
         "store": store,
-        "providers": make_provider(base_url, timeout),
+        "store_prompts": store_prompts,
+        "providers": provider,
         "prices": parse_prices(price or ()),
         "concurrency": concurrency,
         "max_attempts": max_attempts,
@@ -222,7 +239,10 @@ def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
         parts.append(f"{outcome.left:,} left")
     parts.append(f"{format_usd(outcome.cost_nusd)} spent")
     if outcome.reserved_nusd:
-        parts.append(f"{format_usd(outcome.reserved_nusd)} kept reserved (outcome unknown)")
+        parts.append(
+            f"{format_usd(outcome.reserved_nusd)} kept reserved (outcome unknown: "
+            "'scheduler queue --state suspense')"
+        )
     if outcome.overruns:
         parts.append(f"{plural(outcome.overruns, 'call')} above their ceiling")
     parts.append(f"in {format_duration(int(outcome.seconds * 1000))}")

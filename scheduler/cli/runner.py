@@ -165,7 +165,8 @@ class BatchRun:
         self._rest: Iterator[BatchLine | BadLine] = iter(())
         self._exhausted_since_s: float | None = None
         self._codes: Counter[str] = Counter()
-        self._refused: set[str] = set()  # keys of requests the credentials did not do for
+        # Keys of requests that are to be sent again and whose body the store does not keep.
+        self._unkept: set[str] = set()
 
     async def run(self) -> Outcome:
         """Read, send, write, and say how it ended."""
@@ -308,18 +309,23 @@ class BatchRun:
             if not rows:
                 break
             after_id = rows[-1].id
+            self._unkept.update(row.key or "" for row in rows if row.request is None)
             yield [row.request for row in rows if row.request is not None]
         while chunk := await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK))):
             yield [each.request for each in chunk if isinstance(each, BatchLine)]
-        if self._refused and self.files.input is not None:
-            # The store keeps no body of what has ended.
+        if self._unkept and self.files.input is None:
+            self.progress.say(
+                f"{len(self._unkept):,} requests came from stdin and their prompts are not kept: to "
+                "go on, give the same input again"
+            )
+        if self._unkept and self.files.input is not None:
             self._input.seek(0)
             lines = self._lines()
             while chunk := await asyncio.to_thread(lambda: list(itertools.islice(lines, CHUNK))):
                 yield [
                     each.request
                     for each in chunk
-                    if isinstance(each, BatchLine) and each.request.key in self._refused
+                    if isinstance(each, BatchLine) and each.request.key in self._unkept
                 ]
 
     # Lines in
@@ -440,7 +446,7 @@ class BatchRun:
             self._ends.ids.append(event.request_id)
         elif event.error is not None:
             if isinstance(event.error, CredentialsRefused):
-                self._refused.add(event.key or "")
+                self._unkept.add(event.key or "")
                 if self.outcome.exit is not Exit.CREDENTIALS:
                     self.outcome.exit = Exit.CREDENTIALS
                     self._stop(f"{event.error}. Check the key; a rerun goes on from here")

@@ -19,7 +19,7 @@ A store's promises, checked by one suite for all of them (`scheduler.testing`):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -245,6 +245,9 @@ class TurnResult:
     was_lost: bool = False
 
 
+Archive = Callable[[Sequence[Finished]], None]
+
+
 class Store(ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
@@ -387,8 +390,9 @@ class Store(ABC):
 
     @abstractmethod
     async def prune(
-        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000
-    ) -> list[Finished]:
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000,
+        archive: Archive | None = None,
+    ) -> list[Finished]:  # fmt: skip
         """Forget requests that ended before then; returns a page of them.
 
         Call again until it returns an empty page. No balance changes: what they cost stays counted,
@@ -399,4 +403,6 @@ class Store(ABC):
             now_ms: The time.
             undelivered: Also those whose outcome never reached a file.
             limit: Most requests of a page.
+            archive: Called with the page, on the store's own thread, before anything is
+                deleted; what it raises leaves everything as it was.
         """

@@ -21,6 +21,7 @@ from scheduler.ledger import Account, Crossing, Needs, ReservationState, cost_in
 from scheduler.request import RequestState, Response
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import (
+    Archive,
     Claimed,
     ExpiredRequest,
     Finished,
@@ -627,8 +628,9 @@ class MemoryStore(Store):
                 self._rows[request_id].delivered = True
 
     async def prune(
-        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000
-    ) -> list[Finished]:
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000,
+        archive: Archive | None = None,
+    ) -> list[Finished]:  # fmt: skip
         open_ids = {hold.request_id for hold in self._holds.values() if not hold.is_final}
         found = [
             row
@@ -638,7 +640,10 @@ class MemoryStore(Store):
             and (undelivered or row.delivered)
             and row.id not in open_ids
         ][:limit]
+        page = [row.finished() for row in found]
+        if archive is not None and page:
+            archive(page)
         for row in found:
             del self._rows[row.id]
             self._keys.pop((row.request.job, row.key or ""), None)
-        return [row.finished() for row in found]
+        return page

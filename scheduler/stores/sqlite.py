@@ -35,6 +35,7 @@ from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 from scheduler.stores import sqlite_prune, sqlite_upgrade, sqlite_views
 from scheduler.stores.base import (
+    Archive,
     Finished,
     LaneStatus,
     NewRequest,
@@ -359,12 +360,13 @@ class SqliteStore(Store):
         await self._run(_writing(write, self._patience_s))
 
     async def prune(
-        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE
-    ) -> list[Finished]:
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE,
+        archive: Archive | None = None,
+    ) -> list[Finished]:  # fmt: skip
         """See `Store.prune`; the file does not shrink, its free pages are used again."""
         return await self._run(
             _writing(sqlite_prune.prune, self._patience_s),
-            self._transactions, before_ms, now_ms, undelivered, limit,
+            self._transactions, before_ms, now_ms, undelivered, limit, archive,
         )  # fmt: skip
 
 

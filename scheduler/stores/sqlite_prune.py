@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from scheduler.stores.base import Finished
+from scheduler.stores.base import Archive, Finished
 from scheduler.stores.sqlite_books import MINUTE_MS, decode_budgets
 from scheduler.stores.sqlite_turn import Transactions, decode_finished
 
@@ -22,10 +22,13 @@ def prune(
     now_ms: int,
     undelivered: bool,
     limit: int,
+    archive: Archive | None,
 ) -> list[Finished]:
     """`Store.prune`; one page is one transaction."""
     found = _old(db, before_ms, undelivered, limit)
     if found:
+        if archive is not None:
+            archive(found)
         ids = json.dumps([each.id for each in found])
         _fold(db, transactions, ids)
         for statement in (

@@ -1,0 +1,77 @@
+"""``scheduler prune``: how does one keep the file small?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.output import emit_json, plural
+
+if TYPE_CHECKING:
+    from scheduler.stores.base import Archive, Finished, Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command("prune")(prune)
+
+
+def prune(
+    before: Annotated[str, typer.Option(help="Forget what ended longer ago than this, e.g. 30d.")],
+    archive: Annotated[
+        Path | None, typer.Option(help="Append what is forgotten to this file, as result lines.")
+    ] = None,
+    undelivered: Annotated[
+        bool, typer.Option(help="Also answers that never reached a results file.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget old requests and their answers; no balance changes, and no total of 'spend'.
+
+    Their keys become free: a batch file that is run again after that is paid for again. What is
+    waiting, running, or of unknown outcome stays. The file does not shrink, it is filled again.
+    """
+    from scheduler.duration import parse_duration_ms
+
+    before_ms = now_ms() - parse_duration_ms(before, "--before")
+
+    async def change(opened: Store) -> int:
+        count = 0
+        with _writer(archive) as write:
+            while page := await opened.prune(
+                before_ms, now_ms(), undelivered=undelivered, archive=write
+            ):
+                count += len(page)
+        return count
+
+    count = with_store(store, change)
+    if as_json:
+        emit_json({"pruned": count, "archive": None if archive is None else str(archive)})
+    else:
+        said = "" if archive is None or not count else f"; they are in {archive}"
+        print(f"{plural(count, 'request')} forgotten{said}")
+
+
+@contextlib.contextmanager
+def _writer(path: Path | None) -> Iterator[Archive | None]:
+    """What writes a page to the file, and waits for the disk."""
+    from scheduler.batch import LineFile, error_line, result_line
+
+    if path is None:
+        yield None
+        return
+
+    def line(each: Finished) -> dict[str, Any]:
+        if each.response is not None:
+            return result_line(each.id, each.key, each.response)
+        error = each.error or {"code": each.state.value, "message": f"it was {each.state.value}"}
+        return error_line(each.id, each.key, error, each.cost_nusd, each.attempts)
+
+    with LineFile(path) as file:
+        yield lambda page: file.append(line(each) for each in page)

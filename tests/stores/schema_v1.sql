@@ -1,0 +1,130 @@
+-- Queue and ledger in one file. Money and counts are integers: nano-dollars,
+-- tokens, requests. Instants are Unix milliseconds. Balances are sums over
+-- reservations, kept for speed; `scheduler audit` recomputes them.
+
+-- One row per process that has taken requests and has not gone.
+CREATE TABLE workers (
+  id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: lanes remember it
+  host       TEXT    NOT NULL,  -- machine, boot and pid namespace
+  pid        INTEGER NOT NULL,
+  started    TEXT    NOT NULL,  -- tells a process from a later one with the same pid
+  seen_at_ms INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE budgets (
+  id         INTEGER PRIMARY KEY,
+  name       TEXT    NOT NULL UNIQUE,
+  definition TEXT    NOT NULL,  -- JSON: spec, models, tags, parent
+  is_paused  INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- One row per cap of a budget.
+CREATE TABLE accounts (
+  id             INTEGER PRIMARY KEY,
+  budget_id      INTEGER NOT NULL,
+  position       INTEGER NOT NULL,
+  cap            TEXT    NOT NULL,
+  warned         INTEGER NOT NULL DEFAULT 0,  -- highest threshold told, in percent
+  warned_slot_ms INTEGER NOT NULL DEFAULT 0,
+  waiter         TEXT                         -- JSON: who is first in line
+) STRICT;
+CREATE INDEX accounts_of_budget ON accounts (budget_id, position);
+
+CREATE TABLE balances (
+  account_id INTEGER NOT NULL,
+  slot_ms    INTEGER NOT NULL,
+  posted     INTEGER NOT NULL,
+  reserved   INTEGER NOT NULL CHECK (reserved >= 0),
+  suspense   INTEGER NOT NULL CHECK (suspense >= 0),
+  overrun    INTEGER NOT NULL,
+  PRIMARY KEY (account_id, slot_ms)
+) STRICT, WITHOUT ROWID;
+
+-- Requests of one process that draw on the same budgets and provider.
+CREATE TABLE lanes (
+  id              INTEGER PRIMARY KEY,
+  worker_id       INTEGER NOT NULL,
+  provider        TEXT    NOT NULL,
+  budgets         TEXT    NOT NULL,  -- ",1,2,"
+  priority        INTEGER NOT NULL,
+  may_wait        INTEGER NOT NULL,
+  waiting         INTEGER NOT NULL DEFAULT 0,
+  shortfall       TEXT,              -- JSON: why it is shut; NULL: open
+  shut_since_ms   INTEGER NOT NULL DEFAULT 0,
+  parked_total_ms INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX lanes_of_worker ON lanes (worker_id);
+
+CREATE TABLE jobs (
+  id   INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- How many requests of a job are in each state.
+CREATE TABLE tallies (
+  job_id INTEGER NOT NULL,
+  state  TEXT    NOT NULL,
+  count  INTEGER NOT NULL,
+  PRIMARY KEY (job_id, state)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE requests (
+  id              INTEGER PRIMARY KEY,
+  job_id          INTEGER NOT NULL,
+  key             TEXT,
+  digest          TEXT    NOT NULL,
+  lane_id         INTEGER NOT NULL,
+  state           TEXT    NOT NULL,  -- queued, delayed, running, or an end
+  model           TEXT    NOT NULL,
+  ceiling_nusd    INTEGER NOT NULL,
+  ceiling_tokens  INTEGER NOT NULL,
+  expected_nusd   INTEGER NOT NULL,
+  submitted_at_ms INTEGER NOT NULL,
+  not_before_ms   INTEGER,
+  expires_at_ms   INTEGER,
+  attempts        INTEGER NOT NULL DEFAULT 0,
+  cost_nusd       INTEGER NOT NULL DEFAULT 0,
+  parked_mark_ms  INTEGER NOT NULL,  -- the lane's parked clock when it began to wait
+  parked_ms       INTEGER NOT NULL DEFAULT 0,
+  reservation_id  INTEGER,
+  is_delivered    INTEGER NOT NULL,  -- its outcome reached its file, or needs none
+  payload         TEXT,              -- JSON of the request
+  error           TEXT               -- JSON: why it failed
+) STRICT;
+CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
+CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
+CREATE INDEX requests_delayed ON requests (not_before_ms) WHERE state = 'delayed';
+CREATE INDEX requests_expiring ON requests (expires_at_ms)
+  WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed');
+CREATE INDEX requests_running ON requests (id) WHERE state = 'running';
+CREATE INDEX requests_undelivered ON requests (job_id, id)
+  WHERE is_delivered = 0 AND state IN ('succeeded', 'failed', 'cancelled', 'expired');
+
+CREATE TABLE responses (
+  request_id INTEGER PRIMARY KEY,
+  response   TEXT NOT NULL  -- JSON
+) STRICT;
+
+-- Every attempt's money. Rows are never deleted while their window counts.
+CREATE TABLE reservations (
+  id             INTEGER PRIMARY KEY,
+  request_id     INTEGER NOT NULL,
+  worker_id      INTEGER NOT NULL,
+  job_id         INTEGER NOT NULL,
+  budgets        TEXT    NOT NULL,  -- ",1,2,"
+  model          TEXT    NOT NULL,
+  state          TEXT    NOT NULL,  -- pending, posted, voided, suspense
+  made_at_ms     INTEGER NOT NULL,
+  settled_at_ms  INTEGER,
+  ceiling_nusd   INTEGER NOT NULL,
+  ceiling_tokens INTEGER NOT NULL,
+  nusd           INTEGER NOT NULL DEFAULT 0,
+  tokens         INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX reservations_open ON reservations (worker_id) WHERE state IN ('pending', 'suspense');
+
+-- Prices of the user's own, in USD per million tokens: "IN/OUT".
+CREATE TABLE prices (
+  model TEXT PRIMARY KEY,
+  price TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
