@@ -561,6 +561,8 @@ class Pump:
         if not self._elsewhere:
             return
         for finished in await self.store.outcomes(tuple(self._elsewhere)):
+            if finished.state in (RequestState.CANCELLED, RequestState.EXPIRED):
+                continue  # nobody there wants it any more; somebody here does
             self._elsewhere.pop(finished.id, None)
             for future in self._take_futures(finished.id):
                 future.finish(finished)
