@@ -42,7 +42,8 @@ from scheduler.stores.base import (
 
 logger = logging.getLogger("scheduler.pump")
 
-LONGEST_TIMER_S = 86_400  # the computer's clock may be set while we wait
+# The computer's clock may be set, or the computer put to sleep, while we wait.
+LONGEST_TIMER_S = 30.0
 
 Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
 
@@ -218,7 +219,9 @@ class Pump:
         inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
-        cancels, self._cancels = self._cancels, []
+        # The key may have been submitted again since its caller lost interest.
+        cancels = [each for each in self._cancels if not self._is_wanted(each)]
+        self._cancels = []
         submit = [new for new, _ in inbox]
         for batch, _ in batches:
             submit += batch
@@ -326,6 +329,9 @@ class Pump:
         if future is None:
             return ()
         return (future, *self._twins.get(request_id, ())) if self._twins else (future,)
+
+    def _is_wanted(self, request_id: int) -> bool:
+        return any(not future.cancelled() for future in self._waiting_for(request_id))
 
     def _take_futures(self, request_id: int) -> Sequence[RequestFuture]:
         """As `_waiting_for`, and forget them."""
@@ -441,7 +447,20 @@ class Pump:
             elif ended.error is not None:
                 future.set_exception(ended.error)
             else:
-                future.cancel()
+                self._submit_again(future)  # who cancelled it was somebody else
+
+    def _submit_again(self, future: RequestFuture) -> None:
+        try:
+            may_wait = future.lane is None or future.lane.may_wait
+            new = self._intake.prepare(future.request, "wait" if may_wait else "raise")
+            self.store.prepare(new)
+        except SchedulerError as error:
+            future.fail(error)
+            return
+        new.is_kept = True
+        self._inbox.append((new, future))
+        self.tally.waiting += 1
+        self._signal.set()
 
     def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         self.tally.end_waiting(RequestState.EXPIRED)
@@ -486,8 +505,15 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         if instants:
-            delay_s = max(0, min(instants) - self._clock.now_ms()) / 1000
-            self._timer = self._loop.call_later(min(delay_s, LONGEST_TIMER_S), self._signal.set)
+            self._await_instant(min(instants))
+
+    def _await_instant(self, instant_ms: int) -> None:
+        """Take a turn when the clock says so, however it gets there."""
+        delay_s = (instant_ms - self._clock.now_ms()) / 1000
+        if delay_s > LONGEST_TIMER_S:
+            self._timer = self._loop.call_later(LONGEST_TIMER_S, self._await_instant, instant_ms)
+        else:
+            self._timer = self._loop.call_later(max(0.0, delay_s), self._signal.set)
 
     def why_parked(self, lane: LaneKey) -> Shortfall | None:
         """Why a lane is shut; for futures."""
@@ -498,9 +524,8 @@ class Pump:
         request_id = future.request_id
         if request_id is None:
             return  # still in the inbox: seen when it was submitted
-        twins = self._waiting_for(request_id)
-        if any(not twin.cancelled() for twin in twins):
-            return  # somebody else still wants the answer
+        if self._is_wanted(request_id):
+            return  # by somebody else
         if request_id in self._elsewhere:  # not ours to cancel
             del self._elsewhere[request_id]
             self._take_futures(request_id)

@@ -1,0 +1,152 @@
+"""Bugs planted one at a time, and in how many seeds the simulation has to find each.
+
+Every entry breaks one rule the way somebody might by mistake. If one is not found any
+more, the simulation has lost an eye.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from scheduler.calls import attempt
+from scheduler.ledger import Account, ReservationState, Tally
+from scheduler.matching import BudgetBook
+from scheduler.pump import Pump
+from scheduler.stores.base import Outcome
+from scheduler.stores.lanes import Lanes
+from scheduler.stores.memory import MemoryStore
+from scheduler.stores.sqlite_settle import Settling
+from scheduler.stores.sqlite_turn import Transactions
+
+reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
+settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
+draws_on, submit_known = BudgetBook.draws_on, Transactions._resubmit
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: what it replaces, and the number of seeds that must be enough to find it."""
+
+    name: str
+    target: Any
+    attribute: str
+    replacement: Callable[..., Any]
+    seeds: int = 20
+    store: str = "memory"
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        """Replace it for a while."""
+        target = importlib.import_module(self.target) if isinstance(self.target, str) else self.target
+        with mock.patch.object(target, self.attribute, self.replacement):
+            yield
+
+
+async def void_what_is_unknown(*args: Any) -> Any:
+    ended = await attempt(*args)
+    if ended.settlement.outcome is Outcome.SUSPEND:
+        ended.settlement.outcome = Outcome.VOID
+    return ended
+
+
+async def post_half(*args: Any) -> Any:
+    ended = await attempt(*args)
+    ended.settlement.nusd //= 2
+    return ended
+
+
+async def void_what_was_cancelled(*args: Any) -> Any:
+    ended = await attempt(*args)
+    if ended.settlement.state == "cancelled":
+        ended.settlement.outcome = Outcome.VOID
+    return ended
+
+
+def settle_twice(self: Any, hold: Any, new: Any, settlement: Any, *rest: Any) -> None:
+    move(self, hold, new, settlement, *rest)
+    for account in self._accounts_of(hold.budgets):
+        account.posted += settlement.nusd
+        account.slots.setdefault(account.slot_ms, Tally()).posted += settlement.nusd
+
+
+def settle_in_this_window(self: Account, made_at_ms: int, *rest: Any, **more: Any) -> None:
+    settle(self, self.looked_ms, *rest, **more)
+
+
+def check_without_reserving(self: Account, amount: int) -> None:
+    return None
+
+
+def compare_with_a_stale_balance(self: Account, amount: int) -> None:
+    reserve(self, amount)
+    self.available += amount
+
+
+def forget_the_parent(self: BudgetBook, *args: Any) -> tuple[int, ...]:
+    return draws_on(self, *args)[:1]
+
+
+def free_what_the_dead_reserved(self: Any, settlements: Any, *rest: Any) -> Any:
+    for each in settlements:
+        if each.why is not None and each.why.startswith("its process"):
+            each.outcome = Outcome.VOID
+    return settle_all(self, settlements, *rest)
+
+
+def settle_any_number_of_times(self: ReservationState, new: Any, **how: bool) -> bool:
+    return True
+
+
+async def lose_an_ending(self: Pump) -> None:
+    if len(self._ended) > 1:
+        self._ended.pop()
+    await turn(self)
+
+
+def start_twice(self: Pump, claimed: Any, now_ms: int) -> None:
+    start(self, claimed, now_ms)
+    if claimed.request_id in self._calls:
+        name = claimed.request.provider or self._intake.default_provider
+        self._loop.create_task(self._intake.providers[name].send(claimed.request))
+
+
+def never_look_again(self: Lanes, *args: Any) -> None:
+    return None
+
+
+def say_it_is_taken_care_of(self: Any, new: Any, known: Any, now_ms: int) -> Any:
+    answer, now_known = submit_known(self, new, known, now_ms)
+    answer.is_known = True
+    return answer, now_known
+
+
+async def send_whatever_the_lease(self: Pump) -> None:
+    await turn(self)
+    self._lease_until_s = None
+
+
+MUTANTS = [
+    Mutant("release a hold on timeout", "scheduler.pump", "attempt", void_what_is_unknown),
+    Mutant("release what was cancelled", "scheduler.pump", "attempt", void_what_was_cancelled, 60),
+    Mutant("post less than it cost", "scheduler.pump", "attempt", post_half),
+    Mutant("settle twice", MemoryStore, "_move", settle_twice),
+    Mutant("settle in the window that is now", Account, "settle", settle_in_this_window),
+    Mutant("check without reserving", Account, "reserve", check_without_reserving),
+    Mutant("compare with a stale balance", Account, "reserve", compare_with_a_stale_balance),
+    Mutant("forget the parent budget", BudgetBook, "draws_on", forget_the_parent),
+    Mutant("send one claim twice", Pump, "_start", start_twice),
+    Mutant("lose the end of a call", Pump, "_turn", lose_an_ending),
+    Mutant("lose a wake-up after a refund", Lanes, "wake", never_look_again, 60),
+    Mutant("lose a wake-up after a raise", Lanes, "wake_all", never_look_again),
+    Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
+    Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
+           40, "sqlite"),
+    Mutant("settle any number of times", ReservationState, "may_become", settle_any_number_of_times,
+           40, "sqlite"),
+    Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 200, "sqlite"),
+]  # fmt: skip
