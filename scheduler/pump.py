@@ -270,8 +270,9 @@ class Pump:
         result: TurnResult,
     ) -> None:
         # In the store's order: a key may be cancelled and submitted anew in one turn.
-        for each, is_first in zip(ended, result.settled, strict=True):
-            self._settled(each, is_first, now_ms)
+        for each in ended:
+            is_superseded = each.settlement.reservation_id in result.superseded
+            self._settled(each, is_superseded, now_ms)
         for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
             if is_cancelled:
                 self.tally.end_waiting(RequestState.CANCELLED)
@@ -295,6 +296,9 @@ class Pump:
         for claimed in result.claimed:
             self._start(claimed, now_ms)
         self._set_timer(result.look_again_at_ms, now_ms)
+        if result.waiting is not None:
+            arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
+            self.tally.waiting = result.waiting + arrived
         waiters, self._idle_waiters = self._idle_waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -407,7 +411,7 @@ class Pump:
         self._ended.append(ended)
         self._signal.set()
 
-    def _settled(self, ended: Attempt, is_first: bool, now_ms: int) -> None:
+    def _settled(self, ended: Attempt, is_superseded: bool, now_ms: int) -> None:
         claimed, settlement = ended.claimed, ended.settlement
         if ended.is_sent:
             self._calls.pop(claimed.request_id, None)
@@ -425,7 +429,9 @@ class Pump:
             tally.suspense_nusd += claimed.ceiling_nusd
             tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
             self.suspended()
-        if settlement.state is RequestState.QUEUED:
+        if is_superseded:
+            self._follow_elsewhere(claimed)
+        elif settlement.state is RequestState.QUEUED:
             tally.waiting += 1
             for future in self._waiting_for(claimed.request_id):
                 future.is_running = False
@@ -437,6 +443,15 @@ class Pump:
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
             self.announcer.emit(_settled_event(ended, now_ms))
+
+    def _follow_elsewhere(self, claimed: Claimed) -> None:
+        """A call has ended that others had given up for lost: its request went its own way."""
+        for future in self._waiting_for(claimed.request_id):
+            future.is_running = False
+        if claimed.request.key is not None:
+            for future in self._take_futures(claimed.request_id):
+                if not future.done():
+                    self._submit_again(future)
 
     def _resolve(self, ended: Attempt) -> None:
         for future in self._take_futures(ended.claimed.request_id):

@@ -430,7 +430,7 @@ class Scheduler:
             StoreError: Queue and ledger cannot be written any more.
         """
         pump = self._open_pump()
-        while pump.tally.waiting or pump.is_calling:
+        while pump.tally.waiting > 0 or pump.is_calling:
             if pump.is_closed:
                 raise SchedulerClosed
             if pump.broken is not None:

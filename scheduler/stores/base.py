@@ -229,7 +229,10 @@ class TurnResult:
         look_again_at_ms: When a claim could do more without anything else happening.
         lease_ms: How long from the turn's `now_ms` others leave this process's claims
             alone, whatever happens to it; None: for as long as it lives.
+        superseded: Settlements, by reservation, that their requests did not follow: others
+            had taken those back meanwhile, and they live on or have ended otherwise.
         was_lost: Others had taken this process for dead: its keys may be theirs now.
+        waiting: How many of its requests wait, told when it was lost; None: as known.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -242,7 +245,9 @@ class TurnResult:
     crossings: list[Crossing] = field(default_factory=list)
     look_again_at_ms: int | None = None
     lease_ms: int | None = None
+    superseded: set[int] = field(default_factory=set)
     was_lost: bool = False
+    waiting: int | None = None
 
 
 Archive = Callable[[Sequence[Finished]], None]

@@ -170,7 +170,7 @@ class MemoryStore(Store):
         now_ms = self._look(turn.now_ms)
         result = TurnResult()
         for settlement in turn.settle:
-            result.settled.append(self._settle(settlement, now_ms, result.crossings))
+            result.settled.append(self._settle(settlement, now_ms, result))
         for request_id in turn.cancel:
             result.cancelled.append(self._cancel(request_id, now_ms))
         self._promote(now_ms)
@@ -222,7 +222,7 @@ class MemoryStore(Store):
             return False
         return row.expires_at_ms == at_ms
 
-    def _settle(self, settlement: Settlement, now_ms: int, crossings: list[Crossing]) -> bool:
+    def _settle(self, settlement: Settlement, now_ms: int, result: TurnResult) -> bool:
         hold = self._holds.get(settlement.reservation_id)
         new = SETTLED[settlement.outcome]
         if hold is None or not hold.state.may_become(
@@ -230,15 +230,18 @@ class MemoryStore(Store):
         ):
             return False
         before_nusd = held_cost(hold)
-        self._move(hold, new, settlement, now_ms, crossings)
+        self._move(hold, new, settlement, now_ms, result.crossings)
         row = self._rows.get(settlement.request_id)
         if row is None:
+            result.superseded.add(hold.id)
             return True
         row.cost_nusd += held_cost(hold) - before_nusd
         if row.state is RequestState.RUNNING and row.reservation_id == hold.id:
             self._end_attempt(row, settlement, now_ms)
         elif settlement.state is RequestState.SUCCEEDED and not row.state.is_final:
             self._answered_late(row, settlement, now_ms)
+        else:
+            result.superseded.add(hold.id)
         return True
 
     def _move(
@@ -593,7 +596,7 @@ class MemoryStore(Store):
         for each in settlements:
             hold = self._holds.get(each.reservation_id)
             is_pending = hold is not None and hold.state is ReservationState.PENDING
-            done.append(not is_pending and self._settle(each, now_ms, []))
+            done.append(not is_pending and self._settle(each, now_ms, TurnResult()))
         return done
 
     # Results kept for files

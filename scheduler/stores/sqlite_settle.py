@@ -87,6 +87,8 @@ class Settling(Books):
             elif is_answer:
                 state = self._answered_late(hold, now_ms)
             is_end = is_current or is_answer
+            if not is_end:
+                result.superseded.add(hold.id)
             ended.append(
                 (
                     state,

@@ -101,7 +101,13 @@ class Transactions(Settling):
         self._write_lanes(result)
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms()
-        result.was_lost, self._was_lost = self._was_lost, False
+        if self._was_lost:
+            self._was_lost, result.was_lost = False, True
+            (result.waiting,) = self._db.execute(
+                "SELECT count(*) FROM requests WHERE state IN ('queued', 'delayed')"
+                " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+                (self.worker_id,),
+            ).fetchone()
         result.lease_ms = self.seen_at_ms + self.lease_ms - now_ms
         return result
 

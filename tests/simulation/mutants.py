@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 from scheduler.calls import attempt
-from scheduler.ledger import Account, ReservationState, Tally
+from scheduler.ledger import Account, Tally
 from scheduler.matching import BudgetBook
 from scheduler.pump import Pump
 from scheduler.stores.base import Outcome
@@ -98,10 +98,6 @@ def free_what_the_dead_reserved(self: Any, settlements: Any, *rest: Any) -> Any:
     return settle_all(self, settlements, *rest)
 
 
-def settle_any_number_of_times(self: ReservationState, new: Any, **how: bool) -> bool:
-    return True
-
-
 async def lose_an_ending(self: Pump) -> None:
     if len(self._ended) > 1:
         self._ended.pop()
@@ -145,8 +141,6 @@ MUTANTS = [
     Mutant("lose a wake-up after a raise", Lanes, "wake_all", never_look_again),
     Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
-           40, "sqlite"),
-    Mutant("settle any number of times", ReservationState, "may_become", settle_any_number_of_times,
            40, "sqlite"),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 200, "sqlite"),
 ]  # fmt: skip

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.request import RequestState
-from scheduler.stores.base import NewRequest, Outcome, Settlement, Store, Submitted
+from scheduler.stores.base import (
+    NewRequest,
+    Outcome,
+    Settlement,
+    Store,
+    Submitted,
+    TurnResult,
+)
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SqliteStore, _check_file
@@ -36,7 +43,7 @@ class Surviving(MemoryStore):
             if hold.state.value == "pending":
                 state = RequestState.CANCELLED if hold.request.key is None else RequestState.QUEUED
                 lost = Settlement(hold.id, hold.request_id, Outcome.SUSPEND, state)
-                self._settle(lost, now_ms, [])
+                self._settle(lost, now_ms, TurnResult())
         for row in list(self._rows.values()):
             if row.state is not RequestState.QUEUED or row.id in self._orphans:
                 continue

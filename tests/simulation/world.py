@@ -15,6 +15,7 @@ failure repeats exactly. What is checked, by the names of the invariants:
     8   with money for all, everything ends within a bounded time: no wake-up is lost
     10  balances recomputed from the reservations are the stored ones
     11  a change of a limit cancels nothing
+    12  waiting costs nothing: no turns without end that do nothing
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ SPECS = {
     "6 requests/hour": "2 requests/hour",
     "40 tokens/20m": "20 tokens/20m",
 }
-LEASE_MS, GONE_MS = 30_000, 300_000
+LEASE_MS, GONE_MS = 180_000, 900_000
 LAST_S = 4 * 3600.0  # with money for all and no faults, everything ends by then
 
 
@@ -90,7 +91,7 @@ class Computer:
         rng = world.rng
         self.scheduler = Scheduler(
             self.handle, providers=world.provider, clock=world.clock,
-            concurrency=rng.choice([1, 3, 8]), poll_interval=60 if store.is_shared else 0.2,
+            concurrency=rng.choice([1, 3, 8]), poll_interval=50 if store.is_shared else 0.2,
             retry_wait_s=lambda attempt: rng.choice([0.0, 2.0, 40.0]),
         )  # fmt: skip
 
@@ -170,6 +171,7 @@ class World:
         self.asked = 0
         self.orphans: list[asyncio.Task[Any]] = []  # tasks of those who died
         self.clock_set_ms = 0
+        self.idle_turns, self.idle_since_s = 0, 0.0
         self.is_checking = False  # what the world itself reads is nobody's doing
         self.failure: AssertionError | None = None
         self.tell: Callable[[str], None] | None = None  # told what happens, when replaying
@@ -423,7 +425,7 @@ class World:
         for each in self.living():
             if each.inner.is_shared and self.rng.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
-                each.stalled_until_s = now_s + self.rng.choice([5.0, 45.0, 120.0])
+                each.stalled_until_s = now_s + self.rng.choice([5.0, 250.0, 700.0])
 
     async def close(self) -> None:
         """A process ends in good order."""
@@ -529,6 +531,7 @@ class World:
 
     def after_turn(self, computer: Computer, turn: Turn, result: TurnResult) -> None:
         self.report.transactions += 1
+        self.check_rest(turn, result)
         if self.tell is not None:
             self.tell(self._told(computer, turn, result))
         for each, is_first in zip(turn.settle, result.settled, strict=True):
@@ -594,7 +597,7 @@ class World:
         for computer in self.living():
             pump = computer.scheduler._pump
             is_idle = pump is not None and not pump._turning and not pump._signal.is_set()
-            if not is_idle or pump.running or computer.stalled_until_s > now_s - 200:
+            if not is_idle or pump.running or computer.stalled_until_s > now_s - 300:
                 continue
             for lane in computer.inner.lanes():
                 lack = lane.shortfall
@@ -604,6 +607,15 @@ class World:
                 assert not late, f"the reset at {lack.resumes_at_ms} was missed: {lack}"  # 8
                 held = self.kind == "memory" and lack.reason is ParkReason.HELD_IN_FLIGHT
                 assert not held, f"waits for calls, and none is under way: {lack}"  # 8
+
+    def check_rest(self, turn: Turn, result: TurnResult) -> None:
+        """Waiting costs nothing: turns that do nothing do not follow each other."""
+        now_s = asyncio.get_running_loop().time()
+        if turn.settle or turn.submit or turn.cancel or result.claimed or result.expired:
+            self.idle_turns, self.idle_since_s = 0, now_s
+        self.idle_turns += 1
+        often = self.idle_turns > 500 + 20 * (now_s - self.idle_since_s)
+        assert not often, f"{self.idle_turns} turns in {now_s - self.idle_since_s:g} s did nothing"  # 12
 
     def check_bill(self, computer: Computer) -> None:
         """In every budget the ledger counts at least what was billed."""
