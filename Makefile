@@ -6,7 +6,7 @@ DEV    := $(VENV)/.dev-installed
 CORE   := $(VENV)/.core-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench check format clean
+.PHONY: help demo test simulate lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,6 +16,14 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 
 test: $(DEV)  ## Run all tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest
+
+SEED ?=
+STEPS ?= 60
+SECONDS ?= 60
+STORE ?= both
+
+simulate: $(DEV)  ## Try simulated worlds for SECONDS=60, or replay one: SEED=7 STEPS=60 STORE=memory
+	$(BIN)/python -m tests.simulation --steps $(STEPS) --seconds $(SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
 
 lint: $(DEV)  ## Check style
 	$(BIN)/ruff check .

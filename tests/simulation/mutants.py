@@ -42,7 +42,9 @@ class Mutant:
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
         """Replace it for a while."""
-        target = importlib.import_module(self.target) if isinstance(self.target, str) else self.target
+        target = (
+            importlib.import_module(self.target) if isinstance(self.target, str) else self.target
+        )
         with mock.patch.object(target, self.attribute, self.replacement):
             yield
 

@@ -21,6 +21,7 @@ failure repeats exactly. What is checked, by the names of the invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 import tempfile
@@ -264,6 +265,7 @@ class World:
     async def _alive(self, computer: Computer, doing: Any) -> Any:
         """Wait for something a process does; raises `Died` if it dies meanwhile."""
         task = asyncio.ensure_future(doing)
+        task.add_done_callback(_look)
         computer.world.orphans.append(task)
         while not task.done():
             await asyncio.wait([task], timeout=1.0)
@@ -334,7 +336,9 @@ class World:
         computer = self.rng.choice(computers)
         request = self._request(question, max_wait=self.rng.choice([None, "20m"]))
         on_exceeded = self.rng.choice(["wait", "wait", "raise"])
-        computer.futures[question] = computer.scheduler.submit(request, on_exceeded=on_exceeded)
+        future = computer.scheduler.submit(request, on_exceeded=on_exceeded)
+        future.add_done_callback(_look)
+        computer.futures[question] = future
 
     async def ask_again(self) -> None:
         """The same key from somewhere else, or from the same process."""
@@ -365,9 +369,9 @@ class World:
         future.add_done_callback(lambda done: self.answered(computer, question, done))
 
     def answered(self, computer: Computer, question: str, future: RequestFuture) -> None:
+        error = _look(future)
         if computer.is_dead or future.cancelled():
             return
-        error = future.exception()
         if error is None:
             said = future.result().body
             assert said == {"answer": question}  # 7
@@ -402,10 +406,8 @@ class World:
         if not computers:
             return
         computer = self.rng.choice(computers)
-        try:
+        with contextlib.suppress(Died, SchedulerClosed):
             await self._alive(computer, change(computer.scheduler))
-        except (Died, SchedulerClosed):
-            pass
 
     async def pause(self) -> None:
         """Hold a budget, and let it go on a little later."""
@@ -433,10 +435,8 @@ class World:
         if computers:
             computer = self.rng.choice(computers)
             drain = self.rng.random() < 0.5
-            try:
+            with contextlib.suppress(Died):
                 await self._alive(computer, computer.scheduler.aclose(drain=drain))
-            except Died:
-                pass
 
     async def reboot(self) -> None:
         """If nobody is left, or few are, start another process."""
@@ -519,7 +519,9 @@ class World:
             return None
         if self.kind == "memory":
             return self.inner._keys["", question].state.value
-        row = self.reader.execute("SELECT state FROM requests WHERE key = ?", (question,)).fetchone()
+        row = self.reader.execute(
+            "SELECT state FROM requests WHERE key = ?", (question,)
+        ).fetchone()
         return str(row[0])
 
     def open_claims(self, question: str) -> list[int]:
@@ -615,7 +617,9 @@ class World:
             self.idle_turns, self.idle_since_s = 0, now_s
         self.idle_turns += 1
         often = self.idle_turns > 500 + 20 * (now_s - self.idle_since_s)
-        assert not often, f"{self.idle_turns} turns in {now_s - self.idle_since_s:g} s did nothing"  # 12
+        assert not often, (
+            f"{self.idle_turns} turns in {now_s - self.idle_since_s:g} s did nothing"
+        )  # 12
 
     def check_bill(self, computer: Computer) -> None:
         """In every budget the ledger counts at least what was billed."""
@@ -639,6 +643,11 @@ class World:
         finally:
             self.is_checking = False
         raise AssertionError("it waited")
+
+
+def _look(done: asyncio.Future[Any]) -> BaseException | None:
+    """The error of something that is done, so that asyncio does not complain."""
+    return None if done.cancelled() else done.exception()
 
 
 def _memory_disk() -> str | None:
