@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from scheduler.providers.openai import OpenAI
     from scheduler.providers.simulated import Simulated
     from scheduler.scheduler import Scheduler
+    from scheduler.stores.base import Unknown
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ _LAZY = {
     "RequestFuture": "scheduler.future",
     "Scheduler": "scheduler.scheduler",
     "Simulated": "scheduler.providers.simulated",
+    "Unknown": "scheduler.stores.base",
 }
 
 __all__ = [
@@ -109,6 +111,7 @@ __all__ = [
     "Stats",
     "StoreError",
     "TransportFailed",
+    "Unknown",
     "Usage",
     "events",
 ]

@@ -105,10 +105,10 @@ async def attempt(
 
 def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:
     request, usage = claimed.request, answer.usage
-    if usage is not None and not _is_sane(usage.total_tokens):
+    if usage is not None and not is_sane(usage.total_tokens):
         usage = None
     cost_nusd = tariff.cost_nusd(request, answer)
-    is_estimated = not _is_sane(cost_nusd)
+    is_estimated = not is_sane(cost_nusd)
     if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd
     body = answer.body
@@ -127,7 +127,7 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
     return Attempt(claimed, settlement, response, overrun_nusd=overrun_nusd)
 
 
-def _is_sane(amount: object) -> bool:
+def is_sane(amount: object) -> bool:
     """Whether an amount can be posted; nonsense counts as not said."""
     return type(amount) is int and 0 <= amount <= MAX_AMOUNT
 

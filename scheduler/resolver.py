@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from scheduler.calls import is_sane
 from scheduler.clock import Clock
 from scheduler.errors import SchedulerError, StoreError
 from scheduler.intake import Intake
@@ -49,7 +50,7 @@ class Resolver:
     def is_needed(self) -> bool:
         """Whether any provider can be asked, or has a policy other than to charge."""
         return any(
-            _can_be_asked(provider)
+            provider.can_look_up
             or self._policies[provider.name].assumption is not Assumption.CHARGE
             for provider in self._intake.providers.values()
         )
@@ -120,13 +121,13 @@ class Resolver:
             return None  # another process's
         now_ms = self._clock.now_ms()
         look_at_ms = self._look_at_ms.setdefault(unknown.id, now_ms)
-        if _can_be_asked(provider) and look_at_ms <= now_ms:
+        if provider.can_look_up and look_at_ms <= now_ms:
             found = await self._ask(provider, unknown)
             if found is not None:
                 return found
             again_ms = next_look_ms(unknown.suspended_at_ms, now_ms)
             self._look_at_ms[unknown.id] = again_ms or (1 << 62)
-        if _can_be_asked(provider) and self._look_at_ms[unknown.id] < 1 << 62:
+        if provider.can_look_up and self._look_at_ms[unknown.id] < 1 << 62:
             due_ms.append(self._look_at_ms[unknown.id])
         policy = self._policies[provider.name]
         if policy.is_due(unknown.suspended_at_ms, now_ms):
@@ -139,18 +140,20 @@ class Resolver:
         """The provider's own word; None: it has none."""
         try:
             answer = await provider.look_up(unknown)
+            if answer is None:
+                return None
+            if answer is False:
+                return _settlement(unknown, Outcome.VOID)
+            cost_nusd = self._cost_nusd(provider, unknown, answer)
+            tokens = unknown.ceiling_tokens
+            if answer.usage is not None:
+                tokens = answer.usage.total_tokens
         except Exception as exc:
-            logger.warning("%s could not be asked about %s: %s", provider.name, _name(unknown), exc)
+            logger.warning("%s could not be asked about %s: %r", provider.name, _name(unknown), exc)
             return None
-        if answer is None:
+        if not (is_sane(cost_nusd) and is_sane(tokens)):
             return None
-        if answer is False:
-            return _settlement(unknown, Outcome.VOID)
-        cost_nusd = self._cost_nusd(provider, unknown, answer)
-        if cost_nusd is None:
-            return None
-        tokens = answer.usage.total_tokens if answer.usage is not None else unknown.ceiling_tokens
-        return _settlement(unknown, Outcome.POST, cost_nusd, tokens)
+        return _settlement(unknown, Outcome.POST, cost_nusd or 0, tokens)
 
     def _cost_nusd(self, provider: Provider, unknown: Unknown, answer: Answer) -> int | None:
         if answer.cost_nusd is not None or unknown.request is None:
@@ -173,10 +176,6 @@ class Resolver:
         cost_nusd = min(quote.ceiling_nusd, unknown.ceiling_nusd)
         tokens = min(quote.ceiling_tokens, unknown.ceiling_tokens)
         return _settlement(unknown, Outcome.POST, cost_nusd, tokens, why=why)
-
-
-def _can_be_asked(provider: Provider) -> bool:
-    return type(provider).look_up is not Provider.look_up
 
 
 def _name(unknown: Unknown) -> str:

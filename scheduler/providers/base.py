@@ -78,6 +78,11 @@ class Provider(ABC):
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""
 
+    @property
+    def can_look_up(self) -> bool:
+        """Whether `look_up` is worth calling: a subclass has its own."""
+        return type(self).look_up is not Provider.look_up
+
     async def look_up(self, unknown: Unknown) -> Answer | Literal[False] | None:
         """Ask the service what became of a call nobody heard back from.
 

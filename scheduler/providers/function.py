@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scheduler.money import parse_usd
 from scheduler.providers.base import Answer, Provider
 from scheduler.request import Quote, Request
 from scheduler.usage import extract_usage, reported_cost_nusd
+
+if TYPE_CHECKING:
+    from scheduler.stores.base import Unknown
 
 Dollars = str | int | float | Decimal
 """An amount in US dollars: ``"$0.02"``, ``0.02``, ``Decimal("0.02")``; the int 2 is two dollars."""
@@ -30,6 +33,8 @@ class FunctionProvider(Provider):
         cost: What an attempt did cost: dollars, or a function from the request and what `call`
             returned to dollars. None, given or returned: what the answer itself reports
             (`Answer.cost_nusd`, ``usage.cost``), else the ceiling.
+        on_unknown: What a call costs that nobody heard back from; see `Provider.on_unknown`.
+        look_up: Finds out what became of such a call; see `Provider.look_up`.
 
     Example:
         >>> async def translate(request):
@@ -46,9 +51,11 @@ class FunctionProvider(Provider):
         *,
         quote: Dollars | Quote | Callable[[Request], Dollars | Quote],
         cost: Dollars | Callable[[Request, Any], Dollars | None] | None = None,
+        on_unknown: str = "charge",
+        look_up: Callable[[Unknown], Awaitable[Answer | Literal[False] | None]] | None = None,
     ) -> None:
-        self.name = name
-        self._call = call
+        self.name, self.on_unknown = name, on_unknown
+        self._call, self._look_up = call, look_up
         self.tariff = _OwnTariff(quote, cost)
 
     async def send(self, request: Request) -> Answer:
@@ -59,6 +66,16 @@ class FunctionProvider(Provider):
         if type(result) is dict and "usage" in result:
             return Answer(result, 200, extract_usage(result), reported_cost_nusd(result))
         return Answer(result)
+
+
+    @property
+    def can_look_up(self) -> bool:
+        """Whether a `look_up` was given."""
+        return self._look_up is not None
+
+    async def look_up(self, unknown: Unknown) -> Answer | Literal[False] | None:
+        """Ask the function that was given for it."""
+        return None if self._look_up is None else await self._look_up(unknown)
 
 
 class _OwnTariff:

@@ -1,0 +1,309 @@
+"""Calls nobody heard back from: policies, asking the provider, people, late answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from scheduler import Budget, CallTimeout, FunctionProvider, Scheduler, TransportFailed
+from scheduler.errors import ConfigError
+from scheduler.providers.base import Answer
+from scheduler.providers.simulated import Simulated
+from scheduler.request import Quote, Request, RequestState, Usage
+from scheduler.suspense import FIRST_LOOK_MS, LONGEST_LOOK_MS, next_look_ms, parse_policy
+from scheduler.testing import VirtualClock, run
+from tests.conftest import Bench, ask
+
+HOUR_S = 3600.0
+
+
+def world(provider, main, **options):
+    """Run `main(scheduler)` in virtual time on a budget of 1,000 nano-dollars."""
+
+    async def body():
+        async with Scheduler(
+            budgets=Budget("team", "$0.000001"), providers=provider, clock=VirtualClock(),
+            max_attempts=1, **options,
+        ) as s:  # fmt: skip
+            return await main(s)
+
+    return run(body())
+
+
+async def lose(s, **options):
+    with pytest.raises(CallTimeout):
+        await s.run(ask(1, fail=CallTimeout("no answer in time"), budget="team", **options))
+
+
+def balance(s):
+    (cap,) = s.stats().budgets[0].caps
+    return cap.posted, cap.reserved, cap.suspense
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["charge", "input_only", "input_only after 10m", "release after 1h", "release after 1h30m"],
+)
+def test_a_policy_is_read_and_told_in_the_same_words(text):
+    assert str(parse_policy(f" {text} ")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("free", "'free' is not 'charge', 'input_only'"),
+        ("release", "needs a time, as in 'release after 1h'"),
+        ("release after 0s", "needs a time"),
+        ("charge after 1h", "'charge' needs no time"),
+        ("release after soon", "soon"),
+        ("", "is not 'charge'"),
+    ],
+)
+def test_a_policy_that_says_nothing_sensible_is_a_clear_error(text, problem):
+    with pytest.raises(ConfigError, match=problem):
+        parse_policy(text)
+
+
+def test_a_wrong_policy_is_told_before_anything_opens():
+    provider = Bench()
+    provider.on_unknown = "free"
+
+    with pytest.raises(ConfigError, match="on_unknown"):
+        world(provider, lambda s: asyncio.sleep(0))
+
+
+def test_the_provider_is_asked_on_a_widening_timer_for_a_day():
+    asked_ms, now_ms = [], 0
+    while (now_ms := next_look_ms(0, now_ms)) is not None:
+        asked_ms.append(now_ms)
+
+    gaps = [b - a for a, b in zip([0, *asked_ms], asked_ms, strict=False)]
+    assert gaps[0] == FIRST_LOOK_MS
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == LONGEST_LOOK_MS
+    assert 86_000_000 < asked_ms[-1] <= 87_100_000
+
+
+# Policies
+
+
+def test_by_default_it_counts_in_full_until_somebody_knows_more():
+    async def main(s):
+        await lose(s)
+        await asyncio.sleep(1000 * HOUR_S)
+        (unknown,) = await s.suspended()
+        assert (unknown.why, unknown.ceiling_nusd) == ("no answer in time", 100)
+        assert unknown.request.body["n"] == 1
+        assert s.stats().suspense_nusd == 100
+        return balance(s)
+
+    assert world(Bench(), main) == (0, 100, 100)
+
+
+def test_released_after_its_time_it_lets_others_go_on():
+    provider = Bench(ceiling_nusd=1000)
+    provider.on_unknown = "release after 1h"
+
+    async def main(s):
+        await lose(s)
+        waiting = s.submit(ask(2, budget="team"))
+        await asyncio.sleep(HOUR_S - 1)
+        assert waiting.state is RequestState.PARKED
+        await asyncio.sleep(2)
+        assert (await waiting).cost_nusd == 60
+        assert s.stats().suspense_nusd == 0
+        return balance(s)
+
+    assert world(provider, main) == (60, 0, 0)
+
+
+def test_input_only_posts_what_the_prompt_costs_at_most():
+    async def fail(request):
+        raise TransportFailed("reset")
+
+    class Priced(Simulated):
+        send = staticmethod(fail)
+
+    provider = Priced(prices={"m": "10/1000"})
+    provider.on_unknown = "input_only"
+
+    async def main():
+        async with Scheduler(budgets=Budget("team", "$1"), providers=provider,
+                             clock=VirtualClock(), max_attempts=1) as s:  # fmt: skip
+            request = Request.chat("m", "x" * 1000, max_tokens=500, budget="team")
+            ceiling_nusd = s.quote(request).ceiling_nusd
+            with pytest.raises(TransportFailed):
+                await s.run(request)
+            await asyncio.sleep(5)
+            posted, reserved, _ = balance(s)
+            assert reserved == 0
+            # A thousand bytes are a thousand tokens at most, and the answer one.
+            assert 10_000 * 1000 < posted < 10_000 * 1200 + 1_000_000
+            assert posted < ceiling_nusd / 20
+
+    run(main())
+
+
+def test_a_policy_sees_to_what_a_process_before_it_left():
+    """Reclaimed reservations are found at the start, without any event."""
+
+    async def main(s):
+        await lose(s)
+        provider.on_unknown = "release after 1m"
+        async with Scheduler(s.store, providers=provider, clock=VirtualClock()) as later:
+            await asyncio.sleep(61)
+            return balance(later)
+
+    provider = Bench()
+    assert world(provider, main) == (0, 0, 0)
+
+
+# Asking
+
+
+def asked(answers):
+    """A provider that loses every call and can be asked about it; `answers` in turn."""
+    times = []
+
+    async def lost(request):
+        raise TransportFailed("reset")
+
+    async def look_up(unknown):
+        times.append(asyncio.get_running_loop().time())
+        answer = answers[min(len(times), len(answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    provider = FunctionProvider("f", lost, quote=Quote(100, 50, 10), look_up=look_up)
+    return provider, times
+
+
+@pytest.mark.parametrize(
+    ("answer", "posted"),
+    [
+        (Answer({}, cost_nusd=42), 42),
+        (Answer({}, usage=Usage(3, 4), cost_nusd=0), 0),
+        (False, 0),
+    ],
+)
+def test_the_provider_itself_knows(answer, posted):
+    provider, times = asked([None, RuntimeError("busy"), answer])
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(60)
+        assert await s.suspended() == []
+        assert s.stats().suspense_nusd == 0
+        return balance(s)
+
+    assert world(provider, main) == (posted, 0, 0)
+    assert len(times) == 3
+
+
+def test_a_provider_that_does_not_know_leaves_it_to_the_policy():
+    provider, times = asked([None])
+    provider.on_unknown = "release after 10m"
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(599)
+        before = balance(s)
+        await asyncio.sleep(2)
+        return before, balance(s)
+
+    assert world(provider, main) == ((0, 100, 100), (0, 0, 0))
+    assert 5 < len(times) < 20
+
+
+@pytest.mark.parametrize("nonsense", [Answer({}, cost_nusd=-5), Answer({}, cost_nusd=10**30),
+                                      Answer({}), "yes", True])  # fmt: skip
+def test_nonsense_from_a_look_up_changes_nothing(nonsense):
+    provider, _ = asked([nonsense])
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(60)
+        return balance(s)
+
+    assert world(provider, main) == (0, 100, 100)
+
+
+def test_closing_while_the_provider_is_asked_ends_at_once():
+    async def lost(request):
+        raise TransportFailed("reset")
+
+    async def think(unknown):
+        await asyncio.sleep(10**6)
+
+    provider = FunctionProvider("f", lost, quote=Quote(100, 50, 10), look_up=think)
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(5)
+        await s.aclose()
+        return asyncio.get_running_loop().time()
+
+    assert world(provider, main) < 10
+
+
+# A person
+
+
+def test_a_person_says_what_it_cost_and_what_is_parked_goes_on():
+    async def main(s):
+        await lose(s, ceiling=1000)
+        waiting = s.submit(ask(2, budget="team"))
+        await asyncio.sleep(1)
+        (unknown,) = await s.suspended()
+        assert await s.resolve(unknown, charge="$0.0000005")
+        await waiting
+        assert not await s.resolve(unknown, charge=None)  # once
+        return balance(s)
+
+    assert world(Bench(), main) == (560, 0, 0)
+
+
+def test_a_person_may_say_it_cost_nothing():
+    async def main(s):
+        await lose(s)
+        (unknown,) = await s.suspended()
+        assert await s.resolve(unknown, charge=None)
+        return balance(s)
+
+    assert world(Bench(), main) == (0, 0, 0)
+
+
+# The lease
+
+
+def test_what_was_claimed_before_a_long_sleep_is_not_sent_after_it():
+    """The process stood still between the commit and the call: others may have sent it."""
+    provider = Bench()
+
+    async def main(s):
+        turn, claims = s.store.turn, []
+
+        async def slow(work):
+            result = await turn(work)
+            result.lease_ms = 20_000
+            claims.extend(result.claimed)
+            if len(claims) == 1:
+                await asyncio.sleep(30)
+            return result
+
+        s.store.turn = slow
+        response = await s.run(ask(1, budget="team"))
+        assert len(claims) == 2
+        assert response.attempts == 1  # the claim that was handed back does not count
+        return len(provider.sent), balance(s)
+
+    assert world(provider, main) == (1, (60, 0, 0))
