@@ -28,7 +28,7 @@ def test_an_example_prints_what_its_docstring_says(path):
 
 
 def test_there_are_examples_and_programs_to_run():
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
     assert len(PROGRAMS) == README.count("```python") == 2
     assert len(COMMANDS) >= 8
 
@@ -58,5 +58,5 @@ def test_the_readme_links_to_what_is_there(target):
 
 def test_make_shows_and_has_the_targets_that_are_talked_about():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "bench", "check", "format", "lint", "types"):
+    for target in ("demo", "test", "bench", "check", "format", "lint", "types", "simulate"):
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)

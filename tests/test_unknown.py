@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import httpx
 import pytest
 
-from scheduler import Budget, CallTimeout, FunctionProvider, Scheduler, TransportFailed
+from scheduler import Budget, CallTimeout, FunctionProvider, OpenAI, Scheduler, TransportFailed
+from scheduler.clock import SystemClock
 from scheduler.errors import ConfigError
+from scheduler.money import parse_usd
 from scheduler.providers.base import Answer
 from scheduler.providers.simulated import Simulated
 from scheduler.request import Quote, Request, RequestState, Usage
@@ -307,3 +311,70 @@ def test_what_was_claimed_before_a_long_sleep_is_not_sent_after_it():
         return len(provider.sent), balance(s)
 
     assert world(provider, main) == (1, (60, 0, 0))
+
+
+# A real service that can be asked, as OpenRouter's generation endpoint
+
+
+class OpenRouter(OpenAI):
+    """Asks by the id that came with the headers of the answer that broke off."""
+
+    async def look_up(self, unknown):
+        if unknown.provider_id is None:
+            return None
+        async with httpx.AsyncClient() as client:
+            found = await client.get(
+                f"{self.base_url}/generation", params={"id": unknown.provider_id}
+            )
+        if found.status_code == 404:
+            return None
+        return Answer({}, cost_nusd=parse_usd(found.json()["data"]["total_cost"], "total_cost"))
+
+
+@contextlib.asynccontextmanager
+async def breaking_service():
+    """Breaks off every answer after its headers; knows a moment later what it cost."""
+    asked = []
+
+    async def serve(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("POST"):
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n"
+                b'X-Generation-Id: gen-7\r\n\r\n{"choices": ['
+            )
+        else:
+            asked.append(head.split()[1])
+            body = b'{"data": {"total_cost": 0.00000042}}' if len(asked) > 1 else b"{}"
+            status = b"200 OK" if len(asked) > 1 else b"404 Not Found"
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", asked
+
+
+@pytest.mark.parametrize("engine", ["quick", "httpx"])
+async def test_a_gateway_is_asked_by_the_id_it_gave_before_the_answer_broke_off(engine, tmp_path):
+    async with breaking_service() as (url, asked), httpx.AsyncClient() as client:
+        provider = OpenRouter(base_url=url, client=client if engine == "httpx" else None)
+        async with Scheduler(
+            tmp_path / "s.db", budgets=Budget("team", "$1"), providers=provider, max_attempts=1,
+            prices={"m": "1/1"},
+        ) as s:  # fmt: skip
+            with pytest.raises(TransportFailed):
+                await s.run(Request.chat("m", "hi", max_tokens=5, budget="team", key="k"))
+            (unknown,) = await s.suspended()
+            assert unknown.provider_id == "gen-7"
+            assert "broke off" in unknown.why
+            async with asyncio.timeout(20):
+                while await s.suspended():
+                    await asyncio.sleep(0.1)
+
+            assert asked == ["/v1/generation?id=gen-7"] * 2
+            (status,) = await s.store.budgets(SystemClock().now_ms())
+            assert (status.caps[0].posted, status.caps[0].reserved) == (420, 0)

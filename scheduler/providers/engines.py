@@ -86,9 +86,15 @@ class QuickEngine:
     async def post(self, url: str, content: bytes) -> Reply:
         """Send once, read the whole answer."""
         try:
-            request = self._client.post(url).body_bytes(content).build_streamed()
+            request = (
+                self._client.post(url)
+                .body_bytes(content)
+                .streamed_read_buffer_limit(0)  # so that headers are there before the body
+                .build_streamed()
+            )
         except ValueError as exc:
             raise TransportFailed(f"could not be sent: {exc}", False) from exc
+        headers: Mapping[str, str] = {}
         try:
             async with request as response:
                 headers = dict(response.headers.items())
@@ -97,6 +103,7 @@ class QuickEngine:
             explained = explain_quick(exc, self._timeout_s)
             if explained is None:
                 raise
+            explained.request_id = call_id(headers)
             raise explained from exc
 
     async def _read(self, response: Response, headers: Mapping[str, str]) -> bytes:
@@ -171,19 +178,23 @@ class HttpxEngine:
         """Send once, read the whole answer."""
         import httpx
 
+        headers: Mapping[str, str] = {}
         try:
             request = self._client.build_request(
                 "POST", url, content=content, headers=self._headers, timeout=self._timeout
             )
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True, follow_redirects=False)
+                headers = response.headers
                 try:
                     body = await self._read(response)
                 finally:
                     await response.aclose()
             return response.status_code, response.headers, body
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise explain_httpx(exc, self._timeout_s) from exc
+            explained = explain_httpx(exc, self._timeout_s)
+            explained.request_id = call_id(headers)
+            raise explained from exc
 
     async def _read(self, response: httpx.Response) -> bytes:
         length = response.headers.get("content-length", "")
@@ -221,6 +232,11 @@ def explain_httpx(exc: Exception, timeout_s: float) -> CallFailed:
     if isinstance(exc, TimeoutError | httpx.TimeoutException):
         return CallTimeout(f"no answer in time: {said}")
     return TransportFailed(f"the connection broke off: {said}")
+
+
+def call_id(headers: Mapping[str, str]) -> str | None:
+    """The service's own id for a call, by which it may be asked what became of it."""
+    return headers.get("x-generation-id") or headers.get("x-request-id")
 
 
 def too_long(status: int, max_body_bytes: int) -> BadAnswer:

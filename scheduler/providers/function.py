@@ -67,7 +67,6 @@ class FunctionProvider(Provider):
             return Answer(result, 200, extract_usage(result), reported_cost_nusd(result))
         return Answer(result)
 
-
     @property
     def can_look_up(self) -> bool:
         """Whether a `look_up` was given."""

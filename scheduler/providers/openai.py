@@ -53,6 +53,7 @@ class OpenAI(Provider):
         timeout: For one attempt, from connecting to the last byte; in seconds, or ``"5m"``.
         headers: Sent with every request, besides the usual ones.
         max_body_bytes: Longer answers are refused.
+        on_unknown: What a call costs that nobody heard back from; see `Provider.on_unknown`.
 
     Raises:
         ConfigError: A base URL or a key that cannot be used.
@@ -70,8 +71,9 @@ class OpenAI(Provider):
         timeout: Duration = 600,
         headers: Mapping[str, str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
+        on_unknown: str = "charge",
     ) -> None:
-        self.name = name
+        self.name, self.on_unknown = name, on_unknown
         given = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
         self._key = SecretStr(_clean_key(given or os.environ.get("OPENAI_API_KEY", "")))
         if base_url is None and client is not None and str(client.base_url):
