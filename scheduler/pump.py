@@ -210,6 +210,7 @@ class Pump:
             self.broken = exc
             for task in self._calls.values():
                 task.cancel()
+            self._calls.clear()
             error = exc if isinstance(exc, StoreError) else StoreError(f"the pump failed: {exc!r}")
             error.__cause__ = exc if error is not exc else exc.__cause__
             self._fail_waiting(error)

@@ -433,9 +433,20 @@ class Scheduler:
         while pump.tally.waiting > 0 or pump.is_calling:
             if pump.is_closed:
                 raise SchedulerClosed
-            if pump.broken is not None:
-                raise StoreError(f"the store failed: {pump.broken}") from pump.broken
+            self.check()
             await pump.turned()
+        self.check()
+
+    def check(self) -> None:
+        """Whether work can go on.
+
+        Raises:
+            StoreError: Queue and ledger cannot be written any more; nothing more is sent.
+                What was acknowledged is safe, and another process goes on from there.
+        """
+        broken = None if self._pump is None else self._pump.broken
+        if broken is not None:
+            raise StoreError(f"the store failed: {broken}") from broken
 
     def stop_admitting(self) -> None:
         """Start nothing new; what runs goes on, what waits stays where it is."""

@@ -481,6 +481,7 @@ class BatchRun:
             if feeding.done() and feeding.exception() is not None:
                 raise feeding.exception()  # type: ignore[misc]
             await asyncio.sleep(TICK_S)
+            self.s.check()
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))

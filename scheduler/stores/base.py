@@ -273,7 +273,8 @@ class Store(ABC):
         """Do all of it in one transaction: settle, cancel, submit, claim, in this order.
 
         Raises:
-            StoreError: Nothing of the turn happened.
+            StoreError: It happened as a whole or not at all, and nobody knows which: go no
+                further with what is in memory.
         """
 
     @abstractmethod

@@ -375,6 +375,7 @@ def _transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
     """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
     _patiently(db, "BEGIN IMMEDIATE", patience_s)
     try:
+        _check_journal(db)
         yield
         _patiently(db, "COMMIT", patience_s)
     except BaseException:
@@ -457,12 +458,23 @@ def _use_journal(db: sqlite3.Connection, path: Path) -> None:
     except sqlite3.OperationalError as exc:
         if not _is_lock(exc):
             raise
-    if current != wanted and "wal" in (current, wanted) and wanted != "wal":
-        raise StoreLocked(
-            f"{path} is open in another process with a newer SQLite and its write-ahead log, which "
-            f"this Python's SQLite {sqlite3.sqlite_version} cannot share safely. Close it there "
-            "first, or use the same Python"
-        )
+    if current == "wal" and wanted != "wal":
+        raise _log_in_use(path)
+
+
+def _check_journal(db: sqlite3.Connection) -> None:
+    """Another process with a newer SQLite may have changed the journal since this one opened."""
+    wanted = journal_mode()
+    if wanted != "wal" and db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        raise _log_in_use(Path(db.execute("PRAGMA database_list").fetchone()[2]))
+
+
+def _log_in_use(path: Path) -> StoreLocked:
+    return StoreLocked(
+        f"{path} is open in another process with a newer SQLite and its write-ahead log, which "
+        f"this Python's SQLite {sqlite3.sqlite_version} cannot share safely; nothing was changed. "
+        "Close it there first, or use the same Python"
+    )
 
 
 def _create_schema(db: sqlite3.Connection) -> None:
