@@ -202,8 +202,8 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
-        except asyncio.CancelledError:
-            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            raise  # closed, or its loop was thrown away
         except BaseException as exc:
             # What the store holds may differ from what this process believes: go no further.
             logger.error("the store failed; nothing more is sent: %s", exc)
