@@ -571,3 +571,52 @@ def test_a_raise_from_another_terminal_lets_a_waiting_batch_go_on(place):
     assert raised.returncode == 0, raised.stderr
     assert process.returncode == 0, told
     assert len(lines("p.results.jsonl")) == 20
+
+
+# Prompts that are not kept
+
+
+@pytest.mark.parametrize("mode", ["hash", "none"])
+def test_without_prompts_in_the_store_the_input_file_is_what_a_run_goes_on_from(place, mode):
+    write(12)
+    words = ("--store-prompts", mode, "--budget", "$0.0001", "--on-exhausted", "stop")
+    first = run("p.jsonl", *words)
+
+    assert first.returncode == 75, first.stderr
+    assert b"question" not in Path("scheduler.db").read_bytes()
+    left = lines("p.parked.jsonl")
+    assert sorted(ids("p.results.jsonl") + [each["custom_id"] for each in left]) == sorted(
+        f"r{n}" for n in range(12)
+    )
+    assert all(each["body"]["messages"][0]["content"].startswith("question") for each in left)
+    done = run("p.jsonl", "--store-prompts", mode, "--budget", "$1")
+    assert done.returncode == 0, done.stderr
+    assert len(ids("p.results.jsonl")) == 12
+    assert b"question" not in Path("scheduler.db").read_bytes()
+
+
+def test_from_stdin_without_prompts_it_says_that_the_input_is_needed_again(place):
+    write(6)
+    words = ("-", "--store-prompts", "none", "--budget", "$0.00005", "--on-exhausted", "stop")
+    stopped = run(*words, stdin=Path("p.jsonl").read_text())
+
+    assert stopped.returncode == 75
+    assert "came from stdin and their prompts are not kept" in stopped.stderr
+    done = run("-", "--store-prompts", "none", "--budget", "$1", stdin=Path("p.jsonl").read_text())
+    assert done.returncode == 0, done.stderr
+    assert len(ids("stdin.results.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [("--store-prompts", "some", "not one of full, hash, none"), ("--on-unknown", "free", "free")],
+)
+def test_a_wrong_word_for_what_is_kept_or_assumed_is_told_before_anything_is_sent(
+    place, option, value, problem
+):
+    write(1)
+    done = run("p.jsonl", option, value)
+
+    assert done.returncode == 3
+    assert problem in done.stderr
+    assert not Path("scheduler.db").exists()
