@@ -6,7 +6,7 @@ DEV    := $(VENV)/.dev-installed
 CORE   := $(VENV)/.core-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate lint types bench check format clean
+.PHONY: help demo test simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,9 +21,13 @@ SEED ?=
 STEPS ?= 60
 SECONDS ?= 60
 STORE ?= both
+MINUTES ?= 30
 
 simulate: $(DEV)  ## Try simulated worlds for SECONDS=60, or replay one: SEED=7 STEPS=60 STORE=memory
 	$(BIN)/python -m tests.simulation --steps $(STEPS) --seconds $(SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
+
+soak: $(DEV)  ## A day in the life, compressed into MINUTES=30; a table of what grew
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lint: $(DEV)  ## Check style
 	$(BIN)/ruff check .

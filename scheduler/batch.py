@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +36,7 @@ from scheduler.request import (
     Response,
 )
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024  # unless told otherwise
 MAX_KEY = 500
 
 
@@ -62,12 +63,14 @@ class LineOptions:
     Attributes:
         model: For lines that name none; None: such a line is an error.
         limit: Read only so many lines; None: all.
+        max_line_bytes: Longer lines are errors, and are not kept in memory.
     """
 
     job: str = ""
     model: str | None = None
     priority: int = Priority.BATCH
     limit: int | None = None
+    max_line_bytes: int = MAX_LINE_BYTES
 
 
 def check_input(path: Path) -> None:
@@ -89,24 +92,25 @@ def check_input(path: Path) -> None:
 
 def read_lines(file: BinaryIO, name: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
     """Read a batch file line by line; memory does not grow with it. Blank lines are skipped."""
-    for number, text in enumerate(_raw_lines(file), 1):
+    most = options.max_line_bytes
+    for number, text in enumerate(_raw_lines(file, most), 1):
         if options.limit is not None and number > options.limit:
             return
         if isinstance(text, int):
-            problem = f"{text:,} bytes and more; the longest line allowed has {MAX_LINE_BYTES:,}"
+            problem = f"{text:,} bytes and more; the longest line allowed has {most:,}"
             yield BadLine(InputError(name, number, problem), f"line-{number}")
         elif text.strip():
             yield _parse(text, number, name, options)
 
 
-def _raw_lines(file: BinaryIO) -> Iterator[bytes | int]:
+def _raw_lines(file: BinaryIO, most: int) -> Iterator[bytes | int]:
     """Lines, or the size of one that is too long."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+    while line := file.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
             yield line
             continue
         yield len(line)
-        while rest := file.readline(MAX_LINE_BYTES):
+        while rest := file.readline(most):
             if rest.endswith(b"\n"):
                 break
 
@@ -114,7 +118,7 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes | int]:
 def _parse(text: bytes, number: int, name: str, options: LineOptions) -> BatchLine | BadLine:
     key = f"line-{number}"
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         if not isinstance(fields, dict):
             raise ValueError(f"not a JSON object but {type(fields).__name__}")
         key = _key(fields, key)
@@ -131,6 +135,15 @@ def _parse(text: bytes, number: int, name: str, options: LineOptions) -> BatchLi
         request.key, request.job, request.priority = key, options.job, options.priority
         return BatchLine(number, request)
     return BadLine(InputError(name, number, problem), key)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text[:20])
 
 
 def _key(fields: dict[str, Any], default: str) -> str:

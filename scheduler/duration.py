@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import timedelta
 
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, brief
 
 UNITS_MS = {
     "ms": 1,
@@ -38,8 +37,8 @@ def parse_duration_ms(value: str | int | float | timedelta, what: str = "duratio
         ms = _parse_text(value, what)
     else:
         ms = value * 1000
-    if not math.isfinite(ms) or not 0 <= ms <= MAX_MS:
-        raise ConfigError(what, f"{value!r} is not between 0 and ten years")
+    if not 0 <= ms <= MAX_MS:  # nor a NaN
+        raise ConfigError(what, f"{brief(value)} is not between 0 and ten years")
     return round(ms)
 
 
@@ -50,7 +49,8 @@ def _parse_text(text: str, what: str) -> float:
         ms += float(match[1]) * UNITS_MS[match[2]]
         position = match.end()
     if not stripped or position < len(stripped):
-        raise ConfigError(what, f"{text!r} is not a span of time such as '90s', '10m' or '1h30m'")
+        problem = f"{brief(text)} is not a span of time such as '90s', '10m' or '1h30m'"
+        raise ConfigError(what, problem)
     return ms
 
 

@@ -40,6 +40,9 @@ from zoneinfo import ZoneInfo
 
 from scheduler.money import decimal_usd, format_usd, usd
 
+MAX_SHOWN_CHARS = 100  # of a value somebody gave
+MAX_PROBLEM_CHARS = 1_000
+
 
 class SchedulerError(Exception):
     """Base of everything this package raises."""
@@ -384,4 +387,18 @@ class ConfigError(SchedulerError, ValueError):
         self.key, self.problem = key, problem
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.problem}"
+        return f"{self.key}: {cut(self.problem, MAX_PROBLEM_CHARS)}"
+
+
+def cut(text: str, most: int) -> str:
+    """The text, in at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def brief(value: object) -> str:
+    """A value as an error shows it: never longer than a line, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # numbers of too many digits, and objects that cannot tell what they are
+        return f"<{type(value).__name__}>"
+    return cut(text, MAX_SHOWN_CHARS)

@@ -59,7 +59,10 @@ class Intake:
         provider = self._provider(request)
         request = self._as_sent(request)
         quote = self.tariff(provider).quote(request)
-        if max(quote.ceiling_nusd, quote.ceiling_tokens) > MAX_CEILING:
+        if quote.ceiling_tokens > MAX_CEILING:
+            asked = f"for up to {quote.ceiling_tokens:,} tokens; lower max_tokens or n"
+            raise ConfigError("request", f"asks {asked}. Nothing was sent")
+        if quote.ceiling_nusd > MAX_CEILING:
             raise CostTooHigh(quote.ceiling_nusd, MAX_CEILING)
         if request.max_cost is not None:
             max_cost_nusd = parse_usd(request.max_cost, "max_cost")

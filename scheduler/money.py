@@ -26,21 +26,22 @@ def parse_usd(value: str | int | float | Decimal, what: str = "amount") -> int:
     Raises:
         ConfigError: Not an amount of dollars, negative, or above a billion.
     """
-    from scheduler.errors import ConfigError  # errors print money, so it imports this module
+    from scheduler.errors import ConfigError, brief  # errors print money, so it imports this module
 
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value.strip())
         if match is None:
-            raise ConfigError(what, f"{value!r} is not an amount of dollars such as '$5' or '0.25'")
+            problem = f"{brief(value)} is not an amount of dollars such as '$5' or '0.25'"
+            raise ConfigError(what, problem)
         text = match[1].replace(",", "").replace("_", "")
     else:
-        text = str(value)
+        text = brief(value) if isinstance(value, int) else str(value)
     try:
         amount = Decimal(text)
     except InvalidOperation:
-        raise ConfigError(what, f"{value!r} is not an amount of dollars") from None
+        raise ConfigError(what, f"{brief(value)} is not an amount of dollars") from None
     if not amount.is_finite() or not 0 <= amount <= MAX_USD:
-        raise ConfigError(what, f"{value!r} is not between 0 and {MAX_USD:,} dollars")
+        raise ConfigError(what, f"{brief(value)} is not between 0 and {MAX_USD:,} dollars")
     return int((amount * NUSD_PER_USD).to_integral_value(ROUND_CEILING))
 
 

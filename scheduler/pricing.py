@@ -36,6 +36,7 @@ DEFAULT_OUTPUT = 16_384
 EXPECTED_OUTPUT = 300  # tokens of an ordinary answer, for forecasts only
 EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
+MAX_TOKENS = 10**21  # no bound is above it, and one this high is refused
 MAX_CACHED = 10_000  # models remembered, found or not
 _STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only")
 _FREE = Quote(0, 0)
@@ -249,7 +250,7 @@ def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBo
         answers = max(_count(body.get("n")), _count(body.get("best_of")))
     if url == COMPLETIONS:
         answers *= _prompts(body.get("prompt"))
-    return TokenBound((cap or DEFAULT_OUTPUT) * answers, cap > 0)
+    return TokenBound(min((cap or DEFAULT_OUTPUT) * answers, MAX_TOKENS), cap > 0)
 
 
 def with_output_cap(request: Request, tokens: int) -> Request:

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from scheduler.errors import ConfigError
 from scheduler.request import COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES
 
 PER_REQUEST = 32
@@ -77,7 +78,18 @@ class TokenBound(NamedTuple):
 
 
 def bound_input_tokens(url: str, body: Mapping[str, Any]) -> TokenBound:
-    """Most tokens the input of a request can be."""
+    """Most tokens the input of a request can be.
+
+    Raises:
+        ConfigError: The body has no form in JSON: nested too deep, or within itself.
+    """
+    try:
+        return _bound_input(url, body)
+    except (RecursionError, ValueError, TypeError) as exc:
+        raise ConfigError("request", f"has no form in JSON: {exc}; nothing was sent") from None
+
+
+def _bound_input(url: str, body: Mapping[str, Any]) -> TokenBound:
     model = body.get("model")
     counter = _Counter(_traits(model) if isinstance(model, str) else _traits(""))
     if url in (EMBEDDINGS, MODERATIONS, COMPLETIONS):

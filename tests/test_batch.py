@@ -128,15 +128,14 @@ def test_a_limit_reads_the_first_lines_only():
     assert [line.number for line in read(text, limit=3)] == [1, 2, 3]
 
 
-def test_a_line_too_long_is_told_without_being_read_whole(monkeypatch):
-    monkeypatch.setattr(batch, "MAX_LINE_BYTES", 1000)
+def test_a_line_too_long_is_told_without_being_read_whole():
     fits = '{"model": "m", "prompt": "%s"}' % ("a" * 970)
     huge = b'{"model": "m", "prompt": "' + b"a" * 5_000_000 + b'"}'
     data = io.BytesIO(huge + b"\n" + fits.encode() + b"\n" + huge)
     assert len(fits) == 998
 
     tracemalloc.start()
-    lines = list(read_lines(data, "in.jsonl", LineOptions()))
+    lines = list(read_lines(data, "in.jsonl", LineOptions(max_line_bytes=1000)))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 

@@ -32,12 +32,16 @@ from scheduler.errors import (
     ProviderOverloaded,
     ProviderRefused,
     RateLimited,
+    brief,
+    cut,
 )
 from scheduler.providers.base import Answer
 from scheduler.usage import extract_usage, reported_cost_nusd
 
 MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
+MAX_CODE_CHARS = 100
+MAX_KEPT_BYTES = 16_384  # of a refusal's body; of longer ones its beginning, as text
 MAX_RETRY_AFTER_MS = 86_400_000
 HIDDEN = "[hidden]"
 
@@ -79,10 +83,10 @@ def read_answer(
     if type(body) is not dict:
         _raise_bad_answer(status, content, secrets, was_json=body is not _NOTHING)
     if body.get("error") and not any(body.get(name) for name in _RESULTS):
-        message, code = _message(body)
+        message, code = _message(body, content, secrets)
         said = f" {code}" if code else ""
-        problem = f"a success status with an error in it{said}: {hide(message, secrets)}"
-        raise BadAnswer(problem, status, _hide_in(body, secrets))
+        problem = f"a success status with an error in it{said}: {message}"
+        raise BadAnswer(problem, status, _kept(body, content, secrets))
     return Answer(
         body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
         headers,
@@ -124,15 +128,22 @@ def _raise_bad_answer(status: int, content: bytes, secrets: Secrets, was_json: b
     raise BadAnswer(f"HTTP {status} with {problem}{shown}", status, excerpt)
 
 
-def _excerpt(content: bytes, secrets: Secrets) -> str:
-    # Hidden before it is cut, so that no half of a key is left at the end.
-    most = 4 * MAX_EXCERPT_CHARS + sum(map(len, secrets))
-    text = hide(content[:most].decode("utf-8", "replace"), secrets)
-    return _cut(" ".join(text.split()), MAX_EXCERPT_CHARS)
+def _excerpt(content: bytes, secrets: Secrets, most: int = MAX_EXCERPT_CHARS) -> str:
+    """The beginning, as text. Hidden before it is cut, so that no half of a key is left."""
+    enough = 4 * most
+    text = hide(content[:enough].decode("utf-8", "replace"), secrets)
+    if len(content) > enough:
+        text = _without_half_a_secret(text, secrets)
+    return cut(" ".join(text.split()), most)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _without_half_a_secret(text: str, secrets: Secrets) -> str:
+    """The text without what it ends with, if that is the beginning of a secret."""
+    for secret in secrets:
+        for length in range(len(secret) - 1, 0, -1):
+            if text.endswith(secret[:length]):
+                return text[:-length]
+    return text
 
 
 def hide(text: str, secrets: Secrets) -> str:
@@ -142,9 +153,17 @@ def hide(text: str, secrets: Secrets) -> str:
     return text
 
 
+def _kept(body: dict[str, Any], content: bytes, secrets: Secrets) -> Any:
+    """What an error keeps of a body: all of it, or the beginning of a long or odd one."""
+    if len(content) <= MAX_KEPT_BYTES:
+        try:
+            return _hide_in(body, secrets)
+        except RecursionError:
+            pass
+    return _excerpt(content, secrets, MAX_MESSAGE_CHARS)
+
+
 def _hide_in(value: Any, secrets: Secrets) -> Any:
-    if not secrets:
-        return value
     if isinstance(value, str):
         return hide(value, secrets)
     if isinstance(value, list):
@@ -161,21 +180,21 @@ def read_error(
     status: int, headers: Mapping[str, str], content: bytes, secrets: Secrets = ()
 ) -> ProviderError:
     """Turn an error status and its body into the error that stands for it."""
-    body = _decode(content)
-    is_json = type(body) is dict
+    decoded = _decode(content)
+    is_json = type(decoded) is dict
     if is_json:
-        body = _hide_in(body, secrets)
-        message, code = _message(body)
+        message, code = _message(decoded, content, secrets)
+        body = _kept(decoded, content, secrets)
     else:
         body = _excerpt(content, secrets)
         message, code = body, None
     if 300 <= status < 400:
-        where = hide(headers.get("location", "elsewhere"), secrets)
-        message = f"redirected to {_cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
-    message = _cut(hide(message, secrets), MAX_MESSAGE_CHARS) or "no reason given"
+        # What comes behind the path may be a secret of the other side.
+        where = hide(headers.get("location", "elsewhere").partition("?")[0], secrets)
+        message = f"redirected to {cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
     kind = _kind(status)
-    error = kind(status, message, code, body, _retry_after_ms(headers))
-    if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in body:
+    error = kind(status, message or "no reason given", code, body, _retry_after_ms(headers))
+    if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in decoded:
         error.is_billed = False
     if status in _RETRYABLE_REFUSALS:
         error.is_retryable = True
@@ -195,8 +214,10 @@ def _kind(status: int) -> type[ProviderError]:
     return ProviderOverloaded if status >= 500 else ProviderRefused
 
 
-def _message(body: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The provider's own words and code, wherever it puts them."""
+def _message(
+    body: Mapping[str, Any], content: bytes, secrets: Secrets
+) -> tuple[str, str | None]:
+    """The provider's own words and code, wherever it puts them; in a length people read."""
     error = body.get("error")
     found = error if isinstance(error, dict) else body
     message = next(
@@ -207,8 +228,14 @@ def _message(body: Mapping[str, Any]) -> tuple[str, str | None]:
     code = next(
         (found[name] for name in ("code", "type") if isinstance(found.get(name), str | int)), None
     )
-    text = message if isinstance(message, str) else json.dumps(message)
-    return " ".join(text.split()), None if code in (None, "") else str(code)
+    try:
+        text = message if isinstance(message, str) else json.dumps(message)
+    except (RecursionError, ValueError):
+        text = content.decode("utf-8", "replace")
+    return (
+        cut(" ".join(hide(text, secrets).split()), MAX_MESSAGE_CHARS),
+        None if code in (None, "") else cut(hide(code if isinstance(code, str) else brief(code), secrets), MAX_CODE_CHARS),
+    )
 
 
 def is_out_of_credit(error: CallFailed) -> bool:

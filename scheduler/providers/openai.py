@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 MAX_BODY_BYTES = 64 * 1024 * 1024
 CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
+PLAIN_HEADERS = frozenset({
+    "accept", "accept-encoding", "accept-language", "connection", "content-type", "host",
+    "user-agent",
+})  # fmt: skip
 
 _PATH = re.compile(r"/[\w\-./:~%]*(\?[\w\-.=&%]*)?", re.ASCII)
 _MAX_KNOWN_PATHS = 1000
@@ -204,9 +208,10 @@ class OpenAI(Provider):
 
     def _all_secrets(self) -> list[str]:
         found = [self._key.get_secret_value()]
-        for name in CREDENTIAL_HEADERS & self._own_headers.keys():
-            text = self._own_headers[name].get_secret_value()
-            found += [text, text.split(" ")[-1]]
+        headers = {} if self._client is None else dict(self._client.headers)
+        headers |= {name: text.get_secret_value() for name, text in self._own_headers.items()}
+        for name in headers.keys() - PLAIN_HEADERS:
+            found += [headers[name], headers[name].split(" ")[-1]]
         # Placeholders such as "EMPTY" are no secrets, and hiding them would garble errors.
         return sorted({text for text in found if len(text) >= 8}, key=len, reverse=True)
 
@@ -249,12 +254,13 @@ def _clean_url(url: str) -> str:
         port_is_fine = parts.port is None or parts.port > 0
     except ValueError:
         parts, port_is_fine = urlsplit(""), False
-    if parts.username or parts.password:
-        raise ConfigError("base_url", "has a password in it; use OPENAI_API_KEY or headers")
+    if "@" in url:  # even where it is no URL: what is wrong with it must not show the password
+        raise ConfigError("base_url", "has a password or an '@' in it; use OPENAI_API_KEY or headers")
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise ConfigError("base_url", f"{url!r} is not a URL such as {OPENAI_URL!r}")
     if parts.query or parts.fragment:
-        raise ConfigError("base_url", f"{url!r} has more behind its path, which would be lost")
+        shown = url.partition("?")[0].partition("#")[0]
+        raise ConfigError("base_url", f"{shown!r} has more behind its path, which would be lost")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Budget, Unit
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, StoreError
 from scheduler.request import CHAT, Priority, Request, Response, Usage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _names_the_damaged(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Tell what it was that could not be read; a damaged row is no bug of the reader."""
+
+    def wrap(decode: Callable[P, T]) -> Callable[P, T]:
+        @wraps(decode)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return decode(*args, **kwargs)
+            except (TypeError, ValueError, LookupError, RecursionError, AttributeError) as exc:
+                raise StoreError(
+                    f"a stored {what} cannot be read ({type(exc).__name__}: {exc}); the file is "
+                    "damaged. Go back to a copy, or look at it with: scheduler audit"
+                ) from exc
+
+        return checked
+
+    return wrap
+
+
+def _fields(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    if type(fields) is not dict:
+        raise TypeError(f"not an object but {type(fields).__name__}")
+    return fields
 
 
 def encode_request(request: Request) -> str:
@@ -45,10 +75,10 @@ def encode_request(request: Request) -> str:
     return text
 
 
+@_names_the_damaged("request")
 def decode_request(text: str) -> Request:
-    """The request `encode_request` wrote."""
-    fields = json.loads(text)
-    return Request(**fields)
+    """The request `encode_request` wrote. Raises `StoreError`, as all of these do."""
+    return Request(**_fields(text))
 
 
 def encode_response(response: Response) -> str:
@@ -58,19 +88,23 @@ def encode_response(response: Response) -> str:
     if usage is not None:
         fields["usage"] = [getattr(usage, name) for name in _USAGE_FIELDS]
     try:
-        return json.dumps(fields, separators=(",", ":"), default=str)
-    except (TypeError, ValueError, RecursionError):
-        try:
-            text = repr(response.body)
-        except RecursionError:
-            text = "(nested too deep to be stored)"
-        fields["body"], fields["metadata"] = text, None
-        return json.dumps(fields, separators=(",", ":"), default=str)
+        return _to_any_json(fields)
+    except Exception:  # objects of the caller's own, which may raise anything when looked at
+        fields["body"], fields["metadata"] = _in_words(response.body), None
+        return _to_any_json(fields)
 
 
+def _in_words(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"(a {type(value).__name__} that cannot be stored)"
+
+
+@_names_the_damaged("answer")
 def decode_response(text: str) -> Response:
     """The response `encode_response` wrote."""
-    fields = json.loads(text)
+    fields = _fields(text)
     if fields["usage"] is not None:
         fields["usage"] = Usage(*fields["usage"])
     return Response(**fields)
@@ -81,9 +115,10 @@ def encode_shortfall(lack: Shortfall) -> str:
     return json.dumps({name: getattr(lack, name) for name in Shortfall.__slots__})
 
 
+@_names_the_damaged("shortfall")
 def decode_shortfall(text: str) -> Shortfall:
     """The shortfall `encode_shortfall` wrote."""
-    fields = json.loads(text)
+    fields = _fields(text)
     fields["reason"], fields["unit"] = ParkReason(fields["reason"]), Unit(fields["unit"])
     return Shortfall(**fields)
 
@@ -100,9 +135,10 @@ def encode_budget(budget: Budget) -> str:
     )
 
 
+@_names_the_damaged("budget")
 def decode_budget(name: str, text: str) -> Budget:
     """The budget `encode_budget` wrote."""
-    fields: Mapping[str, Any] = json.loads(text)
+    fields = _fields(text)
     return Budget(
         name, fields["spec"], models=fields["models"], tags=fields["tags"], parent=fields["parent"]
     )
@@ -110,5 +146,6 @@ def decode_budget(name: str, text: str) -> Budget:
 
 # Text stays ASCII, so that lone surrogates in a prompt survive.
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_to_any_json = json.JSONEncoder(separators=(",", ":"), default=str).encode
 _RESPONSE_FIELDS = tuple(Response.__slots__)
 _USAGE_FIELDS = tuple(Usage.__slots__)

@@ -33,23 +33,25 @@ def team(file) -> tuple[int, int]:
 def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(file, children):
     limit_nusd = 1_500_000
     file.define(Budget("org", "$1"), Budget("team", f"${limit_nusd / 1e9:.7f}", parent="org"))
-    with server("--latency", "20ms") as provider:
+    go = file.path.with_name("go")
+    with server("--latency", "100ms") as provider:
         workers = [
-            start(children, file, provider.url, budget="team",
+            start(children, file, provider.url, budget="team", starts_at=str(go),
                   names=[f"w{worker} {n}" for n in range(40)])
             for worker in range(4)
         ]  # fmt: skip
+        assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 4
+        go.touch()
 
         def is_spent():
             posted, reserved = team(file)
             assert posted + reserved <= limit_nusd
             check_ledger(file, provider)
             shut = file("SELECT count(DISTINCT worker_id) FROM lanes WHERE shortfall IS NOT NULL")
-            return reserved == 0 and shut == [(4,)]
+            ((most,),) = file("SELECT max(ceiling_nusd) FROM requests")
+            return reserved == 0 and shut == [(4,)] and limit_nusd - posted < most
 
-        wait_for(is_spent, "all to be parked", 60)
-        ((most,),) = file("SELECT max(ceiling_nusd) FROM requests")
-        assert limit_nusd - team(file)[0] < most  # all of it is used
+        wait_for(is_spent, "all of it to be used, and the rest to be parked", 60)
         by_worker = dict(file("SELECT worker_id, count(*) FROM reservations GROUP BY 1"))
         assert len(by_worker) == 4  # nobody starves
 

@@ -42,6 +42,8 @@ async def main(options: dict[str, Any]) -> None:
             for name in options["names"]
         ]  # fmt: skip
         print("ready", flush=True)
+        while not Path(options.get("starts_at", "/")).exists():  # all of them at once
+            await asyncio.sleep(0.01)
         answers = await asyncio.gather(*(s.run(each) for each in requests))
         told = {"cost_nusd": sum(each.cost_nusd for each in answers), "answers": len(answers),
                 "unparked_at_s": wakened_s}  # fmt: skip
