@@ -22,9 +22,14 @@ STEPS ?= 60
 SECONDS ?= 60
 STORE ?= both
 MINUTES ?= 30
+TARGET ?=
 
 simulate: $(DEV)  ## Try simulated worlds for SECONDS=60, or replay one: SEED=7 STEPS=60 STORE=memory
 	$(BIN)/python -m tests.simulation --steps $(STEPS) --seconds $(SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(DEV)  ## Parsers under a coverage-guided fuzzer for SECONDS=60, or one of them: TARGET=batch
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.coverage_guided --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET))
 
 soak: $(DEV)  ## A day in the life, compressed into MINUTES=30; a table of what grew
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
@@ -47,7 +52,7 @@ format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }

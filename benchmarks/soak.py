@@ -1,7 +1,7 @@
 """A day in the life, compressed: ``python -m benchmarks.soak --minutes 30``.
 
-Three client processes share one SQLite file and three budgets with one-minute windows; one of
-them is killed again and again. Meanwhile limits are raised and cut, requests are cancelled,
+Three client processes share one SQLite file and three budgets with one-minute windows; two of
+them are killed again and again, the third lives through all of it. Meanwhile limits are raised and cut, requests are cancelled,
 people look at the queue, old requests are pruned, and the provider, which fails in many ways,
 restarts once. Every sample compares the ledger with the provider's bill. It ends by itself,
 with a table, and with exit code 1 if an invariant broke or something grew beyond its bound.
@@ -42,6 +42,7 @@ LOSES_ITS_ANSWER = frozenset({"429", "500", "503", "reset", "timeout", "html", "
 REMEMBERED = 20_000
 PRUNE_AFTER = "4m"
 BOUNDS = {"rss_kb": (1.25, 24_000), "fds": (1.0, 24), "threads": (1.0, 4)}  # times, plus
+FILE_BOUND = (1.5, 4_096)  # kilobytes; requests are kept for four minutes
 
 
 # One of the processes: the provider
@@ -58,7 +59,9 @@ def serve(port: int, seed: int) -> None:
 
     def draw(url: str, body: Mapping[str, Any], number: int) -> str | None:
         nonlocal again
-        name = next(iter(rng.choices([*FAULTS, None], [*FAULTS.values(), 1 - sum(FAULTS.values())])))
+        name = next(
+            iter(rng.choices([*FAULTS, None], [*FAULTS.values(), 1 - sum(FAULTS.values())]))
+        )
         user = body.get("user", "")
         again += user in answered
         if name not in LOSES_ITS_ANSWER and user:
@@ -76,14 +79,13 @@ def serve(port: int, seed: int) -> None:
 # Another: a client
 
 
-async def ask_for_ever(store: str, url: str, number: int, progress: Path) -> None:
+async def ask_for_ever(store: str, url: str, number: int, progress: Path, done: int) -> None:
     """Ask round after round; a round that was cut off is begun again with the same keys."""
     from scheduler import Scheduler
     from scheduler.providers.openai import OpenAI
     from scheduler.providers.simulated_bill import SIMULATED_PRICES
 
     provider = OpenAI(base_url=url, timeout=TIMEOUT_S)
-    done = int(progress.read_text()) if progress.exists() else 0
     async with Scheduler(
         store, providers=provider, prices=SIMULATED_PRICES, concurrency=CONCURRENCY,
         retry_wait_s=lambda attempt: 0.1,
@@ -251,7 +253,7 @@ class Soak:
 
     async def kill_one(self) -> None:
         """Kill a client that can do nothing about it, and start it again."""
-        number = self.rng.randrange(CLIENTS)
+        number = self.rng.randrange(1, CLIENTS)
         process = self.children[f"client {number}"].process
         process.kill()
         await process.wait()
@@ -326,7 +328,7 @@ class Soak:
     def bill(self) -> int:
         """What the provider that runs now has billed."""
         address = self.url.removesuffix("/v1") + "/billed"
-        with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(address, timeout=30) as answer:
             return int(json.load(answer)["billed_nusd"])
 
     def file_kb(self) -> int:
@@ -337,9 +339,7 @@ class Soak:
         """Rows of requests in the file."""
         address = f"file:{self.folder / 'soak.db'}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=30)) as db:
-            tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master")]
-            name = next((name for name in ("request", "requests") if name in tables), None)
-            return db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if name else 0
+            return int(db.execute("SELECT count(*) FROM requests").fetchone()[0])
 
     async def judge(self) -> None:
         """Audit, bounds, table."""
@@ -366,6 +366,9 @@ class Soak:
                 after = min(each.processes[role][what] for each in end)
                 if after > before[what] * times + plus:
                     self.wrong.append(f"{what} of {role} grew from {before[what]} to {after}")
+        after = min(each.file_kb for each in end)
+        if after > start.file_kb * FILE_BOUND[0] + FILE_BOUND[1]:
+            self.wrong.append(f"the file grew from {start.file_kb} to {after} kB")
 
     def table(self, audit: Mapping[str, Any], again: int, most_again: int) -> str:
         """Everything that was measured, at the start, in the middle and at the end."""
@@ -390,8 +393,11 @@ class Soak:
             ("audit", "", "", json.dumps(audit)[:100]),
             ("wrong", "", "", str(len(self.wrong))),
         ]  # fmt: skip
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([*(t.ljust(w) for t, w in zip(r, widths)), r[3]]) for r in rows]  # noqa: B905
+        widths = [max(len(row[i]) for row in rows) for i in range(3)] + [0]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
         return "\n".join([*lines, *(f"WRONG: {each}" for each in self.wrong)])
 
 
@@ -436,7 +442,9 @@ def main() -> int:
     if options.client:
         number, url, folder = options.client
         progress = Path(folder) / f"client-{number}"
-        asyncio.run(ask_for_ever(f"sqlite:///{folder}/soak.db", url, int(number), progress))
+        done = int(progress.read_text()) if progress.exists() else 0
+        store = f"sqlite:///{folder}/soak.db"
+        asyncio.run(ask_for_ever(store, url, int(number), progress, done))
         return 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.minutes * 60, options.every)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.batch import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.errors import ConfigError
@@ -126,6 +127,9 @@ def quote(
         list[str] | None, typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
+    max_line_bytes: Annotated[
+        int, typer.Option(min=1, help="Longer lines are errors, and not kept in memory.")
+    ] = MAX_LINE_BYTES,
     cap_output: Annotated[
         int | None, typer.Option(min=1, help="Output cap where there is none.")
     ] = None,
@@ -144,7 +148,7 @@ def quote(
     forecast.begin(cap, now_ms)
     _read(
         forecast,
-        _lines(input_file, model, limit),
+        _lines(input_file, LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes)),
         tariff,
         None if cap is None else cap.cap,
         cap_output,
@@ -208,10 +212,9 @@ def _tariff(base_url: str | None, prices: dict[str, str]) -> Tariff:
     return PriceBook({**(provider.prices or {}), **prices}).tariff(provider.price_source)
 
 
-def _lines(source: str, model: str | None, limit: int | None) -> Iterator[BatchLine | BadLine]:
-    from scheduler.batch import LineOptions, check_input, read_lines
+def _lines(source: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
+    from scheduler.batch import check_input, read_lines
 
-    options = LineOptions(model=model, limit=limit)
     if source == "-":
         yield from read_lines(sys.stdin.buffer, "<stdin>", options)
         return

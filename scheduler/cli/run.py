@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scheduler.batch import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scheduler.batch import LineOptions
     from scheduler.cli.runner import Files, Outcome, RunOptions
 
 MODES = ("auto", "bar", "plain", "json", "none")
@@ -74,6 +74,9 @@ def run(
     ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Send again what failed before.")] = False,
     strict: Annotated[bool, typer.Option(help="Send nothing if any line is bad.")] = False,
+    max_line_bytes: Annotated[
+        int, typer.Option(min=1, help="Longer lines are errors, and not kept in memory.")
+    ] = MAX_LINE_BYTES,
     cap_output: Annotated[
         int | None, typer.Option(min=1, help="Output cap for bodies that have none.")
     ] = None,
@@ -108,7 +111,7 @@ def run(
     _check_words(on_exhausted, progress)
     files = _files(input_file, output)
     options = RunOptions(
-        _line_options(model, limit),
+        LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes),
         stops=on_exhausted == "stop",
         max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
         retry_failed=retry_failed,
@@ -141,12 +144,6 @@ def _check_words(on_exhausted: str, progress: str) -> None:
         raise typer.BadParameter(
             f"{progress!r} is not one of {', '.join(MODES)}", param_hint="--progress"
         )
-
-
-def _line_options(model: str | None, limit: int | None) -> LineOptions:
-    from scheduler.batch import LineOptions
-
-    return LineOptions(model=model, limit=limit)
 
 
 def _files(source: str, output: str | None) -> Files:

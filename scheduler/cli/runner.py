@@ -20,7 +20,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -348,8 +348,7 @@ class BatchRun:
         return "<stdin>" if self.files.input is None else str(self.files.input)
 
     def _lines(self) -> Iterator[BatchLine | BadLine]:
-        wanted = self.options.lines
-        options = LineOptions(self._job, wanted.model, wanted.priority, wanted.limit)
+        options = replace(self.options.lines, job=self._job)
         return read_lines(self._input, self._name, options)
 
     async def _check_all(self) -> None:

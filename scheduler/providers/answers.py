@@ -214,9 +214,7 @@ def _kind(status: int) -> type[ProviderError]:
     return ProviderOverloaded if status >= 500 else ProviderRefused
 
 
-def _message(
-    body: Mapping[str, Any], content: bytes, secrets: Secrets
-) -> tuple[str, str | None]:
+def _message(body: Mapping[str, Any], content: bytes, secrets: Secrets) -> tuple[str, str | None]:
     """The provider's own words and code, wherever it puts them; in a length people read."""
     error = body.get("error")
     found = error if isinstance(error, dict) else body
@@ -234,7 +232,9 @@ def _message(
         text = content.decode("utf-8", "replace")
     return (
         cut(" ".join(hide(text, secrets).split()), MAX_MESSAGE_CHARS),
-        None if code in (None, "") else cut(hide(code if isinstance(code, str) else brief(code), secrets), MAX_CODE_CHARS),
+        None
+        if code in (None, "")
+        else cut(hide(code if isinstance(code, str) else brief(code), secrets), MAX_CODE_CHARS),
     )
 
 

@@ -255,7 +255,9 @@ def _clean_url(url: str) -> str:
     except ValueError:
         parts, port_is_fine = urlsplit(""), False
     if "@" in url:  # even where it is no URL: what is wrong with it must not show the password
-        raise ConfigError("base_url", "has a password or an '@' in it; use OPENAI_API_KEY or headers")
+        raise ConfigError(
+            "base_url", "has a password or an '@' in it; use OPENAI_API_KEY or headers"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise ConfigError("base_url", f"{url!r} is not a URL such as {OPENAI_URL!r}")
     if parts.query or parts.fragment:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from scheduler.errors import CallFailed, StoreError
 from scheduler.providers.answers import read_answer
-from scheduler.request import ENDPOINTS, Request, Response, Usage
+from scheduler.request import ENDPOINTS, Response, Usage
 from scheduler.stores import codec
 from tests.fuzz import inputs, parsers
+from tests.fuzz.targets import HUGE, STORED, TARGETS
 
 EXAMPLES = 250
-HUGE = "9" * 10**6
 quickly = settings(
     max_examples=EXAMPLES,
     deadline=2000,
@@ -26,18 +26,6 @@ quickly = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-
-RETRY_AFTER = st.sampled_from([
-    "1", "0", "-5", "1e400", "nan", "inf", "²", HUGE[:5000], "Wed, 21 Oct 2015 07:28:00 GMT",
-    "Thu", "0 Jan 0000 00:00:00 +9999", "99 Foo 99999 99:99:99 GMT", "", "\0", "Mon, 1 Jan 1 0:0 Z",
-]) | st.text(max_size=30)  # fmt: skip
-HEADERS = st.fixed_dictionaries({}, optional={
-    "retry-after": RETRY_AFTER, "retry-after-ms": RETRY_AFTER, "date": RETRY_AFTER,
-    "x-ratelimit-reset-tokens": inputs.near_text(inputs.SPANS),
-    "x-ratelimit-remaining-tokens": st.just("0"), "location": st.text(),
-    "x-should-retry": st.sampled_from(["true", "false", "maybe"]),
-})  # fmt: skip
-STATUSES = st.sampled_from([200, 201, 204, 301, 400, 401, 402, 404, 408, 429, 500, 503, 529, 999])
 
 
 def accepted_share(parse: Callable[[Any], bool], given_by: st.SearchStrategy[Any]) -> float:
@@ -53,44 +41,19 @@ def accepted_share(parse: Callable[[Any], bool], given_by: st.SearchStrategy[Any
     return seen[True] / seen.total()
 
 
-@pytest.mark.parametrize(
-    ("parse", "given_by"),
-    [
-        pytest.param(parsers.batch, inputs.near(inputs.LINES), id="batch line"),
-        pytest.param(parsers.budget, inputs.near_text(inputs.BUDGETS), id="budget"),
-        pytest.param(parsers.money, inputs.near_text(inputs.AMOUNTS), id="money"),
-        pytest.param(parsers.duration, inputs.near_text(inputs.SPANS), id="duration"),
-        pytest.param(parsers.price, inputs.near_text(inputs.PRICES), id="price"),
-        pytest.param(parsers.base_url, inputs.near_text(inputs.URLS), id="base URL"),
-    ],
-)
-def test_text_near_a_valid_one_is_taken_or_refused(
-    parse: Callable[[Any], bool], given_by: st.SearchStrategy[Any]
-) -> None:
-    assert 0.1 < accepted_share(parse, given_by) < 0.95
+@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"quote"}))  # it takes nearly everything
+def test_what_is_near_a_valid_input_is_taken_or_refused(name: str) -> None:
+    assert 0.05 < accepted_share(*TARGETS[name]) < 0.95
+
+
+def test_any_body_has_a_quote_or_an_error() -> None:
+    accepted_share(*TARGETS["quote"])
 
 
 @pytest.mark.parametrize("parse", [parsers.money, parsers.duration])
 def test_absurd_numbers_are_refused(parse: Callable[[Any], bool]) -> None:
     for value in (10**5000, -1, float("nan"), float("inf"), HUGE, "1e400", HUGE + "s"):
         assert not parse(value)
-
-
-def test_any_answer_is_an_answer_or_a_failed_call() -> None:
-    def parse(given: tuple[int, dict[str, str], bytes]) -> bool:
-        return parsers.answer(*given)
-
-    bodies = inputs.near(inputs.ANSWERS) | inputs.changed_json(inputs.ANSWERS[:4]).map(
-        lambda body: json.dumps(body).encode()
-    )
-    statuses = st.just(200) | STATUSES
-    assert 0.1 < accepted_share(parse, st.tuples(statuses, HEADERS, bodies)) < 0.9
-
-
-@quickly
-@given(st.sampled_from(ENDPOINTS), inputs.changed_json(inputs.LINES[1:]))
-def test_any_body_has_a_quote_or_an_error(url: str, body: dict[str, Any]) -> None:
-    parsers.quote({"model": "m", **body}, url)
 
 
 @pytest.mark.parametrize("depth", [150, 190, 450, 900, 980, 100_000])
@@ -122,25 +85,19 @@ def test_numbers_that_json_does_not_have_are_refused_in_a_batch() -> None:
 
 # Stored text
 
-STORED = [
-    (codec.decode_request, codec.encode_request(Request({"model": "m"}, key="k", tags={"a": "b"}))),
-    (codec.decode_response, codec.encode_response(Response({"a": 1}, usage=Usage(1, 2)))),
-    (lambda text: codec.decode_budget("b", text),
-     '{"spec":"$5/day","models":["m*"],"tags":{"a":"b"},"parent":null}'),
-]  # fmt: skip
 
+@pytest.mark.parametrize("name", STORED)
+def test_a_damaged_row_is_a_store_error(name: str) -> None:
+    decode, text = STORED[name]
 
-@pytest.mark.parametrize(("decode", "text"), STORED)
-def test_a_damaged_row_is_a_store_error(decode: Callable[[str], Any], text: str) -> None:
     def parse(damaged: str) -> bool:
         return parsers.stored(decode, damaged)
 
     assert parse(text)
-    accepted_share(parse, inputs.near_text([text]))
-    for name in json.loads(text):
+    for field in json.loads(text):
         for value in (None, [], {}, 5, "x", [{}], {"a": 1}):
-            parse(json.dumps({**json.loads(text), name: value}))
-        parse(json.dumps({key: v for key, v in json.loads(text).items() if key != name}))
+            parse(json.dumps({**json.loads(text), field: value}))
+        parse(json.dumps({key: v for key, v in json.loads(text).items() if key != field}))
     assert not parse(json.dumps({**json.loads(text), "unknown": 1})) or "spec" in text
     assert not parse("[]")
 
@@ -159,7 +116,8 @@ class Unprintable:
 
 
 @pytest.mark.parametrize(
-    "body", [10**5000, {"a": Unprintable()}, {(1, 2): Unprintable()}],
+    "body",
+    [10**5000, {"a": Unprintable()}, {(1, 2): Unprintable()}],
     ids=["huge", "unprintable", "odd key"],
 )
 def test_an_answer_that_has_no_text_is_stored_all_the_same(body: Any) -> None:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from scheduler import OpenAI, Request, Scheduler, events
 from scheduler.stores import process as processes
 from scheduler.stores.sqlite import SqliteStore
@@ -42,7 +44,7 @@ async def main(options: dict[str, Any]) -> None:
             for name in options["names"]
         ]  # fmt: skip
         print("ready", flush=True)
-        while not Path(options.get("starts_at", "/")).exists():  # all of them at once
+        while not await anyio.Path(options.get("starts_at", "/")).exists():  # all at once
             await asyncio.sleep(0.01)
         answers = await asyncio.gather(*(s.run(each) for each in requests))
         told = {"cost_nusd": sum(each.cost_nusd for each in answers), "answers": len(answers),
