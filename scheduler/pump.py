@@ -593,8 +593,11 @@ class Pump:
             future = self._futures.get(request_id)
             if request_id in mine or future is None or request_id in self._elsewhere:
                 continue
-            self._elsewhere[request_id] = self._intake.prepare(future.request, None)
             self.tally.waiting -= 1
+            try:
+                self._elsewhere[request_id] = self._intake.prepare(future.request, None)
+            except SchedulerError as error:  # its price or budget is no longer there
+                self._fail(request_id, error)
         await self._look_elsewhere()
 
     async def _look_elsewhere(self) -> None:

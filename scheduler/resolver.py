@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from scheduler.calls import is_sane
 from scheduler.clock import Clock
-from scheduler.errors import SchedulerError, StoreError
+from scheduler.errors import SchedulerError
 from scheduler.intake import Intake
 from scheduler.pricing import prompt_only
 from scheduler.providers.base import Answer, Provider
@@ -28,6 +28,7 @@ PAGE = 500
 LOOKS_AT_ONCE = 8
 LONGEST_SLEEP_S = 3600.0
 PAUSE_S = 0.5
+LONGEST_LOOK_UP_S = 60.0
 
 
 class Resolver:
@@ -75,8 +76,8 @@ class Resolver:
             self._signal.clear()
             try:
                 due_ms = await self._pass()
-            except StoreError as exc:
-                logger.warning("cannot look at unknown outcomes: %s", exc)
+            except Exception as exc:  # the store's, or of prices of the caller's own
+                logger.warning("cannot look at unknown outcomes: %r", exc)
                 due_ms = self._clock.now_ms() + 60_000
             timeout_s = None
             if due_ms is not None:
@@ -139,7 +140,8 @@ class Resolver:
     async def _ask(self, provider: Provider, unknown: Unknown) -> Settlement | None:
         """The provider's own word; None: it has none."""
         try:
-            answer = await provider.look_up(unknown)
+            async with asyncio.timeout(LONGEST_LOOK_UP_S):
+                answer = await provider.look_up(unknown)
             if answer is None:
                 return None
             if answer is False:

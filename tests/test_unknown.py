@@ -240,6 +240,25 @@ def test_nonsense_from_a_look_up_changes_nothing(nonsense):
     assert world(provider, main) == (0, 100, 100)
 
 
+def test_a_look_up_that_never_ends_keeps_no_policy_from_its_time():
+    async def lost(request):
+        raise TransportFailed("reset")
+
+    async def think(unknown):
+        await asyncio.sleep(10**9)
+
+    provider = FunctionProvider("f", lost, quote=Quote(100, 50, 10), look_up=think)
+    provider.on_unknown = "release after 10m"
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(700)
+        return balance(s)
+
+    assert world(provider, main) == (0, 0, 0)
+
+
 def test_closing_while_the_provider_is_asked_ends_at_once():
     async def lost(request):
         raise TransportFailed("reset")

@@ -170,20 +170,20 @@ class SqliteStore(Store):
                 if self._version_of(db) == 0:  # nobody else did it meanwhile
                     _create_schema(db)
         elif version < SCHEMA_VERSION:
-            self._upgrade(db, version)
+            self._upgrade(db)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
                        "cache_size = -32768"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
 
-    def _upgrade(self, db: sqlite3.Connection, version: int) -> None:
-        """Bring an older file up to date: a copy of it first, then one transaction."""
-        saved = sqlite_upgrade.back_up(db, self.path, version)
+    def _upgrade(self, db: sqlite3.Connection) -> None:
+        """Bring an older file up to date, in one transaction, after a copy of it is made."""
         with _transaction(db, self._patience_s):
             version = self._version_of(db)
-            if version < SCHEMA_VERSION:  # nobody else did it meanwhile
-                sqlite_upgrade.upgrade(db, self.path, version, self._transactions.process)
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version == SCHEMA_VERSION:
+                return  # somebody else did it meanwhile
+            saved = sqlite_upgrade.upgrade(db, self.path, version, self._transactions.process)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
                     self.path, SCHEMA_VERSION, saved)  # fmt: skip
 

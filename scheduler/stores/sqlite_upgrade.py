@@ -31,24 +31,8 @@ STEPS: dict[int, tuple[str, ...]] = {
 """From a version to the statements that lead to the next one."""
 
 
-def back_up(db: sqlite3.Connection, path: Path, version: int) -> Path:
-    """Copy the file aside, whole and on the disk, for its owner alone; an older copy stays."""
-    saved = path.with_name(f"{path.name}.v{version}.bak")
-    if saved.exists():
-        return saved
-    part = saved.with_name(f"{saved.name}.part")
-    part.unlink(missing_ok=True)
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    with closing(sqlite3.connect(part)) as copy:
-        db.backup(copy)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(saved)
-    return saved
-
-
-def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process) -> None:
-    """Take all steps from `version` on, inside the caller's transaction.
+def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process) -> Path:
+    """Take all steps from `version` on, inside the caller's transaction; returns where a copy is.
 
     Raises:
         StoreLocked: A process of the older version still works on the file.
@@ -59,6 +43,29 @@ def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process) -> No
                 f"{path} is in use by process {pid} ({host.split()[0]}) with an older version of this "
                 "package; nothing was changed. Stop it first, then try again"
             )
+    saved = _back_up(path, version)
     for step in sorted(each for each in STEPS if each >= version):
         for statement in STEPS[step]:
             db.execute(statement)
+    return saved
+
+
+def _back_up(path: Path, version: int) -> Path:
+    """Copy the file aside, whole and on the disk, for its owner alone; older copies stay.
+
+    The caller's transaction keeps others from writing meanwhile, and has written nothing.
+    """
+    saved = path.with_name(f"{path.name}.v{version}.bak")
+    number = 1
+    while saved.exists():
+        number += 1
+        saved = path.with_name(f"{path.name}.v{version}.bak{number}")
+    part = saved.with_name(f"{saved.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as copy:
+        source.backup(copy)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(saved)
+    return saved

@@ -105,6 +105,19 @@ async def test_an_older_file_is_upgraded_after_a_copy_and_loses_nothing(tmp_path
     assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
+async def test_a_copy_that_is_there_already_is_not_taken_for_the_newest(tmp_path):
+    path, copy = tmp_path / "s.db", tmp_path / "s.db.v1.bak"
+    make_v1(path)
+    copy.write_bytes(b"of another day")
+
+    await (await opened(path)).aclose()
+
+    assert copy.read_bytes() == b"of another day"
+    newest = sqlite3.connect(tmp_path / "s.db.v1.bak2")
+    assert newest.execute("SELECT count(*) FROM requests").fetchone() == (3,)
+    assert not list(tmp_path.glob("*.part"))
+
+
 async def test_an_upgraded_file_looks_like_a_new_one(tmp_path):
     make_v1(tmp_path / "old.db")
     for name in ("old.db", "new.db"):
