@@ -58,5 +58,16 @@ def test_the_readme_links_to_what_is_there(target):
 
 def test_make_shows_and_has_the_targets_that_are_talked_about():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "bench", "check", "format", "lint", "types", "simulate"):
+    for target in (
+        "demo",
+        "test",
+        "bench",
+        "check",
+        "format",
+        "lint",
+        "types",
+        "simulate",
+        "soak",
+        "fuzz",
+    ):
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)

@@ -18,6 +18,7 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -56,7 +57,8 @@ APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
 SCHEMA_VERSION = 2
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
-BUSY_MS = 5_000
+BUSY_MS = 5_000  # reading waits so long for a commit of another process
+SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_WAIT_S = 0.003, 0.02, 1.0
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
 PAGE = 1_000
 
@@ -373,8 +375,9 @@ class SqliteStore(Store):
 @contextmanager
 def _transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
     """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
-    _patiently(db, "BEGIN IMMEDIATE", patience_s)
+    db.execute("PRAGMA busy_timeout = 0")
     try:
+        _patiently(db, "BEGIN IMMEDIATE", patience_s)
         _check_journal(db)
         yield
         _patiently(db, "COMMIT", patience_s)
@@ -382,18 +385,27 @@ def _transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> None:
-    """Repeat a statement that fails for a lock: it changed nothing and can be repeated."""
-    until_s = time.monotonic() + patience_s
+    """Repeat a statement that fails for a lock: it changed nothing and can be repeated.
+
+    SQLite's own waiting doubles its pauses up to a tenth of a second, so that among busy
+    processes whoever has waited longest gets the file last. Short random pauses are fair.
+    """
+    began_s = time.monotonic()
     while True:
         try:
             db.execute(statement)
             return
         except sqlite3.OperationalError as exc:
-            if not _is_lock(exc) or time.monotonic() >= until_s:
+            waited_s = time.monotonic() - began_s
+            if not _is_lock(exc) or waited_s >= patience_s:
                 raise
+        pause_s = SHORT_PAUSE_S if waited_s < SHORT_WAIT_S else LONG_PAUSE_S
+        time.sleep(pause_s * (0.2 + random.random()))
 
 
 def _writing(

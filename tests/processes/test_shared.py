@@ -9,9 +9,9 @@ import time
 import pytest
 
 from scheduler.budget import Budget
+from scheduler.stores.sqlite import journal_mode
 from tests.processes.harness import check_ledger, server, wait_for
-
-CALL_NUSD = 40_000  # about what one may cost at most
+from tests.stores import newest
 
 
 def start(children, file, url, **options):
@@ -30,13 +30,19 @@ def team(file) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(180)
-def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(file, children):
+@pytest.mark.parametrize("sqlite", ["of the system", "newest"])
+def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(
+    file, children, sqlite, monkeypatch
+):
+    if sqlite == "newest":
+        newest.install(monkeypatch.setattr)
     limit_nusd = 1_500_000
     file.define(Budget("org", "$1"), Budget("team", f"${limit_nusd / 1e9:.7f}", parent="org"))
     go = file.path.with_name("go")
-    with server("--latency", "100ms") as provider:
+    with server("--latency", "200ms") as provider:
         workers = [
             start(children, file, provider.url, budget="team", starts_at=str(go),
+                  newest=sqlite == "newest",
                   names=[f"w{worker} {n}" for n in range(40)])
             for worker in range(4)
         ]  # fmt: skip
@@ -54,6 +60,7 @@ def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(file,
         wait_for(is_spent, "all of it to be used, and the rest to be parked", 60)
         by_worker = dict(file("SELECT worker_id, count(*) FROM reservations GROUP BY 1"))
         assert len(by_worker) == 4  # nobody starves
+        assert (file("PRAGMA journal_mode") == [("wal",)]) == (journal_mode() == "wal")
 
         raised_at_s = time.time()
         file.define(Budget("team", None, parent="org"))

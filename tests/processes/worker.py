@@ -17,6 +17,7 @@ import anyio
 from scheduler import OpenAI, Request, Scheduler, events
 from scheduler.stores import process as processes
 from scheduler.stores.sqlite import SqliteStore
+from tests.stores import newest
 
 
 def store(options: dict[str, Any]) -> SqliteStore:
@@ -30,6 +31,8 @@ def store(options: dict[str, Any]) -> SqliteStore:
 
 
 async def main(options: dict[str, Any]) -> None:
+    if options.get("newest"):
+        newest.install()
     provider = OpenAI(base_url=options["url"], api_key="sk-test")
     wakened_s: list[float] = []
     async with Scheduler(
