@@ -254,6 +254,9 @@ class LineFile:
 
     Opening makes it if need be (mode 0600) and cuts a last line that was torn by a
     crash. `append` returns when the lines are on the disk.
+
+    Raises:
+        ConfigError: It cannot be written, or holds something else than JSON lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -267,7 +270,11 @@ class LineFile:
             # It could not be read again to resume, and must not be removed when it is empty.
             os.close(self._fd)
             raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
-        self._cut_torn_line()
+        try:
+            self._cut_torn_line()
+        except ConfigError:
+            os.close(self._fd)
+            raise
 
     def _cut_torn_line(self) -> None:
         size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -281,6 +288,11 @@ class LineFile:
                 end = start + newline + 1
                 break
             end = start
+        # Whatever else it is (a database, somebody's notes), it must stay as it is.
+        begins = os.pread(self._fd, 1, 0) + os.pread(self._fd, 1, end)
+        if begins.strip(b"{\0"):  # zeros are what a file system leaves after a power cut
+            problem = f"{self.path} holds something else than lines of JSON, and was left as it is"
+            raise ConfigError("output", f"{problem}; name another file")
         if end != size:
             os.ftruncate(self._fd, end)
             self.was_torn = True

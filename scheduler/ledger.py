@@ -8,8 +8,8 @@ become known:
                   └─── suspend ▶ SUSPENSE ─▶ POSTED | VOIDED
                                             nobody knows: the promise keeps counting
 
-A policy or a person may end a suspense by an assumption; the answer itself, should
-it still come, corrects it once. What an answer said is final.
+Who ends a suspense (the provider when it is asked, a policy, a person) assumes: the call's
+own answer, should it still come, corrects that once. What an answer said is final.
 
 An *account* is one cap of one budget. It counts in slots: a calendar window and
 a total are one slot, a rolling window is sixty. A reservation belongs to the slot
@@ -56,6 +56,11 @@ class ReservationState(StrEnum):
     VOIDED = "voided"
     SUSPENSE = "suspense"
 
+    @property
+    def is_end(self) -> bool:
+        """Whether it counts what it cost, not what it may cost."""
+        return self in (ReservationState.POSTED, ReservationState.VOIDED)
+
     def may_become(
         self, new: ReservationState, *, was_assumed: bool = False, is_assumed: bool = False
     ) -> bool:
@@ -64,14 +69,13 @@ class ReservationState(StrEnum):
         Args:
             new: The state it is settled to.
             was_assumed: The state so far is an assumption.
-            is_assumed: `new` is one: nobody heard from the provider.
+            is_assumed: `new` is one: said by somebody else than the call itself.
         """
-        is_end = new in (ReservationState.POSTED, ReservationState.VOIDED)
         if self is ReservationState.PENDING:
             return new is not ReservationState.PENDING and not is_assumed
         if self is ReservationState.SUSPENSE:
-            return is_end
-        return is_end and was_assumed and not is_assumed
+            return new.is_end
+        return new.is_end and was_assumed and not is_assumed
 
 
 @dataclass(slots=True)

@@ -272,8 +272,7 @@ class Pump:
     ) -> None:
         # In the store's order: a key may be cancelled and submitted anew in one turn.
         for each in ended:
-            is_superseded = each.settlement.reservation_id in result.superseded
-            self._settled(each, is_superseded, now_ms)
+            self._settled(each, result.superseded.get(each.settlement.reservation_id), now_ms)
         for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
             if is_cancelled:
                 self.tally.end_waiting(RequestState.CANCELLED)
@@ -412,7 +411,8 @@ class Pump:
         self._ended.append(ended)
         self._signal.set()
 
-    def _settled(self, ended: Attempt, is_superseded: bool, now_ms: int) -> None:
+    def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
+        """An attempt is settled; `lives_on`: others took its request, which still waits or not."""
         claimed, settlement = ended.claimed, ended.settlement
         if ended.is_sent:
             self._calls.pop(claimed.request_id, None)
@@ -430,8 +430,8 @@ class Pump:
             tally.suspense_nusd += claimed.ceiling_nusd
             tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
             self.suspended()
-        if is_superseded:
-            self._follow_elsewhere(claimed)
+        if lives_on is not None:
+            self._follow_elsewhere(ended, lives_on)
         elif settlement.state is RequestState.QUEUED:
             tally.waiting += 1
             for future in self._waiting_for(claimed.request_id):
@@ -445,14 +445,23 @@ class Pump:
         if self.announcer.hears(events.Settled):
             self.announcer.emit(_settled_event(ended, now_ms))
 
-    def _follow_elsewhere(self, claimed: Claimed) -> None:
+    def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
         """A call has ended that others had given up for lost: its request went its own way."""
-        for future in self._waiting_for(claimed.request_id):
+        request_id = ended.claimed.request_id
+        for future in self._waiting_for(request_id):
             future.is_running = False
-        if claimed.request.key is not None:
-            for future in self._take_futures(claimed.request_id):
-                if not future.done():
-                    self._submit_again(future)
+        if ended.claimed.request.key is not None:
+            self._submit_all_again(request_id)
+        elif not lives_on:  # without a key nobody else can answer it
+            if ended.settlement.state is RequestState.QUEUED:
+                self._submit_all_again(request_id)
+            else:
+                self._resolve(ended)
+
+    def _submit_all_again(self, request_id: int) -> None:
+        for future in self._take_futures(request_id):
+            if not future.done():
+                self._submit_again(future)
 
     def _resolve(self, ended: Attempt) -> None:
         for future in self._take_futures(ended.claimed.request_id):
@@ -588,12 +597,17 @@ class Pump:
     async def _look_what_was_taken(self) -> None:
         """Others took this process for dead: what they took over, they answer."""
         waiting = [each for each in self._futures if each not in self._calls]
+        for finished in await self.store.outcomes(waiting):
+            if finished.state is RequestState.CANCELLED:
+                self._submit_all_again(finished.id)  # somebody here still wants it
+            else:
+                for each in self._take_futures(finished.id):
+                    each.finish(finished)
         mine = await self.store.still_mine(waiting)
         for request_id in waiting:
             future = self._futures.get(request_id)
-            if request_id in mine or future is None or request_id in self._elsewhere:
+            if future is None or request_id in mine or request_id in self._elsewhere:
                 continue
-            self.tally.waiting -= 1
             try:
                 self._elsewhere[request_id] = self._intake.prepare(future.request, None)
             except SchedulerError as error:  # its price or budget is no longer there

@@ -27,8 +27,9 @@ logger = logging.getLogger("scheduler.resolver")
 PAGE = 500
 LOOKS_AT_ONCE = 8
 LONGEST_SLEEP_S = 3600.0
+LOOKED_UP = "the provider was asked"
 PAUSE_S = 0.5
-LONGEST_LOOK_UP_S = 60.0
+LONGEST_LOOK_UP_S = 30.0
 
 
 class Resolver:
@@ -45,6 +46,7 @@ class Resolver:
         self._signal = asyncio.Event()
         self._signal.set()  # a process before this one may have left something
         self._look_at_ms: dict[int, int] = {}  # reservation to when its provider is asked next
+        self._silent: set[str] = set()  # providers that gave no answer in time, in this pass
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -92,15 +94,14 @@ class Resolver:
         due_ms: list[int] = []
         after_id = 0
         seen: set[int] = set()
+        self._silent.clear()
         while page := await self._store.suspended(limit=PAGE, after_id=after_id):
             after_id = page[-1].id
             seen.update(each.id for each in page)
-            settlements = []
             for start in range(0, len(page), LOOKS_AT_ONCE):
                 some = page[start : start + LOOKS_AT_ONCE]
                 found = await asyncio.gather(*(self._settle(each, due_ms) for each in some))
-                settlements += [each for each in found if each is not None]
-            await self._write(settlements)
+                await self._write([each for each in found if each is not None])
         for gone in self._look_at_ms.keys() - seen:
             del self._look_at_ms[gone]
         return min(due_ms, default=None)
@@ -139,23 +140,35 @@ class Resolver:
 
     async def _ask(self, provider: Provider, unknown: Unknown) -> Settlement | None:
         """The provider's own word; None: it has none."""
+        if provider.name in self._silent:
+            return None
         try:
             async with asyncio.timeout(LONGEST_LOOK_UP_S):
                 answer = await provider.look_up(unknown)
             if answer is None:
                 return None
             if answer is False:
-                return _settlement(unknown, Outcome.VOID)
+                return _settlement(unknown, Outcome.VOID, why=LOOKED_UP)
             cost_nusd = self._cost_nusd(provider, unknown, answer)
             tokens = unknown.ceiling_tokens
             if answer.usage is not None:
                 tokens = answer.usage.total_tokens
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            logger.warning("%s gave up when it was asked: %r", provider.name, exc)
+            return None
+        except TimeoutError:
+            self._silent.add(provider.name)
+            logger.warning("%s said nothing in time about %s", provider.name, _name(unknown))
+            return None
         except Exception as exc:
             logger.warning("%s could not be asked about %s: %r", provider.name, _name(unknown), exc)
             return None
         if not (is_sane(cost_nusd) and is_sane(tokens)):
             return None
-        return _settlement(unknown, Outcome.POST, cost_nusd or 0, tokens)
+        return _settlement(unknown, Outcome.POST, cost_nusd or 0, tokens, why=LOOKED_UP)
 
     def _cost_nusd(self, provider: Provider, unknown: Unknown, answer: Answer) -> int | None:
         if answer.cost_nusd is not None or unknown.request is None:
@@ -185,10 +198,10 @@ def _name(unknown: Unknown) -> str:
 
 
 def _settlement(
-    unknown: Unknown, outcome: Outcome, nusd: int = 0, tokens: int = 0, why: str | None = None
+    unknown: Unknown, outcome: Outcome, nusd: int = 0, tokens: int = 0, *, why: str
 ) -> Settlement:
-    """The end of a suspense; with a `why` it is an assumption."""
+    """The end of a suspense; only the call's own answer still corrects it."""
     return Settlement(
         unknown.id, unknown.request_id, outcome, RequestState.FAILED, nusd, tokens,
-        is_assumed=why is not None, why=why,
+        is_assumed=True, why=why,
     )  # fmt: skip

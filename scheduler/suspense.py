@@ -2,12 +2,13 @@
 
 Its reservation keeps counting until somebody knows more, in this order:
 
-    1. the provider, if it can be asked (`Provider.look_up`)      the truth
-    2. the policy of its provider, once its time has come          an assumption
-    3. a person (`scheduler resolve`, `Scheduler.resolve`)         an assumption
-    4. the call's own answer, should it come late                  the truth
+    1. the provider, if it can be asked (`Provider.look_up`)
+    2. the policy of its provider, once its time has come
+    3. a person (`scheduler resolve`, `Scheduler.resolve`)
+    4. the call's own answer, should it come late
 
-The truth is final. An assumption holds until the truth comes.
+Whoever of the first three comes first is believed, until the answer itself comes: a provider
+that is asked while the call is still under way may not know of it yet.
 """
 
 from __future__ import annotations

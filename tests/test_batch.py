@@ -280,8 +280,9 @@ def test_a_line_file_is_made_for_its_owner_and_appended_to(tmp_path):
         (b'{"a":1}\n{"b"', b'{"a":1}\n'),
         (b'{"b"', b""),
         (b'{"a":1}\n', b'{"a":1}\n'),
-        (b'{"a":1}\n' + b"x" * 200_000, b'{"a":1}\n'),
-        (b"x" * 65_535 + b"\n" + b"y" * 65_536, b"x" * 65_535 + b"\n"),
+        (b'{"a":1}\n{' + b"x" * 200_000, b'{"a":1}\n'),
+        (b"{" * 65_535 + b"\n" + b"{" * 65_536, b"{" * 65_535 + b"\n"),
+        (b'{"a":1}\n' + b"\0" * 4096, b'{"a":1}\n'),
     ],
 )
 def test_a_torn_last_line_is_cut(tmp_path, before, after):
@@ -294,6 +295,19 @@ def test_a_torn_last_line_is_cut(tmp_path, before, after):
         file.append([{"c": 3}])
 
     assert path.read_bytes() == after + b'{"c":3}\n'
+
+
+@pytest.mark.parametrize(
+    "content", [b"SQLite format 3\0rest", b"my notes, dear", b'{"a": 1,\n "b": 2\n}', b"[]\n"]
+)
+def test_what_holds_something_else_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="something else than lines of JSON.*name another file"):
+        LineFile(path)
+
+    assert path.read_bytes() == content
 
 
 def test_a_full_disk_leaves_whole_lines_only(tmp_path, monkeypatch):

@@ -116,8 +116,9 @@ class Settlement:
         state: SUCCEEDED, FAILED or CANCELLED end the request; QUEUED puts it back
             in its place, for now or for `not_before_ms`.
         is_attempt: False: it does not count as an attempt (the provider was too busy).
-        is_assumed: A policy or a person says so, not the provider: its answer, should it
-            still come, corrects it. Only what is in suspense can be settled so.
+        is_assumed: Somebody else than the call itself says so (the provider when it was asked,
+            a policy, a person): its own answer, should it still come, corrects it. Only what
+            is in suspense can be settled so.
         provider_id: The provider's own id for the call, if it gave one before it was lost.
         why: What is known of an unknown outcome, for people.
     """
@@ -229,8 +230,8 @@ class TurnResult:
         look_again_at_ms: When a claim could do more without anything else happening.
         lease_ms: How long from the turn's `now_ms` others leave this process's claims
             alone, whatever happens to it; None: for as long as it lives.
-        superseded: Settlements, by reservation, that their requests did not follow: others
-            had taken those back meanwhile, and they live on or have ended otherwise.
+        superseded: Settlements, by reservation, that their requests did not follow, since
+            others had taken those back meanwhile; and whether the request lives on.
         was_lost: Others had taken this process for dead: its keys may be theirs now.
         waiting: How many of its requests wait, told when it was lost; None: as known.
     """
@@ -245,7 +246,7 @@ class TurnResult:
     crossings: list[Crossing] = field(default_factory=list)
     look_again_at_ms: int | None = None
     lease_ms: int | None = None
-    superseded: set[int] = field(default_factory=set)
+    superseded: dict[int, bool] = field(default_factory=dict)
     was_lost: bool = False
     waiting: int | None = None
 

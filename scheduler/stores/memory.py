@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +37,8 @@ from scheduler.stores.base import (
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
+
+MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 
 class _Row:
@@ -88,6 +90,11 @@ class _Row:
         waits = self.state is RequestState.QUEUED and not self.is_delayed
         return self.lane.shortfall if waits else None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it still waits for an answer."""
+        return not self.state.is_final
+
     def finished(self) -> Finished:
         return Finished(
             self.id, self.request.key, self.state, self.response, self.error, self.cost_nusd,
@@ -116,8 +123,7 @@ class _Hold:
     @property
     def is_final(self) -> bool:
         """Whether nothing can change it any more: an assumption may still be corrected."""
-        is_end = self.state in (ReservationState.POSTED, ReservationState.VOIDED)
-        return is_end and not self.is_assumed
+        return self.state.is_end and not self.is_assumed
 
 
 class _Budget:
@@ -146,6 +152,8 @@ class MemoryStore(Store):
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, _Hold] = {}
+        self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
+        self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._journal = Journal()
         self._budgets: dict[str, _Budget] = {}
         self._accounts: dict[int, list[Account]] = {}  # budget id → accounts
@@ -168,7 +176,8 @@ class MemoryStore(Store):
 
     async def turn(self, turn: Turn) -> TurnResult:
         now_ms = self._look(turn.now_ms)
-        result = TurnResult()
+        result = TurnResult(crossings=self._untold)
+        self._untold = []
         for settlement in turn.settle:
             result.settled.append(self._settle(settlement, now_ms, result))
         for request_id in turn.cancel:
@@ -224,24 +233,25 @@ class MemoryStore(Store):
 
     def _settle(self, settlement: Settlement, now_ms: int, result: TurnResult) -> bool:
         hold = self._holds.get(settlement.reservation_id)
+        row = self._rows.get(settlement.request_id)
         new = SETTLED[settlement.outcome]
         if hold is None or not hold.state.may_become(
             new, was_assumed=hold.is_assumed, is_assumed=settlement.is_assumed
         ):
+            result.superseded[settlement.reservation_id] = row is not None and row.is_live
             return False
         before_nusd = held_cost(hold)
         self._move(hold, new, settlement, now_ms, result.crossings)
-        row = self._rows.get(settlement.request_id)
         if row is None:
-            result.superseded.add(hold.id)
+            result.superseded[hold.id] = False
             return True
         row.cost_nusd += held_cost(hold) - before_nusd
         if row.state is RequestState.RUNNING and row.reservation_id == hold.id:
             self._end_attempt(row, settlement, now_ms)
-        elif settlement.state is RequestState.SUCCEEDED and not row.state.is_final:
+        elif settlement.state is RequestState.SUCCEEDED and row.is_live:
             self._answered_late(row, settlement, now_ms)
         else:
-            result.superseded.add(hold.id)
+            result.superseded[hold.id] = row.is_live
         return True
 
     def _move(
@@ -264,8 +274,18 @@ class MemoryStore(Store):
                 crossings.extend(account.crossings(now_ms))
             self._lanes.wake(account, now_ms)
         if hold.is_final:
-            del self._holds[hold.id]
-            self._journal.add(hold, accounts)
+            self._fold(hold)
+        elif new.is_end:
+            self._assumed.append(hold.id)
+            if len(self._assumed) > MAX_ASSUMED:
+                oldest = self._holds.get(self._assumed.popleft())
+                if oldest is not None and oldest.state.is_end:
+                    self._fold(oldest)
+
+    def _fold(self, hold: _Hold) -> None:
+        """What nothing can change any more needs no row of its own."""
+        del self._holds[hold.id]
+        self._journal.add(hold, self._accounts_of(hold.budgets))
 
     def _answered_late(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
         """The answer of an attempt given up for lost has come: the request needs no other."""
@@ -591,12 +611,13 @@ class MemoryStore(Store):
         return sorted(found, key=lambda each: each.id)[:limit]
 
     async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
-        now_ms = self._look(now_ms)
+        now_ms, result = self._look(now_ms), TurnResult()
         done = []
         for each in settlements:
             hold = self._holds.get(each.reservation_id)
             is_pending = hold is not None and hold.state is ReservationState.PENDING
-            done.append(not is_pending and self._settle(each, now_ms, TurnResult()))
+            done.append(not is_pending and self._settle(each, now_ms, result))
+        self._untold += result.crossings
         return done
 
     # Results kept for files

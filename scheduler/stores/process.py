@@ -7,6 +7,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+GONE_MS = 86_400_000  # so long silent, a process nobody can see is taken for gone
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

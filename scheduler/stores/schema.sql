@@ -21,7 +21,7 @@ CREATE TABLE budgets (
 
 -- One row per cap of a budget.
 CREATE TABLE accounts (
-  id             INTEGER PRIMARY KEY,
+  id             INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: sums remember it
   budget_id      INTEGER NOT NULL,
   position       INTEGER NOT NULL,
   cap            TEXT    NOT NULL,
@@ -43,7 +43,7 @@ CREATE TABLE balances (
 
 -- Requests of one process that draw on the same budgets and provider.
 CREATE TABLE lanes (
-  id              INTEGER PRIMARY KEY,
+  id              INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: processes remember it
   worker_id       INTEGER NOT NULL,
   provider        TEXT    NOT NULL,
   budgets         TEXT    NOT NULL,  -- ",1,2,"

@@ -132,7 +132,7 @@ class SqliteStore(Store):
                 await asyncio.to_thread(connection._thread.join, 5)
                 raise
         try:
-            await self._run(self._set_up)
+            await self._run(self._set_up, now_ms)
             await self._run(_reading(self._transactions.read_budgets), now_ms)
         except BaseException:
             await self.aclose()
@@ -158,7 +158,7 @@ class SqliteStore(Store):
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         return db
 
-    def _set_up(self, db: sqlite3.Connection) -> None:
+    def _set_up(self, db: sqlite3.Connection, now_ms: int) -> None:
         """Check that the file is ours, or make it so."""
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise StoreError(
@@ -172,19 +172,20 @@ class SqliteStore(Store):
                 if self._version_of(db) == 0:  # nobody else did it meanwhile
                     _create_schema(db)
         elif version < SCHEMA_VERSION:
-            self._upgrade(db)
+            self._upgrade(db, now_ms)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
                        "cache_size = -32768"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
 
-    def _upgrade(self, db: sqlite3.Connection) -> None:
+    def _upgrade(self, db: sqlite3.Connection, now_ms: int) -> None:
         """Bring an older file up to date, in one transaction, after a copy of it is made."""
         with _transaction(db, self._patience_s):
             version = self._version_of(db)
             if version == SCHEMA_VERSION:
                 return  # somebody else did it meanwhile
-            saved = sqlite_upgrade.upgrade(db, self.path, version, self._transactions.process)
+            me = self._transactions.process
+            saved = sqlite_upgrade.upgrade(db, self.path, version, me, now_ms)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
                     self.path, SCHEMA_VERSION, saved)  # fmt: skip
@@ -276,8 +277,10 @@ class SqliteStore(Store):
 
     async def still_mine(self, ids: Sequence[int]) -> set[int]:
         """See `Store.still_mine`."""
-        worker_id = self._transactions.worker_id
-        return await self._run(_reading(sqlite_views.lanes_of), worker_id, ids)
+        mine = await self._run(_reading(sqlite_views.lanes_of), self._transactions.worker_id, ids)
+        for taken in set(ids) - mine:
+            self._transactions.kept.pop(taken, None)
+        return mine
 
     # Budgets and prices
 

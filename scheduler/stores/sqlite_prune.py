@@ -54,7 +54,9 @@ def _old(db: sqlite3.Connection, before_ms: int, undelivered: bool, limit: int) 
         " WHERE r.state IN ('succeeded', 'failed', 'cancelled', 'expired')"
         f" AND coalesce(r.ended_at_ms, r.submitted_at_ms) < ?{only}"
         " AND NOT EXISTS (SELECT 1 FROM reservations h WHERE h.request_id = r.id"
-        "  AND (h.state IN ('pending', 'suspense') OR h.settled_at_ms >= ?))"
+        "  AND (h.state IN ('pending', 'suspense') OR h.settled_at_ms >= ?"
+        # Its own answer may still come, and correct what was assumed.
+        "   OR h.is_assumed AND h.worker_id IN (SELECT id FROM workers)))"
         # The newest one of each kind stays: its id must not be given again.
         " AND r.id < (SELECT max(id) FROM requests)"
         " AND coalesce(r.reservation_id, 0) < (SELECT coalesce(max(id), 1) FROM reservations)"

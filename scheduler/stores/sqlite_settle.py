@@ -63,13 +63,18 @@ class Settling(Books):
         states: dict[int, str] = {}  # several attempts of one request may end together
         for each in settlements:
             hold, new = holds.get(each.reservation_id), SETTLED[each.outcome]
-            if hold is None or not hold.state.may_become(
+            if hold is None:
+                firsts.append(False)
+                result.superseded[each.reservation_id] = False
+                continue
+            hold.request_state = states.get(hold.request_id, hold.request_state)
+            if not hold.state.may_become(
                 new, was_assumed=hold.is_assumed, is_assumed=each.is_assumed
             ):
                 firsts.append(False)
+                result.superseded[hold.id] = hold.is_live
                 continue
             firsts.append(True)
-            hold.request_state = states.get(hold.request_id, hold.request_state)
             before = self._counted(hold)
             self._move(hold, new, each, now_ms, result)
             hold.is_assumed = each.is_assumed
@@ -88,7 +93,7 @@ class Settling(Books):
                 state = self._answered_late(hold, now_ms)
             is_end = is_current or is_answer
             if not is_end:
-                result.superseded.add(hold.id)
+                result.superseded[hold.id] = hold.is_live
             ended.append(
                 (
                     state,

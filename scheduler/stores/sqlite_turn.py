@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.errors import StoreLocked
-from scheduler.ledger import Needs
+from scheduler.ledger import Crossing, Needs
 from scheduler.request import RequestState
 from scheduler.stores.base import (
     Claimed,
@@ -35,13 +35,11 @@ from scheduler.stores.codec import (
     encode_request,
     encode_shortfall,
 )
-from scheduler.stores.lanes import Lane
-from scheduler.stores.process import Process, is_dead
+from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_settle import DELAYED, Settling
 from scheduler.stores.views import budget_status, is_tried_again
-
-GONE_MS = 86_400_000  # so long silent, a process nobody can see is taken for gone
 
 
 @dataclass(slots=True)
@@ -72,6 +70,7 @@ class Transactions(Settling):
         self.process, self.lease_ms = process, lease_ms
         self.seen_at_ms = 0
         self._was_lost = False  # others had taken this process for dead
+        self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._admitted = 0
         self._jobs: dict[str, int] = {}
 
@@ -81,7 +80,8 @@ class Transactions(Settling):
         """`Store.turn`; `foreign`: another process wrote since the last one."""
         now_ms = self._begin(db, turn.now_ms)
         self._deltas.clear()
-        result = TurnResult()
+        result = TurnResult(crossings=self._untold)
+        self._untold = []
         self._register(now_ms)
         if foreign:
             self.lanes.wake_all(now_ms)
@@ -142,6 +142,8 @@ class Transactions(Settling):
                 "SELECT is_lost FROM workers WHERE id = ?", (self.worker_id,)
             ).fetchone()
             self._was_lost = row is None or bool(row[0])
+            if row is None:
+                self._restore_lanes()
             db.execute(
                 "INSERT INTO workers (id, host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
@@ -150,6 +152,14 @@ class Transactions(Settling):
             self._recount()
         self.seen_at_ms = now_ms
         self._reclaim(now_ms)
+
+    def _restore_lanes(self) -> None:
+        """Others took this process for gone, and its lanes may have been pruned."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO lanes (id, worker_id, provider, budgets, priority, may_wait)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [(lane.id, *self._lane_row(lane.key)) for lane in self.lanes],
+        )
 
     def _recount(self) -> None:
         """Read how many wait in this process's lanes: others may have put requests back."""
@@ -186,6 +196,11 @@ class Transactions(Settling):
                 self._db.execute("UPDATE workers SET is_lost = 1 WHERE id = ?", (worker_id,))
             self._step_out_of_line()  # whoever was first in line may be gone with it
             self.lanes.wake_all(now_ms)
+        for (worker_id,) in self._db.execute(
+            "SELECT DISTINCT worker_id FROM reservations"
+            " WHERE state = 'pending' AND worker_id NOT IN (SELECT id FROM workers)"
+        ).fetchall():
+            self._suspend_all(worker_id, now_ms, is_gone=True)
 
     def _step_out_of_line(self) -> None:
         """Nobody is first in line any more; whoever still waits gets in line again."""
@@ -412,9 +427,13 @@ class Transactions(Settling):
         row = self._db.execute(
             "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait)"
             " VALUES (?, ?, ?, ?, ?) RETURNING id",
-            (self.worker_id, key.provider, encode_budgets(key.budgets), key.priority, key.may_wait),
+            self._lane_row(key),
         ).fetchone()
         return int(row[0])
+
+    def _lane_row(self, key: LaneKey) -> tuple[int, str, str, int, bool]:
+        budgets = encode_budgets(key.budgets)
+        return self.worker_id, key.provider, budgets, key.priority, key.may_wait
 
     def _job_id(self, name: str) -> int:
         job_id = self._jobs.get(name)
@@ -550,7 +569,9 @@ class Transactions(Settling):
             )
         }
         wanted = [each for each in settlements if each.reservation_id in unknown]
-        done = iter(self._settle(wanted, now_ms, TurnResult()))
+        result = TurnResult()
+        done = iter(self._settle(wanted, now_ms, result))
+        self._untold += result.crossings
         self._finish(now_ms)
         return [each.reservation_id in unknown and next(done) for each in settlements]
 
@@ -602,6 +623,9 @@ class Transactions(Settling):
             (self.worker_id,),
         )
         db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
+        self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
+        self.lanes = Lanes()
+        self.kept.clear()
 
     @staticmethod
     def read_finished(db: sqlite3.Connection, request_id: int) -> Finished | None:

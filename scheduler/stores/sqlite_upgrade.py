@@ -10,8 +10,31 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from scheduler.duration import format_duration
 from scheduler.errors import StoreLocked
-from scheduler.stores.process import Process, is_dead
+from scheduler.stores.process import GONE_MS, Process, is_dead
+
+_ACCOUNTS = """CREATE TABLE accounts_2 (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, budget_id INTEGER NOT NULL, position INTEGER NOT NULL,
+  cap TEXT NOT NULL, warned INTEGER NOT NULL DEFAULT 0,
+  warned_slot_ms INTEGER NOT NULL DEFAULT 0, waiter TEXT) STRICT"""
+_LANES = """CREATE TABLE lanes_2 (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, worker_id INTEGER NOT NULL, provider TEXT NOT NULL,
+  budgets TEXT NOT NULL, priority INTEGER NOT NULL, may_wait INTEGER NOT NULL,
+  waiting INTEGER NOT NULL DEFAULT 0, shortfall TEXT, shut_since_ms INTEGER NOT NULL DEFAULT 0,
+  parked_total_ms INTEGER NOT NULL DEFAULT 0) STRICT"""
+
+
+def _remade(table: str, create: str, index: str) -> tuple[str, ...]:
+    """A table whose columns stay in their order, made anew."""
+    return (
+        create,
+        f"INSERT INTO {table}_2 SELECT * FROM {table}",
+        f"DROP TABLE {table}",
+        f"ALTER TABLE {table}_2 RENAME TO {table}",
+        index,
+    )
+
 
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -26,22 +49,32 @@ STEPS: dict[int, tuple[str, ...]] = {
         " job_id INTEGER NOT NULL, slots TEXT NOT NULL, attempts INTEGER NOT NULL,"
         " nusd INTEGER NOT NULL, tokens INTEGER NOT NULL, overruns INTEGER NOT NULL,"
         " PRIMARY KEY (minute_ms, budgets, model, job_id, slots)) STRICT, WITHOUT ROWID",
+        *_remade(
+            "accounts",
+            _ACCOUNTS,
+            "CREATE INDEX accounts_of_budget ON accounts (budget_id, position)",
+        ),
+        *_remade("lanes", _LANES, "CREATE INDEX lanes_of_worker ON lanes (worker_id)"),
     ),
 }
 """From a version to the statements that lead to the next one."""
 
 
-def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process) -> Path:
+def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process, now_ms: int) -> Path:
     """Take all steps from `version` on, inside the caller's transaction; returns where a copy is.
 
     Raises:
         StoreLocked: A process of the older version still works on the file.
     """
-    for host, pid, started in db.execute("SELECT host, pid, started FROM workers"):
-        if not is_dead(me, Process(host, pid, started)):
+    for host, pid, started, seen_at_ms in db.execute(
+        "SELECT host, pid, started, seen_at_ms FROM workers"
+    ):
+        silent_ms = max(0, now_ms - seen_at_ms)
+        if silent_ms <= GONE_MS and not is_dead(me, Process(host, pid, started)):
             raise StoreLocked(
                 f"{path} is in use by process {pid} ({host.split()[0]}) with an older version of this "
-                "package; nothing was changed. Stop it first, then try again"
+                f"package, last seen {format_duration(silent_ms)} ago; nothing was changed. Stop it "
+                "first, then try again; one that nobody can see is taken for gone after a day"
             )
     saved = _back_up(path, version)
     for step in sorted(each for each in STEPS if each >= version):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, StoreError
 from scheduler.ledger import Account
-from scheduler.request import RequestState
+from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
 from scheduler.stores.sqlite_books import decode_budgets, parse_cap
 from scheduler.stores.sqlite_turn import Transactions, decode_finished
 from scheduler.stores.views import compare
+
+logger = logging.getLogger("scheduler.store")
 
 _HEADINGS = {
     "model": "h.model",
@@ -203,9 +206,18 @@ def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int
     )
     found = []
     for *known, payload in rows:
-        known.append(None if payload is None else decode_request(payload))
+        known.append(_request(payload))
         found.append(Unknown(*known))
     return found
+
+
+def _request(payload: str | None) -> Request | None:
+    """A stored request; None if it is not kept, or damaged: its money is no less unknown."""
+    try:
+        return None if payload is None else decode_request(payload)
+    except StoreError as exc:
+        logger.warning("%s", exc)
+        return None
 
 
 def lanes_of(db: sqlite3.Connection, worker_id: int, ids: Sequence[int]) -> set[int]:

@@ -87,6 +87,7 @@ class Computer:
         self.world, self.number, self.inner = world, number, store
         self.is_dead = self.is_buried = False
         self.stalled_until_s = 0.0
+        self.stalls_next_s = 0.0  # it stands still right after it has claimed something
         self.futures: dict[str, RequestFuture] = {}
         self.handle = Handle(store, self.point, self.committed)
         rng = world.rng
@@ -123,6 +124,9 @@ class Computer:
         try:
             if name == "turn":
                 self.world.after_turn(self, args[0], result)
+                if result.claimed and self.stalls_next_s:
+                    now_s = asyncio.get_running_loop().time()
+                    self.stalled_until_s, self.stalls_next_s = now_s + self.stalls_next_s, 0.0
             elif name == "resolve":
                 self.world.after_resolve(args[0], result)
         except AssertionError as exc:
@@ -427,7 +431,11 @@ class World:
         for each in self.living():
             if each.inner.is_shared and self.rng.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
-                each.stalled_until_s = now_s + self.rng.choice([5.0, 250.0, 700.0])
+                span_s = self.rng.choice([5.0, 250.0, 700.0])
+                if self.rng.random() < 0.5:
+                    each.stalls_next_s = span_s
+                else:
+                    each.stalled_until_s = now_s + span_s
 
     async def close(self) -> None:
         """A process ends in good order."""

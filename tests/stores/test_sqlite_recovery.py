@@ -15,7 +15,7 @@ from scheduler.request import RequestState
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore
-from scheduler.stores.sqlite_turn import GONE_MS
+from scheduler.stores.process import GONE_MS
 from tests.conftest import Bench as Provider
 from tests.conftest import ask
 from tests.stores.conformance import T0, Bench, end, new, post
