@@ -304,7 +304,7 @@ def test_what_holds_something_else_is_left_as_it_is(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
 
-    with pytest.raises(ConfigError, match="something else than lines of JSON.*name another file"):
+    with pytest.raises(ConfigError, match=r"something else than lines of JSON.*name another file"):
         LineFile(path)
 
     assert path.read_bytes() == content

@@ -179,7 +179,7 @@ def asked(answers):
     async def look_up(unknown):
         times.append(asyncio.get_running_loop().time())
         answer = answers[min(len(times), len(answers)) - 1]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -257,6 +257,39 @@ def test_a_look_up_that_never_ends_keeps_no_policy_from_its_time():
         return balance(s)
 
     assert world(provider, main) == (0, 0, 0)
+
+
+def test_a_look_up_that_was_cancelled_by_somebody_else_is_made_again():
+    provider, times = asked([asyncio.CancelledError(), asyncio.CancelledError(), False])
+
+    async def main(s):
+        with pytest.raises(TransportFailed):
+            await s.run(Request({"n": 1}, budget="team"))
+        await asyncio.sleep(60)
+        return balance(s)
+
+    assert world(provider, main) == (0, 0, 0)
+    assert len(times) == 3
+
+
+def test_a_silent_provider_keeps_hundreds_of_policies_from_their_time_but_once():
+    async def lost(request):
+        raise TransportFailed("reset")
+
+    async def think(unknown):
+        await asyncio.sleep(10**9)
+
+    provider = FunctionProvider("f", lost, quote=Quote(1, 1, 1), look_up=think)
+    provider.on_unknown = "release after 1m"
+
+    async def main(s):
+        requests = [Request({"n": n}, budget="team") for n in range(200)]
+        await asyncio.gather(*map(s.run, requests), return_exceptions=True)
+        before = balance(s)
+        await asyncio.sleep(150)
+        return before, balance(s)
+
+    assert world(provider, main) == ((0, 200, 200), (0, 0, 0))
 
 
 def test_closing_while_the_provider_is_asked_ends_at_once():

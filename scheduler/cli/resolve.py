@@ -45,7 +45,9 @@ def resolve(
     'scheduler queue --state suspense' lists them. Look into the provider's own records
     first: what you say is believed, until the call's own answer comes after all.
     """
+    from scheduler.errors import ConfigError
     from scheduler.money import parse_usd
+    from scheduler.stats import Counts
 
     if (charge is None) == (not void):
         raise typer.BadParameter("say either --charge AMOUNT or --void")
@@ -55,6 +57,8 @@ def resolve(
 
     async def change(opened: Store) -> list[Unknown]:
         found = await _find(opened, key, attempt or (), job)
+        if job is not None and not found and (await opened.counts(job)) == Counts():
+            raise ConfigError("--job", f"there is no job {job!r}; nothing was changed")
         _check(found, key, attempt or (), is_charge=not void, everything=everything)
         return await _settle(opened, found, nusd)
 
@@ -135,10 +139,10 @@ def _tell(resolved: Sequence[Unknown], nusd: int, as_json: bool) -> None:
     else:
         each = f"{amount(nusd, 'usd')} charged" if nusd else "nothing charged"
         more = " each" if nusd and len(resolved) > 1 else ""
-        print(
-            f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; "
-            f"{amount(freed_nusd, 'usd')} counts no longer"
-        )
+        now = f"{amount(freed_nusd, 'usd')} counts no longer"
+        if freed_nusd < 0:
+            now = f"{amount(-freed_nusd, 'usd')} more than was reserved, which counts from now on"
+        print(f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; {now}")
 
 
 # What an unknown outcome looks like, to programs and to people

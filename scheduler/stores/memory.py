@@ -235,24 +235,28 @@ class MemoryStore(Store):
         hold = self._holds.get(settlement.reservation_id)
         row = self._rows.get(settlement.request_id)
         new = SETTLED[settlement.outcome]
-        if hold is None or not hold.state.may_become(
+        is_first = hold is not None and hold.state.may_become(
             new, was_assumed=hold.is_assumed, is_assumed=settlement.is_assumed
-        ):
-            result.superseded[settlement.reservation_id] = row is not None and row.is_live
-            return False
-        before_nusd = held_cost(hold)
-        self._move(hold, new, settlement, now_ms, result.crossings)
+        )
+        if hold is not None and is_first:
+            before_nusd = held_cost(hold)
+            self._move(hold, new, settlement, now_ms, result.crossings)
+            if row is not None:
+                row.cost_nusd += held_cost(hold) - before_nusd
         if row is None:
-            result.superseded[hold.id] = False
-            return True
-        row.cost_nusd += held_cost(hold) - before_nusd
-        if row.state is RequestState.RUNNING and row.reservation_id == hold.id:
+            result.superseded[settlement.reservation_id] = False
+        elif (
+            is_first
+            and row.state is RequestState.RUNNING
+            and row.reservation_id == settlement.reservation_id
+        ):
             self._end_attempt(row, settlement, now_ms)
         elif settlement.state is RequestState.SUCCEEDED and row.is_live:
+            # Whatever its money, an answer is one: the request needs no other.
             self._answered_late(row, settlement, now_ms)
         else:
-            result.superseded[hold.id] = row.is_live
-        return True
+            result.superseded[settlement.reservation_id] = row.is_live
+        return is_first
 
     def _move(
         self, hold: _Hold, new: ReservationState, settlement: Settlement, now_ms: int,

@@ -68,24 +68,26 @@ class Settling(Books):
                 result.superseded[each.reservation_id] = False
                 continue
             hold.request_state = states.get(hold.request_id, hold.request_state)
-            if not hold.state.may_become(
+            before = self._counted(hold)
+            is_first = hold.state.may_become(
                 new, was_assumed=hold.is_assumed, is_assumed=each.is_assumed
-            ):
-                firsts.append(False)
+            )
+            firsts.append(is_first)
+            if is_first:
+                self._move(hold, new, each, now_ms, result)
+                hold.is_assumed = each.is_assumed
+                held.append(
+                    (
+                        new.value, now_ms, *hold.cost, each.is_assumed, each.provider_id, each.why,
+                        hold.id,
+                    )
+                )  # fmt: skip
+            is_current = hold.request_state == "running" and hold.current_id == hold.id
+            # Whatever its money, an answer is one: the request needs no other.
+            is_answer = each.state is RequestState.SUCCEEDED and hold.is_live
+            if not (is_first or is_answer):
                 result.superseded[hold.id] = hold.is_live
                 continue
-            firsts.append(True)
-            before = self._counted(hold)
-            self._move(hold, new, each, now_ms, result)
-            hold.is_assumed = each.is_assumed
-            held.append(
-                (
-                    new.value, now_ms, *hold.cost, each.is_assumed, each.provider_id, each.why,
-                    hold.id,
-                )
-            )  # fmt: skip
-            is_current = hold.request_state == "running" and hold.current_id == hold.id
-            is_answer = each.state is RequestState.SUCCEEDED and hold.is_live
             state, mark_ms = hold.request_state, None
             if is_current:
                 state, mark_ms = self._next_state(hold, each, now_ms)

@@ -49,6 +49,19 @@ def test_charging_an_unknown_outcome_frees_the_rest(cli, filled):
     assert cli("audit", "--store", filled).exit_code == 0
 
 
+def test_charging_more_than_was_reserved_is_told_as_it_is(cli, filled):
+    done = cli("resolve", "q-3", "--charge", "$0.06", "--store", filled)
+
+    assert "$0.06 charged; $0.01 more than was reserved, which counts from now on" in done.stdout
+
+
+def test_a_job_that_does_not_exist_is_an_error(cli, filled):
+    done = cli("resolve", "--all", "--void", "--job", "lables", "--store", filled)
+
+    assert done.exit_code == 3
+    assert "there is no job 'lables'; nothing was changed" in done.stderr
+
+
 def test_voiding_gives_everything_back(cli, filled):
     done = cli("resolve", "q-3", "--void", "--json", "--store", filled)
 

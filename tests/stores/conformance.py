@@ -458,6 +458,15 @@ class Conformance:
         (row,) = await bench.store.spend("model")
         assert (row.attempts, row.posted_nusd, row.tokens) == (1, 4, 3)
 
+    async def test_what_was_resolved_is_told_when_it_passes_a_threshold(self, bench):
+        (claimed,) = (await bench.submit(new([bench.ids["team"]], 95))).claimed
+        await bench.settle(end(claimed, Outcome.SUSPEND, FAILED))
+
+        assert await bench.store.resolve([post(claimed, 85, is_assumed=True)], T0) == [True]
+
+        assert [each.percent for each in (await bench.turn()).crossings] == [50, 80]
+        assert (await bench.turn()).crossings == []
+
     async def test_what_runs_cannot_be_resolved_from_outside(self, bench):
         await bench.define(Budget("team", "$1"))
         (claimed,) = (await bench.submit(new([bench.ids["team"]]))).claimed

@@ -13,9 +13,8 @@ from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreLocked
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome
-from scheduler.stores.process import Process
+from scheduler.stores.process import GONE_MS, Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore
-from scheduler.stores.process import GONE_MS
 from tests.conftest import Bench as Provider
 from tests.conftest import ask
 from tests.stores.conformance import T0, Bench, end, new, post
@@ -152,6 +151,19 @@ async def test_a_file_in_use_by_the_older_version_is_not_upgraded(tmp_path):
         await opened(path)
 
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (1,)
+
+
+async def test_a_process_of_the_older_version_that_was_silent_for_long_is_not_waited_for(tmp_path):
+    path = tmp_path / "s.db"
+    make_v1(path, worker=Process("another machine", 7, "1"))
+    store = SqliteStore(path)
+    with pytest.raises(StoreLocked, match=r"last seen 1h ago.*taken for gone after a day"):
+        await store.open(T0 + 3_600_000)
+
+    await store.open(T0 + GONE_MS + 1)
+
+    assert len(await store.suspended()) == 1
+    await store.aclose()
 
 
 async def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
