@@ -144,5 +144,5 @@ MUTANTS = [
     Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),
-    Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 200, "sqlite"),
+    Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),
 ]  # fmt: skip

@@ -105,7 +105,7 @@ class InlineSqlite(SqliteStore):
                 return super().executemany(sql, rows)
 
         self._db = sqlite3.connect(self.path, isolation_level=None, factory=Watched)
-        await self._run(self._set_up)
+        await self._run(self._set_up, now_ms)
         self._db.execute("PRAGMA synchronous = OFF")  # nobody cuts the power here
         await self.budgets(now_ms)
 

@@ -431,7 +431,7 @@ class World:
         for each in self.living():
             if each.inner.is_shared and self.rng.random() < 0.5:
                 now_s = asyncio.get_running_loop().time()
-                span_s = self.rng.choice([5.0, 250.0, 700.0])
+                span_s = self.rng.choice([5.0, 250.0, 700.0, 1500.0])
                 if self.rng.random() < 0.5:
                     each.stalls_next_s = span_s
                 else:
