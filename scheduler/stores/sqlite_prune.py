@@ -41,7 +41,7 @@ def prune(
         _drop_old_slots(db, transactions, min(before_ms, now_ms), now_ms)
         db.execute(
             "DELETE FROM lanes WHERE worker_id NOT IN (SELECT id FROM workers)"
-            " AND NOT EXISTS (SELECT 1 FROM requests WHERE lane_id = lanes.id)"
+            " AND id NOT IN (SELECT lane_id FROM requests)"
         )
     return found
 

@@ -249,7 +249,7 @@ class Settling(Books):
         rows = self._db.execute(
             "SELECT h.id, h.request_id, r.key IS NULL FROM reservations h"
             " JOIN requests r ON r.id = h.request_id"
-            " WHERE h.worker_id = ? AND h.state = 'pending'",
+            " WHERE h.worker_id = ? AND h.state IN ('pending', 'suspense') AND h.state = 'pending'",
             (worker_id,),
         ).fetchall()
         self._settle(
@@ -272,23 +272,30 @@ class Settling(Books):
 
     def _cancel_keyless(self, worker_id: int, now_ms: int) -> None:
         """End what waits without a key: with its process went whoever wanted it."""
-        for lane_id, job_id, state, count in self._db.execute(
-            "SELECT r.lane_id, r.job_id, r.state, count(*) FROM requests r"
-            " WHERE r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) AND r.key IS NULL"
-            " AND r.state IN ('queued', 'delayed') GROUP BY 1, 2, 3",
-            (worker_id,),
-        ).fetchall():
-            self._db.execute(
-                "UPDATE requests SET state = 'cancelled', payload = NULL, error = ?, ended_at_ms = ?"
-                " WHERE lane_id = ? AND job_id = ? AND state = ? AND key IS NULL",
-                (json.dumps(NOBODY_ASKS), now_ms, lane_id, job_id, state),
-            )
-            if state == RequestState.QUEUED:
-                lane = self.lanes.by_id(lane_id)
-                if lane is not None:
-                    self.lanes.remove(lane, now_ms, count)
+        for state in (RequestState.QUEUED, DELAYED):
+            # Written into the statement, so that the index of that state serves.
+            waiting = f"state = '{state}' AND key IS NULL AND lane_id"
+            rows = self._db.execute(
+                f"SELECT lane_id, job_id, count(*) FROM requests WHERE {waiting} IN"
+                " (SELECT id FROM lanes WHERE worker_id = ?) GROUP BY 1, 2",
+                (worker_id,),
+            ).fetchall()
+            for lane_id, job_id, count in rows:
                 self._db.execute(
-                    "UPDATE lanes SET waiting = max(0, waiting - ?) WHERE id = ?", (count, lane_id)
+                    "UPDATE requests SET state = 'cancelled', payload = NULL, error = ?,"
+                    f" ended_at_ms = ? WHERE {waiting} = ? AND job_id = ?",
+                    (json.dumps(NOBODY_ASKS), now_ms, lane_id, job_id),
                 )
-            self._deltas[job_id, RequestState.QUEUED] -= count
-            self._deltas[job_id, RequestState.CANCELLED] += count
+                if state == RequestState.QUEUED:
+                    self._leave_together(lane_id, count, now_ms)
+                self._deltas[job_id, RequestState.QUEUED] -= count
+                self._deltas[job_id, RequestState.CANCELLED] += count
+
+    def _leave_together(self, lane_id: int, count: int, now_ms: int) -> None:
+        """So many fewer wait in a lane."""
+        lane = self.lanes.by_id(lane_id)
+        if lane is not None:
+            self.lanes.remove(lane, now_ms, count)
+        self._db.execute(
+            "UPDATE lanes SET waiting = max(0, waiting - ?) WHERE id = ?", (count, lane_id)
+        )

@@ -197,8 +197,9 @@ class Transactions(Settling):
             self._step_out_of_line()  # whoever was first in line may be gone with it
             self.lanes.wake_all(now_ms)
         for (worker_id,) in self._db.execute(
-            "SELECT DISTINCT worker_id FROM reservations"
-            " WHERE state = 'pending' AND worker_id NOT IN (SELECT id FROM workers)"
+            # Both conditions on the state: the first is the index's own.
+            "SELECT DISTINCT worker_id FROM reservations WHERE state IN ('pending', 'suspense')"
+            " AND state = 'pending' AND worker_id NOT IN (SELECT id FROM workers)"
         ).fetchall():
             self._suspend_all(worker_id, now_ms, is_gone=True)
 
@@ -617,11 +618,6 @@ class Transactions(Settling):
         self._write_lanes(TurnResult())
         self._finish(now_ms)
         db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
-        db.execute(
-            "DELETE FROM lanes WHERE worker_id = ? AND waiting = 0"
-            " AND NOT EXISTS (SELECT 1 FROM requests WHERE lane_id = lanes.id)",
-            (self.worker_id,),
-        )
         db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
         self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
         self.lanes = Lanes()

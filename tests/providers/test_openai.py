@@ -600,7 +600,7 @@ engines_ = pytest.mark.parametrize("engine", ["quick", "httpx"])
         (sends(OK + b"content-encoding: gzip\r\ncontent-length: 5\r\n\r\nhello"), TransportFailed),
         (sends(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), TransportFailed),
         (sends(OK + b"x-long: " + b"x" * 1_000_000), TransportFailed),
-        (sends(OK, *[b"x-%d: x\r\n" % n for n in range(50_000)]), TransportFailed),
+        (sends(OK + b"".join(b"x-%d: x\r\n" % n for n in range(20_000))), TransportFailed),
         (sends(then="nothing"), CallTimeout),
         (sends(OK + b"content-length: 100\r\n\r\n{", then="nothing"), CallTimeout),
         (sends(OK + b"content-length: 9\r\n\r\n<p>Hi</p>"), BadAnswer),
