@@ -14,8 +14,8 @@ help:  ## Show this list
 demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a raise, an exact account
 	@$(BIN)/python -m scheduler demo
 
-test: $(DEV)  ## Run all tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest
+test: $(DEV)  ## Run all tests (four minutes on two cores)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 SEED ?=
 STEPS ?= 60

@@ -230,12 +230,11 @@ def _message(body: Mapping[str, Any], content: bytes, secrets: Secrets) -> tuple
         text = message if isinstance(message, str) else json.dumps(message)
     except (RecursionError, ValueError):
         text = content.decode("utf-8", "replace")
-    return (
-        cut(" ".join(hide(text, secrets).split()), MAX_MESSAGE_CHARS),
-        None
-        if code in (None, "")
-        else cut(hide(code if isinstance(code, str) else brief(code), secrets), MAX_CODE_CHARS),
-    )
+    text = cut(" ".join(hide(text, secrets).split()), MAX_MESSAGE_CHARS)
+    if code in (None, ""):
+        return text, None
+    word = code if isinstance(code, str) else brief(code)
+    return text, cut(hide(word, secrets), MAX_CODE_CHARS)
 
 
 def is_out_of_credit(error: CallFailed) -> bool:
