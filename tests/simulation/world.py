@@ -203,6 +203,9 @@ class World:
                 raise
             finally:
                 self.reader.close()
+                for computer in self.computers:
+                    if isinstance(computer.inner, InlineSqlite):
+                        computer.inner.drop()
         return self.report
 
     async def _main(self) -> None:

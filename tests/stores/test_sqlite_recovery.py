@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ async def bench(tmp_path):
     await made.define(Budget("team", "$0.0000001/day"))
     yield made
     await made.store.aclose()
+
+
+def rows(path: Path, sql: str) -> list[tuple]:
+    """What a file says, closed again at once."""
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()
 
 
 # An older file
@@ -98,10 +105,9 @@ async def test_an_older_file_is_upgraded_after_a_copy_and_loses_nothing(tmp_path
     await bench.store.aclose()
     copy = tmp_path / "s.db.v1.bak"
     assert copy.stat().st_mode & 0o777 == 0o600
-    assert sqlite3.connect(copy).execute("PRAGMA user_version").fetchone() == (1,)
+    assert rows(copy, "PRAGMA user_version") == [(1,)]
     assert len(copy.read_bytes()) == len(before)
-    db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
 
 async def test_a_copy_that_is_there_already_is_not_taken_for_the_newest(tmp_path):
@@ -112,8 +118,7 @@ async def test_a_copy_that_is_there_already_is_not_taken_for_the_newest(tmp_path
     await (await opened(path)).aclose()
 
     assert copy.read_bytes() == b"of another day"
-    newest = sqlite3.connect(tmp_path / "s.db.v1.bak2")
-    assert newest.execute("SELECT count(*) FROM requests").fetchone() == (3,)
+    assert rows(tmp_path / "s.db.v1.bak2", "SELECT count(*) FROM requests") == [(3,)]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -123,20 +128,16 @@ async def test_an_upgraded_file_looks_like_a_new_one(tmp_path):
         await (await opened(tmp_path / name)).aclose()
 
     def shape(name: str) -> object:
-        db = sqlite3.connect(tmp_path / name)
-        tables = [
-            row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        ]
+        path = tmp_path / name
+        tables = rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")
         columns = {
-            table: sorted(row[1:5] for row in db.execute(f"PRAGMA table_info({table})"))
-            for table in tables
+            table: sorted(row[1:5] for row in rows(path, f"PRAGMA table_info({table})"))
+            for (table,) in tables
         }
-        indexes = sorted(
-            " ".join(row[0].split())
-            for row in db.execute(
-                "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL"
-            )
+        statements = rows(
+            path, "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL"
         )
+        indexes = sorted(" ".join(sql.split()) for (sql,) in statements)
         return columns, indexes
 
     assert shape("old.db") == shape("new.db")
@@ -150,7 +151,7 @@ async def test_a_file_in_use_by_the_older_version_is_not_upgraded(tmp_path):
     with pytest.raises(StoreLocked, match=f"in use by process {me.pid}.*Stop it first"):
         await opened(path)
 
-    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (1,)
+    assert rows(path, "PRAGMA user_version") == [(1,)]
 
 
 async def test_a_process_of_the_older_version_that_was_silent_for_long_is_not_waited_for(tmp_path):
