@@ -96,21 +96,21 @@ class Settling(Books):
             is_end = is_current or is_answer
             if not is_end:
                 result.superseded[hold.id] = hold.is_live
+            waits = state in (RequestState.QUEUED, DELAYED)
+            # Of one without a key it is of no use once it has ended, unless it is asked about.
+            keeps_payload = (
+                hold.has_key or waits or state == RequestState.RUNNING
+                or new is ReservationState.SUSPENSE
+            )  # fmt: skip
+            error = None if each.error is None else json.dumps(each.error, default=str)
             ended.append(
                 (
-                    state,
-                    self._counted(hold) - before,
+                    state, self._counted(hold) - before,
                     0 if each.is_attempt or not is_current else 1,
-                    each.not_before_ms,
-                    None if each.error is None else json.dumps(each.error, default=str),
-                    is_end,
-                    # What may have to be asked about is kept.
-                    hold.has_key or new is ReservationState.SUSPENSE,
-                    hold.request_id,
-                    mark_ms,
-                    now_ms,
+                    is_end, each.not_before_ms, is_end, error, keeps_payload, mark_ms,
+                    is_end and not waits, now_ms, hold.request_id,
                 )
-            )
+            )  # fmt: skip
             states[hold.request_id] = state
             if is_end and each.response is not None and hold.has_key:
                 responses.append((hold.request_id, encode_response(each.response)))
@@ -225,14 +225,13 @@ class Settling(Books):
             " WHERE id = ?",
             held,
         )
-        # The payload of a request without a key is of no use once it has ended.
         self._db.executemany(
-            "UPDATE requests SET state = ?1, cost_nusd = cost_nusd + ?2, attempts = attempts - ?3,"
-            " not_before_ms = CASE WHEN ?6 THEN ?4 ELSE not_before_ms END, error = CASE WHEN ?6 THEN ?5 ELSE error END,"
-            " payload = CASE WHEN ?7 OR ?1 IN ('queued', 'delayed', 'running') THEN payload END,"
-            " parked_mark_ms = coalesce(?9, parked_mark_ms),"
-            " ended_at_ms = CASE WHEN ?6 AND ?1 NOT IN ('queued', 'delayed') THEN ?10 ELSE ended_at_ms END"
-            " WHERE id = ?8",
+            "UPDATE requests SET state = ?, cost_nusd = cost_nusd + ?, attempts = attempts - ?,"
+            " not_before_ms = CASE WHEN ? THEN ? ELSE not_before_ms END,"
+            " error = CASE WHEN ? THEN ? ELSE error END,"
+            " payload = CASE WHEN ? THEN payload END,"
+            " parked_mark_ms = coalesce(?, parked_mark_ms),"
+            " ended_at_ms = CASE WHEN ? THEN ? ELSE ended_at_ms END WHERE id = ?",
             ended,
         )
         if responses:

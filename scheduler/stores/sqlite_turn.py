@@ -279,11 +279,11 @@ class Transactions(Settling):
     def _look_again_at_ms(self) -> int | None:
         row = self._db.execute(
             "SELECT min(not_before_ms) FROM requests WHERE state = 'delayed'"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?1)"
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)"
             " UNION ALL SELECT min(expires_at_ms) FROM requests"
             " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?1)",
-            (self.worker_id,),
+            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+            (self.worker_id, self.worker_id),
         ).fetchall()
         instants = [instant for (instant,) in row if instant is not None]
         if self.lanes.due_ms is not None:

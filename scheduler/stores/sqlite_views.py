@@ -125,10 +125,10 @@ def spend(db: sqlite3.Connection, by: str, since_ms: int) -> list[SpendRow]:
         f"SELECT {_HEADINGS[by]}, sum(h.state <> 'voided'), sum(h.nusd),"
         " sum(CASE WHEN h.state IN ('pending', 'suspense') THEN h.ceiling_nusd ELSE 0 END),"
         " sum(CASE WHEN h.state = 'suspense' THEN h.ceiling_nusd ELSE 0 END), sum(h.tokens)"
-        " FROM reservations h WHERE h.made_at_ms >= ?1 GROUP BY 1"
+        " FROM reservations h WHERE h.made_at_ms >= ? GROUP BY 1"
         f" UNION ALL SELECT {_HEADINGS[by]}, sum(h.attempts), sum(h.nusd), 0, 0, sum(h.tokens)"
-        " FROM sums h WHERE h.minute_ms + 60000 > ?1 GROUP BY 1",
-        (since_ms,),
+        " FROM sums h WHERE h.minute_ms + 60000 > ? GROUP BY 1",
+        (since_ms, since_ms),
     ):
         heads = (
             [names.get(each, "?") for each in decode_budgets(heading)]
