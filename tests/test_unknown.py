@@ -169,12 +169,22 @@ def test_a_policy_sees_to_what_a_process_before_it_left():
 # Asking
 
 
+async def lost(request):
+    raise TransportFailed("reset")
+
+
+def hanging(quote=Quote(100, 50, 10)):
+    """A provider that loses every call and never says what became of it."""
+
+    async def think(unknown):
+        await asyncio.sleep(10**9)
+
+    return FunctionProvider("f", lost, quote=quote, look_up=think)
+
+
 def asked(answers):
     """A provider that loses every call and can be asked about it; `answers` in turn."""
     times = []
-
-    async def lost(request):
-        raise TransportFailed("reset")
 
     async def look_up(unknown):
         times.append(asyncio.get_running_loop().time())
@@ -241,13 +251,7 @@ def test_nonsense_from_a_look_up_changes_nothing(nonsense):
 
 
 def test_a_look_up_that_never_ends_keeps_no_policy_from_its_time():
-    async def lost(request):
-        raise TransportFailed("reset")
-
-    async def think(unknown):
-        await asyncio.sleep(10**9)
-
-    provider = FunctionProvider("f", lost, quote=Quote(100, 50, 10), look_up=think)
+    provider = hanging()
     provider.on_unknown = "release after 10m"
 
     async def main(s):
@@ -273,13 +277,7 @@ def test_a_look_up_that_was_cancelled_by_somebody_else_is_made_again():
 
 
 def test_a_silent_provider_keeps_hundreds_of_policies_from_their_time_but_once():
-    async def lost(request):
-        raise TransportFailed("reset")
-
-    async def think(unknown):
-        await asyncio.sleep(10**9)
-
-    provider = FunctionProvider("f", lost, quote=Quote(1, 1, 1), look_up=think)
+    provider = hanging(Quote(1, 1, 1))
     provider.on_unknown = "release after 1m"
 
     async def main(s):
@@ -293,13 +291,7 @@ def test_a_silent_provider_keeps_hundreds_of_policies_from_their_time_but_once()
 
 
 def test_closing_while_the_provider_is_asked_ends_at_once():
-    async def lost(request):
-        raise TransportFailed("reset")
-
-    async def think(unknown):
-        await asyncio.sleep(10**6)
-
-    provider = FunctionProvider("f", lost, quote=Quote(100, 50, 10), look_up=think)
+    provider = hanging()
 
     async def main(s):
         with pytest.raises(TransportFailed):

@@ -6,6 +6,8 @@ import sys
 import time
 from contextlib import contextmanager
 
+from tests.processes.harness import wait_for
+
 RUN = """
 import asyncio, sys
 from scheduler import Budget, FunctionProvider, Request, Scheduler
@@ -38,17 +40,6 @@ def running(store, spec):
         process.stdout.close()
 
 
-def wait_for(look, seconds=20):
-    """Look until there is something; give it."""
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not seen within {seconds} s")
-
-
 def parked(cli, store):
     """Status once three requests are parked and nothing runs; None before."""
     if not store.exists():
@@ -62,7 +53,7 @@ def parked(cli, store):
 def test_a_raise_from_another_process_lets_parked_requests_go_on_within_a_second(cli, tmp_path):
     store = tmp_path / "scheduler.db"
     with running(store, "$1") as process:
-        status = wait_for(lambda: parked(cli, store))
+        status = wait_for(lambda: parked(cli, store), "three to be parked", 20)
         assert status["budgets"][0]["posted_usd"] == "0.90"
 
         change = cli("budget", "set", "default", "$20", "--json", "--store", store)
@@ -83,7 +74,7 @@ def test_a_raise_from_another_process_lets_parked_requests_go_on_within_a_second
 def test_a_budget_paused_from_another_process_admits_nothing_until_it_is_resumed(cli, tmp_path):
     store = tmp_path / "scheduler.db"
     with running(store, "$1") as process:
-        wait_for(lambda: parked(cli, store))
+        wait_for(lambda: parked(cli, store), "three to be parked", 20)
         assert cli("budget", "pause", "default", "--store", store).exit_code == 0
         assert cli("budget", "set", "default", "none", "--store", store).exit_code == 0
 
@@ -91,7 +82,7 @@ def test_a_budget_paused_from_another_process_admits_nothing_until_it_is_resumed
             status = json.loads(cli("status", "--json", "--store", store).stdout)
             return [row["reason"] for row in status["parked"]] == ["paused"]
 
-        wait_for(is_told)
+        wait_for(is_told, "the pause to be told", 20)
         assert parked(cli, store)["requests"]["succeeded"] == 3
 
         assert cli("budget", "resume", "default", "--store", store).exit_code == 0
