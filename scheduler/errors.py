@@ -225,6 +225,9 @@ class CallFailed(SchedulerError):
         cost_nusd: What all attempts count in the ledger, in nano-dollars, unknown
             outcomes at their full reservation; set when it is given up.
         request_id: The provider's own id for the call, if it gave one before it was lost.
+        credit: The provider's own words if it says that the account's money is gone: then
+            requests wait for a top-up instead of failing. None: it is something else.
+        limits: What the response said about the provider's rate limits (`limits.Seen`).
     """
 
     is_billed: bool | None = None
@@ -233,6 +236,8 @@ class CallFailed(SchedulerError):
     attempts: int = 1
     cost_nusd: int = 0
     request_id: str | None = None
+    credit: str | None = None
+    limits: tuple[Any, ...] = ()
     code: str = "call_failed"
 
     def __init__(self, message: str = "") -> None:

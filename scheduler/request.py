@@ -27,6 +27,7 @@ RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
 COMPLETIONS = "/v1/completions"
 MODERATIONS = "/v1/moderations"
+MESSAGES = "/v1/messages"  # Anthropic's
 ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, COMPLETIONS, MODERATIONS)
 
 Message = Mapping[str, Any]
@@ -183,6 +184,23 @@ class Request:
         """Fingerprint of what would be sent: same digest, same question."""
         text = json.dumps([self.url, self.body], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One server-sent event of a streamed answer.
+
+    Attributes:
+        data: Its text, mostly JSON.
+        event: Its name, where the provider gives one (``"message_start"``); else ``"message"``.
+    """
+
+    data: str
+    event: str = "message"
+
+    def json(self) -> Any:
+        """The data as JSON. Raises `ValueError` if it is none."""
+        return json.loads(self.data)
 
 
 _REQUEST_OPTIONS = {

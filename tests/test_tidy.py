@@ -16,7 +16,18 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 # Imports point from later layers to earlier ones, or stay within one.
 LAYERS = [
     {"errors", "money", "duration", "window", "budget", "request"},
-    {"usage", "tokens", "rates", "ledger", "admission", "matching", "stats", "events", "suspense"},
+    {
+        "usage",
+        "tokens",
+        "rates",
+        "ledger",
+        "admission",
+        "matching",
+        "stats",
+        "events",
+        "suspense",
+        "limits",
+    },
     {"providers.base"},
     {"pricing"},
     {"clock"},

@@ -173,13 +173,13 @@ async def lost(request):
     raise TransportFailed("reset")
 
 
-def hanging(quote=Quote(100, 50, 10)):
+def hanging(nusd=100):
     """A provider that loses every call and never says what became of it."""
 
     async def think(unknown):
         await asyncio.sleep(10**9)
 
-    return FunctionProvider("f", lost, quote=quote, look_up=think)
+    return FunctionProvider("f", lost, quote=Quote(nusd, 1, 10), look_up=think)
 
 
 def asked(answers):
@@ -277,7 +277,7 @@ def test_a_look_up_that_was_cancelled_by_somebody_else_is_made_again():
 
 
 def test_a_silent_provider_keeps_hundreds_of_policies_from_their_time_but_once():
-    provider = hanging(Quote(1, 1, 1))
+    provider = hanging(nusd=1)
     provider.on_unknown = "release after 1m"
 
     async def main(s):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from scheduler.request import Quote, Request, Usage
+from scheduler.errors import ProviderRefused
+from scheduler.limits import Limits, Seen
+from scheduler.request import Quote, Request, StreamEvent, Usage
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Unknown
@@ -23,6 +25,7 @@ class Answer:
         cost_nusd: The cost the provider itself reported, in nano-dollars; None: price the usage.
         request_id: The provider's id for the call, for support tickets.
         headers: Response headers, lower-case names.
+        limits: What the headers say about the provider's rate limits.
     """
 
     body: Any
@@ -31,6 +34,11 @@ class Answer:
     cost_nusd: int | None = None
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Seen, ...] = ()
+
+
+Emit = Callable[[StreamEvent], Awaitable[None]]
+"""Takes one event of a stream; returns when its reader has room for more."""
 
 
 class Tariff(Protocol):
@@ -74,9 +82,28 @@ class Provider(ABC):
     last two may count less than the provider bills; an answer that comes late corrects them.
     """
 
+    limits: Limits | None = None
+    """What the provider allows over all models together. None: learned as far as it tells."""
+
+    model_limits: Mapping[str, Limits] = {}
+    """What it allows for single models, by name."""
+
+    counting: str = "default"
+    """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""
+
     @abstractmethod
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """As `send`, but hand over every event of the answer as it comes.
+
+        Returns:
+            The answer put together from the events, as `send` would have given it.
+        """
+        raise ProviderRefused(
+            400, f"provider {self.name!r} does not stream; nothing was sent", "stream_unsupported"
+        )
 
     @property
     def can_look_up(self) -> bool:
