@@ -32,9 +32,11 @@ from scheduler.errors import (
     DeadlineExceeded,
     KeyConflict,
     PriceUnknown,
+    PromptTooLong,
     ProviderError,
     ProviderOverloaded,
     ProviderRefused,
+    ProviderUnavailable,
     QueueFull,
     RateLimited,
     RequestRejected,
@@ -43,7 +45,16 @@ from scheduler.errors import (
     StoreError,
     TransportFailed,
 )
-from scheduler.request import Priority, Quote, Request, RequestState, Response, Usage
+from scheduler.limits import Limits
+from scheduler.request import (
+    Priority,
+    Quote,
+    Request,
+    RequestState,
+    Response,
+    StreamEvent,
+    Usage,
+)
 from scheduler.stats import Stats
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from scheduler.providers.function import FunctionProvider
     from scheduler.providers.openai import OpenAI
     from scheduler.providers.simulated import Simulated
+    from scheduler.retry import Retry
     from scheduler.scheduler import Scheduler
     from scheduler.stores.base import Unknown
 
@@ -67,6 +79,7 @@ _LAZY = {
     "PriceBook": "scheduler.pricing",
     "Provider": "scheduler.providers.base",
     "RequestFuture": "scheduler.future",
+    "Retry": "scheduler.retry",
     "Scheduler": "scheduler.scheduler",
     "Simulated": "scheduler.providers.simulated",
     "Unknown": "scheduler.stores.base",
@@ -86,15 +99,18 @@ __all__ = [
     "DeadlineExceeded",
     "FunctionProvider",
     "KeyConflict",
+    "Limits",
     "OpenAI",
     "ParkReason",
     "PriceBook",
     "PriceUnknown",
     "Priority",
+    "PromptTooLong",
     "Provider",
     "ProviderError",
     "ProviderOverloaded",
     "ProviderRefused",
+    "ProviderUnavailable",
     "QueueFull",
     "Quote",
     "RateLimited",
@@ -103,6 +119,7 @@ __all__ = [
     "RequestRejected",
     "RequestState",
     "Response",
+    "Retry",
     "Scheduler",
     "SchedulerClosed",
     "SchedulerError",
@@ -110,6 +127,7 @@ __all__ = [
     "Simulated",
     "Stats",
     "StoreError",
+    "StreamEvent",
     "TransportFailed",
     "Unknown",
     "Usage",

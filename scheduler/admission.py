@@ -26,21 +26,29 @@ for money held in flight is the account's *waiter*: it is passed by at most
 until the waiter fits. Per lane the plan looks `DEPTH` requests past the first one
 that does not fit; smaller ones further back wait until those in front move.
 
-A *lane* is the set of requests that draw on the same budgets and provider with the
-same priority. Parking shuts the lane with the shortfall of its first request, so
+Not money. A gate (`gates`) that is shut for now holds back the lane's head, which waits for
+its place without being parked, and whoever comes later to the same gate waits behind it. A
+provider that is closed, for want of its own credit or because it does not answer, parks its
+lanes; one request at a time tries whether it is open again.
+
+A *lane* is the set of requests for one model that draw on the same budgets and provider with
+the same priority. Parking shuts the lane with the shortfall of its first request, so
 that a reset which frees a million requests is one step.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from scheduler.budget import Unit
+from scheduler.gates import NEVER, Closed, Metered
 from scheduler.ledger import Account, Needs, Waiter
+from scheduler.request import Tokens
 
 AGING = 16
 MAX_BYPASSED = 32
@@ -55,6 +63,7 @@ class ParkReason(StrEnum):
     PAUSED = "paused"  # by a person
     LARGER_THAN_LIMIT = "larger_than_limit"  # no reset will help; needs a raise
     PROVIDER_CREDIT = "provider_credit"  # the provider itself says its money is gone
+    PROVIDER_DOWN = "provider_down"  # it does not answer
     WINDOW_SPENT = "window_spent"  # until the reset
     HELD_IN_FLIGHT = "held_in_flight"  # seconds, until running calls settle
 
@@ -66,7 +75,11 @@ _SEVERITY = {reason: position for position, reason in enumerate(ParkReason)}
 class Shortfall:
     """Which budget lacked how much, and until when. Amounts in the budget's unit.
 
+    Of a provider that is closed only `reason`, `budget` (its name), `words` and `resumes_at_ms`
+    (when one request tries again) say anything.
+
     Attributes:
+        words: The provider's own, where it is the provider that refuses.
         resumes_at_ms: When waiting ends by itself; None: when calls under way
             settle (``held_in_flight``), or only a raise or a person helps.
     """
@@ -82,11 +95,17 @@ class Shortfall:
     resumes_at_ms: int | None
     zone: str
     window: str
+    words: str = ""
+
+    @property
+    def is_of_provider(self) -> bool:
+        """Whether it is the provider that refuses, not one of our own budgets."""
+        return self.reason in (ParkReason.PROVIDER_CREDIT, ParkReason.PROVIDER_DOWN)
 
     @property
     def is_brief(self) -> bool:
-        """Whether running calls alone can end the wait, in seconds."""
-        return self.reason is ParkReason.HELD_IN_FLIGHT
+        """Whether the wait ends without money: when running calls settle, or somebody answers."""
+        return self.reason in (ParkReason.HELD_IN_FLIGHT, ParkReason.PROVIDER_DOWN)
 
 
 class LaneKey(NamedTuple):
@@ -99,6 +118,7 @@ class LaneKey(NamedTuple):
     budgets: tuple[int, ...]
     priority: int
     may_wait: bool = True
+    model: str = ""
 
 
 class Candidate(Protocol):
@@ -108,15 +128,18 @@ class Candidate(Protocol):
     def id(self) -> int: ...  # noqa: D102
     @property
     def needs(self) -> Needs: ...  # noqa: D102
+    @property
+    def tokens(self) -> Tokens: ...  # noqa: D102
 
 
 @dataclass(slots=True)
 class LaneView:
-    """A lane as `plan` sees it: its accounts, looked at now, and who waits, oldest first."""
+    """A lane as `plan` sees it: its accounts, looked at now, who waits, oldest first, its gates."""
 
     key: LaneKey
     accounts: Sequence[Account]
     candidates: Iterator[Candidate]
+    gates: Sequence[Metered] = ()
 
 
 @dataclass(slots=True)
@@ -145,11 +168,38 @@ class Verdict:
 
 @dataclass(slots=True)
 class Plan:
-    """Whom to admit, in order, what to refuse, and a verdict for each lane given."""
+    """Whom to admit, in order, what to refuse, and a verdict for each lane given.
+
+    Attributes:
+        opens_at_ms: When the first gate opens that holds somebody back; `NEVER`: none, or
+            only when calls under way end.
+    """
 
     admitted: list[Candidate] = field(default_factory=list)
     refused: list[tuple[Candidate, Shortfall]] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    opens_at_ms: float = NEVER
+    _held: set[int] = field(default_factory=set)  # gates at which somebody waits already
+
+    @property
+    def look_again_at_ms(self) -> int | None:
+        """When a gate opens by itself; None: none does."""
+        return None if self.opens_at_ms == NEVER else math.ceil(self.opens_at_ms)
+
+    def holds_back(self, gates: Sequence[Metered], candidate: Candidate, now_ms: int) -> bool:
+        """Whether a gate is shut for the candidate, or for somebody before it."""
+        opens_at_ms = 0.0
+        for gate in gates:
+            if id(gate) in self._held:
+                return True
+            at_ms = gate.opens_at_ms(candidate.tokens, now_ms)
+            if at_ms > now_ms:
+                self._held.add(id(gate))
+                opens_at_ms = max(opens_at_ms, at_ms)
+        if not opens_at_ms:
+            return False
+        self.opens_at_ms = min(self.opens_at_ms, opens_at_ms)
+        return True
 
 
 def plan(
@@ -215,9 +265,14 @@ def _take(heads: list[tuple[int, int, int]], oldest_first: bool) -> int:
 
 def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: Plan) -> bool:
     """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
-    key, candidate = scan.view.key, scan.head
+    key, candidate, gates = scan.view.key, scan.head, scan.view.gates
     accounts, needs = scan.view.accounts, candidate.needs
     has_slot = free.get(key.provider, 0) > 0
+    if gates:
+        closed = gates[0].closed
+        if closed is not None and not closed.may_probe(now_ms):
+            return _meet_closed(scan, closed, now_ms, result)
+        has_slot = has_slot and not result.holds_back(gates, candidate, now_ms)
     if not has_slot and key.may_wait:
         scan.verdict.clear()  # it waits for a place, not for money
         return False
@@ -232,6 +287,8 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     else:
         if has_slot:
             _admit(key, candidate, accounts)
+            for gate in gates:
+                gate.take(candidate.id, candidate.tokens, now_ms)
             free[key.provider] -= 1
             result.admitted.append(candidate)
         return True
@@ -240,6 +297,20 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     else:
         result.refused.append((candidate, shortfall(accounts, needs, now_ms)[0]))
     return True
+
+
+def _meet_closed(scan: _Scan, closed: Closed, now_ms: int, result: Plan) -> bool:
+    """Park the lane of a provider that is closed, or refuse who may not wait."""
+    lack = Shortfall(
+        ParkReason(closed.reason), scan.view.key.provider, Unit.REQUESTS, 0, 0, 0, 0, 0,
+        closed.next_at_ms(now_ms), "UTC", "", closed.words,
+    )  # fmt: skip
+    if not scan.view.key.may_wait:
+        result.refused.append((scan.head, lack))
+        return True
+    scan.verdict.clear()
+    scan.verdict.shortfall, scan.verdict.resumes_at_ms = lack, lack.resumes_at_ms
+    return False
 
 
 def _must_stay_behind(account: Account, key: LaneKey, candidate: Candidate, now_ms: int) -> bool:

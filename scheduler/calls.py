@@ -17,17 +17,26 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scheduler.errors import CallFailed, RateLimited, SchedulerError
-from scheduler.providers.base import Answer, Provider, Tariff
+from scheduler.errors import (
+    CallFailed,
+    CallTimeout,
+    ProviderOverloaded,
+    RateLimited,
+    SchedulerError,
+    TransportFailed,
+    cut,
+)
+from scheduler.gates import Heard, Report
+from scheduler.limits import Seen
+from scheduler.providers.base import Answer, Emit, Provider, Tariff
 from scheduler.request import RequestState, Response
+from scheduler.retry import Retry
 from scheduler.stores.base import Claimed, Outcome, Settlement
 
 logger = logging.getLogger("scheduler.calls")
 
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 MAX_WHY = 300  # characters
-FIRST_RETRY_S = 0.5
-LONGEST_RETRY_S = 30.0
 
 
 @dataclass(slots=True)
@@ -36,7 +45,7 @@ class Attempt:
 
     Attributes:
         overrun_nusd: What it cost above its ceiling.
-        cooldown_ms: How long nothing should be sent to this provider; None: go on.
+        seen: What an answer's headers said about rate limits.
         is_sent: False: it was given back before anything was tried.
     """
 
@@ -45,62 +54,59 @@ class Attempt:
     response: Response | None = None
     error: SchedulerError | None = None
     overrun_nusd: int = 0
-    cooldown_ms: int | None = None
+    seen: tuple[Seen, ...] = ()
     is_sent: bool = True
-
-
-@dataclass(slots=True)
-class CallPolicy:
-    """How often to try, and how long to wait in between.
-
-    Attributes:
-        wait_s: From the number of the attempt that failed to seconds; None:
-            exponential from half a second to half a minute, with full jitter.
-    """
-
-    max_attempts: int = 3
-    wait_s: Callable[[int], float] | None = None
-
-    def delay_ms(self, attempt: int, error: CallFailed) -> int:
-        """How long to wait before the next attempt, at least as long as the provider asked."""
-        wait_s = self.wait_s or _jittered
-        return max(int(wait_s(attempt) * 1000), error.retry_after_ms or 0)
-
-
-def _jittered(attempt: int) -> float:
-    import tenacity
-
-    state = tenacity.RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = attempt
-    return tenacity.wait_random_exponential(FIRST_RETRY_S, LONGEST_RETRY_S)(state)
 
 
 async def attempt(
     provider: Provider,
     tariff: Tariff,
     claimed: Claimed,
-    policy: CallPolicy,
+    retry: Retry,
     now_ms: Callable[[], int],
+    emit: Emit | None = None,
 ) -> Attempt:
-    """Send one admitted request once. Cancelling it suspends the reservation."""
-    started_at_ms = now_ms()
+    """Send one admitted request once. Cancelling it suspends the reservation.
+
+    Args:
+        provider: Who is asked.
+        tariff: What the answer costs.
+        claimed: The request, and what is reserved for it.
+        retry: Whether and when to try again.
+        now_ms: Tells the time.
+        emit: Takes the events of a stream; None: the answer comes whole.
+    """
+    ended = await _try(provider, tariff, claimed, retry, now_ms, emit)
+    ended.settlement.report = _report(provider.name, ended, now_ms())
+    return ended
+
+
+async def _try(
+    provider: Provider,
+    tariff: Tariff,
+    claimed: Claimed,
+    retry: Retry,
+    now_ms: Callable[[], int],
+    emit: Emit | None,
+) -> Attempt:
+    started_at_ms, request = now_ms(), claimed.request
     try:
-        answer = await provider.send(claimed.request)
+        answer = await (provider.send(request) if emit is None else provider.stream(request, emit))
         return _succeeded(tariff, claimed, answer, started_at_ms)
     except CallFailed as error:
-        return _failed(claimed, error, policy, now_ms())
+        return _failed(claimed, error, retry, now_ms())
     except asyncio.CancelledError as exc:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return _cancelled(claimed)
         lost = CallFailed("the provider gave the call up by itself")  # nobody here cancelled it
         lost.__cause__ = exc
-        return _failed(claimed, lost, policy, now_ms())
+        return _failed(claimed, lost, retry, now_ms())
     except Exception as exc:
         logger.debug("provider %s raised %r", provider.name, exc)
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
         unknown.__cause__ = exc
-        return _failed(claimed, unknown, policy, now_ms())
+        return _failed(claimed, unknown, retry, now_ms())
 
 
 def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:
@@ -117,14 +123,14 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
         body, answer.status_code, request.key, None, answer.request_id, usage,
         claimed.spent_nusd + cost_nusd, is_estimated, claimed.attempt, claimed.parked_ms,
         max(0, started_at_ms - claimed.submitted_at_ms),
-        model if isinstance(model, str) else request.model, request.metadata,
+        model if isinstance(model, str) else request.model, request.metadata, request.instead_of,
     )  # fmt: skip
     settlement = Settlement(
         claimed.reservation_id, claimed.request_id, Outcome.POST, RequestState.SUCCEEDED, cost_nusd,
         usage.total_tokens if usage is not None else claimed.ceiling_tokens, response=response,
     )  # fmt: skip
     overrun_nusd = max(0, cost_nusd - claimed.ceiling_nusd)
-    return Attempt(claimed, settlement, response, overrun_nusd=overrun_nusd)
+    return Attempt(claimed, settlement, response, overrun_nusd=overrun_nusd, seen=answer.limits)
 
 
 def is_sane(amount: object) -> bool:
@@ -132,7 +138,7 @@ def is_sane(amount: object) -> bool:
     return type(amount) is int and 0 <= amount <= MAX_AMOUNT
 
 
-def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int) -> Attempt:
+def _failed(claimed: Claimed, error: CallFailed, retry: Retry, now_ms: int) -> Attempt:
     void = error.is_billed is False
     outcome = Outcome.VOID if void else Outcome.SUSPEND
     error.attempts = claimed.attempt
@@ -143,14 +149,17 @@ def _failed(claimed: Claimed, error: CallFailed, policy: CallPolicy, now_ms: int
     if not void:
         settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
     ended = Attempt(claimed, settlement, error=error)
-    if isinstance(error, RateLimited) and error.is_retryable:
-        # The provider's refusal is about its load, not about this request: it uses up no
-        # attempt, and everything else for that provider would be refused as well.
+    is_about_provider = error.credit is not None or isinstance(error, RateLimited)
+    delay_ms = None
+    if error.is_retryable and not is_about_provider:
+        delay_ms = retry.delay_ms(claimed.attempt, error, now_ms - claimed.submitted_at_ms)
+    if error.credit is not None or (is_about_provider and error.is_retryable):
+        # It says nothing about this request, and uses up no attempt: all others would meet the
+        # same. The gate knows when to go on.
         settlement.state, settlement.is_attempt = RequestState.QUEUED, False
-        ended.cooldown_ms = error.retry_after_ms or policy.delay_ms(1, error)
-    elif error.is_retryable and claimed.attempt < policy.max_attempts:
+    elif delay_ms is not None:
         settlement.state = RequestState.QUEUED
-        settlement.not_before_ms = now_ms + policy.delay_ms(claimed.attempt, error)
+        settlement.not_before_ms = now_ms + delay_ms
     else:
         settlement.error = describe(error)
     return ended
@@ -162,6 +171,39 @@ def _cancelled(claimed: Claimed) -> Attempt:
         why="cancelled after it was sent",
     )  # fmt: skip
     return Attempt(claimed, settlement)
+
+
+def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
+    """What the attempt says about the provider."""
+    claimed, error = ended.claimed, ended.error
+    report = Report(
+        claimed.request_id, provider, claimed.request.model, _heard(ended), now_ms, seen=ended.seen
+    )
+    if isinstance(error, CallFailed):
+        report.seen, report.retry_after_ms = error.limits, error.retry_after_ms
+        report.words = cut(error.credit or error.message, MAX_WHY)
+    usage = None if ended.response is None else ended.response.usage
+    if usage is not None:
+        report.usage = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+    return report
+
+
+def _heard(ended: Attempt) -> Heard:
+    error = ended.error
+    if error is None:
+        return Heard.ANSWERED if ended.response is not None else Heard.OTHER
+    if isinstance(error, CallFailed) and error.credit is not None:
+        return Heard.NO_CREDIT
+    if isinstance(error, RateLimited):
+        return Heard.LIMITED
+    if isinstance(error, ProviderOverloaded):
+        return Heard.BUSY if error.is_billed is False else Heard.DOWN
+    return Heard.DOWN if isinstance(error, TransportFailed | CallTimeout) else Heard.OTHER
+
+
+def unsent(claimed: Claimed, provider: str, now_ms: int) -> Report:
+    """The report of a call that was given back before anything was sent."""
+    return Report(claimed.request_id, provider, claimed.request.model, Heard.UNSENT, now_ms)
 
 
 def describe(error: SchedulerError) -> dict[str, object]:

@@ -3,7 +3,9 @@
     SchedulerError
     ├── RequestRejected            never sent, never charged
     │   ├── BudgetExceeded         on_exceeded="raise", or nothing to wait for
+    │   ├── ProviderUnavailable    likewise: its own credit is used up, or it does not answer
     │   ├── CostTooHigh            above the request's own max_cost
+    │   ├── PromptTooLong          above max_prompt_tokens
     │   ├── DeadlineExceeded       waited past its deadline or max_wait
     │   ├── KeyConflict            same key, other body
     │   ├── PriceUnknown           no price for the model
@@ -129,6 +131,45 @@ class CostTooHigh(RequestRejected):
             f"{format_usd(self.max_cost_nusd)}; nothing was sent. Lower max_tokens, shorten the "
             "prompt, or raise max_cost"
         )
+
+
+class PromptTooLong(RequestRejected):
+    """The prompt is longer than what was allowed; `tokens` is an estimate."""
+
+    def __init__(self, tokens: int, most: int) -> None:
+        super().__init__(tokens, most)
+        self.tokens, self.most = tokens, most
+
+    def __str__(self) -> str:
+        return (
+            f"the prompt has about {self.tokens:,} tokens, above the most allowed of {self.most:,}; "
+            "nothing was sent. Shorten it, or raise max_prompt_tokens"
+        )
+
+
+class ProviderUnavailable(RequestRejected):
+    """Nothing goes to the provider now, and the request was not allowed to wait.
+
+    Attributes:
+        provider: Its name.
+        reason: ``"provider_credit"`` (it says its own money is gone) or ``"provider_down"``.
+        words: The provider's own.
+        retries_at_ms: When one request tries again, in Unix milliseconds.
+    """
+
+    def __init__(
+        self, provider: str, reason: str, words: str = "", retries_at_ms: int | None = None
+    ) -> None:
+        super().__init__(provider, reason, words, retries_at_ms)
+        self.provider, self.reason, self.words = provider, reason, words
+        self.retries_at_ms = retries_at_ms
+
+    def __str__(self) -> str:
+        is_credit = self.reason == "provider_credit"
+        what = "says that its own credit is used up" if is_credit else "does not answer"
+        fix = "Top it up there" if is_credit else "Try again later"
+        said = f" ({self.words})" if self.words else ""
+        return f"provider {self.provider!r} {what}{said}; nothing was sent. {fix}, or let it wait"
 
 
 class DeadlineExceeded(RequestRejected):

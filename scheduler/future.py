@@ -7,6 +7,7 @@ from typing import Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
+from scheduler.providers.base import Emit
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
 
@@ -28,7 +29,7 @@ class RequestFuture(asyncio.Future[Response]):
     provider may bill it.
     """
 
-    __slots__ = ("_keeper", "is_running", "lane", "request", "request_id")
+    __slots__ = ("_keeper", "emit", "is_running", "lane", "request", "request_id")
 
     def __init__(
         self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
@@ -38,6 +39,7 @@ class RequestFuture(asyncio.Future[Response]):
         self.request, self.lane, self._keeper = request, lane, keeper
         self.request_id: int | None = None  # None until it is in the store
         self.is_running = False
+        self.emit: Emit | None = None  # takes the events of the answer, if it is streamed
 
     @property
     def key(self) -> str | None:

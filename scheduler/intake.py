@@ -5,14 +5,19 @@ Everything that can be refused is refused here, before anything is stored or sen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
-from scheduler.admission import LaneKey
+from scheduler.admission import LaneKey, Shortfall
+from scheduler.budget import Cap
 from scheduler.clock import Clock
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError, CostTooHigh
+from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
+from scheduler.gates import Gates, ProviderRules
+from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
 from scheduler.pricing import PriceBook, with_output_cap
@@ -22,7 +27,24 @@ from scheduler.stats import BudgetStatus
 from scheduler.stores.base import NewRequest
 
 MAX_CEILING = MAX_USD * NUSD_PER_USD  # no request may cost, or take tokens, beyond any sense
-OnExceeded = Literal["wait", "raise"]
+OnExceeded = Literal["wait", "raise", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prevention:
+    """What is refused at submission, and what is asked instead of what does not fit.
+
+    Attributes:
+        max_prompt_tokens: Longer prompts are refused, by an estimate; None: no bound.
+        max_cost: In USD, for requests that set none; None: no bound.
+        fallback: Models to ask instead, for requests that name none.
+        cap_output: Most output tokens for bodies that set no cap; None: sent as they are.
+    """
+
+    max_prompt_tokens: int | None = None
+    max_cost: str | int | float | Decimal | None = None
+    fallback: Sequence[str] = ()
+    cap_output: int | None = None
 
 
 class Intake:
@@ -34,17 +56,35 @@ class Intake:
         prices: PriceBook,
         clock: Clock,
         on_exceeded: OnExceeded,
-        cap_output: int | None,
+        prevention: Prevention,
     ) -> None:
         self.providers = _by_name(providers)
         self.default_provider = next(iter(self.providers))
         self.prices, self.book = prices, BudgetBook()
-        self._clock, self._on_exceeded, self._cap_output = clock, on_exceeded, cap_output
+        self._clock, self._on_exceeded, self._prevention = clock, on_exceeded, prevention
         self._tariffs: dict[str, Tariff] = {}
         for provider in self.providers.values():
             for model, price in (provider.prices or {}).items():
                 if model not in prices.own:
                     prices.set(model, price)
+
+    def concurrency(self, most: int) -> dict[str, int]:
+        """Most calls at once of each provider; `most` where it sets no limit itself."""
+        limits = {name: provider.limits for name, provider in self.providers.items()}
+        return {
+            name: most if each is None or each.concurrency is None else each.concurrency
+            for name, each in limits.items()
+        }
+
+    def gates(self, most: int) -> Gates:
+        """What stands before the providers."""
+        at_once = self.concurrency(most)
+        return Gates({
+            name: ProviderRules(
+                each.limits or Limits(), each.model_limits, each.counting, at_once[name]
+            )
+            for name, each in self.providers.items()
+        })  # fmt: skip
 
     def read_budgets(self, statuses: Iterable[BudgetStatus]) -> None:
         """Learn which budgets there are."""
@@ -57,15 +97,20 @@ class Intake:
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
         provider = self._provider(request)
-        request = self._as_sent(request)
+        on_exceeded = on_exceeded or self._on_exceeded
+        request = self._with_fallback(self._as_sent(request), on_exceeded)
         quote = self.tariff(provider).quote(request)
+        most = self._prevention.max_prompt_tokens
+        if most is not None and quote.tokens.input > most:
+            raise PromptTooLong(quote.tokens.input, most)
         if quote.ceiling_tokens > MAX_CEILING:
             asked = f"for up to {quote.ceiling_tokens:,} tokens; lower max_tokens or n"
             raise ConfigError("request", f"asks {asked}. Nothing was sent")
         if quote.ceiling_nusd > MAX_CEILING:
             raise CostTooHigh(quote.ceiling_nusd, MAX_CEILING)
-        if request.max_cost is not None:
-            max_cost_nusd = parse_usd(request.max_cost, "max_cost")
+        max_cost = self._prevention.max_cost if request.max_cost is None else request.max_cost
+        if max_cost is not None:
+            max_cost_nusd = parse_usd(max_cost, "max_cost")
             if quote.ceiling_nusd > max_cost_nusd:
                 raise CostTooHigh(quote.ceiling_nusd, max_cost_nusd)
         priority = request.priority
@@ -75,15 +120,45 @@ class Intake:
             provider.name,
             self.book.draws_on(request.model, request.tags, request.budget),
             int(priority),
-            (on_exceeded or self._on_exceeded) == "wait",
+            on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback),
+            request.model,
         )
         return NewRequest(
             request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
             request.digest() if request.key is not None else "", self._expiry(request),
+            tokens=quote.tokens,
         )  # fmt: skip
 
+    def prepare_instead(self, request: Request, lack: Shortfall) -> NewRequest:
+        """What to ask in place of a request that may not wait: its next model, or, when none is
+        left, its own again, which waits. Raises as `prepare`.
+        """  # noqa: D205
+        first = request.instead_of or {"model": request.model, "why": _why(lack)}
+        wanted, *rest = request.fallback
+        is_last = wanted == first["model"]
+        instead = replace(
+            request,
+            body=request.body | {"model": wanted},
+            fallback=() if is_last else tuple(rest),
+            instead_of=None if is_last else first,
+        )
+        return self.prepare(instead, "wait" if is_last else "fallback")
+
+    def _with_fallback(self, request: Request, on_exceeded: OnExceeded) -> Request:
+        """The request with the models to try, which end with its own: for that it waits."""
+        if on_exceeded != "fallback":
+            return replace(request, fallback=()) if request.fallback else request
+        if request.instead_of is not None:
+            return request
+        models = request.fallback or self._prevention.fallback
+        others = tuple(model for model in models if model != request.model)
+        for model in others:  # one without a price is told now, not when it is needed
+            self.quote(replace(request, body=request.body | {"model": model}))
+        return replace(request, fallback=(*others, request.model) if others else ())
+
     def _as_sent(self, request: Request) -> Request:
-        return request if self._cap_output is None else with_output_cap(request, self._cap_output)
+        most = self._prevention.cap_output
+        return request if most is None else with_output_cap(request, most)
 
     def _provider(self, request: Request) -> Provider:
         name = request.provider
@@ -115,6 +190,17 @@ class Intake:
         if request.max_wait is not None:
             instants.append(now_ms + parse_duration_ms(request.max_wait, "max_wait"))
         return min(instants)
+
+
+def _why(lack: Shortfall) -> str:
+    """One line on what the wanted model could not be paid from."""
+    if lack.is_of_provider:
+        return f"{lack.reason.value}: {lack.budget}"
+    missing = Cap(lack.unit, lack.limit, _NO_WINDOW).format_amount(lack.missing)
+    return f"{lack.reason.value}: budget {lack.budget!r} lacked {missing}"
+
+
+_NO_WINDOW: Any = None  # of a cap of which only the amounts are asked
 
 
 def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:

@@ -29,6 +29,7 @@ from scheduler.request import (
     RESPONSES,
     Quote,
     Request,
+    Tokens,
 )
 from scheduler.tokens import TokenBound, bare_name, bound_input_tokens
 
@@ -214,7 +215,15 @@ class _BookTariff:
             into + out,
             min(ceiling_nusd, least),
             is_bound and output.is_bound and all(each.is_complete for each in candidates),
+            self._tokens(request, into),
         )
+
+    def _tokens(self, request: Request, into: int) -> Tokens:
+        """What rate limits may count of it."""
+        if self._book.count_tokens is None:
+            into = -(-into // EXPECTED_BYTES_PER_TOKEN)
+        stated = stated_output_tokens(request)
+        return Tokens(into, stated)
 
     def _bound_input(self, request: Request) -> TokenBound:
         if self._book.count_tokens is not None:
@@ -234,23 +243,37 @@ class _BookTariff:
 
 def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
     """Most tokens the output of a request can be."""
-    body, url = request.body, request.url
-    if url in (EMBEDDINGS, MODERATIONS):
+    if request.url in (EMBEDDINGS, MODERATIONS):
         return TokenBound(0)
-    cap = 0
-    for name in _CAPS.get(url, _ALL_CAPS):
-        value = body.get(name)
-        if type(value) is int and value > cap:
-            cap = value
+    cap = _stated_cap(request)
     most = _known_max_output(request.model) or context_tokens
     if most is not None:
         cap = min(cap or most, most)
-    answers = 1
+    return TokenBound(min((cap or DEFAULT_OUTPUT) * _answers(request), MAX_TOKENS), cap > 0)
+
+
+def _answers(request: Request) -> int:
+    """How many answers are generated, and billed."""
+    body, answers = request.body, 1
     if "n" in body or "best_of" in body:
         answers = max(_count(body.get("n")), _count(body.get("best_of")))
-    if url == COMPLETIONS:
+    if request.url == COMPLETIONS:
         answers *= _prompts(body.get("prompt"))
-    return TokenBound(min((cap or DEFAULT_OUTPUT) * answers, MAX_TOKENS), cap > 0)
+    return answers
+
+
+def stated_output_tokens(request: Request) -> int:
+    """The output cap in a body, over all its answers; 0: it sets none."""
+    return min(_stated_cap(request) * _answers(request), MAX_TOKENS)
+
+
+def _stated_cap(request: Request) -> int:
+    cap = 0
+    for name in _CAPS.get(request.url, _ALL_CAPS):
+        value = request.body.get(name)
+        if type(value) is int and value > cap:
+            cap = value
+    return cap
 
 
 def with_output_cap(request: Request, tokens: int) -> Request:

@@ -15,24 +15,28 @@ from collections.abc import Callable, Iterable, Sequence
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt, CallPolicy, attempt
+from scheduler.calls import Attempt, attempt, unsent
 from scheduler.clock import Clock
 from scheduler.errors import (
     BudgetExceeded,
     DeadlineExceeded,
     KeyConflict,
+    ProviderUnavailable,
     SchedulerError,
     StoreError,
 )
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
 from scheduler.ledger import UNLIMITED
+from scheduler.providers.base import Emit
 from scheduler.request import RequestState
+from scheduler.retry import Retry
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
     NewRequest,
     Outcome,
+    Refused,
     Settlement,
     Store,
     Submitted,
@@ -80,7 +84,7 @@ class Pump:
         self,
         store: Store,
         intake: Intake,
-        policy: CallPolicy,
+        retry: Retry,
         clock: Clock,
         announcer: events.Announcer,
         concurrency: int,
@@ -91,21 +95,21 @@ class Pump:
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
         self.suspended: Callable[[], None] = lambda: None  # called when an outcome is unknown
         self.is_closed = False
-        self._intake, self._policy, self._clock, self._poll_s = intake, policy, clock, poll_s
+        self._intake, self._retry, self._clock, self._poll_s = intake, retry, clock, poll_s
         self._loop = asyncio.get_running_loop()
         # What waits for the next transaction; written by callers between the pump's steps.
         self._inbox: list[tuple[NewRequest, RequestFuture]] = []
         self._batches: list[Batch] = []
         self._ended: list[Attempt] = []
         self._cancels: list[int] = []
+        self._amends: list[tuple[int, NewRequest]] = []
         # What is under way; written by the pump.
         self._futures: dict[int, RequestFuture] = {}
         self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
         self._elsewhere: dict[int, NewRequest] = {}  # requests that another process runs
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._unsent: dict[int, Claimed] = {}  # calls whose task has not begun
-        self._slots = dict.fromkeys(intake.providers, concurrency)
-        self._cooldown_until_ms: dict[str, int] = {}
+        self._slots = intake.concurrency(concurrency)
         self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -223,12 +227,14 @@ class Pump:
         # The key may have been submitted again since its caller lost interest.
         cancels = [each for each in self._cancels if not self._is_wanted(each)]
         self._cancels = []
+        amends, self._amends = self._amends, []
         submit = [new for new, _ in inbox]
         for batch, _ in batches:
             submit += batch
         turn = Turn(
-            now_ms, [each.settlement for each in ended], submit, cancels, self._free_slots(now_ms)
-        )
+            now_ms, [each.settlement for each in ended], amends, submit, cancels,
+            self._slots if self._admits else None,
+        )  # fmt: skip
         try:
             result = await self.store.turn(turn)
         except BaseException:
@@ -247,19 +253,6 @@ class Pump:
         for _ in range(len(self._inbox) - len(wanted)):
             self.tally.end_waiting(RequestState.CANCELLED)
         return wanted
-
-    def _free_slots(self, now_ms: int) -> dict[str, int] | None:
-        if not self._admits:
-            return None
-        if not self._cooldown_until_ms:
-            return self._slots
-        for name, until_ms in list(self._cooldown_until_ms.items()):
-            if until_ms <= now_ms:
-                del self._cooldown_until_ms[name]
-        return {
-            name: 0 if name in self._cooldown_until_ms else free
-            for name, free in self._slots.items()
-        }
 
     def _apply(
         self,
@@ -287,15 +280,14 @@ class Pump:
                 self._submitted(new, None, submitted)
             if not done.done():
                 done.set_result(answers)
-        for request_id, lack in result.refused:
-            self.tally.end_waiting(RequestState.FAILED)
-            self._fail(request_id, exceeded(lack))
+        for refused in result.refused:
+            self._refused(refused)
         for expired in result.expired:
             self._expired(expired, now_ms)
         self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
-        self._set_timer(result.look_again_at_ms, now_ms)
+        self._set_timer(result.look_again_at_ms)
         if result.waiting is not None:
             arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
             self.tally.waiting = result.waiting + arrived
@@ -360,8 +352,7 @@ class Pump:
         if futures and all(future.cancelled() for future in futures):
             self._hand_back(claimed, RequestState.CANCELLED)
             return
-        request = claimed.request
-        name = request.provider or self._intake.default_provider
+        request, name = claimed.request, self._provider_of(claimed)
         self._slots[name] -= 1
         for future in futures:
             future.is_running = True
@@ -380,6 +371,9 @@ class Pump:
                 )
             )
 
+    def _provider_of(self, claimed: Claimed) -> str:
+        return claimed.request.provider or self._intake.default_provider
+
     def _hand_back(
         self, claimed: Claimed, state: RequestState, not_before_ms: int | None = None
     ) -> None:
@@ -387,6 +381,7 @@ class Pump:
         settlement = Settlement(
             claimed.reservation_id, claimed.request_id, Outcome.VOID, state,
             not_before_ms=not_before_ms, is_attempt=False,
+            report=unsent(claimed, self._provider_of(claimed), self._clock.now_ms()),
         )  # fmt: skip
         self._ended.append(Attempt(claimed, settlement, is_sent=False))
         self._signal.set()
@@ -398,18 +393,22 @@ class Pump:
             return
         del self._unsent[claimed.request_id]
         provider = self._intake.providers[name]
+        retry = provider.retry or self._retry
         ended = await attempt(
-            provider, self._intake.tariff(provider), claimed, self._policy, self._clock.now_ms
-        )
+            provider, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
+            self._reader_of(claimed.request_id),
+        )  # fmt: skip
         if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
             # Not the caller's wish: it is the next run's work.
             ended.settlement.state = RequestState.QUEUED
         self._slots[name] += 1
-        if ended.cooldown_ms is not None:
-            until_ms = self._clock.now_ms() + ended.cooldown_ms
-            self._cooldown_until_ms[name] = max(until_ms, self._cooldown_until_ms.get(name, 0))
         self._ended.append(ended)
         self._signal.set()
+
+    def _reader_of(self, request_id: int) -> Emit | None:
+        """Who reads the answer as it comes; None: nobody does."""
+        readers = (future.emit for future in self._waiting_for(request_id))
+        return next((emit for emit in readers if emit is not None), None)
 
     def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""
@@ -487,6 +486,26 @@ class Pump:
         self.tally.waiting += 1
         self._signal.set()
 
+    def _refused(self, refused: Refused) -> None:
+        """It does not fit and may not wait: ask another model, if the user said so."""
+        if refused.request.fallback:
+            try:
+                new = self._intake.prepare_instead(refused.request, refused.lack)
+                self.store.prepare(new)
+            except SchedulerError as exc:  # its price or budget is no longer there
+                self._fail(refused.id, exc)
+                self._cancels.append(refused.id)
+            else:
+                futures = self._waiting_for(refused.id)
+                new.is_kept = bool(futures)
+                for future in futures:
+                    future.lane = new.lane
+                self._amends.append((refused.id, new))
+            self._signal.set()
+            return
+        self.tally.end_waiting(RequestState.FAILED)
+        self._fail(refused.id, exceeded(refused.lack))
+
     def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         self.tally.end_waiting(RequestState.EXPIRED)
         futures = self._waiting_for(expired.id)
@@ -522,15 +541,12 @@ class Pump:
                 names = tuple(self._intake.book.name(each) for each in budgets)
                 self.announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names))
 
-    def _set_timer(self, look_again_at_ms: int | None, now_ms: int) -> None:
-        instants = [until for until in self._cooldown_until_ms.values() if until > now_ms]
-        if look_again_at_ms is not None:
-            instants.append(look_again_at_ms)
+    def _set_timer(self, look_again_at_ms: int | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if instants:
-            self._await_instant(min(instants))
+        if look_again_at_ms is not None:
+            self._await_instant(look_again_at_ms)
 
     def _await_instant(self, instant_ms: int) -> None:
         """Take a turn when the clock says so, however it gets there."""
@@ -571,7 +587,7 @@ class Pump:
     def _take_back(self, claimed: Claimed, state: RequestState) -> None:
         """Forget a call of which nothing was sent."""
         del self._unsent[claimed.request_id], self._calls[claimed.request_id]
-        self._slots[claimed.request.provider or self._intake.default_provider] += 1
+        self._slots[self._provider_of(claimed)] += 1
         self._hand_back(claimed, state)
 
     async def _poll(self) -> None:
@@ -644,8 +660,10 @@ class Pump:
                 waiter.set_result(None)
 
 
-def exceeded(lack: Shortfall) -> BudgetExceeded:
+def exceeded(lack: Shortfall) -> BudgetExceeded | ProviderUnavailable:
     """A shortfall as the error a caller sees."""
+    if lack.is_of_provider:
+        return ProviderUnavailable(lack.budget, lack.reason.value, lack.words, lack.resumes_at_ms)
     limit = 0 if lack.limit == UNLIMITED else lack.limit
     return BudgetExceeded(
         lack.budget,

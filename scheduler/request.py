@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from scheduler.errors import ConfigError
 from scheduler.money import usd
@@ -95,13 +95,29 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
+class Tokens(NamedTuple):
+    """A request's tokens, as far as they are known before it is sent.
+
+    Attributes:
+        input: A guess; an exact count where there is a counter.
+        output: The cap in its body, over all its answers; 0: it sets none.
+    """
+
+    input: int = 0
+    output: int = 0
+
+
+UNTOLD_TOKENS = Tokens()
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """What a request may cost, known before it is sent.
 
     `ceiling_nusd` is what gets reserved. It is a true upper bound when
     `is_bound`; otherwise the provider may bill more, which is posted as it is
-    and counted as an overrun. `expected_nusd` is a guess for forecasts only.
+    and counted as an overrun. `expected_nusd` is a guess for forecasts only, and
+    `tokens` one for rate limits.
     """
 
     ceiling_nusd: int
@@ -109,6 +125,7 @@ class Quote:
     ceiling_tokens: int = 0
     least_nusd: int = 0
     is_bound: bool = True
+    tokens: Tokens = UNTOLD_TOKENS
 
 
 @dataclass(slots=True)
@@ -131,6 +148,11 @@ class Request:
         max_cost: Refuse at submission if the quote's ceiling is above it. In USD.
         job: Groups requests in reports; keys are unique within a job.
         metadata: The caller's own; comes back on the response, is never sent.
+        fallback: Models to ask instead, in this order, when the budget cannot cover the request
+            now; heeded with ``on_exceeded="fallback"`` only. If it can cover none, the request
+            waits for its own model.
+        instead_of: Filled in by the scheduler: the ``model`` that was wanted and ``why`` another
+            one is asked.
     """
 
     body: dict[str, Any]
@@ -146,6 +168,8 @@ class Request:
     max_cost: str | int | float | Decimal | None = None
     job: str = ""
     metadata: Any = None
+    fallback: Sequence[str] = ()
+    instead_of: Mapping[str, str] | None = None
 
     @classmethod
     def chat(cls, model: str, prompt: str | Sequence[Message], /, **options: Any) -> Request:
@@ -205,7 +229,7 @@ class StreamEvent:
 
 _REQUEST_OPTIONS = {
     "key", "provider", "budget", "tags", "priority", "deadline", "max_wait", "max_cost", "job",
-    "metadata",
+    "metadata", "fallback",
 }  # fmt: skip
 
 
@@ -228,6 +252,8 @@ class Response:
         waited_ms: From submission to the start of the last attempt.
         model: The model that answered.
         metadata: As given on the request.
+        instead_of: The ``model`` that was wanted and ``why`` another one was asked; None: it was
+            not.
     """
 
     body: Any
@@ -243,6 +269,7 @@ class Response:
     waited_ms: int = 0
     model: str = ""
     metadata: Any = None
+    instead_of: Mapping[str, str] | None = None
 
     @property
     def cost(self) -> Decimal:

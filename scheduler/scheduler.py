@@ -13,18 +13,18 @@ from typing import Literal, Self, TypeVar
 
 from scheduler import events
 from scheduler.budget import Budget
-from scheduler.calls import CallPolicy
 from scheduler.clock import Clock, SystemClock
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, QueueFull, SchedulerClosed, SchedulerError, StoreError
 from scheduler.future import RequestFuture
-from scheduler.intake import Intake, OnExceeded
+from scheduler.intake import Intake, OnExceeded, Prevention
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider
 from scheduler.pump import Pump, Tally
 from scheduler.request import Duration, Quote, Request, RequestState, Response
 from scheduler.resolver import Resolver
+from scheduler.retry import Retry, plain_retry
 from scheduler.stats import Stats
 from scheduler.stores import open_store
 from scheduler.stores.base import (
@@ -54,13 +54,19 @@ class Scheduler:
             they come before the catalogue's. Or a `PriceBook`.
         concurrency: Most calls under way at once, per provider.
         on_exceeded: ``"wait"`` parks what does not fit; ``"raise"`` refuses it with
-            `BudgetExceeded`.
+            `BudgetExceeded`; ``"fallback"`` asks another model, see `fallback`.
         max_attempts: Most attempts for one request; each has its own reservation.
         max_queue: Most requests of this process that may wait. None: no bound.
         cap_output: Most output tokens for requests whose body sets no cap; written
             into the body. None: bodies are sent as they are.
+        max_prompt_tokens: Refuse longer prompts with `PromptTooLong`, by an estimate of four
+            bytes a token (or your `PriceBook.count_tokens`). None: no bound.
+        max_cost: As `Request.max_cost`, for requests that set none. In USD.
+        fallback: As `Request.fallback`, for requests that set none.
         retry_wait_s: From the number of an attempt that failed to the seconds to wait
             before the next. None: exponential with jitter.
+        retry: When to try again, in full, in place of `max_attempts` and `retry_wait_s`;
+            a provider's own comes first.
         store_prompts: What of a request a durable store keeps on the disk: ``"full"``,
             ``"hash"`` or ``"none"``; see `StorePrompts` for what that costs.
         clock: Tells the time. None: the computer's clock.
@@ -82,7 +88,11 @@ class Scheduler:
         max_attempts: int = 3,
         max_queue: int | None = None,
         cap_output: int | None = None,
+        max_prompt_tokens: int | None = None,
+        max_cost: str | int | float | Decimal | None = None,
+        fallback: Sequence[str] = (),
         retry_wait_s: Callable[[int], float] | None = None,
+        retry: Retry | None = None,
         store_prompts: StorePrompts = "full",
         clock: Clock | None = None,
         poll_interval: Duration = 0.2,
@@ -91,8 +101,9 @@ class Scheduler:
             raise ConfigError("concurrency", f"{concurrency} is not at least 1")
         if max_attempts < 1:
             raise ConfigError("max_attempts", f"{max_attempts} is not at least 1")
-        if on_exceeded not in ("wait", "raise"):
-            raise ConfigError("on_exceeded", f"{on_exceeded!r} is neither 'wait' nor 'raise'")
+        if on_exceeded not in ("wait", "raise", "fallback"):
+            problem = f"{on_exceeded!r} is not one of 'wait', 'raise' and 'fallback'"
+            raise ConfigError("on_exceeded", problem)
         if isinstance(store, Store):
             if store_prompts != "full":
                 raise ConfigError("store_prompts", "is set on the store that was given")
@@ -105,8 +116,9 @@ class Scheduler:
             prices = PriceBook(prices or {}, now_ms=self._clock.now_ms)
         self.prices = prices
         self._given_prices = frozenset(prices.own)
-        self._intake = Intake(providers, prices, self._clock, on_exceeded, cap_output)
-        self._policy = CallPolicy(max_attempts, retry_wait_s)
+        prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
+        self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention)
+        self._retry = retry or plain_retry(max_attempts, retry_wait_s)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
         self._announcer = events.Announcer()
@@ -133,10 +145,11 @@ class Scheduler:
             await self.store.aclose()
             raise
         self._state = "open"
+        self.store.use(self._intake.gates(self.concurrency))
         self._pump = Pump(
             self.store,
             self._intake,
-            self._policy,
+            self._retry,
             self._clock,
             self._announcer,
             self.concurrency,
@@ -346,6 +359,18 @@ class Scheduler:
         await self.store.pause(name, False, self._clock.now_ms())
         self._open_pump().wake()
 
+    def probe(self, provider: str) -> bool:
+        """Send one request at once to a provider whose credit was used up, or that was down.
+
+        If it is answered, all others follow. Without it one is sent on a widening timer.
+
+        Returns:
+            Whether nothing was being sent there.
+        """
+        needed = self.store.gates.probe(provider)
+        self._open_pump().wake()
+        return needed
+
     async def _read_budgets(self) -> None:
         self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
 
@@ -412,6 +437,7 @@ class Scheduler:
             resumes_at_ms=min(resumes, default=None),
             shortfalls=tuple(shortfalls),
             budgets=tuple(self.store.latest()),
+            limited=tuple(self.store.gates.statuses(self._clock.now_ms())),
         )
 
     def __repr__(self) -> str:

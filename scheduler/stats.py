@@ -8,6 +8,7 @@ from typing import Any
 
 from scheduler.admission import Shortfall
 from scheduler.budget import Budget, Cap, Unit
+from scheduler.gates import GateStatus
 from scheduler.money import format_usd
 from scheduler.request import Request, RequestState
 
@@ -141,6 +142,7 @@ class Stats:
         resumes_at_ms: The earliest instant at which something parked may go on by
             itself; None: nothing is parked, or only a raise helps.
         shortfalls: Why lanes are parked now.
+        limited: What providers' rate limits hold back now.
     """
 
     queued: int
@@ -157,6 +159,7 @@ class Stats:
     resumes_at_ms: int | None
     shortfalls: tuple[Shortfall, ...]
     budgets: tuple[BudgetStatus, ...]
+    limited: tuple[GateStatus, ...] = ()
 
     def __str__(self) -> str:
         parked = sum(self.parked.values())

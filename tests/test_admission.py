@@ -20,6 +20,7 @@ from scheduler.admission import (
 )
 from scheduler.budget import parse_caps
 from scheduler.ledger import Account, ReservationState
+from scheduler.request import Tokens
 
 LIMIT = 100
 SPEC = "$0.0000001/day"  # 100 nano-dollars
@@ -29,6 +30,7 @@ SPEC = "$0.0000001/day"  # 100 nano-dollars
 class Waiting:
     id: int
     need: int
+    tokens = Tokens()
 
     @property
     def needs(self):

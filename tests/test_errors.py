@@ -21,8 +21,10 @@ from scheduler.errors import (
     KeyConflict,
     LedgerInconsistent,
     PriceUnknown,
+    PromptTooLong,
     ProviderOverloaded,
     ProviderRefused,
+    ProviderUnavailable,
     QueueFull,
     RateLimited,
     SchedulerClosed,
@@ -51,6 +53,12 @@ EXAMPLES = [
         "may cost up to $2.00, above its max_cost of $1.00; nothing was sent. Lower max_tokens, "
         "shorten the prompt, or raise max_cost",
     ),
+    (PromptTooLong(2000, 1000), "the prompt has about 2,000 tokens, above the most allowed of 1,000; "
+     "nothing was sent. Shorten it, or raise max_prompt_tokens"),
+    (ProviderUnavailable("openai", "provider_credit", "quota"), "provider 'openai' says that its own "
+     "credit is used up (quota); nothing was sent. Top it up there, or let it wait"),
+    (ProviderUnavailable("openai", "provider_down"), "provider 'openai' does not answer; nothing was "
+     "sent. Try again later, or let it wait"),
     (DeadlineExceeded(1500, "parked: paused"),
      "not sent in time: waited 1.5 s (parked: paused); nothing was charged"),
     (KeyConflict("a", "j"), "key 'a' was used before in job 'j' for a request with another body; "

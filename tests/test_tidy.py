@@ -27,11 +27,13 @@ LAYERS = [
         "events",
         "suspense",
         "limits",
+        "gates",
     },
     {"providers.base"},
     {"pricing"},
     {"clock"},
     {"stores", "providers"},
+    {"retry"},
     {"future", "calls", "intake", "pump", "resolver", "scheduler", "batch", "testing"},
     {"cli", "__main__"},
 ]

@@ -17,7 +17,7 @@ from scheduler.cli.output import amount, amounts, bar, emit_json, iso, plural, s
 
 if TYPE_CHECKING:
     from scheduler.budget import Cap
-    from scheduler.stats import BudgetStatus, CapStatus
+    from scheduler.stats import BudgetStatus, CapStatus, QueueRow
     from scheduler.stores.base import Store
 
 SAMPLE = 1000  # parked requests looked at to count those of one budget
@@ -139,7 +139,12 @@ async def _waiting(store: Store, name: str) -> int | None:
     rows = await store.queue([RequestState.PARKED], now_ms(), limit=SAMPLE)
     if len(rows) == SAMPLE:
         return None
-    return sum(row.shortfall is not None and row.shortfall.budget == name for row in rows)
+    return sum(_waits_for(row, name) for row in rows)
+
+
+def _waits_for(row: QueueRow, name: str) -> bool:
+    lack = row.shortfall
+    return lack is not None and lack.budget == name and not lack.is_of_provider
 
 
 def _waiting_note(waiting: int | None) -> str:

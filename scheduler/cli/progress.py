@@ -35,6 +35,7 @@ class Snapshot:
         is_read: Whether the input has been read to its end.
         cap: The tightest limit in dollars, if there is one.
         eta_ms: Until the end at the present speed; None: not known.
+        limited: What limit of the provider holds requests back; empty: none.
     """
 
     at_ms: int
@@ -50,6 +51,7 @@ class Snapshot:
     cap: CapStatus | None
     per_hour_nusd: int
     eta_ms: int | None
+    limited: str = ""
 
 
 def line(now: Snapshot, *, with_bar: bool = False) -> str:
@@ -70,8 +72,11 @@ def line(now: Snapshot, *, with_bar: bool = False) -> str:
         parts.append(f"{_cents(now.per_hour_nusd)}/h")
     if now.parked and now.shortfall is not None and not now.running:
         parts.append(_resumes(now.shortfall, now.at_ms))
-    elif now.eta_ms is not None:
-        parts.append(f"about {format_duration(now.eta_ms)} left")
+    else:
+        if now.limited:
+            parts.append(now.limited)
+        if now.eta_ms is not None:
+            parts.append(f"about {format_duration(now.eta_ms)} left")
     return " · ".join(parts)
 
 
@@ -101,8 +106,22 @@ def _resumes(lack: Shortfall, now_ms: int) -> str:
     return "resumes when somebody raises or resumes it"
 
 
+def provider_sentence(lack: Shortfall, now_ms: int) -> str:
+    """Why nothing goes to a provider, in its own words, and when one request tries again."""
+    said = f" ({lack.words})" if lack.words else ""
+    again = f"one request tries again {until(lack.resumes_at_ms, lack.zone, now_ms)}"
+    if lack.reason is ParkReason.PROVIDER_DOWN:
+        return f"provider {lack.budget!r} does not answer{said}; {again}"
+    return (
+        f"provider {lack.budget!r} says that its own credit is used up{said}; nothing is lost, top "
+        f"it up there: {again}, and after it all others"
+    )
+
+
 def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
     """Why requests are parked, how much is missing, until when, and how to go on now."""
+    if lack.is_of_provider:
+        return f"parked {waiting:,}: {provider_sentence(lack, now_ms)}"
     cap = Cap(lack.unit, lack.limit, _Any)
     missing = cap.format_amount(lack.missing)
     text = {
@@ -110,7 +129,6 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
         ParkReason.HELD_IN_FLIGHT: f"budget {lack.budget!r} is held by running calls",
         ParkReason.LARGER_THAN_LIMIT: f"one request exceeds the whole limit of {lack.budget!r}",
         ParkReason.PAUSED: f"budget {lack.budget!r} is paused",
-        ParkReason.PROVIDER_CREDIT: "the provider says its credit is gone",
     }[lack.reason]
     numbers = (
         f"{cap.format_amount(lack.posted)} spent and {cap.format_amount(lack.reserved)} reserved "
@@ -222,6 +240,7 @@ def _fields(now: Snapshot) -> dict[str, Any]:
         "posted_usd": decimal_usd(now.posted_nusd),
         "reserved_usd": decimal_usd(now.reserved_nusd),
         "eta_ms": now.eta_ms,
+        "limited": now.limited or None,
     }
 
 

@@ -597,6 +597,7 @@ class BatchRun:
             cap=self._tightest_cap(stats),
             per_hour_nusd=int(stats.posted_nusd / now_s * 3600) if now_s > 1 else 0,
             eta_ms=eta_ms,
+            limited=stats.limited[0].sentence if stats.queued and stats.limited else "",
         )
 
     def _tightest_cap(self, stats: Stats) -> CapStatus | None:

@@ -15,10 +15,12 @@ import typer
 from scheduler.cli.budget import budget_rows, budget_table
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, opened, with_store
 from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, until
+from scheduler.cli.progress import provider_sentence
 from scheduler.money import decimal_usd, format_usd
 
 if TYPE_CHECKING:
     from scheduler.admission import Shortfall
+    from scheduler.gates import GateStatus
     from scheduler.stats import BudgetStatus, Counts, SpendRow
     from scheduler.stores.base import Store
 
@@ -35,6 +37,7 @@ class Picture:
     at_ms: int
     counts: Counts
     shortfalls: tuple[Shortfall, ...]
+    limited: tuple[GateStatus, ...]
     budgets: tuple[BudgetStatus, ...]
     spend: tuple[SpendRow, ...]
 
@@ -86,6 +89,7 @@ async def look(
         at_ms=at_ms,
         counts=counts,
         shortfalls=tuple(shortfalls.values()),
+        limited=tuple(await store.limited(at_ms)),
         budgets=tuple(await store.budgets(at_ms)),
         spend=tuple(await store.spend("model") if spend is None else spend),
     )
@@ -115,6 +119,15 @@ def status_row(picture: Picture) -> dict[str, Any]:
             }
             for reason, count in counts.parked_by_reason.items()
         ],
+        "limited": [
+            {
+                "provider": each.provider,
+                "model": each.model or None,
+                "why": each.why,
+                "until": iso(each.until_ms, "UTC"),
+            }
+            for each in picture.limited
+        ],
         "budgets": [row for budget in picture.budgets for row in budget_rows(budget)],
         "spend": {
             "attempts": sum(row.attempts for row in picture.spend),
@@ -129,7 +142,7 @@ def shortfall_row(lack: Shortfall) -> dict[str, Any]:
     """Why something waits, for programs."""
     return {
         "reason": lack.reason.value,
-        "budget": lack.budget,
+        "budget": None if lack.is_of_provider else lack.budget,
         "unit": lack.unit.value,
         **amounts(
             lack.unit.value,
@@ -140,6 +153,8 @@ def shortfall_row(lack: Shortfall) -> dict[str, Any]:
             missing=lack.missing,
         ),
         "window": lack.window,
+        "provider": lack.budget if lack.is_of_provider else None,
+        "words": lack.words,
         "resumes_at": iso(lack.resumes_at_ms, lack.zone),
     }
 
@@ -149,6 +164,8 @@ def sentence(lack: Shortfall, at_ms: int) -> str:
     unit, name = lack.unit.value, repr(lack.budget)
     missing = f"{amount(lack.missing, unit)} missing of the {amount(lack.needed, unit)} it may need"
     spent = f"{amount(lack.posted, unit)} of {amount(lack.limit, unit)} spent"
+    if lack.is_of_provider:
+        return provider_sentence(lack, at_ms)
     match lack.reason.value:
         case "paused":
             return f"budget {name} is paused: scheduler budget resume {lack.budget}"
@@ -162,9 +179,7 @@ def sentence(lack: Shortfall, at_ms: int) -> str:
                 f"budget {name}: {spent}, {missing}; "
                 f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
             )
-        case "held_in_flight":
-            return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
-    return f"the provider says its credit is used up (budget {name}); top it up there"
+    return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
 
 
 def describe(picture: Picture) -> str:
@@ -187,6 +202,7 @@ def describe(picture: Picture) -> str:
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]
         lines += [f"          {sentence(s, picture.at_ms)}" for s in whys]
+    lines += [f"limited   {each.sentence}" for each in picture.limited if not each.is_closed]
     if any(s.reason in ("window_spent", "larger_than_limit") for s in picture.shortfalls):
         name = next(
             s.budget

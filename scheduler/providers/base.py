@@ -12,6 +12,7 @@ from scheduler.limits import Limits, Seen
 from scheduler.request import Quote, Request, StreamEvent, Usage
 
 if TYPE_CHECKING:
+    from scheduler.retry import Retry
     from scheduler.stores.base import Unknown
 
 
@@ -87,6 +88,9 @@ class Provider(ABC):
 
     model_limits: Mapping[str, Limits] = {}
     """What it allows for single models, by name."""
+
+    retry: Retry | None = None
+    """How often to try again. None: as the scheduler does."""
 
     counting: str = "default"
     """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""

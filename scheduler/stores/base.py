@@ -22,12 +22,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
+from scheduler.gates import Gates, GateStatus, Heard, Report
 from scheduler.ledger import Crossing
-from scheduler.request import Request, RequestState, Response
+from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 
 StorePrompts = Literal["full", "hash", "none"]
@@ -60,6 +61,7 @@ class NewRequest:
             back what is known.
         is_kept: Somebody waits for it in this process: the request may stay in memory.
         payload: The request as text, written by `Store.prepare`.
+        tokens: What rate limits count of it.
     """
 
     request: Request
@@ -72,6 +74,7 @@ class NewRequest:
     retry_failed: bool = False
     is_kept: bool = False
     payload: str | None = None
+    tokens: Tokens = UNTOLD_TOKENS
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ class Settlement:
             is in suspense can be settled so.
         provider_id: The provider's own id for the call, if it gave one before it was lost.
         why: What is known of an unknown outcome, for people.
+        report: What the attempt told about its provider; None: nothing.
     """
 
     reservation_id: int
@@ -136,6 +140,18 @@ class Settlement:
     is_assumed: bool = False
     provider_id: str | None = None
     why: str | None = None
+    report: Report | None = None
+
+    @property
+    def used_nothing_up(self) -> bool:
+        """Whether nothing was spent and nothing learned: the provider is down, and did no work."""
+        heard = None if self.report is None else self.report.heard
+        return self.outcome is Outcome.VOID and heard in (Heard.DOWN, Heard.BUSY)
+
+    def try_again(self) -> None:
+        """Back into the queue; it was no attempt."""
+        self.state, self.is_attempt = RequestState.QUEUED, False
+        self.error = self.not_before_ms = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +205,24 @@ class Turn:
     """Everything that waits to be written, and room for what may start.
 
     Attributes:
+        amend: Requests that wait, and what to ask in their place.
         slots: Free places per provider; None: claim nothing.
     """
 
     now_ms: int
     settle: Sequence[Settlement] = ()
+    amend: Sequence[tuple[int, NewRequest]] = ()
     submit: Sequence[NewRequest] = ()
     cancel: Sequence[int] = ()
     slots: Mapping[str, int] | None = None
+
+
+class Refused(NamedTuple):
+    """A request that was not allowed to wait for what it lacks."""
+
+    id: int
+    request: Request
+    lack: Shortfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +251,8 @@ class TurnResult:
     Attributes:
         settled: Whether each settlement was the first for its reservation.
         cancelled: Whether each request was still waiting, and is now cancelled.
-        refused: Requests that were not allowed to wait, with what lacked. Final.
+        refused: Requests that were not allowed to wait, with what lacked. Final, but for those
+            with a `Request.fallback`: these still wait, and are to be amended in the next turn.
         expired: Requests whose time ran out unsent. Final.
         look_again_at_ms: When a claim could do more without anything else happening.
         lease_ms: How long from the turn's `now_ms` others leave this process's claims
@@ -240,7 +267,7 @@ class TurnResult:
     settled: list[bool] = field(default_factory=list)
     cancelled: list[bool] = field(default_factory=list)
     claimed: list[Claimed] = field(default_factory=list)
-    refused: list[tuple[int, Shortfall]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
     expired: list[ExpiredRequest] = field(default_factory=list)
     lanes: list[LaneStatus] = field(default_factory=list)
     crossings: list[Crossing] = field(default_factory=list)
@@ -271,7 +298,7 @@ class Store(ABC):
 
     @abstractmethod
     async def turn(self, turn: Turn) -> TurnResult:
-        """Do all of it in one transaction: settle, cancel, submit, claim, in this order.
+        """Do all of it in one transaction: settle, cancel, amend, submit, claim, in this order.
 
         Raises:
             StoreError: It happened as a whole or not at all, and nobody knows which: go no
@@ -288,6 +315,16 @@ class Store(ABC):
         Raises:
             ConfigError: It cannot; nothing was queued.
         """
+
+    def use(self, gates: Gates) -> None:
+        """Decide by these gates, too: a turn hears its settlements' reports and takes from them.
+
+        A store that is shared keeps what other processes need to know of them.
+        """
+        self.gates = gates
+
+    gates: Gates = Gates()
+    """What holds requests back besides money; without rules, nothing."""
 
     # What this process knows without asking: as of its last transaction
 
@@ -308,6 +345,10 @@ class Store(ABC):
     @abstractmethod
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         """Why a lane is shut; None: it is open."""
+
+    async def limited(self, now_ms: int) -> list[GateStatus]:
+        """What providers' limits hold back now, as far as processes told each other."""
+        return self.gates.statuses(now_ms)
 
     # Budgets
 

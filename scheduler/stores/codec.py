@@ -62,6 +62,10 @@ def encode_request(request: Request) -> str:
         fields["tags"] = request.tags
     if request.job:
         fields["job"] = request.job
+    if request.fallback:
+        fields["fallback"] = list(request.fallback)
+    if request.instead_of is not None:
+        fields["instead_of"] = request.instead_of
     if request.metadata is not None:
         fields["metadata"] = request.metadata
     fields["priority"] = Priority.parse(request.priority)

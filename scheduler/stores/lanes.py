@@ -9,10 +9,12 @@ something: never by polling its requests, so parking a million costs nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from scheduler.admission import LaneKey, Shortfall, Verdict
+from scheduler.gates import Gates
 from scheduler.ledger import Account, Needs
+from scheduler.stores.base import Settlement
 
 
 class Lane:
@@ -145,6 +147,12 @@ class Lanes:
         if lane.version == version and lane.shortfall is not None:
             self._reopen(lane, now_ms)
 
+    def wake_for(self, providers: Container[str], now_ms: int) -> None:
+        """Open the lanes of these providers."""
+        for lane in self._by_key.values():
+            if lane.key.provider in providers and lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
     def wake_all(self, now_ms: int) -> None:
         """Open every lane: budgets were defined anew, or somebody else was first in line."""
         for lane in self._by_key.values():
@@ -198,3 +206,20 @@ class Lanes:
                 return instant_ms
             heapq.heappop(self._due)
         return None
+
+
+def hear(gates: Gates, settlements: Sequence[Settlement], lanes: Lanes, now_ms: int) -> None:
+    """Tell the gates what came back, before anything is settled or claimed.
+
+    Where a provider is down, what used up nothing was no attempt: its requests wait.
+    """
+    opened = gates.hear(each.report for each in settlements if each.report is not None)
+    if opened:
+        lanes.wake_for(opened, now_ms)
+    for each in settlements:
+        if (
+            each.report is not None
+            and each.used_nothing_up
+            and gates.is_closed(each.report.provider)
+        ):
+            each.try_again()

@@ -27,6 +27,7 @@ from scheduler.stores.base import (
     Finished,
     LaneStatus,
     NewRequest,
+    Refused,
     Settlement,
     Store,
     Submitted,
@@ -35,7 +36,7 @@ from scheduler.stores.base import (
     Unknown,
 )
 from scheduler.stores.journal import Journal, held_cost
-from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
@@ -65,12 +66,13 @@ class _Row:
         "state",
         "submitted_at_ms",
         "ticket",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, new: NewRequest, lane: Lane, now_ms: int) -> None:
         self.id, self.request, self.lane = id, new.request, lane
         self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        self.digest, self.expected_nusd = new.digest, new.expected_nusd
+        self.digest, self.expected_nusd, self.tokens = new.digest, new.expected_nusd, new.tokens
         self.expires_at_ms = new.expires_at_ms
         self.state = RequestState.QUEUED
         self.submitted_at_ms = now_ms
@@ -178,11 +180,14 @@ class MemoryStore(Store):
         now_ms = self._look(turn.now_ms)
         result = TurnResult(crossings=self._untold)
         self._untold = []
+        hear(self.gates, turn.settle, self._lanes, now_ms)
         for settlement in turn.settle:
             result.settled.append(self._settle(settlement, now_ms, result))
         for request_id in turn.cancel:
             result.cancelled.append(self._cancel(request_id, now_ms))
         self._promote(now_ms)
+        for request_id, new in turn.amend:
+            self._amend(request_id, new, now_ms)
         for new in turn.submit:
             result.submitted.append(self._submit(new, now_ms))
         self._expire(now_ms, result)
@@ -196,7 +201,7 @@ class MemoryStore(Store):
             LaneStatus(lane.key, lane.waiting, lane.shortfall)
             for lane in self._lanes.take_changed()
         ]
-        result.look_again_at_ms = self._look_again_at_ms()
+        result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
         return result
 
     def _look(self, now_ms: int) -> int:
@@ -212,14 +217,14 @@ class MemoryStore(Store):
                 account.look(now_ms)
         return now_ms
 
-    def _look_again_at_ms(self) -> int | None:
+    def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
         while self._delayed and not self._is_delayed(*self._delayed[0][1:]):
             heapq.heappop(self._delayed)
         while self._expiring and not self._is_expiring(*self._expiring[0]):
             heapq.heappop(self._expiring)
         instants = [heap[0][0] for heap in (self._delayed, self._expiring) if heap]
-        due_ms = self._lanes.due_ms
-        return min([*instants, due_ms] if due_ms is not None else instants, default=None)
+        instants += [at_ms for at_ms in (self._lanes.due_ms, gate_ms) if at_ms is not None]
+        return min(instants, default=None)
 
     def _is_delayed(self, request_id: int, ticket: int) -> bool:
         row = self._rows.get(request_id)
@@ -396,6 +401,16 @@ class MemoryStore(Store):
             heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
         return Submitted(row.id)
 
+    def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
+        row = self._rows.get(request_id)
+        if row is None or row.state is not RequestState.QUEUED:
+            return
+        self._leave_lane(row, now_ms)
+        row.request, row.lane, row.is_delayed = new.request, self._lane(new.lane), False
+        row.needs, row.tokens = (new.ceiling_nusd, new.ceiling_tokens, 1), new.tokens
+        row.expected_nusd = new.expected_nusd
+        self._enqueue(row, now_ms)
+
     @staticmethod
     def _known(row: _Row, **more: Any) -> Submitted:
         return Submitted(
@@ -421,15 +436,19 @@ class MemoryStore(Store):
             seen: list[_Row] = []
             passed.append(seen)
             accounts = self._accounts_of(lane.key.budgets)
-            views.append(LaneView(lane.key, accounts, self._candidates(lane, seen)))
+            gates = self.gates.of(lane.key.provider, lane.key.model)
+            views.append(LaneView(lane.key, accounts, self._candidates(lane, seen), gates))
         assert turn.slots is not None
         decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
         self._admitted += len(decided.admitted)
+        result.look_again_at_ms = decided.look_again_at_ms
         for candidate in decided.admitted:
             result.claimed.append(self._start(self._rows[candidate.id], now_ms))
         for candidate, lack in decided.refused:
-            self._refuse(self._rows[candidate.id], now_ms)
-            result.refused.append((candidate.id, lack))
+            row = self._rows[candidate.id]
+            result.refused.append(Refused(row.id, row.request, lack))
+            if not row.request.fallback:
+                self._refuse(row, now_ms)
         for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
             for row in seen:
                 if row.state is RequestState.QUEUED:

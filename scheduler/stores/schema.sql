@@ -41,7 +41,7 @@ CREATE TABLE balances (
   PRIMARY KEY (account_id, slot_ms)
 ) STRICT, WITHOUT ROWID;
 
--- Requests of one process that draw on the same budgets and provider.
+-- Requests of one process for one model that draw on the same budgets and provider.
 CREATE TABLE lanes (
   id              INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: processes remember it
   worker_id       INTEGER NOT NULL,
@@ -52,7 +52,8 @@ CREATE TABLE lanes (
   waiting         INTEGER NOT NULL DEFAULT 0,
   shortfall       TEXT,              -- JSON: why it is shut; NULL: open
   shut_since_ms   INTEGER NOT NULL DEFAULT 0,
-  parked_total_ms INTEGER NOT NULL DEFAULT 0
+  parked_total_ms INTEGER NOT NULL DEFAULT 0,
+  model           TEXT    NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX lanes_of_worker ON lanes (worker_id);
 
@@ -91,7 +92,9 @@ CREATE TABLE requests (
   is_delivered    INTEGER NOT NULL,  -- its outcome reached its file, or needs none
   payload         TEXT,              -- JSON of the request
   error           TEXT,              -- JSON: why it failed
-  ended_at_ms     INTEGER
+  ended_at_ms     INTEGER,
+  input_tokens    INTEGER NOT NULL DEFAULT 0,  -- as rate limits count: a guess,
+  output_tokens   INTEGER NOT NULL DEFAULT 0   -- and the cap in the body; 0: none
 ) STRICT;
 CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
@@ -142,6 +145,16 @@ CREATE TABLE sums (
   tokens    INTEGER NOT NULL,
   overruns  INTEGER NOT NULL,
   PRIMARY KEY (minute_ms, budgets, model, job_id, slots)
+) STRICT, WITHOUT ROWID;
+
+-- What processes know together of a provider's rate limits, pauses and credit.
+CREATE TABLE gates (
+  provider TEXT    NOT NULL,
+  model    TEXT    NOT NULL,
+  is_front INTEGER NOT NULL,  -- of the provider, not of one model
+  version  INTEGER NOT NULL,  -- counts changes
+  state    TEXT    NOT NULL,  -- JSON
+  PRIMARY KEY (provider, model, is_front)
 ) STRICT, WITHOUT ROWID;
 
 -- Prices of the user's own, in USD per million tokens: "IN/OUT".

@@ -32,9 +32,10 @@ import aiosqlite
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.gates import Gates, GateStatus
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
-from scheduler.stores import sqlite_prune, sqlite_upgrade, sqlite_views
+from scheduler.stores import sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
 from scheduler.stores.base import (
     Archive,
     Finished,
@@ -54,7 +55,7 @@ from scheduler.stores.sqlite_turn import Transactions
 logger = logging.getLogger("scheduler.stores.sqlite")
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
 BUSY_MS = 5_000  # reading waits so long for a commit of another process
@@ -228,6 +229,10 @@ class SqliteStore(Store):
 
     # The turn
 
+    def use(self, gates: Gates) -> None:
+        """See `Store.use`."""
+        self.gates = self._transactions.gates = gates
+
     def prepare(self, new: NewRequest) -> None:
         """Write the request as JSON, on the caller's time."""
         new.payload = encode_request(new.request)
@@ -260,6 +265,10 @@ class SqliteStore(Store):
         """Why a lane is shut."""
         lane = self._transactions.lanes.find(key)
         return None if lane is None else lane.shortfall
+
+    async def limited(self, now_ms: int) -> list[GateStatus]:
+        """See `Store.limited`."""
+        return await self._run(_reading(sqlite_gates.statuses), now_ms)
 
     # What nobody knows
 

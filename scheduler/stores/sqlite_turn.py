@@ -16,14 +16,16 @@ from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.errors import StoreLocked
+from scheduler.gates import Gates
 from scheduler.ledger import Crossing, Needs
-from scheduler.request import RequestState
+from scheduler.request import RequestState, Tokens
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
     Finished,
     LaneStatus,
     NewRequest,
+    Refused,
     Settlement,
     Submitted,
     Turn,
@@ -35,9 +37,10 @@ from scheduler.stores.codec import (
     encode_request,
     encode_shortfall,
 )
-from scheduler.stores.lanes import Lane, Lanes
+from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sqlite_books import encode_budgets
+from scheduler.stores.sqlite_gates import load_gates, save_gates
 from scheduler.stores.sqlite_settle import DELAYED, Settling
 from scheduler.stores.views import budget_status, is_tried_again
 
@@ -48,6 +51,7 @@ class _Waiting:
 
     id: int
     needs: Needs
+    tokens: Tokens
     row: tuple[int, int, int, str, int, int, int, int, int, int, str]
 
 
@@ -73,6 +77,7 @@ class Transactions(Settling):
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._admitted = 0
         self._jobs: dict[str, int] = {}
+        self.gates = Gates()
 
     # Turns
 
@@ -85,11 +90,15 @@ class Transactions(Settling):
         self._register(now_ms)
         if foreign:
             self.lanes.wake_all(now_ms)
+        load_gates(db, self.gates)
+        hear(self.gates, turn.settle, self.lanes, now_ms)
         if turn.settle:
             result.settled = self._settle(turn.settle, now_ms, result)
         for request_id in turn.cancel:
             result.cancelled.append(self._cancel(request_id, now_ms))
         self._promote(now_ms)
+        for request_id, new in turn.amend:
+            self._amend(request_id, new, now_ms)
         if turn.submit:
             result.submitted = self._submit(turn.submit, now_ms)
         self._expire(now_ms, result)
@@ -99,8 +108,9 @@ class Transactions(Settling):
         elif self.lanes.any_waiting:
             self._step_out_of_line()
         self._write_lanes(result)
+        save_gates(db, self.gates)
         self._finish(now_ms)
-        result.look_again_at_ms = self._look_again_at_ms()
+        result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
         if self._was_lost:
             self._was_lost, result.was_lost = False, True
             (result.waiting,) = self._db.execute(
@@ -156,8 +166,8 @@ class Transactions(Settling):
     def _restore_lanes(self) -> None:
         """Others took this process for gone, and its lanes may have been pruned."""
         self._db.executemany(
-            "INSERT OR IGNORE INTO lanes (id, worker_id, provider, budgets, priority, may_wait)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO lanes (id, worker_id, provider, budgets, priority, may_wait, model)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(lane.id, *self._lane_row(lane.key)) for lane in self.lanes],
         )
 
@@ -276,7 +286,7 @@ class Transactions(Settling):
             if waited_ms is not None:
                 result.expired.append(ExpiredRequest(request_id, waited_ms, key, job))
 
-    def _look_again_at_ms(self) -> int | None:
+    def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
         row = self._db.execute(
             "SELECT min(not_before_ms) FROM requests WHERE state = 'delayed'"
             " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)"
@@ -286,8 +296,7 @@ class Transactions(Settling):
             (self.worker_id, self.worker_id),
         ).fetchall()
         instants = [instant for (instant,) in row if instant is not None]
-        if self.lanes.due_ms is not None:
-            instants.append(self.lanes.due_ms)
+        instants += [at_ms for at_ms in (self.lanes.due_ms, gate_ms) if at_ms is not None]
         return min(instants, default=None)
 
     # Submitting
@@ -324,6 +333,7 @@ class Transactions(Settling):
                     mark_ms,
                     key is None,
                     self._payload(new),
+                    *new.tokens,
                 )
             )
             self._deltas[job_id, RequestState.QUEUED] += 1
@@ -336,7 +346,8 @@ class Transactions(Settling):
         self._db.executemany(
             "INSERT INTO requests (id, job_id, key, digest, lane_id, state, model, ceiling_nusd,"
             " ceiling_tokens, expected_nusd, submitted_at_ms, expires_at_ms, parked_mark_ms,"
-            " is_delivered, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " is_delivered, payload, input_tokens, output_tokens)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         return result
@@ -389,11 +400,12 @@ class Transactions(Settling):
         mark_ms = self._enqueue(lane, new, now_ms)
         self._db.execute(
             "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?, expires_at_ms = ?,"
-            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, attempts = 0, error = NULL,"
+            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
+            " output_tokens = ?, attempts = 0, error = NULL,"
             " payload = ?, is_delivered = 0, ended_at_ms = NULL WHERE id = ?",
             (
                 lane.id, mark_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, self._payload(new), request_id,
+                new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
             ),
         )  # fmt: skip
         if new.is_kept or self.store_prompts != "full":
@@ -403,6 +415,26 @@ class Transactions(Settling):
         self._deltas[job_id, RequestState.QUEUED] += 1
         queued = known._replace(state=RequestState.QUEUED.value, lane_id=lane.id)
         return Submitted(request_id), queued
+
+    def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
+        row = self._db.execute(
+            "SELECT lane_id FROM requests WHERE id = ? AND state = 'queued'", (request_id,)
+        ).fetchone()
+        if row is None or self.lanes.by_id(row[0]) is None:
+            return
+        self._leave_lane(request_id, row[0], now_ms)
+        lane = self._lane(new.lane)
+        self._db.execute(
+            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, ceiling_nusd = ?,"
+            " ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
+            " output_tokens = ?, payload = ? WHERE id = ?",
+            (
+                lane.id, self._enqueue(lane, new, now_ms), new.ceiling_nusd, new.ceiling_tokens,
+                new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
+            ),
+        )  # fmt: skip
+        if new.is_kept or self.store_prompts != "full":
+            self.kept[request_id] = new.request
 
     def _is_owned(self, lane_id: int) -> bool:
         """Whether the lane's process is still there."""
@@ -426,15 +458,15 @@ class Transactions(Settling):
 
     def _insert_lane(self, key: LaneKey) -> int:
         row = self._db.execute(
-            "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait)"
-            " VALUES (?, ?, ?, ?, ?) RETURNING id",
+            "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait, model)"
+            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
             self._lane_row(key),
         ).fetchone()
         return int(row[0])
 
-    def _lane_row(self, key: LaneKey) -> tuple[int, str, str, int, bool]:
+    def _lane_row(self, key: LaneKey) -> tuple[int, str, str, int, bool, str]:
         budgets = encode_budgets(key.budgets)
-        return self.worker_id, key.provider, budgets, key.priority, key.may_wait
+        return self.worker_id, key.provider, budgets, key.priority, key.may_wait, key.model
 
     def _job_id(self, name: str) -> int:
         job_id = self._jobs.get(name)
@@ -454,7 +486,10 @@ class Transactions(Settling):
         try:
             views = [
                 LaneView(
-                    lane.key, self._accounts_of(lane.key.budgets), self._candidates(cursor, lane)
+                    lane.key,
+                    self._accounts_of(lane.key.budgets),
+                    self._candidates(cursor, lane),
+                    self.gates.of(lane.key.provider, lane.key.model),
                 )
                 for lane, cursor in zip(lanes, cursors, strict=True)
             ]
@@ -463,11 +498,15 @@ class Transactions(Settling):
             for cursor in cursors:
                 cursor.close()
         self._admitted += len(decided.admitted)
+        result.look_again_at_ms = decided.look_again_at_ms
         self._start(decided, lanes, now_ms, result)
         for candidate, lack in decided.refused:
-            error = json.dumps({"code": "budget_exceeded", "message": lack.reason.value})
-            self._drop(candidate.id, RequestState.FAILED, now_ms, error)
-            result.refused.append((candidate.id, lack))
+            assert isinstance(candidate, _Waiting)
+            request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
+            result.refused.append(Refused(candidate.id, request, lack))
+            if not request.fallback:
+                error = json.dumps({"code": "budget_exceeded", "message": lack.reason.value})
+                self._drop(candidate.id, RequestState.FAILED, now_ms, error)
         for lane, verdict in zip(lanes, decided.verdicts, strict=True):
             self.lanes.settle(lane, verdict, now_ms)
 
@@ -475,12 +514,14 @@ class Transactions(Settling):
     def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
         rows = cursor.execute(
             "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
-            " parked_mark_ms, parked_ms, job_id, model"
+            " parked_mark_ms, parked_ms, job_id, model, input_tokens, output_tokens"
             " FROM requests WHERE lane_id = ? AND state = 'queued' ORDER BY id",
             (lane.id,),
         )
         for row in rows:
-            yield _Waiting(row[0], (row[1], row[2], 1), (lane.id, *row[1:]))
+            yield _Waiting(
+                row[0], (row[1], row[2], 1), Tokens(row[11], row[12]), (lane.id, *row[1:11])
+            )
 
     def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
         if not decided.admitted:

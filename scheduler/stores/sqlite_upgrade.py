@@ -56,6 +56,14 @@ STEPS: dict[int, tuple[str, ...]] = {
         ),
         *_remade("lanes", _LANES, "CREATE INDEX lanes_of_worker ON lanes (worker_id)"),
     ),
+    2: (
+        "ALTER TABLE lanes ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE requests ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE gates (provider TEXT NOT NULL, model TEXT NOT NULL,"
+        " is_front INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,"
+        " PRIMARY KEY (provider, model, is_front)) STRICT, WITHOUT ROWID",
+    ),
 }
 """From a version to the statements that lead to the next one."""
 

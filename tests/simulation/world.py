@@ -583,7 +583,7 @@ class World:
             for new, each in zip(turn.submit, result.submitted, strict=True)
         ]
         parts += [f"claim {each.request_id}/{each.reservation_id}" for each in result.claimed]
-        parts += [f"refuse {each}" for each, _ in result.refused]
+        parts += [f"refuse {each}" for each, *_ in result.refused]
         parts += [f"expire {each.id}" for each in result.expired]
         return ", ".join(parts)
 

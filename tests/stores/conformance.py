@@ -309,7 +309,7 @@ class Conformance:
 
         result = await bench.submit(new(ids, 20, may_wait=False), new(ids, 10, may_wait=False))
 
-        ((refused, lack),) = result.refused
+        ((refused, _, lack),) = result.refused
         assert refused == result.submitted[0].id
         assert (lack.missing, lack.needed, lack.reserved, lack.limit) == (10, 20, 90, 100)
         assert len(result.claimed) == 1

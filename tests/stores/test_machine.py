@@ -91,7 +91,7 @@ class StoreMachine(RuleBasedStateMachine):
                     ],
                     [
                         (order[position][id], lack.reason, lack.missing)
-                        for id, lack in result.refused
+                        for id, _, lack in result.refused
                     ],
                     sorted((order[position][e.id], e.waited_ms, e.key) for e in result.expired),
                     sorted(repr((lane.waiting, lane.shortfall)) for lane in result.lanes),
