@@ -15,18 +15,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
 
-from scheduler.duration import parse_duration_ms
 from scheduler.errors import (
     BadAnswer,
-    CallFailed,
-    ConfigError,
     CredentialsRefused,
     ProviderError,
     ProviderOverloaded,
@@ -36,30 +31,20 @@ from scheduler.errors import (
     cut,
 )
 from scheduler.providers.base import Answer
+from scheduler.providers.credit import Credit, credit_of
+from scheduler.providers.limit_headers import read_limits, retry_after_ms
 from scheduler.usage import extract_usage, reported_cost_nusd
 
 MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
 MAX_CODE_CHARS = 100
 MAX_KEPT_BYTES = 16_384  # of a refusal's body; of longer ones its beginning, as text
-MAX_RETRY_AFTER_MS = 86_400_000
 HIDDEN = "[hidden]"
 
 Secrets = Sequence[str]
 
 _DID_NO_WORK = frozenset({503, 529})
 _RETRYABLE_REFUSALS = frozenset({408, 409, 425})
-_NO_CREDIT_CODES = frozenset({
-    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
-    "project_spend_limit_exceeded", "organization_usage_limit_exceeded",
-    "billing_hard_limit_reached", "budget_exceeded", "key_budget_exceeded",
-    "enforced_spend_limit_reached", "credit_limit",
-})  # fmt: skip
-_NO_CREDIT_WORDS = (
-    "credit balance is too low",
-    "insufficient credits",
-    "exceeded your current quota",
-)
 _RESULTS = ("choices", "output", "data", "results")
 
 
@@ -83,13 +68,13 @@ def read_answer(
     if type(body) is not dict:
         _raise_bad_answer(status, content, secrets, was_json=body is not _NOTHING)
     if body.get("error") and not any(body.get(name) for name in _RESULTS):
-        message, code = _message(body, content, secrets)
-        said = f" {code}" if code else ""
+        message, codes = _message(body, content, secrets)
+        said = f" {codes[0]}" if codes else ""
         problem = f"a success status with an error in it{said}: {message}"
         raise BadAnswer(problem, status, _kept(body, content, secrets))
     return Answer(
         body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
-        headers,
+        headers, read_limits(headers),
     )  # fmt: skip
 
 
@@ -181,19 +166,25 @@ def read_error(
 ) -> ProviderError:
     """Turn an error status and its body into the error that stands for it."""
     decoded = _decode(content)
+    if type(decoded) is list and decoded and type(decoded[0]) is dict:
+        decoded = decoded[0]  # Gemini's endpoint for OpenAI's clients wraps its errors so
     is_json = type(decoded) is dict
     if is_json:
-        message, code = _message(decoded, content, secrets)
+        message, codes = _message(decoded, content, secrets)
         body = _kept(decoded, content, secrets)
     else:
         body = _excerpt(content, secrets)
-        message, code = body, None
+        message, codes = body, ()
     if 300 <= status < 400:
         # What comes behind the path may be a secret of the other side.
         where = hide(headers.get("location", "elsewhere").partition("?")[0], secrets)
         message = f"redirected to {cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
-    kind = _kind(status)
-    error = kind(status, message or "no reason given", code, body, _retry_after_ms(headers))
+    credit = credit_of(status, frozenset(codes), message)
+    kind = RateLimited if credit is Credit.HELD else _kind(status)
+    wait_ms = retry_after_ms(headers, message, content)
+    code = codes[0] if codes else None
+    error = kind(status, message or "no reason given", code, body, wait_ms)
+    error.limits = read_limits(headers)
     if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in decoded:
         error.is_billed = False
     if status in _RETRYABLE_REFUSALS:
@@ -201,9 +192,16 @@ def read_error(
     should_retry = headers.get("x-should-retry")
     if should_retry in ("true", "false"):
         error.is_retryable = should_retry == "true"
-    if is_out_of_credit(error):
+    if credit in (Credit.GONE, Credit.TOO_LARGE) or _is_too_large(message):
         error.is_retryable = False
+    if credit is Credit.GONE:
+        error.credit = error.message
     return error
+
+
+def _is_too_large(message: str) -> bool:
+    """Whether a request is above the whole limit of a minute: waiting does not help."""
+    return "request too large" in message.lower()
 
 
 def _kind(status: int) -> type[ProviderError]:
@@ -214,8 +212,10 @@ def _kind(status: int) -> type[ProviderError]:
     return ProviderOverloaded if status >= 500 else ProviderRefused
 
 
-def _message(body: Mapping[str, Any], content: bytes, secrets: Secrets) -> tuple[str, str | None]:
-    """The provider's own words and code, wherever it puts them; in a length people read."""
+def _message(
+    body: Mapping[str, Any], content: bytes, secrets: Secrets
+) -> tuple[str, tuple[str, ...]]:
+    """The provider's own words and codes, wherever it puts them; in a length people read."""
     error = body.get("error")
     found = error if isinstance(error, dict) else body
     message = next(
@@ -223,73 +223,21 @@ def _message(body: Mapping[str, Any], content: bytes, secrets: Secrets) -> tuple
     )
     if message is None:
         message = body
-    code = next(
-        (found[name] for name in ("code", "type") if isinstance(found.get(name), str | int)), None
-    )
     try:
         text = message if isinstance(message, str) else json.dumps(message)
     except (RecursionError, ValueError):
         text = content.decode("utf-8", "replace")
     text = cut(" ".join(hide(text, secrets).split()), MAX_MESSAGE_CHARS)
-    if code in (None, ""):
-        return text, None
-    word = code if isinstance(code, str) else brief(code)
-    return text, cut(hide(word, secrets), MAX_CODE_CHARS)
+    codes = [_code(found.get(name), secrets) for name in ("code", "type", "status")]
+    if isinstance(error, str):
+        codes.append(_code(error, secrets))
+    return text, tuple(code for code in codes if code)
 
 
-def is_out_of_credit(error: CallFailed) -> bool:
-    """Whether the provider says that the account's money is gone, so that trying again is useless.
-
-    >>> is_out_of_credit(RateLimited(429, "check your plan", "insufficient_quota"))
-    True
-    >>> is_out_of_credit(RateLimited(429, "slow down", "rate_limit_exceeded"))
-    False
-    """
-    if not isinstance(error, ProviderError) or error.status not in (400, 402, 403, 412, 422, 429):
-        return False
-    if error.status == 402:
-        return True
-    text = error.message.lower()
-    if error.code == "credit_limit":  # some providers use it for plain rate limits too
-        return "credit" in text and "per minute" not in text
-    return error.code in _NO_CREDIT_CODES or any(words in text for words in _NO_CREDIT_WORDS)
-
-
-def _retry_after_ms(headers: Mapping[str, str]) -> int | None:
-    """How long the provider asks to wait: milliseconds, seconds, until a date, or by its limits."""
-    for name, unit_ms in (("retry-after-ms", 1), ("retry-after", 1000)):
-        value = headers.get(name)
-        if value:
-            try:
-                wait_ms = float(value) * unit_ms
-            except ValueError:
-                continue
-            if wait_ms == wait_ms:  # not a NaN
-                return int(min(max(wait_ms, 0), MAX_RETRY_AFTER_MS))
-    date = headers.get("retry-after")
-    if date:
-        try:
-            until_s = parsedate_to_datetime(date).timestamp()
-            # Measured by the other side's own clock if it tells the time: ours may be off.
-            told = headers.get("date")
-            now_s = parsedate_to_datetime(told).timestamp() if told else time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-        return int(min(max(until_s - now_s, 0) * 1000, MAX_RETRY_AFTER_MS))
-    return _reset_ms(headers)
-
-
-def _reset_ms(headers: Mapping[str, str]) -> int | None:
-    """When the limit that is used up has room again."""
-    waits_ms = []
-    for unit in ("requests", "tokens"):
-        reset = headers.get(f"x-ratelimit-reset-{unit}")
-        if reset and headers.get(f"x-ratelimit-remaining-{unit}") == "0":
-            try:
-                waits_ms.append(parse_duration_ms(reset, "x-ratelimit-reset"))
-            except ConfigError:
-                continue
-    return min(max(waits_ms), MAX_RETRY_AFTER_MS) if waits_ms else None
+def _code(value: object, secrets: Secrets) -> str:
+    if value is None or not isinstance(value, str | int):
+        return ""
+    return cut(hide(value if isinstance(value, str) else brief(value), secrets), MAX_CODE_CHARS)
 
 
 def refuse_streaming(body: Mapping[str, Any]) -> None:

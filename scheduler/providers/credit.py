@@ -1,0 +1,97 @@
+"""Does a refusal say that money is gone: the account's, the key's, or a gateway's?
+
+Then every request would meet the same, none is at fault, and a top-up mends it. Statuses tell
+nothing by themselves: the same refusal is a 400, 402, 403, 412, 422 or 429, and a plain rate
+limit is a 429 as well. So the provider's codes are looked at, then its words.
+
+Collected in November 2026 from the providers' own pages on errors:
+
+    OpenAI      429 insufficient_quota, billing_hard_limit_reached, credit_balance_exhausted,
+                project_ and organization_spend_limit_exceeded, organization_usage_limit_exceeded;
+                billing_not_active
+    Anthropic   400 invalid_request_error "Your credit balance is too low …" and "You have
+                reached your specified API usage limits …"; 402 billing_error;
+                429 enforced_spend_limit_reached
+    OpenRouter  402, but for in_flight_budget_exhausted (a wait: calls under way hold the money)
+                and weight_exceeds_budget (this request is larger than the whole budget)
+    DeepSeek    402 "Insufficient Balance"
+    Gemini      429 RESOURCE_EXHAUSTED "… prepayment credits are depleted"; its own "exceeded your
+                current quota … please retry in 25s" is a rate limit
+    Together    429 credit_limit, which it also uses for plain rates: the words tell
+    xAI         403 "… used all available credits or reached its monthly spending limit"
+    LiteLLM     400, 422 or 429 budget_exceeded, ExceededBudget, "Budget has been exceeded! Current
+                cost: …", "No deployments available - crossed budget …"
+    Portkey     412; Telnyx 422 budget_exceeded; TensorZero, Bifrost, Vercel 402 or 429
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+STATUSES = frozenset({400, 402, 403, 412, 422, 429})
+
+CODES = frozenset({
+    "insufficient_quota", "insufficient_user_quota", "billing_hard_limit_reached",
+    "billing_not_active", "billing_error", "credit_balance_exhausted", "insufficient_credits",
+    "insufficient_balance", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded", "enforced_spend_limit_reached", "budget_exceeded",
+    "budgetexceedederror", "exceededbudget", "exceededtokenbudget", "key_budget_exceeded",
+    "payment_required", "quota_exceeded_billing",
+})  # fmt: skip
+"""Codes and types, in lower case, that say it whatever the words."""
+
+WORDS = (
+    "credit balance is too low", "insufficient credits", "insufficient balance",
+    "insufficient funds", "reached your specified api usage limits", "credits are depleted",
+    "out of credits", "used all available credits", "monthly spending limit", "spend limit reached",
+    "budget has been exceeded", "exceededbudget", "crossed budget", "over budget",
+    "billing hard limit", "account is not active", "please top up",
+)  # fmt: skip
+"""What is said in a message that has no code of its own for it."""
+
+_RATE_WORDS = re.compile(
+    r"per (minute|second|hour|day)|retry in \d|try again in|too many requests|\b[rt]pm\b", re.I
+)
+_HELD = "in_flight_budget_exhausted"
+_TOO_LARGE = "weight_exceeds_budget"
+_OPENAI_QUOTA = "exceeded your current quota"
+
+
+class Credit(StrEnum):
+    """What a refusal says about money."""
+
+    GONE = "gone"  # all requests wait for a top-up
+    HELD = "held"  # by calls under way: a wait, like a rate limit
+    TOO_LARGE = "too_large"  # this request is larger than the whole budget
+    FINE = "fine"  # it is about something else
+
+
+def credit_of(status: int, codes: frozenset[str], message: str) -> Credit:
+    """What a refusal says about money.
+
+    Args:
+        status: The HTTP status.
+        codes: Its code, type and status words, as far as it has any.
+        message: Its message.
+
+    >>> credit_of(429, frozenset({"insufficient_quota"}), "You exceeded your current quota").value
+    'gone'
+    >>> credit_of(429, frozenset({"rate_limit_exceeded"}), "Limit 500 requests per minute").value
+    'fine'
+    """
+    if status not in STATUSES:
+        return Credit.FINE
+    known, text = {code.lower() for code in codes}, message.lower()
+    if _HELD in known or _HELD in text:
+        return Credit.HELD
+    if _TOO_LARGE in known or _TOO_LARGE in text:
+        return Credit.TOO_LARGE
+    is_rate = _RATE_WORDS.search(text) is not None
+    if status in (402, 412) or known & CODES:
+        return Credit.GONE
+    if "credit_limit" in known:
+        return Credit.GONE if "credit" in text and not is_rate else Credit.FINE
+    if any(words in text for words in WORDS):
+        return Credit.GONE
+    return Credit.GONE if _OPENAI_QUOTA in text and not is_rate else Credit.FINE
