@@ -36,14 +36,20 @@ from scheduler.limits import (
 from scheduler.request import Tokens
 
 FIRST_WINDOW = 16  # calls under way before anything is known of a provider
-CUT = 0.75  # of the calls under way stay after a refusal
-CALM = 0.85  # of what was refused is reached again quickly, the rest slowly
+# After a refusal the number of calls under way follows a cubic, as TCP does (RFC 9438), but counted
+# in answers, so that refusals stay rare at any rate: quickly back to where it was refused, a while
+# there, then beyond, ever faster.
+DEPTH, DEEPER = 0.1, 0.2  # it starts lower by this share; by more if it is refused again at once
+GROWTH = 0.1
+PACING = 0.8  # of even spacing, so that it is the number that limits
+USED = 0.5  # of the number must have been used for an answer to say that there may be more
+PLATEAU = (24, 400)  # answers until it is back; a quarter of all so far
 SHARE_CUT, SHARE_STEP, LEAST_SHARE = (
     0.8,
     0.002,
     0.1,
 )  # of known limits that are refused all the same
-FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 250, 30_000  # after a refusal that says no time
+FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no time
 DOWN_AFTER = 5  # failures in a row without an answer
 FIRST_PROBE_MS = {"provider_down": 1_000, "provider_credit": 30_000}
 LONGEST_PROBE_MS = {"provider_down": 60_000, "provider_credit": 600_000}
@@ -387,7 +393,9 @@ class Gate(Metered):
         self._is_known = is_known
         self.window = float(self.cap if self.is_known else min(self.cap, FIRST_WINDOW))
         self.paused_until_ms = 0
-        self._calm = NEVER  # with fewer calls under way no refusal is expected
+        self._peak = 0.0  # calls under way when it last refused; 0: it never did
+        self._depth, self._plateau = DEPTH, PLATEAU[0]
+        self._answers = self._since_peak = 0
         self._refusals = 0
         self._latency_ms, self._next_ms = 0.0, 0.0
 
@@ -408,8 +416,8 @@ class Gate(Metered):
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; where nothing is known but that it may be refused, evenly spaced."""
         super().take(request_id, tokens, now_ms)
-        if self._calm is not NEVER and not self.is_known:
-            step_ms = self._latency_ms / max(1.0, self.window)
+        if self._peak and not self.is_known:
+            step_ms = PACING * self._latency_ms / max(1.0, self.window)
             self._next_ms = max(self._next_ms, now_ms - step_ms) + step_ms
 
     def _learn(self, report: Report, mark: _Mark | None) -> None:
@@ -440,8 +448,17 @@ class Gate(Metered):
             return
         latency_ms = max(0, report.at_ms - mark.at_ms)
         self._latency_ms += LATENCY_WEIGHT * (latency_ms - self._latency_ms)
-        if self.window < self.cap and mark.running + 1 >= self.window:
-            self.window += 1 if self.window < self._calm else 1 / self.window
+        self._answers += 1
+        if not self.meters and mark.running >= USED * self.window:
+            self._since_peak += 1
+            self.window = min(self.cap, self._grown())
+
+    def _grown(self) -> float:
+        """How many calls at once, so many answers after the last refusal."""
+        if not self._peak:
+            return self.window + 1
+        x = self._since_peak / self._plateau - 1
+        return max(1.0, self._peak * (1 + (self._depth if x < 0 else GROWTH) * x**3))
 
     def _refused(self, report: Report, mark: _Mark | None, is_new: bool) -> None:
         """Refused by surprise: wait as it says, then go slower."""
@@ -456,8 +473,12 @@ class Gate(Metered):
             meter.empty(self.paused_until_ms, self.share)
         if is_new and not self.is_known:
             running = min(self.window, mark.running if mark is not None else self.window)
-            self._calm = max(1.0, CALM * running)
-            self.window = max(1.0, CUT * running)
+            is_again = self._peak and self._since_peak < running
+            self._depth = DEEPER if is_again else DEPTH
+            least, most = PLATEAU
+            self._plateau = min(most, max(least, self._answers // 4))
+            self._peak, self._since_peak = max(1.0, running), 0
+            self.window = self._grown()
 
     def dump(self) -> list[Any]:
         """As above, and the pause."""
