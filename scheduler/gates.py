@@ -44,11 +44,8 @@ GROWTH = 0.1
 PACING = 0.8  # of even spacing, so that it is the number that limits
 USED = 0.5  # of the number must have been used for an answer to say that there may be more
 PLATEAU = (24, 400)  # answers until it is back; a quarter of all so far
-SHARE_CUT, SHARE_STEP, LEAST_SHARE = (
-    0.8,
-    0.002,
-    0.1,
-)  # of known limits that are refused all the same
+# Of known limits that are refused all the same.
+SHARE_CUT, SHARE_STEP, LEAST_SHARE = 0.8, 0.002, 0.1
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no time
 DOWN_AFTER = 5  # failures in a row without an answer
 FIRST_PROBE_MS = {"provider_down": 1_000, "provider_credit": 30_000}
@@ -472,7 +469,7 @@ class Gate(Metered):
         for meter in self.meters.values():
             meter.empty(self.paused_until_ms, self.share)
         if is_new and not self.is_known:
-            running = min(self.window, mark.running if mark is not None else self.window)
+            running = min(self.window, len(self._marks) + 1)
             is_again = self._peak and self._since_peak < running
             self._depth = DEEPER if is_again else DEPTH
             least, most = PLATEAU
