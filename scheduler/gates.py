@@ -547,12 +547,12 @@ class Gates:
         return pair[0 if is_front else 1] if pair else None
 
     def hear(self, reports: Iterable[Report]) -> set[str]:
-        """Take in what came back; returns the providers to which requests may go again.
+        """Take in what came back; returns the closed providers of which there is news.
 
-        Those among them that somebody wants tried at once are still closed, for all but one.
+        They are open again, or it is another time at which somebody may try.
         """
-        opened, self._hurried = self._hurried, set()
-        for provider in opened:
+        news, self._hurried = self._hurried, set()
+        for provider in news:
             front = self._fronts.get(provider)
             if front is not None and front.closed is not None:
                 front.closed.hurry()
@@ -561,12 +561,13 @@ class Gates:
             pair = self.of(report.provider, report.model)
             if not pair:
                 continue
-            was_closed = pair[0].closed is not None
+            closed = pair[0].closed
+            is_probe = closed is not None and closed.probing == report.request_id
             for gate in pair:
                 gate.hear(report)
-            if was_closed and pair[0].closed is None:
-                opened.add(report.provider)
-        return opened
+            if is_probe or (closed is not None and pair[0].closed is None):
+                news.add(report.provider)
+        return news
 
     def is_closed(self, provider: str) -> bool:
         """Whether nothing but a probe goes to a provider."""

@@ -213,9 +213,9 @@ def hear(gates: Gates, settlements: Sequence[Settlement], lanes: Lanes, now_ms: 
 
     Where a provider is down, what used up nothing was no attempt: its requests wait.
     """
-    opened = gates.hear(each.report for each in settlements if each.report is not None)
-    if opened:
-        lanes.wake_for(opened, now_ms)
+    news = gates.hear(each.report for each in settlements if each.report is not None)
+    if news:
+        lanes.wake_for(news, now_ms)
     for each in settlements:
         if (
             each.report is not None
