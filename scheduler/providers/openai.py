@@ -87,6 +87,7 @@ class OpenAI(Provider):
         host = parts.hostname or ""
         is_openai = host == "api.openai.com" or host.endswith(".api.openai.com")
         self.price_source = "openai" if is_openai else self.base_url
+        self.counting = "openai" if is_openai else "default"
         self._is_local = is_loopback(host)
         self._has_path = bool(parts.path)
         self._organization = organization or os.environ.get("OPENAI_ORG_ID")

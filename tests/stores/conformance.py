@@ -315,6 +315,27 @@ class Conformance:
         assert len(result.claimed) == 1
         assert (await bench.store.counts()).failed == 1
 
+    async def test_who_may_fall_back_still_waits_and_is_asked_something_else(self, bench):
+        ids = [bench.ids["team"]]
+        await bench.submit(new(ids, 90))
+        dear = new(ids, 20, key="a", may_wait=False)
+        dear.request.fallback = ("cheap",)
+        result = await bench.submit(dear)
+        ((refused, request, _),) = result.refused
+        assert request.fallback == ("cheap",) or list(request.fallback) == ["cheap"]
+        assert (await bench.store.counts()).failed == 0
+        cheap = new(ids, 10, key="a", body="instead")
+        bench.store.prepare(cheap)
+
+        (claimed,) = (await bench.turn(amend=[(refused, cheap)])).claimed
+
+        assert (claimed.request_id, claimed.ceiling_nusd, claimed.attempt) == (refused, 10, 1)
+        assert claimed.request.body == cheap.request.body
+        again = await bench.submit(dear)  # the key stands for what was asked first
+        assert (again.submitted[0].is_known, again.submitted[0].is_conflict) == (True, False)
+        await bench.turn(amend=[(refused, cheap)])  # it runs: nothing happens
+        assert (await bench.store.counts()).running == 2
+
     async def test_cancelling_removes_what_waits_and_only_that(self, bench):
         result = await bench.submit(new(), new(), slots=1)
         (claimed,) = result.claimed
