@@ -27,6 +27,7 @@ from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
 from scheduler.providers.answers import read_answer, refuse_streaming
 from scheduler.providers.base import Answer, Provider
+from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.simulated_answers import (
     MAX_OUTPUT_TOKENS,
     Invalid,
@@ -48,7 +49,7 @@ from scheduler.providers.simulated_faults import (
     Fault,
     Faults,
 )
-from scheduler.providers.simulated_limits import Bucket
+from scheduler.providers.simulated_limits import Charge, Limiter
 from scheduler.request import EMBEDDINGS, MODERATIONS, Duration, Request, Usage
 
 __all__ = ["SIMULATED_PRICES", "Bill", "Billed", "Fault", "Reply", "Simulated", "Spread"]
@@ -98,6 +99,7 @@ class Reply:
     model: str = ""
     usage: Usage | None = None
     nusd: int = 0
+    charge: Charge | None = None
 
     def encoded(self) -> bytes:
         """The body as bytes."""
@@ -119,8 +121,12 @@ class Simulated(Provider):
         error_rate: Share of calls that fail with 429, 500 or 503, each as often.
         fail: More faults: shares by name (see `Fault`), or a function from URL, body and the
             number of the call (from 1) to a fault's name or None.
-        rpm: Requests a minute; what is above is refused with 429 and told when to come back.
+        rpm: Requests a minute; what is above is refused with 429. None: no limit.
         tpm: Tokens a minute, likewise.
+        itpm: Input tokens a minute, likewise.
+        otpm: Output tokens a minute, likewise.
+        concurrent: Calls at once, likewise.
+        style: How these are counted, and told; see `simulated_limits`.
         prices: Added to `SIMULATED_PRICES`, in the same form.
         bill_cancelled: Whether a call that is given up while it runs is billed, as most
             providers do.
@@ -141,6 +147,10 @@ class Simulated(Provider):
         fail: Failing | None = None,
         rpm: int | None = None,
         tpm: int | None = None,
+        itpm: int | None = None,
+        otpm: int | None = None,
+        concurrent: int | None = None,
+        style: str = "plain",
         prices: Mapping[str, str] | None = None,
         bill_cancelled: bool = True,
         record: bool = False,
@@ -160,8 +170,8 @@ class Simulated(Provider):
         self._tokens_per_s = tokens_per_s
         self._length = output_tokens if isinstance(output_tokens, Spread) else Spread(output_tokens)
         self._faults = Faults(error_rate, fail)
-        self._requests = Bucket("requests", rpm) if rpm is not None else None
-        self._tokens = Bucket("tokens", tpm) if tpm is not None else None
+        self.limiter = Limiter(style, rpm=rpm, tpm=tpm, itpm=itpm, otpm=otpm, concurrent=concurrent)
+        self._is_limited = bool(self.limiter.buckets) or concurrent is not None
         table = {**SIMULATED_PRICES, **(prices or {})}
         self.prices = table
         self._price_list = PriceList(table)
@@ -187,8 +197,11 @@ class Simulated(Provider):
         reply = self.reply(request.url, request.body)
         if self.bill_cancelled:
             self.settle(reply, request.url, request.body, request.key)
-        if reply.wait_s > 0:
-            await asyncio.sleep(reply.wait_s)
+        try:
+            if reply.wait_s > 0:
+                await asyncio.sleep(reply.wait_s)
+        finally:
+            self.finish(reply)
         if not self.bill_cancelled:
             self.settle(reply, request.url, request.body, request.key)
         if reply.fault is Fault.TIMEOUT:
@@ -199,8 +212,14 @@ class Simulated(Provider):
             return read_answer(reply.status, reply.headers, reply.encoded())
         usage = None if "usage" not in reply.body else reply.usage
         return Answer(
-            reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers
-        )
+            reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers,
+            read_limits(reply.headers),
+        )  # fmt: skip
+
+    def finish(self, reply: Reply) -> None:
+        """The call is over, however it ended. To be called once for each reply."""
+        if reply.charge is not None:
+            self.limiter.finish(reply.charge)
 
     def settle(
         self,
@@ -222,12 +241,19 @@ class Simulated(Provider):
         try:
             question = read_question(url, body)
             lengths = self._lengths(question)
-            limited = self._limit(question, sum(lengths), headers)
-            if limited is not None:
-                return limited
+            charge = None
+            if self._is_limited:
+                cap = (question.cap or 0) * question.generated
+                charge = Charge(question.input_tokens, cap, sum(lengths))
+                now_s = asyncio.get_running_loop().time()
+                wait_s = self.limiter.admit(charge, now_s, headers)
+                if wait_s is not None:
+                    return self._refusal(Fault.RATE_LIMITED, headers, wait_s)
             fault = self._faults.draw(url, body, number, self._rng)
             if fault in REFUSALS and (fault not in MAYBE_BILLED or self._coin()):
-                return self._refusal(fault, headers)
+                refusal = self._refusal(fault, headers)
+                refusal.charge = charge
+                return refusal
             answer, usage = self._answer(question, body, lengths, number)
         except Invalid as exc:
             status = 404 if exc.param is None else 400
@@ -237,6 +263,7 @@ class Simulated(Provider):
         if self._tokens_per_s is not None:
             wait_s += usage.output_tokens / self._tokens_per_s
         reply = Reply(200, headers, answer, wait_s=wait_s, model=question.model, usage=usage)
+        reply.charge = charge
         if fault is not None:
             self._spoil(reply, fault, url)
         if reply.usage is not None:
@@ -267,26 +294,6 @@ class Simulated(Provider):
 
     # Limits and faults
 
-    def _limit(
-        self, question: Question, output_tokens: int, headers: dict[str, str]
-    ) -> Reply | None:
-        """Take from the rate limits, or refuse; the headers tell either way."""
-        wanted = ((self._requests, 1), (self._tokens, question.input_tokens + output_tokens))
-        buckets = [(bucket, amount) for bucket, amount in wanted if bucket is not None]
-        if not buckets:
-            return None
-        now_s = asyncio.get_running_loop().time()
-        waits_s = [bucket.wait_s(amount, now_s) for bucket, amount in buckets]
-        longest_s = max(waits_s)
-        if longest_s <= 0:
-            for bucket, amount in buckets:
-                bucket.take(amount)
-        for bucket, _ in buckets:
-            bucket.tell(headers)
-        if longest_s <= 0:
-            return None
-        return self._refusal(Fault.RATE_LIMITED, headers, longest_s)
-
     def _coin(self) -> bool:
         return self._rng.random() < 0.5
 
@@ -296,7 +303,7 @@ class Simulated(Provider):
         status, kind, code, message = REFUSALS[fault]
         if retry_after_s is None and fault is Fault.RATE_LIMITED:
             retry_after_s = 0.02
-        if retry_after_s is not None:
+        if retry_after_s is not None and self.limiter.style.says_when:
             headers["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
             headers["retry-after"] = str(math.ceil(retry_after_s))
         return Reply(

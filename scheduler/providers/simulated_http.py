@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._is_last = False  # close after this answer
         self._was_continued = False
         self._timer: asyncio.TimerHandle | None = None
+        self._reply: Reply | None = None  # what is being answered
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,6 +70,12 @@ class Connection(asyncio.Protocol):
         self._service.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        self._end_reply()
+
+    def _end_reply(self) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            self._service.provider.finish(reply)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes have come."""
@@ -145,7 +152,7 @@ class Connection(asyncio.Protocol):
         if is_streamed and path != CHAT:
             raise Refused(400, f"Only {CHAT} is simulated with 'stream'.")
         provider = self._service.provider
-        reply = provider.reply(path, body)
+        reply = self._reply = provider.reply(path, body)
         if provider.bill_cancelled:
             provider.settle(reply, path, body, caller=caller)
         if is_streamed and reply.status == 200 and reply.body is not None and not _is_silent(reply):
@@ -169,6 +176,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, reply: Reply, path: str, body: Mapping[str, Any], caller: str) -> None:
         provider = self._service.provider
+        self._end_reply()
         if not provider.bill_cancelled:
             provider.settle(reply, path, body, caller=caller)
         if reply.fault is Fault.TIMEOUT:
@@ -230,6 +238,7 @@ class Connection(asyncio.Protocol):
             )
             return
         provider = self._service.provider
+        self._end_reply()
         if not provider.bill_cancelled:
             path, body, caller = call
             provider.settle(reply, path, body, caller=caller)

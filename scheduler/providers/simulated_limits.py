@@ -1,51 +1,238 @@
-"""How a simulated provider limits rates, and how it tells.
+"""How a simulated provider limits rates, and how it tells: in the style of a real one.
 
-One bucket per limit. Both numbers and words are those of OpenAI's headers:
-``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, the reset as Go writes durations.
+    plain               requests and used tokens, buckets of a minute, OpenAI's headers; what is
+                        refused does not count
+    openai              tokens: the larger of the cap and the input; refused requests count
+    openai-per-second   the same, but enforced over seconds, whatever the headers say
+    azure               tokens: input and cap, released at the end; requests over ten seconds;
+                        no headers but the time to wait
+    anthropic           input corrected, output as it is produced; its own headers
+    groq                headers tell requests a day and tokens a minute
+    window              fixed windows of a minute
+    silent              a bucket of a second, and not a word about it
+    silent-minute       a bucket of a minute, likewise
+    concurrent          so many calls at once, and not a word
+
+Numbers and words are those of the real headers: ``x-ratelimit-{limit,remaining,reset}-…`` with
+resets as Go writes durations, ``anthropic-ratelimit-…`` with resets in RFC 3339.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
 from scheduler.errors import ConfigError
 
+MINUTE_S = 60.0
+DAY_S = 86_400.0
+
 
 class Bucket:
-    """A rate limit: a bucket that holds one minute's worth and fills steadily.
+    """A rate limit: a bucket that holds some seconds' worth and fills steadily.
 
     Attributes:
-        unit: ``"requests"`` or ``"tokens"``.
+        unit: ``"requests"``, ``"tokens"``, ``"input-tokens"`` or ``"output-tokens"``.
+        holds: How much it holds.
         level: What is left.
     """
 
-    def __init__(self, unit: str, per_minute: int) -> None:
+    def __init__(self, unit: str, per_minute: int, hold_s: float = MINUTE_S) -> None:
         if per_minute < 1:
             raise ConfigError("rpm" if unit == "requests" else "tpm", f"{per_minute} is below 1")
         self.unit, self.per_minute = unit, per_minute
-        self.level = float(per_minute)
+        self.holds = max(1.0, per_minute * hold_s / MINUTE_S)
+        self.level = self.holds
         self.filled_at_s: float | None = None
 
-    def wait_s(self, amount: int, now_s: float) -> float:
+    def wait_s(self, amount: float, now_s: float) -> float:
         """How long until `amount` is there; more than the bucket holds waits until it is full."""
         if self.filled_at_s is not None:
             passed_s = max(0.0, now_s - self.filled_at_s)
-            self.level = min(self.per_minute, self.level + passed_s * self.per_minute / 60)
+            self.level = min(self.holds, self.level + passed_s * self.per_minute / MINUTE_S)
         self.filled_at_s = now_s
         # A hair less than whole: adding up fractions never quite gets there.
-        missing = min(amount, self.per_minute) - self.level - 1e-6
-        return missing * 60 / self.per_minute
+        missing = min(amount, self.holds) - self.level - 1e-6
+        return missing * MINUTE_S / self.per_minute
 
-    def take(self, amount: int) -> None:
+    def take(self, amount: float) -> None:
         """Use it; `wait_s` said that it is there."""
         self.level -= amount
 
-    def tell(self, headers: dict[str, str]) -> None:
-        """Write limit, remaining and time until full, as OpenAI does."""
-        full_in_s = (self.per_minute - self.level) * 60 / self.per_minute
-        headers[f"x-ratelimit-limit-{self.unit}"] = str(self.per_minute)
-        headers[f"x-ratelimit-remaining-{self.unit}"] = str(max(0, math.floor(self.level + 1e-6)))
-        headers[f"x-ratelimit-reset-{self.unit}"] = go_duration(full_in_s)
+    def told(self) -> tuple[int, int, float]:
+        """Limit, remaining, and time until full, as of a bucket of a minute."""
+        missing = self.holds - self.level
+        left = max(0, math.floor(self.per_minute - missing + 1e-6))
+        return self.per_minute, left, missing * MINUTE_S / self.per_minute
+
+
+class Window(Bucket):
+    """A rate limit over fixed spans of time, each with its whole amount."""
+
+    def __init__(self, unit: str, per_minute: int, hold_s: float = MINUTE_S) -> None:
+        super().__init__(unit, per_minute, hold_s)
+        self._span_s, self._ends_at_s, self._now_s = hold_s, 0.0, 0.0
+
+    def wait_s(self, amount: float, now_s: float) -> float:
+        """How long until the next window, if this one has not enough left."""
+        self._now_s = now_s
+        if now_s >= self._ends_at_s:
+            self.level, self._ends_at_s = self.holds, now_s + self._span_s
+        return 0.0 if min(amount, self.holds) <= self.level else self._ends_at_s - now_s
+
+    def told(self) -> tuple[int, int, float]:
+        """Limit, remaining, and time until the window ends."""
+        return int(self.holds), max(0, int(self.level)), self._ends_at_s - self._now_s
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How one provider limits.
+
+    Attributes:
+        tokens: What counts against the limit of tokens when a request arrives.
+        corrects: Whether that is replaced by what was used when the answer is there.
+        counts_refused: Whether refused requests count as requests.
+        hold_s: How many seconds' worth may be used at once.
+        request_hold_s: The same for requests; None: as `hold_s`.
+        kind: What limits: buckets that fill steadily, or fixed windows.
+        headers: Whose headers it sends.
+        says_when: Whether a refusal tells how long to wait.
+    """
+
+    tokens: Literal["used", "max", "sum", "input"] = "used"
+    corrects: bool = False
+    counts_refused: bool = True
+    hold_s: float = MINUTE_S
+    request_hold_s: float | None = None
+    kind: type[Bucket] = Bucket
+    request_kind: type[Bucket] = Bucket
+    headers: Literal["openai", "anthropic", "groq", "none"] = "openai"
+    says_when: bool = True
+
+
+STYLES = {
+    "plain": Style(counts_refused=False),
+    "openai": Style(tokens="max"),
+    "openai-per-second": Style(tokens="max", hold_s=1.0),
+    "azure": Style(
+        tokens="sum", corrects=True, request_hold_s=10.0, request_kind=Window, headers="none"
+    ),
+    "anthropic": Style(tokens="input", corrects=True, headers="anthropic"),
+    "groq": Style(headers="groq"),
+    "window": Style(kind=Window, request_kind=Window),
+    "silent": Style(hold_s=1.0, headers="none", says_when=False),
+    "silent-minute": Style(headers="none", says_when=False),
+    "concurrent": Style(headers="none", says_when=False),
+}
+
+
+@dataclass(slots=True)
+class Charge:
+    """What one request took from the limits, to be corrected at its end."""
+
+    input: int
+    cap: int
+    output: int
+    tokens: float = 0.0
+
+
+class Limiter:
+    """All limits of one simulated provider.
+
+    Args:
+        style: One of `STYLES`.
+        rpm: Requests a minute; None: no limit, as for the others.
+        tpm: Tokens a minute.
+        itpm: Input tokens a minute.
+        otpm: Output tokens a minute.
+        concurrent: Calls at once.
+
+    Attributes:
+        refused: How many requests were refused.
+    """
+
+    def __init__(
+        self, style: str = "plain", *, rpm: int | None = None, tpm: int | None = None,
+        itpm: int | None = None, otpm: int | None = None, concurrent: int | None = None,
+    ) -> None:  # fmt: skip
+        if style not in STYLES:
+            raise ConfigError("limits", f"{style!r} is not one of {', '.join(STYLES)}")
+        self.style = rule = STYLES[style]
+        hold_s = rule.hold_s if rule.request_hold_s is None else rule.request_hold_s
+        made = rule.request_kind if rule.request_hold_s is not None else rule.kind
+        self._requests = made("requests", rpm, hold_s) if rpm is not None else None
+        self._tokens, self._input, self._output = (
+            rule.kind(unit, limit, rule.hold_s) if limit is not None else None
+            for unit, limit in (("tokens", tpm), ("input-tokens", itpm), ("output-tokens", otpm))
+        )
+        self._concurrent, self.running, self.refused = concurrent, 0, 0
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """Those that there are."""
+        found = (self._requests, self._tokens, self._input, self._output)
+        return [bucket for bucket in found if bucket is not None]
+
+    def admit(self, charge: Charge, now_s: float, headers: dict[str, str]) -> float | None:
+        """Count a request, or refuse it; the headers tell either way.
+
+        Returns:
+            None if it is admitted, else how long to wait.
+        """
+        charge.tokens = {
+            "used": charge.input + charge.output,
+            "max": max(charge.input, charge.cap),
+            "sum": charge.input + charge.cap,
+            "input": charge.input,
+        }[self.style.tokens]
+        wanted = ((self._requests, 1), (self._tokens, charge.tokens), (self._input, charge.input),
+                  (self._output, 0))  # fmt: skip
+        taken = [(bucket, amount) for bucket, amount in wanted if bucket is not None]
+        waits_s = [bucket.wait_s(amount, now_s) for bucket, amount in taken]
+        is_full = self._concurrent is not None and self.running >= self._concurrent
+        longest_s = max(waits_s, default=0.0)
+        is_refused = longest_s > 0 or is_full
+        if is_refused:
+            self.refused += 1
+            if self.style.counts_refused and self._requests is not None:
+                self._requests.level = max(0.0, self._requests.level - 1)
+        else:
+            self.running += 1
+            for bucket, amount in taken:
+                bucket.take(amount)
+        self._tell(headers)
+        return longest_s if is_refused else None
+
+    def finish(self, charge: Charge) -> None:
+        """The call has ended: count what it used, where that is what counts."""
+        self.running -= 1
+        if self._output is not None:
+            self._output.take(charge.output)
+        if self.style.corrects and self._tokens is not None:
+            used = charge.input + charge.output
+            self._tokens.level = min(self._tokens.holds, self._tokens.level + charge.tokens - used)
+
+    def _tell(self, headers: dict[str, str]) -> None:
+        if self.style.headers == "none":
+            return
+        for bucket in self.buckets:
+            limit, left, full_in_s = bucket.told()
+            if self.style.headers == "anthropic":
+                start = f"anthropic-ratelimit-{bucket.unit}-"
+                at = datetime.fromtimestamp(math.ceil(time.time() + full_in_s), UTC)
+                headers[start + "limit"], headers[start + "remaining"] = str(limit), str(left)
+                headers[start + "reset"] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+                continue
+            if self.style.headers == "groq" and bucket.unit == "requests":
+                used, limit = limit - left, int(limit * DAY_S / MINUTE_S)
+                left, full_in_s = limit - used, used * DAY_S / limit
+            headers[f"x-ratelimit-limit-{bucket.unit}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{bucket.unit}"] = str(left)
+            headers[f"x-ratelimit-reset-{bucket.unit}"] = go_duration(full_in_s)
 
 
 def go_duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from scheduler.errors import ConfigError
 from scheduler.money import decimal_usd
 from scheduler.providers.simulated import Simulated, Spread
 from scheduler.providers.simulated_http import Connection, Refused
+from scheduler.providers.simulated_limits import STYLES
 
 
 class Service:
@@ -180,6 +181,10 @@ def main(words: Sequence[str] | None = None) -> int:
             fail=parse_shares(options.fail),
             rpm=options.rpm,
             tpm=options.tpm,
+            itpm=options.itpm,
+            otpm=options.otpm,
+            concurrent=options.concurrent,
+            style=options.style,
             prices=parse_prices(options.price),
             bill_cancelled=not options.free_if_cancelled,
             record=options.record,
@@ -249,6 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--fail", action="append", default=[], metavar="KIND=SHARE", help="reset=0.01, html=0.1")
     add("--rpm", type=int, help="requests a minute")
     add("--tpm", type=int, help="tokens a minute")
+    add("--itpm", type=int, help="input tokens a minute")
+    add("--otpm", type=int, help="output tokens a minute")
+    add("--concurrent", type=int, help="calls at once")
+    add("--style", default="plain", choices=STYLES, help="whose way of counting limits")
     add("--price", action="append", default=[], metavar="MODEL=IN/OUT")
     add("--free-if-cancelled", action="store_true", help="do not bill calls that are given up")
     add("--record", action="store_true", help="keep every billed call for /billed?records=1")
