@@ -40,13 +40,14 @@ FIRST_WINDOW = 16  # calls under way before anything is known of a provider
 # in answers, so that refusals stay rare at any rate: quickly back to where it was refused, a while
 # there, then beyond, ever faster.
 DEPTH, DEEPER = 0.1, 0.2  # it starts lower by this share; by more if it is refused again at once
-GROWTH = 0.1
+GROWTH = 0.15
 PACING = 0.8  # of even spacing, so that it is the number that limits
 USED = 0.5  # of the number must have been used for an answer to say that there may be more
 PLATEAU = (24, 400)  # answers until it is back; a quarter of all so far
 # Of known limits that are refused all the same.
 SHARE_CUT, SHARE_STEP, LEAST_SHARE = 0.8, 0.002, 0.1
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no time
+MARGIN_MS = 20  # whoever comes back at the very instant may be too early by the other's clock
 DOWN_AFTER = 5  # failures in a row without an answer
 FIRST_PROBE_MS = {"provider_down": 1_000, "provider_credit": 30_000}
 LONGEST_PROBE_MS = {"provider_down": 60_000, "provider_credit": 600_000}
@@ -178,7 +179,9 @@ class Metered:
     def __init__(self, provider: str, model: str, counting: Counting, limits: Limits) -> None:
         self.provider, self.model, self.counting = provider, model, counting
         self.meters = {
-            dimension: Meter(dimension, limit, MINUTE_MS, counting.burst_s, is_given=True)
+            dimension: Meter(
+                dimension, limit, MINUTE_MS, counting.at_once_s(dimension), is_given=True
+            )
             for dimension, limit in limits.per_minute().items()
         }
         self.share, self.produced = 1.0, FIRST_OUTPUT
@@ -213,7 +216,7 @@ class Metered:
         if report.heard is Heard.ANSWERED:
             self._answered(report, mark)
         elif report.heard in (Heard.LIMITED, Heard.BUSY):
-            is_new = mark is None or mark.at_ms >= self._cut_at_ms
+            is_new = mark is None or mark.at_ms > self._cut_at_ms
             if is_new:
                 self._cut_at_ms = report.at_ms
             self._refused(report, mark, is_new)
@@ -222,7 +225,9 @@ class Metered:
         """Replace what was charged by what was used, where the provider does."""
         for dimension, charge, _, _ in mark.taken:
             meter, used = self.meters.get(dimension), self._used(dimension, charge, report)
-            if meter is not None and used != charge:
+            if meter is None or (meter.is_followed and report.heard is Heard.ANSWERED):
+                continue  # the provider's own count says it
+            if used != charge:
                 meter.take(used - charge, report.at_ms, self.share)
                 self.is_dirty = True
 
@@ -250,7 +255,8 @@ class Metered:
             if meter is None or meter.limit != seen.limit or seen.dimension not in noted:
                 continue
             meter.widen()
-            meter.compare(seen, *noted[seen.dimension], self.share, report.at_ms)
+            if seen.dimension is not Dimension.OUTPUT:  # counted only as it is produced
+                meter.compare(seen, *noted[seen.dimension], self.share, report.at_ms)
             self.is_dirty = True
 
     def _answered(self, report: Report, mark: _Mark | None) -> None:
@@ -267,7 +273,7 @@ class Metered:
         for meter in self.meters.values():
             meter.empty(report.at_ms, self.share)
             if is_new:
-                meter.narrow(self.counting.burst_s)
+                meter.narrow(self.counting.at_once_s(meter.dimension))
         if is_new:
             self.share = max(LEAST_SHARE, self.share * SHARE_CUT)
         self.is_dirty = True
@@ -388,6 +394,7 @@ class Gate(Metered):
         super().__init__(provider, model, counting, limits)
         self.cap = limits.concurrency or cap
         self._is_known = is_known
+        self._is_doubted = False  # it refused although the limits that it tells had room
         self.window = float(self.cap if self.is_known else min(self.cap, FIRST_WINDOW))
         self.paused_until_ms = 0
         self._peak = 0.0  # calls under way when it last refused; 0: it never did
@@ -398,17 +405,17 @@ class Gate(Metered):
 
     @property
     def is_known(self) -> bool:
-        """Whether any limit of requests or tokens is known."""
-        return self._is_known or bool(self.meters)
+        """Whether what limits requests is known."""
+        return (self._is_known or bool(self.meters)) and not self._is_doubted
 
     def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
         """As above; `NEVER`: once calls under way have ended."""
         if len(self._marks) >= self.window:
             return NEVER
         at_ms = self.paused_until_ms
-        if not self.meters:
-            return max(at_ms, self._next_ms)
-        return max(at_ms, super().opens_at_ms(tokens, now_ms))
+        if not self.is_known:
+            at_ms = max(at_ms, self._next_ms)
+        return max(at_ms, super().opens_at_ms(tokens, now_ms)) if self.meters else at_ms
 
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; where nothing is known but that it may be refused, evenly spaced."""
@@ -430,13 +437,13 @@ class Gate(Metered):
         if old is not None and old.is_given and seen.limit / span_ms >= old.limit / old.span_ms:
             return
         meter = Meter(
-            seen.dimension, seen.limit, span_ms, self.counting.burst_s,
+            seen.dimension, seen.limit, span_ms, self.counting.at_once_s(seen.dimension),
             is_given=old is not None and old.is_given,
         )  # fmt: skip
         if old is not None:
             meter.due_ms, meter.is_wary = old.due_ms, old.is_wary
         self.meters[seen.dimension] = meter
-        self.window, self._next_ms, self.is_dirty = float(self.cap), 0.0, True
+        self._peak, self._next_ms, self.is_dirty = 0.0, 0.0, True
 
     def _answered(self, report: Report, mark: _Mark | None) -> None:
         super()._answered(report, mark)
@@ -446,7 +453,7 @@ class Gate(Metered):
         latency_ms = max(0, report.at_ms - mark.at_ms)
         self._latency_ms += LATENCY_WEIGHT * (latency_ms - self._latency_ms)
         self._answers += 1
-        if not self.meters and mark.running >= USED * self.window:
+        if self.window < self.cap and mark.running >= USED * self.window:
             self._since_peak += 1
             self.window = min(self.cap, self._grown())
 
@@ -460,16 +467,21 @@ class Gate(Metered):
     def _refused(self, report: Report, mark: _Mark | None, is_new: bool) -> None:
         """Refused by surprise: wait as it says, then go slower."""
         self._refusals += is_new
-        pause_ms = report.retry_after_ms
-        if pause_ms is None and is_new:
+        pause_ms = 0
+        if report.retry_after_ms is not None:
+            pause_ms = report.retry_after_ms + MARGIN_MS
+        elif is_new:
             pause_ms = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS << min(self._refusals, 16))
-        self.paused_until_ms = max(self.paused_until_ms, report.at_ms + (pause_ms or 0))
+        self.paused_until_ms = max(self.paused_until_ms, report.at_ms + pause_ms)
         self.is_dirty = True
-        super()._refused(report, mark, is_new)
-        for meter in self.meters.values():
-            meter.empty(self.paused_until_ms, self.share)
-        if is_new and not self.is_known:
-            running = min(self.window, len(self._marks) + 1)
+        if is_new and not self._is_told_why(report):
+            self._is_doubted = True
+        if self.is_known:
+            super()._refused(report, mark, is_new)
+            for meter in self.meters.values():
+                meter.empty(self.paused_until_ms, self.share)
+        elif is_new:
+            running = min(self.window, max(len(self._marks) + 1, self.window / 2))
             is_again = self._peak and self._since_peak < running
             self._depth = DEEPER if is_again else DEPTH
             least, most = PLATEAU
@@ -477,17 +489,20 @@ class Gate(Metered):
             self._peak, self._since_peak = max(1.0, running), 0
             self.window = self._grown()
 
+    def _is_told_why(self, report: Report) -> bool:
+        """Whether a limit that is known explains a refusal; one that was given is believed."""
+        if any(seen.remaining == 0 for seen in report.seen):
+            return True
+        return self._is_known or any(meter.is_given for meter in self.meters.values())
+
     def dump(self) -> list[Any]:
         """As above, and the pause."""
         return [*super().dump(), self.paused_until_ms]
 
     def load(self, state: Sequence[Any]) -> None:
         """As above, and the pause."""
-        was_known = self.is_known
         super().load(state)
         self.paused_until_ms = int(state[3])
-        if self.is_known and not was_known:
-            self.window = float(self.cap)
 
     def status(self, now_ms: int) -> GateStatus | None:
         """What it holds back now; None: nothing."""

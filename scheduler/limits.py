@@ -85,7 +85,8 @@ class Counting:
         joins: Whether input and output are added up, or the larger one counts.
         corrects: Whether the count is corrected to what was used when the answer is there.
         counts_refused: Whether refused requests count as requests.
-        burst_s: How many seconds' worth may go at once, until its headers say more.
+        burst_s: How many seconds' worth of requests may go at once, until its headers say more.
+        token_burst_s: The same for tokens.
         trusts_headers: Whether what the headers say is left may be sent at once.
         spans_ms: Over which time a limit told in headers holds, where not a minute.
         cached_is_free: Whether input read from a cache counts.
@@ -97,6 +98,7 @@ class Counting:
     corrects: bool = True
     counts_refused: bool = True
     burst_s: float = 1.0
+    token_burst_s: float = 1.0
     trusts_headers: bool = True
     spans_ms: Mapping[Dimension, int] = field(default_factory=dict)
     cached_is_free: bool = False
@@ -113,6 +115,10 @@ class Counting:
             return likely
         out = tokens.output if self.output == "cap" else likely
         return max(tokens.input, out) if self.joins == "max" else tokens.input + out
+
+    def at_once_s(self, dimension: Dimension) -> float:
+        """How many seconds' worth may go at once, until headers say more."""
+        return self.burst_s if dimension is Dimension.REQUESTS else self.token_burst_s
 
     def is_corrected(self, dimension: Dimension) -> bool:
         """Whether a charge is replaced by what was used."""
@@ -132,8 +138,9 @@ COUNTING: dict[str, Counting] = {
         as_of="2026-10, guides/rate-limits: a limit may be enforced over shorter times",
     ),
     "azure": Counting(
-        burst_s=0.0, trusts_headers=False, as_of="2026-09, Azure OpenAI quota: prompt estimate and "
-        "max_tokens, released at the end; requests are counted over 1 or 10 seconds",
+        burst_s=0.0, token_burst_s=60.0, trusts_headers=False, as_of="2026-09, Azure OpenAI quota: "
+        "prompt estimate and max_tokens over a minute, released at the end; requests over 1 or 10 "
+        "seconds",
     ),
     "anthropic": Counting(
         output="produced", cached_is_free=True, as_of="2026-10, api/rate-limits: token buckets; "
@@ -144,7 +151,7 @@ COUNTING: dict[str, Counting] = {
         as_of="2026-10, docs/rate-limits: headers tell requests per day and tokens per minute",
     ),
     "window": Counting(
-        trusts_headers=False, as_of="fixed windows, as LiteLLM's proxy and OpenRouter count"
+        burst_s=0.5, token_burst_s=0.5, trusts_headers=False, as_of="fixed windows, as LiteLLM's proxy and OpenRouter count"
     ),
 }  # fmt: skip
 """How providers count, by the name in `Provider.counting`."""
@@ -158,19 +165,20 @@ class Meter:
         burst: How much of it may go at once.
         due_ms: When all that was sent is paid off.
         shift: All that the provider's own count has moved ours so far, in units.
+        is_followed: The provider's own count is known, and corrects ours.
         is_given: Somebody said it; otherwise headers did.
         is_wary: More at once than its burst was refused before.
     """
 
     __slots__ = (
-        "burst", "dimension", "due_ms", "is_given", "is_wary", "limit", "shift", "span_ms",
+        "burst", "dimension", "due_ms", "is_followed", "is_given", "is_wary", "limit", "shift", "span_ms",
     )  # fmt: skip
 
     def __init__(
         self, dimension: Dimension, limit: int, span_ms: int, burst_s: float, is_given: bool
     ) -> None:
         self.dimension, self.limit, self.span_ms = dimension, limit, span_ms
-        self.is_given, self.is_wary = is_given, False
+        self.is_given, self.is_wary, self.is_followed = is_given, False, False
         self.due_ms = self.shift = 0.0
         self.burst = max(1.0, SMALL_BURST_SHARE * self.worth(burst_s))
 
@@ -223,8 +231,9 @@ class Meter:
             share: Of the limit in use.
             now_ms: The time.
         """
-        kept = seen.limit - self.burst  # what we would leave unused of a full bucket
-        off = level - (seen.remaining - kept) - (self.shift - shift)
+        left = min(self.burst, seen.remaining - (1 - BURST_SHARE) * seen.limit)
+        off = level - left - (self.shift - shift)
+        self.is_followed = True
         if abs(off) < 1:
             return
         self.shift += off
