@@ -43,6 +43,7 @@ from scheduler.errors import (
     SchedulerClosed,
     SchedulerError,
     StoreError,
+    StreamBroken,
     TransportFailed,
 )
 from scheduler.limits import Limits
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from scheduler.retry import Retry
     from scheduler.scheduler import Scheduler
     from scheduler.stores.base import Unknown
+    from scheduler.stream import ResponseStream
 
 __version__ = "0.1.0"
 
@@ -79,6 +81,7 @@ _LAZY = {
     "PriceBook": "scheduler.pricing",
     "Provider": "scheduler.providers.base",
     "RequestFuture": "scheduler.future",
+    "ResponseStream": "scheduler.stream",
     "Retry": "scheduler.retry",
     "Scheduler": "scheduler.scheduler",
     "Simulated": "scheduler.providers.simulated",
@@ -119,6 +122,7 @@ __all__ = [
     "RequestRejected",
     "RequestState",
     "Response",
+    "ResponseStream",
     "Retry",
     "Scheduler",
     "SchedulerClosed",
@@ -127,6 +131,7 @@ __all__ = [
     "Simulated",
     "Stats",
     "StoreError",
+    "StreamBroken",
     "StreamEvent",
     "TransportFailed",
     "Unknown",

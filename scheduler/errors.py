@@ -15,6 +15,7 @@
     ├── CallFailed                 sent, or tried: attempts, cost_nusd, is_billed, is_retryable
     │   ├── CallTimeout            no answer in time
     │   ├── TransportFailed        connection refused, reset, broken off
+    │   ├── StreamBroken           a stream ended before its end
     │   ├── BadAnswer              HTML, truncated JSON, no JSON object
     │   └── ProviderError          an error answer: status, code, body
     │       ├── RateLimited        429
@@ -314,6 +315,26 @@ class TransportFailed(CallFailed):
         super().__init__(message)
         self.args = (message, is_billed)
         self.is_billed = is_billed
+
+
+class StreamBroken(CallFailed):
+    """A streamed answer ended before its end; what it cost is unknown, what was read is not lost.
+
+    It is not tried again: its reader has seen a part of it.
+
+    Attributes:
+        events: How many events came.
+    """
+
+    code = "stream_broken"
+
+    def __init__(self, message: str = "", events: int = 0) -> None:
+        super().__init__(message)
+        self.args = (message, events)
+        self.events = events
+
+    def __str__(self) -> str:
+        return f"{self.message} after {self.events:,} events ({self.cost_note})"
 
 
 class BadAnswer(CallFailed):

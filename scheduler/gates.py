@@ -412,7 +412,7 @@ class Gate(Metered):
         """As above; `NEVER`: once calls under way have ended."""
         if len(self._marks) >= self.window:
             return NEVER
-        at_ms = self.paused_until_ms
+        at_ms = float(self.paused_until_ms)
         if not self.is_known:
             at_ms = max(at_ms, self._next_ms)
         return max(at_ms, super().opens_at_ms(tokens, now_ms)) if self.meters else at_ms

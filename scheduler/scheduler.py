@@ -9,7 +9,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, overload
 
 from scheduler import events
 from scheduler.budget import Budget
@@ -36,6 +36,7 @@ from scheduler.stores.base import (
     Submitted,
     Unknown,
 )
+from scheduler.stream import ResponseStream
 
 E_ = TypeVar("E_", bound=events.Event)
 
@@ -199,15 +200,55 @@ class Scheduler:
 
     # Taking requests in
 
-    async def run(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> Response:
+    @overload
+    async def run(
+        self,
+        request: Request,
+        *,
+        on_exceeded: OnExceeded | None = None,
+        stream: Literal[False] = ...,
+    ) -> Response: ...
+
+    @overload
+    async def run(
+        self, request: Request, *, on_exceeded: OnExceeded | None = None, stream: Literal[True]
+    ) -> ResponseStream: ...
+
+    async def run(
+        self, request: Request, *, on_exceeded: OnExceeded | None = None, stream: bool = False
+    ) -> Response | ResponseStream:
         """Answer one request, however long it has to wait for money.
+
+        Args:
+            request: What is asked.
+            on_exceeded: As on the scheduler, for this request.
+            stream: Give back the events as they come; see `stream`.
 
         Raises:
             RequestRejected: Never sent, never charged: see its leaves.
             CallFailed: Tried, and given up; says what it cost.
             StoreError: Queue and ledger cannot be written; nothing new is sent.
         """
+        if stream:
+            return self.stream(request, on_exceeded=on_exceeded)
         return await self.submit(request, on_exceeded=on_exceeded)
+
+    def stream(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> ResponseStream:
+        """Answer one request in pieces.
+
+        The money is put aside, and the request waits, as for any other; what it cost is
+        settled from the usage at the end of the stream, which is asked for where it has to be
+        (and not shown to you if you did not ask yourself). A stream that breaks off, or is
+        left early, keeps counting what it reserved until somebody knows better.
+
+        Returns:
+            An async iterator of `StreamEvent`, to be used in ``async with``; its
+            `response` is the whole answer, with usage and cost.
+
+        Raises:
+            As `submit`; what comes later is raised from the iteration.
+        """
+        return ResponseStream(self.submit(request, on_exceeded=on_exceeded))
 
     def submit(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> RequestFuture:
         """Put a request in the queue and give back a future of its response.

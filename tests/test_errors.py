@@ -31,6 +31,7 @@ from scheduler.errors import (
     StoreForeign,
     StoreLocked,
     StoreTooNew,
+    StreamBroken,
     TransportFailed,
 )  # fmt: skip
 
@@ -75,6 +76,8 @@ EXAMPLES = [
     (CallFailed("odd"), "odd (1 attempt)"),
     (CallTimeout("no answer in 5 s"), "no answer in 5 s (1 attempt)"),
     (TransportFailed("refused", False), "refused (1 attempt, nothing charged)"),
+    (StreamBroken("the connection broke off", 7),
+     "the connection broke off after 7 events (1 attempt)"),
     (BadAnswer("HTML", 200, "<p>"), "HTML (1 attempt)"),
     (RateLimited(429, "slow down", None, {}, 5), "HTTP 429 rate_limit_exceeded: slow down (1 attempt, "
      "nothing charged)"),

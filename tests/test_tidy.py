@@ -28,13 +28,14 @@ LAYERS = [
         "suspense",
         "limits",
         "gates",
+        "sse",
     },
     {"providers.base"},
     {"pricing"},
     {"clock"},
     {"stores", "providers"},
     {"retry"},
-    {"future", "calls", "intake", "pump", "resolver", "scheduler", "batch", "testing"},
+    {"future", "stream", "calls", "intake", "pump", "resolver", "scheduler", "batch", "testing"},
     {"cli", "__main__"},
 ]
 PURE = LAYERS[0] | LAYERS[1] | {"pricing"}

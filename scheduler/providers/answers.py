@@ -238,18 +238,3 @@ def _code(value: object, secrets: Secrets) -> str:
     if value is None or not isinstance(value, str | int):
         return ""
     return cut(hide(value if isinstance(value, str) else brief(value), secrets), MAX_CODE_CHARS)
-
-
-def refuse_streaming(body: Mapping[str, Any]) -> None:
-    """Refuse a body that asks for a stream, before anything is sent.
-
-    Raises:
-        ProviderRefused: Not billed.
-    """
-    if body.get("stream"):
-        raise ProviderRefused(
-            400,
-            "streamed answers cannot be accounted for; leave 'stream' out of the body "
-            "(nothing was sent)",
-            "stream_unsupported",
-        )

@@ -15,7 +15,7 @@ Neither engine follows redirects or tries again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,12 +32,14 @@ CONNECT_TIMEOUT_S = 10.0
 IDLE_CONNECTION_S = 4.5
 TCP_KEEPALIVE_S = 60.0
 CHUNK_BYTES = 65_536
+LONGEST_STREAM_S = 86_400.0
 
 # What reqwest says when, and only when, no connection was made. Its other words for a failure
 # ("connection error", "connection timeout") also cover what breaks after sending.
 _NEVER_CONNECTED = "client error (Connect)"
 
 Reply = tuple[int, Mapping[str, str], bytes]  # status, headers in lower case, body
+Take = Callable[[bytes], Awaitable[None]]  # of a stream's bytes; the next are read when it is done
 
 
 class Engine(Protocol):
@@ -45,6 +47,12 @@ class Engine(Protocol):
 
     async def post(self, url: str, content: bytes) -> Reply:
         """Send once, read the whole answer. Raises `CallFailed`; a status is never an error."""
+
+    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+        """As `post`, but hand over the body of an event stream as it comes; then none is returned.
+
+        The timeout holds until the head has come, and then between any two pieces.
+        """
 
     async def aclose(self) -> None:
         """Drop all connections."""
@@ -99,6 +107,46 @@ class QuickEngine:
             async with request as response:
                 headers = dict(response.headers.items())
                 return response.status, headers, await self._read(response, headers)
+        except Exception as exc:
+            explained = explain_quick(exc, self._timeout_s)
+            if explained is None:
+                raise
+            explained.request_id = call_id(headers)
+            raise explained from exc
+
+    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+        """Send once, hand over events as they come."""
+        headers: Mapping[str, str] = {}
+        try:
+            request = (
+                self._client.post(url)
+                .body_bytes(content)
+                .timeout(timedelta(seconds=LONGEST_STREAM_S))
+                .streamed_read_buffer_limit(0)
+                .build_streamed()
+            )
+        except ValueError as exc:
+            raise TransportFailed(f"could not be sent: {exc}", False) from exc
+        try:
+            async with _Patience(self._timeout_s) as patience, request as response:
+                headers = dict(response.headers.items())
+                if not is_stream(response.status, headers):
+                    return response.status, headers, await self._read(response, headers)
+                size = 0
+                while True:
+                    patience.renew()
+                    chunk = (
+                        await response.body_reader.read_chunk()
+                    )  # `read` waits for all it is given
+                    if chunk is None:
+                        return response.status, headers, b""
+                    size += len(chunk)
+                    if size > self._max_body_bytes:
+                        raise too_long(response.status, self._max_body_bytes)
+                    patience.pause()
+                    await take(chunk.to_bytes())
+        except TimeoutError as exc:
+            raise _silent(self._timeout_s, headers) from exc
         except Exception as exc:
             explained = explain_quick(exc, self._timeout_s)
             if explained is None:
@@ -196,6 +244,38 @@ class HttpxEngine:
             explained.request_id = call_id(headers)
             raise explained from exc
 
+    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+        """Send once, hand over events as they come."""
+        import httpx
+
+        headers: Mapping[str, str] = {}
+        try:
+            request = self._client.build_request(
+                "POST", url, content=content, headers=self._headers, timeout=self._timeout
+            )
+            async with _Patience(self._timeout_s) as patience:
+                response = await self._client.send(request, stream=True, follow_redirects=False)
+                headers = response.headers
+                try:
+                    if not is_stream(response.status_code, headers):
+                        return response.status_code, headers, await self._read(response)
+                    size = 0
+                    patience.renew()
+                    async for chunk in response.aiter_bytes():
+                        size += len(chunk)
+                        if size > self._max_body_bytes:
+                            raise too_long(response.status_code, self._max_body_bytes)
+                        patience.pause()
+                        await take(chunk)
+                        patience.renew()
+                    return response.status_code, headers, b""
+                finally:
+                    await response.aclose()
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as exc:
+            explained = explain_httpx(exc, self._timeout_s)
+            explained.request_id = call_id(headers)
+            raise explained from exc
+
     async def _read(self, response: httpx.Response) -> bytes:
         length = response.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body_bytes:
@@ -232,6 +312,44 @@ def explain_httpx(exc: Exception, timeout_s: float) -> CallFailed:
     if isinstance(exc, TimeoutError | httpx.TimeoutException):
         return CallTimeout(f"no answer in time: {said}")
     return TransportFailed(f"the connection broke off: {said}")
+
+
+class _Patience:
+    """A timeout that begins anew with every sign of life, and stops while the reader takes its time.
+
+    `take` may itself raise `TimeoutError`: that is not ours, and is let through as it is.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> _Patience:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._timeout.__aexit__(*exc)
+
+    def renew(self) -> None:
+        """Something has come, or is asked for: wait from now on."""
+        self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+    def pause(self) -> None:
+        """It is not the other side that takes its time."""
+        self._timeout.reschedule(None)
+
+
+def is_stream(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether the body is an event stream."""
+    kind = headers.get("content-type", "")
+    return 200 <= status < 300 and kind.lower().lstrip().startswith("text/event-stream")
+
+
+def _silent(timeout_s: float, headers: Mapping[str, str]) -> CallTimeout:
+    error = CallTimeout(f"nothing came for {timeout_s:g} s")
+    error.request_id = call_id(headers)
+    return error
 
 
 def call_id(headers: Mapping[str, str]) -> str | None:

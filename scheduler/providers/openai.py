@@ -12,7 +12,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -20,9 +21,10 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
-from scheduler.providers.answers import read_answer, refuse_streaming
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.answers import read_answer
+from scheduler.providers.base import Answer, Emit, Provider
 from scheduler.providers.engines import Engine, HttpxEngine, QuickEngine
+from scheduler.providers.streaming import nobody_reads, read_stream, streamed_body
 from scheduler.request import Duration, Request
 
 if TYPE_CHECKING:
@@ -130,13 +132,23 @@ class OpenAI(Provider):
 
     async def send(self, request: Request) -> Answer:
         """Make one attempt."""
-        refuse_streaming(request.body)
+        if request.body.get("stream"):
+            return await self.stream(request, nobody_reads)
         url = self._urls.get(request.url) or self._join(request.url)
-        content = _encode(request)
+        content = _encode(request.body)
         if self._engine is None:
             self._engine = self._make_engine()
         status, headers, body = await self._engine.post(url, content)
         return read_answer(status, headers, body, self._secrets.texts)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """Make one attempt whose answer comes in pieces."""
+        url = self._urls.get(request.url) or self._join(request.url)
+        content = _encode(streamed_body(request))
+        if self._engine is None:
+            self._engine = self._make_engine()
+        post = partial(self._engine.stream, url, content)
+        return await read_stream(request, post, emit, self._secrets.texts)
 
     async def aclose(self) -> None:
         """Drop all connections, but leave a client that was handed in open."""
@@ -229,13 +241,13 @@ class _Hidden:
         return "<hidden>"
 
 
-def _encode(request: Request) -> bytes:
+def _encode(body: Mapping[str, Any]) -> bytes:
     try:
-        return to_json(request.body)
+        return to_json(body)
     except (PydanticSerializationError, ValueError, UnicodeError):
         # What the quick encoder refuses, such as half a surrogate pair, has a form in JSON.
         try:
-            return json.dumps(request.body, separators=(",", ":")).encode("ascii")
+            return json.dumps(body, separators=(",", ":")).encode("ascii")
         except (TypeError, ValueError, RecursionError) as exc:
             raise ProviderRefused(
                 400, f"the body cannot be written as JSON: {exc}; nothing was sent", "invalid_body"

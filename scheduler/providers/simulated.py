@@ -25,8 +25,10 @@ from pydantic_core import to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
-from scheduler.providers.answers import read_answer, refuse_streaming
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.answers import read_answer
+from scheduler.providers.base import Answer, Emit, Provider
+from scheduler.providers.engines import Reply as HttpReply
+from scheduler.providers.engines import Take
 from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.simulated_answers import (
     MAX_OUTPUT_TOKENS,
@@ -41,6 +43,7 @@ from scheduler.providers.simulated_answers import (
     usage_body,
 )
 from scheduler.providers.simulated_bill import SIMULATED_PRICES, Bill, Billed, PriceList
+from scheduler.providers.simulated_events import ERROR, STREAMED, make_events
 from scheduler.providers.simulated_faults import (
     MAYBE_BILLED,
     PAGE,
@@ -50,6 +53,7 @@ from scheduler.providers.simulated_faults import (
     Faults,
 )
 from scheduler.providers.simulated_limits import Charge, Limiter
+from scheduler.providers.streaming import nobody_reads, read_stream
 from scheduler.request import EMBEDDINGS, MODERATIONS, Duration, Request, Usage
 
 __all__ = ["SIMULATED_PRICES", "Bill", "Billed", "Fault", "Reply", "Simulated", "Spread"]
@@ -193,7 +197,8 @@ class Simulated(Provider):
 
     async def send(self, request: Request) -> Answer:
         """Make one attempt."""
-        refuse_streaming(request.body)
+        if request.body.get("stream"):
+            return await self.stream(request, nobody_reads)
         reply = self.reply(request.url, request.body)
         if self.bill_cancelled:
             self.settle(reply, request.url, request.body, request.key)
@@ -215,6 +220,36 @@ class Simulated(Provider):
             reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers,
             read_limits(reply.headers),
         )  # fmt: skip
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """Make one attempt whose answer comes in pieces."""
+
+        async def post(take: Take) -> HttpReply:
+            reply = self.reply(request.url, request.body)
+            is_whole = reply.status != 200 or reply.body is None or request.url not in STREAMED
+            self.settle(reply, request.url, request.body, request.key)
+            try:
+                if is_whole:
+                    await asyncio.sleep(reply.wait_s)
+                    return reply.status, reply.headers, reply.encoded()
+                await self._send_events(reply, request.url, take)
+            finally:
+                self.finish(reply)
+            return 200, reply.headers, b""
+
+        return await read_stream(request, post, emit)
+
+    async def _send_events(self, reply: Reply, url: str, take: Take) -> None:
+        assert reply.body is not None
+        events = make_events(url, reply.body, with_usage=True)
+        for place, event in enumerate(events):
+            await asyncio.sleep(reply.wait_s / len(events))
+            if place == len(events) // 2 and reply.fault is Fault.STREAM_CUT:
+                raise TransportFailed("the connection was reset (simulated)")
+            if place == len(events) // 2 and reply.fault is Fault.STREAM_ERROR:
+                await take(ERROR)
+                return
+            await take(event)
 
     def finish(self, reply: Reply) -> None:
         """The call is over, however it ended. To be called once for each reply."""

@@ -334,34 +334,6 @@ def make_moderation(question: Question, number: int) -> dict[str, Any]:
     return {"id": f"modr-sim{number:08d}", "model": question.model, "results": results}
 
 
-def make_events(body: Mapping[str, Any], pieces: int, with_usage: bool) -> list[bytes]:
-    """A chat answer as server-sent events: some words each, the end, usage if asked for."""
-    head = {key: body[key] for key in ("id", "created", "model")}
-    head["object"] = "chat.completion.chunk"
-
-    def event(choices: list[dict[str, Any]], usage: Any = None) -> bytes:
-        chunk = {**head, "choices": choices}
-        if with_usage:
-            chunk["usage"] = usage
-        return b"data: %s\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
-
-    events = []
-    for choice in body["choices"]:
-        place, words = choice["index"], choice["message"]["content"].split(" ")
-        size = -(-len(words) // pieces)
-        for start in range(0, len(words), size):
-            text = " ".join(words[start : start + size])
-            delta = {"content": text if start == 0 else f" {text}"}
-            if start == 0:
-                delta["role"] = "assistant"
-            events.append(event([{"index": place, "delta": delta, "finish_reason": None}]))
-        end = {"index": place, "delta": {}, "finish_reason": choice["finish_reason"]}
-        events.append(event([end]))
-    if with_usage and "usage" in body:
-        events.append(event([], body["usage"]))
-    return [*events, b"data: [DONE]\n\n"]
-
-
 def error_body(
     message: str, kind: str, code: str | None, param: str | None = None
 ) -> dict[str, Any]:

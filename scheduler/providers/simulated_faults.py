@@ -25,6 +25,8 @@ class Fault(StrEnum):
     TRUNCATED = "truncated"  # half a body; billed
     NO_USAGE = "no_usage"  # an answer without usage; billed
     HUGE_USAGE = "huge_usage"  # a hundred times what it should be; billed
+    STREAM_CUT = "stream_cut"  # a stream breaks off halfway; billed
+    STREAM_ERROR = "stream_error"  # a stream ends in an error halfway; billed
     SLOW = "slow"  # ten times the latency, at least a second; billed
 
     @classmethod

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from scheduler.providers.simulated import Fault, Reply
-from scheduler.providers.simulated_answers import error_body, make_events
-from scheduler.request import CHAT, ENDPOINTS
+from scheduler.providers.simulated_answers import error_body
+from scheduler.providers.simulated_events import ERROR, STREAMED, make_events
+from scheduler.request import ENDPOINTS, RESPONSES
 
 if TYPE_CHECKING:
     from scheduler.providers.simulated_server import Service
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_BODY_BYTES = 32 * 1024 * 1024
-STREAM_PIECES = 12
 
 _PHRASES = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
@@ -149,8 +149,8 @@ class Connection(asyncio.Protocol):
     def _answer(self, path: str, body: dict[str, Any], caller: str) -> None:
         """Have the provider decide, bill, and answer when it is time."""
         is_streamed = bool(body.get("stream"))
-        if is_streamed and path != CHAT:
-            raise Refused(400, f"Only {CHAT} is simulated with 'stream'.")
+        if is_streamed and path not in STREAMED:
+            raise Refused(400, f"{path} does not stream.")
         provider = self._service.provider
         reply = self._reply = provider.reply(path, body)
         if provider.bill_cancelled:
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         if is_streamed and reply.status == 200 and reply.body is not None and not _is_silent(reply):
             options = body.get("stream_options")
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            events = make_events(reply.body, STREAM_PIECES, with_usage)
+            events = make_events(path, reply.body, with_usage or path == RESPONSES)
             self._start_stream(reply, events, path, body, caller)
         elif reply.wait_s > 0:
             self._is_busy = True
@@ -231,6 +231,11 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._transport.is_closing():
             return
+        if place == len(events) // 2 and reply.fault is Fault.STREAM_CUT:
+            self._reset()
+            return
+        if place == len(events) // 2 and reply.fault is Fault.STREAM_ERROR:
+            events[place:] = [ERROR]
         self._transport.write(b"%x\r\n%s\r\n" % (len(events[place]), events[place]))
         if place + 1 < len(events):
             self._timer = self._loop.call_later(

@@ -185,14 +185,21 @@ def test_prices_are_looked_up_by_provider_or_by_base_url(base_url, source):
     assert OpenAI(base_url=base_url).price_source == source
 
 
-async def test_a_stream_is_refused_before_anything_is_sent():
+async def test_a_body_that_asks_for_a_stream_is_read_to_its_end_as_a_whole():
+    chunk = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {"content": "hi"},
+             "finish_reason": "stop"}]}  # fmt: skip
+    last = {"id": "c", "model": "m", "choices": [], "usage": GOOD["usage"]}
+    events = [f"data: {json.dumps(each)}\n\n" for each in (chunk, last)]
+
     def handler(request):
-        raise AssertionError("sent")
+        assert json.loads(request.content)["stream_options"] == {"include_usage": True}
+        return httpx.Response(200, text="".join(events) + "data: [DONE]\n\n",
+                              headers={"content-type": "text/event-stream"})  # fmt: skip
 
-    with pytest.raises(ProviderRefused, match="stream") as caught:
-        await ask(handler, Request({**CHAT.body, "stream": True}))
+    answer = await ask(handler, Request({**CHAT.body, "stream": True}))
 
-    assert caught.value.is_billed is False
+    assert answer.body["choices"][0]["message"]["content"] == "hi"
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (9, 1)
 
 
 async def test_a_body_that_is_no_json_is_refused_and_half_a_surrogate_pair_is_not():

@@ -221,7 +221,7 @@ async def test_a_chat_can_be_streamed(with_usage):
 async def test_streams_elsewhere_are_refused():
     async with serving(Simulated()) as client:
         answer = await client.post(
-            "/v1/responses", json={"model": "m", "input": "a", "stream": True}
+            "/v1/embeddings", json={"model": "m", "input": "a", "stream": True}
         )
 
     assert answer.status_code == 400

@@ -1,0 +1,265 @@
+"""Streamed answers: what to ask for, what its reader sees, and the whole that it amounts to.
+
+Four dialects: OpenAI's chat and text completions, its Responses API, Anthropic's Messages.
+An answer put together here looks like the one the same call gives without a stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from scheduler.errors import CallFailed, StreamBroken, cut
+from scheduler.providers.answers import Secrets, hide, read_answer
+from scheduler.providers.base import Answer, Emit
+from scheduler.providers.engines import Reply, Take
+from scheduler.providers.limit_headers import read_limits
+from scheduler.request import CHAT, COMPLETIONS, Request, StreamEvent
+from scheduler.sse import EventParser
+from scheduler.usage import extract_usage, reported_cost_nusd
+
+DONE = "[DONE]"
+MAX_MESSAGE_CHARS = 500
+_ASKS_FOR_USAGE = (CHAT, COMPLETIONS)
+_RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
+_JOINED = ("content", "refusal", "reasoning_content", "reasoning", "text", "arguments")
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Whether the caller asked for the chunk with the usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def streamed_body(request: Request) -> dict[str, Any]:
+    """The body to send: streamed, and with the usage at the end where that has to be asked for."""
+    body = request.body | {"stream": True}
+    if request.url in _ASKS_FOR_USAGE and not wants_usage(body):
+        options = body.get("stream_options")
+        body["stream_options"] = {**(options if isinstance(options, dict) else {}),
+                                  "include_usage": True}  # fmt: skip
+    return body
+
+
+Post = Callable[[Take], Awaitable[Reply]]
+
+
+async def read_stream(request: Request, post: Post, emit: Emit, secrets: Secrets = ()) -> Answer:
+    """Send, hand over events as they come, give back the whole answer.
+
+    Args:
+        request: What is asked.
+        post: Sends it; hands the bytes of a stream over as they come.
+        emit: Takes the events that are the reader's business.
+        secrets: Keys that must not appear in an error.
+
+    Raises:
+        StreamBroken: It ended before its end.
+        CallFailed: As without a stream, before the first event.
+    """
+    assembly, parser = Assembly(request), EventParser()
+
+    async def take(chunk: bytes) -> None:
+        for event in parser.feed(chunk):
+            shown = assembly.take(event)
+            if shown is not None:
+                await emit(shown)
+
+    headers: Mapping[str, str] = {}
+    try:
+        status, headers, content = await post(take)
+    except CallFailed as error:
+        if not assembly.events:
+            raise
+        if not assembly.is_complete:
+            broken = StreamBroken(error.message, assembly.events)
+            broken.request_id = error.request_id
+            raise broken from error
+        status, content = 200, b""
+    if not assembly.events and not parser.is_begun:
+        return read_answer(status, headers, content, secrets)
+    if assembly.error is not None:
+        said = hide(assembly.error, secrets)
+        raise StreamBroken(f"the provider ended the stream with an error ({said})", assembly.events)
+    if not assembly.is_complete:
+        raise StreamBroken("the stream ended before its end", assembly.events)
+    body = assembly.whole()
+    return Answer(
+        body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
+        headers, read_limits(headers),
+    )  # fmt: skip
+
+
+async def nobody_reads(event: StreamEvent) -> None:
+    """An `Emit` for streams that are wanted as a whole."""
+
+
+class Assembly:
+    """Takes the events of one answer; see the module.
+
+    Attributes:
+        body: The answer so far; None: nothing of it has come.
+        is_complete: The last word has been said, and with it the usage.
+        error: What the provider said went wrong in the middle of it; None: nothing.
+        events: How many have come.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.body: dict[str, Any] | None = None
+        self.is_complete, self.events = False, 0
+        self.error: str | None = None
+        self._hides_usage = request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._is_done = False
+
+    def take(self, event: StreamEvent) -> StreamEvent | None:
+        """Add an event; returns it as its reader sees it, None if it is none of their business."""
+        if event.data.strip() == DONE:
+            self._is_done = True
+            self.is_complete = self.body is not None
+            return None
+        self.events += 1
+        try:
+            chunk = event.json()
+        except (ValueError, RecursionError):
+            return event
+        if not isinstance(chunk, dict):
+            return event
+        kind = chunk.get("type")
+        if chunk.get("error") and kind != "response.failed":
+            self._failed(chunk["error"])
+        elif kind in _RESPONSE_ENDS and isinstance(chunk.get("response"), dict):
+            self.body, self.is_complete = chunk["response"], True
+        elif kind == "error":
+            self._failed(chunk)
+        elif isinstance(kind, str):
+            self._part(kind, chunk)
+        elif isinstance(chunk.get("choices"), list):
+            return self._chunk(chunk, event)
+        return event
+
+    def whole(self) -> dict[str, Any]:
+        """The answer as the same call without a stream gives it."""
+        for choice in self._choices.values():
+            for call in (choice.get("message") or {}).get("tool_calls") or ():
+                call.pop("index", None)
+        return self.body or {}
+
+    def _failed(self, error: Any) -> None:
+        found = error if isinstance(error, dict) else {"message": error}
+        words = [found.get("type"), found.get("code"), found.get("message")]
+        text = ": ".join(str(word) for word in words if word and word != "error")
+        self.error = cut(text or json.dumps(error, default=str), MAX_MESSAGE_CHARS)
+
+    # OpenAI's chunks
+
+    def _chunk(self, chunk: dict[str, Any], event: StreamEvent) -> StreamEvent | None:
+        if self.body is None:
+            kind = str(chunk.get("object", "")).removesuffix(".chunk")
+            self.body = {
+                key: value for key, value in chunk.items() if key not in ("choices", "usage")
+            }
+            self.body |= {"object": kind, "choices": []}
+        for part in chunk["choices"]:
+            if isinstance(part, dict):
+                self._choice(part)
+        self.body["choices"] = [self._choices[place] for place in sorted(self._choices)]
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self.body["usage"] = usage
+            ended = (choice.get("finish_reason") for choice in self._choices.values())
+            self.is_complete = self.is_complete or (bool(self._choices) and all(ended))
+        if not self._hides_usage or "usage" not in chunk:
+            return event
+        if not chunk["choices"]:
+            return None  # it is there only because we asked for it
+        shown = {key: value for key, value in chunk.items() if key != "usage"}
+        return StreamEvent(json.dumps(shown, separators=(",", ":")), event.event)
+
+    def _choice(self, part: dict[str, Any]) -> None:
+        place = part.get("index", 0)
+        choice = self._choices.setdefault(place, {"index": place})
+        for name, value in part.items():
+            if name == "delta" and isinstance(value, dict):
+                _merge(choice.setdefault("message", {"role": "assistant", "content": None}), value)
+            elif name == "text" and isinstance(value, str):
+                choice["text"] = choice.get("text", "") + value
+            elif name == "logprobs" and isinstance(value, dict):
+                _merge(choice.setdefault("logprobs", {}) or {}, value)
+            elif name != "delta" and (value is not None or name not in choice):
+                choice[name] = value
+
+    # Anthropic's parts
+
+    def _part(self, kind: str, chunk: dict[str, Any]) -> None:
+        place, delta = chunk.get("index", 0), chunk.get("delta")
+        if kind == "message_start" and isinstance(chunk.get("message"), dict):
+            self.body = {**chunk["message"], "content": []}
+        elif self.body is None:
+            return
+        elif kind == "content_block_start" and isinstance(chunk.get("content_block"), dict):
+            self._blocks[place] = block = dict(chunk["content_block"])
+            self.body["content"] = [self._blocks[each] for each in sorted(self._blocks)]
+            block.pop("_json", None)
+        elif kind == "content_block_delta" and place in self._blocks and isinstance(delta, dict):
+            _add_to_block(self._blocks[place], delta)
+        elif kind == "content_block_stop" and place in self._blocks:
+            _close_block(self._blocks[place])
+        elif kind == "message_delta":
+            self.body.update(delta if isinstance(delta, dict) else {})
+            usage = chunk.get("usage")
+            if isinstance(usage, dict):  # cumulative
+                told = {key: value for key, value in usage.items() if value is not None}
+                self.body["usage"] = {**(self.body.get("usage") or {}), **told}
+                self.is_complete = self.body.get("stop_reason") is not None
+        elif kind == "message_stop":
+            self.is_complete = True
+
+
+def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Add a delta: texts are joined, numbered lists by their numbers, others replace."""
+    for name, value in delta.items():
+        old = into.get(name)
+        if isinstance(value, str) and isinstance(old, str) and name in _JOINED:
+            into[name] = old + value
+        elif isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        elif isinstance(value, list) and all(_is_numbered(item) for item in value):
+            into[name] = _merge_list(old if isinstance(old, list) else [], value)
+        elif isinstance(value, list) and isinstance(old, list):
+            old.extend(value)
+        elif value is not None or name not in into:
+            into[name] = value
+
+
+def _is_numbered(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("index"), int)
+
+
+def _merge_list(old: list[Any], parts: list[dict[str, Any]]) -> list[Any]:
+    by_place = {item["index"]: item for item in old if _is_numbered(item)}
+    for part in parts:
+        _merge(by_place.setdefault(part["index"], {"index": part["index"]}), part)
+    return [by_place[place] for place in sorted(by_place)]
+
+
+def _add_to_block(block: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name in ("text", "thinking", "signature"):
+        if isinstance(delta.get(name), str):
+            block[name] = (block.get(name) or "") + delta[name]
+    if isinstance(delta.get("partial_json"), str):
+        block["_json"] = block.get("_json", "") + delta["partial_json"]
+    if isinstance(delta.get("citation"), dict):
+        block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+
+
+def _close_block(block: dict[str, Any]) -> None:
+    text = block.pop("_json", None)
+    if text is None:
+        return
+    try:
+        block["input"] = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        block["input"] = text
