@@ -172,8 +172,6 @@ def _request(fields: dict[str, Any], options: LineOptions) -> Request:
     if not isinstance(body.get("model"), str) or not body["model"]:
         raise ValueError("names no model; add one, or give -m MODEL for lines without")
     body["model"].encode()  # a lone surrogate is no text
-    if body.get("stream"):
-        raise ValueError("asks for a stream; batches take whole answers only, remove 'stream'")
     if url == CHAT and not isinstance(body.get("messages"), list):
         raise ValueError("messages is not a list")
     return Request(body, url=url)

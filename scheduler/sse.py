@@ -74,6 +74,6 @@ class EventParser:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value.decode("utf-8", "replace"))
-            self._size += len(value)
+            self._size += len(value) + 1
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")

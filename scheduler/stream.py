@@ -46,7 +46,8 @@ class ResponseStream:
         event = await self._pipe.get()
         if event is not None:
             return event
-        self._future.result()  # raises what went wrong
+        if not self._future.cancelled():  # closed: there is no more to say
+            self._future.result()  # raises what went wrong
         raise StopAsyncIteration
 
     async def response(self) -> Response:

@@ -95,7 +95,6 @@ def test_a_given_model_is_for_lines_that_name_none(body, model):
         ('{"body": {"model": "m", "messages": []}, "url": "/x"}', "url '/x' is not one of"),
         ('{"body": {"model": "m", "messages": []}, "url": ["/x"]}', "url ['/x'] is not one of"),
         ('{"body": "x"}', "body is not an object but str"),
-        ('{"model": "m", "messages": [], "stream": true}', "asks for a stream"),
         ('{"custom_id": 5, "prompt": "x"}', "custom_id 5 is not a text"),
         ('{"custom_id": "", "prompt": "x"}', "custom_id '' is not a text"),
         ('{"custom_id": "%s", "prompt": "x"}' % ("a" * 501), "is not a text of 1 to 500"),

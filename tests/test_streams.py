@@ -14,7 +14,9 @@ from scheduler import (
     Budget,
     CallTimeout,
     OpenAI,
+    ProviderOverloaded,
     ProviderRefused,
+    RateLimited,
     Request,
     RequestState,
     Scheduler,
@@ -23,7 +25,7 @@ from scheduler import (
     StreamEvent,
 )
 from scheduler.providers.simulated_server import running_server
-from scheduler.providers.streaming import Assembly, streamed_body
+from scheduler.providers.streaming import Assembly, read_stream, streamed_body
 from scheduler.request import CHAT, MESSAGES, RESPONSES
 from scheduler.sse import EventParser
 from scheduler.stream import ROOM
@@ -135,6 +137,30 @@ def test_several_choices_refusals_and_reasoning_are_told_apart():
     assert (second["content"], second["refusal"]) == ("b1", "no")
 
 
+def test_usage_with_every_chunk_is_not_the_last_word():
+    first = chunk([delta(0, content="a")], usage={**USAGE, "completion_tokens": 1})
+    ended = chunk([delta(0, "stop")], usage={**USAGE, "completion_tokens": 1})
+    assembly, _ = put_together([first, ended])
+    assert not assembly.is_complete  # of two answers the second may not have begun
+
+    assembly, _ = put_together([first, ended, chunk([], usage=USAGE)])
+    assert assembly.is_complete
+
+
+def test_logprobs_are_collected_and_empty_repetitions_take_nothing_away():
+    call = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": "{"}}
+    again = {"index": 0, "id": "", "function": {"name": "", "arguments": "}"}}
+    probs = [{"index": 0, "delta": {"tool_calls": [each]}, "logprobs": told}
+             for each, told in ((call, None), (again, {"content": [{"token": "a"}]}),
+                                ({"index": 0}, {"content": []}))]  # fmt: skip
+    assembly, _ = put_together([chunk([each]) for each in probs])
+
+    (choice,) = assembly.whole()["choices"]
+    assert choice["logprobs"] == {"content": [{"token": "a"}]}
+    assert choice["message"]["tool_calls"] == [
+        {"id": "call_1", "function": {"name": "f", "arguments": "{}"}}]  # fmt: skip
+
+
 def test_who_asked_for_the_usage_sees_it():
     request = Request({"model": "m", "stream_options": {"include_usage": True}})
     _, shown = put_together(
@@ -237,12 +263,61 @@ def test_an_error_in_the_middle_is_told_and_completes_nothing():
     assert (assembly.error, assembly.is_complete) == ("server_error: boom", False)
 
 
-@pytest.mark.parametrize("data", ["nonsense", "[1]", "7", '{"choices": [7, {"delta": 5}]}', "{}"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"choices": [{"index": [], "delta": {"content": "x"}}]}',
+        "nonsense",
+        "[1]",
+        "7",
+        '{"choices": [7, {"delta": 5}]}',
+        "{}",
+    ],
+)
 def test_odd_events_are_handed_on_and_harm_nothing(data):
     assembly, shown = put_together([StreamEvent(data)])
 
     assert not assembly.is_complete
     assert shown == [StreamEvent(data)]
+
+
+async def _read_all(text, emit=None):
+    async def post(take):
+        await take(text.encode())
+        return 200, {"x-request-id": "req-1"}, b""
+
+    seen = []
+
+    async def note(event):
+        seen.append(event)
+
+    return await read_stream(Request({"model": "m"}), post, emit or note), seen
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("error", "kind", "is_billed", "is_retryable"),
+    [
+        ({"type": "overloaded_error", "message": "Overloaded"}, ProviderOverloaded, None, True),
+        ({"type": "rate_limit_error", "message": "slow down"}, RateLimited, False, True),
+        ({"type": "api_error", "message": "boom"}, ProviderOverloaded, None, True),
+    ],
+)
+async def test_an_error_as_the_first_event_is_like_an_error_status(
+    error, kind, is_billed, is_retryable
+):
+    with pytest.raises(kind) as caught:
+        await _read_all(f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n")
+
+    assert (caught.value.is_billed, caught.value.is_retryable) == (is_billed, is_retryable)
+
+
+@pytest.mark.anyio
+async def test_what_broke_off_keeps_the_providers_id_for_it():
+    with pytest.raises(StreamBroken, match="ended before its end") as caught:
+        await _read_all(f"data: {chunk([delta(content='x')]).data}\n\n")
+
+    assert (caught.value.request_id, caught.value.events) == ("req-1", 1)
 
 
 # In the scheduler

@@ -32,7 +32,6 @@ CONNECT_TIMEOUT_S = 10.0
 IDLE_CONNECTION_S = 4.5
 TCP_KEEPALIVE_S = 60.0
 CHUNK_BYTES = 65_536
-LONGEST_STREAM_S = 86_400.0
 
 # What reqwest says when, and only when, no connection was made. Its other words for a failure
 # ("connection error", "connection timeout") also cover what breaks after sending.
@@ -78,17 +77,23 @@ class QuickEngine:
     ) -> None:
         from pyreqwest.client import ClientBuilder
 
-        builder = (
-            ClientBuilder()
-            .default_headers(dict(headers))
-            .follow_redirects(False)
-            .referer(False)
-            .connect_timeout(timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)))
-            .timeout(timedelta(seconds=timeout_s))
-            .pool_idle_timeout(timedelta(seconds=IDLE_CONNECTION_S))
-            .tcp_keepalive(timedelta(seconds=TCP_KEEPALIVE_S))
-        )
-        self._client: Client = (builder if use_proxies else builder.no_proxy()).build()
+        def builder() -> ClientBuilder:
+            made = (
+                ClientBuilder()
+                .default_headers(dict(headers))
+                .follow_redirects(False)
+                .referer(False)
+                .connect_timeout(timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)))
+                .pool_idle_timeout(timedelta(seconds=IDLE_CONNECTION_S))
+                .tcp_keepalive(timedelta(seconds=TCP_KEEPALIVE_S))
+            )
+            return made if use_proxies else made.no_proxy()
+
+        timeout = timedelta(seconds=timeout_s)
+        self._client: Client = builder().timeout(timeout).build()
+        # A stream may take longer than that in all, but not between two of its pieces.
+        self._patient_builder = builder().read_timeout(timeout)
+        self._patient: Client | None = None
         self._timeout_s, self._max_body_bytes = timeout_s, max_body_bytes
 
     async def post(self, url: str, content: bytes) -> Reply:
@@ -117,18 +122,20 @@ class QuickEngine:
     async def stream(self, url: str, content: bytes, take: Take) -> Reply:
         """Send once, hand over events as they come."""
         headers: Mapping[str, str] = {}
+        if self._patient is None:
+            self._patient = self._patient_builder.build()
         try:
             request = (
-                self._client.post(url)
+                self._patient.post(url)
                 .body_bytes(content)
-                .timeout(timedelta(seconds=LONGEST_STREAM_S))
                 .streamed_read_buffer_limit(0)
                 .build_streamed()
             )
         except ValueError as exc:
             raise TransportFailed(f"could not be sent: {exc}", False) from exc
+        patience = _Patience(self._timeout_s)
         try:
-            async with _Patience(self._timeout_s) as patience, request as response:
+            async with patience, request as response:
                 headers = dict(response.headers.items())
                 if not is_stream(response.status, headers):
                     return response.status, headers, await self._read(response, headers)
@@ -146,6 +153,8 @@ class QuickEngine:
                     patience.pause()
                     await take(chunk.to_bytes())
         except TimeoutError as exc:
+            if not patience.has_ended:
+                raise  # its reader's own
             raise _silent(self._timeout_s, headers) from exc
         except Exception as exc:
             explained = explain_quick(exc, self._timeout_s)
@@ -170,6 +179,8 @@ class QuickEngine:
     async def aclose(self) -> None:
         """Drop idle connections."""
         await self._client.close()
+        if self._patient is not None:
+            await self._patient.close()
 
 
 def explain_quick(exc: BaseException, timeout_s: float) -> CallFailed | None:
@@ -249,11 +260,12 @@ class HttpxEngine:
         import httpx
 
         headers: Mapping[str, str] = {}
+        patience = _Patience(self._timeout_s)
         try:
             request = self._client.build_request(
                 "POST", url, content=content, headers=self._headers, timeout=self._timeout
             )
-            async with _Patience(self._timeout_s) as patience:
+            async with patience:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
                 headers = response.headers
                 try:
@@ -272,6 +284,8 @@ class HttpxEngine:
                 finally:
                     await response.aclose()
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as exc:
+            if isinstance(exc, TimeoutError) and not patience.has_ended:
+                raise  # its reader's own
             explained = explain_httpx(exc, self._timeout_s)
             explained.request_id = call_id(headers)
             raise explained from exc
@@ -330,6 +344,11 @@ class _Patience:
 
     async def __aexit__(self, *exc: Any) -> None:
         await self._timeout.__aexit__(*exc)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is this timeout that ended the wait."""
+        return self._timeout.expired()
 
     def renew(self) -> None:
         """Something has come, or is asked for: wait from now on."""

@@ -10,10 +10,10 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from scheduler.errors import CallFailed, StreamBroken, cut
-from scheduler.providers.answers import Secrets, hide, read_answer
+from scheduler.errors import CallFailed, ProviderError, RateLimited, StreamBroken, cut
+from scheduler.providers.answers import Secrets, hide, read_answer, read_error
 from scheduler.providers.base import Answer, Emit
-from scheduler.providers.engines import Reply, Take
+from scheduler.providers.engines import Reply, Take, call_id
 from scheduler.providers.limit_headers import read_limits
 from scheduler.request import CHAT, COMPLETIONS, Request, StreamEvent
 from scheduler.sse import EventParser
@@ -23,6 +23,7 @@ DONE = "[DONE]"
 MAX_MESSAGE_CHARS = 500
 _ASKS_FOR_USAGE = (CHAT, COMPLETIONS)
 _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
+_STATUSES = {"rate_limit": 429, "overloaded": 529, "insufficient_quota": 429, "billing": 402}
 _JOINED = ("content", "refusal", "reasoning_content", "reasoning", "text", "arguments")
 
 
@@ -63,6 +64,8 @@ async def read_stream(request: Request, post: Post, emit: Emit, secrets: Secrets
     async def take(chunk: bytes) -> None:
         for event in parser.feed(chunk):
             shown = assembly.take(event)
+            if assembly.error is not None and assembly.events == 1:
+                return  # nothing of an answer: judged below, like an error status
             if shown is not None:
                 await emit(shown)
 
@@ -73,22 +76,43 @@ async def read_stream(request: Request, post: Post, emit: Emit, secrets: Secrets
         if not assembly.events:
             raise
         if not assembly.is_complete:
-            broken = StreamBroken(error.message, assembly.events)
-            broken.request_id = error.request_id
-            raise broken from error
+            raise _broken(error.message, assembly, error.request_id) from error
         status, content = 200, b""
     if not assembly.events and not parser.is_begun:
         return read_answer(status, headers, content, secrets)
     if assembly.error is not None:
+        if assembly.events == 1:
+            raise _refused_at_once(assembly, headers, secrets)
         said = hide(assembly.error, secrets)
-        raise StreamBroken(f"the provider ended the stream with an error ({said})", assembly.events)
+        problem = f"the provider ended the stream with an error ({said})"
+        raise _broken(problem, assembly, call_id(headers))
     if not assembly.is_complete:
-        raise StreamBroken("the stream ended before its end", assembly.events)
+        raise _broken("the stream ended before its end", assembly, call_id(headers))
     body = assembly.whole()
     return Answer(
         body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
         headers, read_limits(headers),
     )  # fmt: skip
+
+
+def _broken(problem: str, assembly: Assembly, request_id: str | None) -> StreamBroken:
+    broken = StreamBroken(problem, assembly.events)
+    broken.request_id = request_id
+    return broken
+
+
+def _refused_at_once(
+    assembly: Assembly, headers: Mapping[str, str], secrets: Secrets
+) -> ProviderError:
+    """The error that a stream consists of, as if it had come with a status of its own.
+
+    Whether it was billed nobody says, but for a rate limit.
+    """
+    words = assembly.error or ""
+    status = next((code for word, code in _STATUSES.items() if word in words), 500)
+    error = read_error(status, headers, assembly.last.encode(), secrets)
+    error.is_billed = False if isinstance(error, RateLimited) else None
+    return error
 
 
 async def nobody_reads(event: StreamEvent) -> None:
@@ -103,12 +127,14 @@ class Assembly:
         is_complete: The last word has been said, and with it the usage.
         error: What the provider said went wrong in the middle of it; None: nothing.
         events: How many have come.
+        last: The data of the last one.
     """
 
     def __init__(self, request: Request) -> None:
         self.body: dict[str, Any] | None = None
         self.is_complete, self.events = False, 0
         self.error: str | None = None
+        self.last = ""
         self._hides_usage = request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
         self._choices: dict[int, dict[str, Any]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
@@ -121,6 +147,7 @@ class Assembly:
             self.is_complete = self.body is not None
             return None
         self.events += 1
+        self.last = event.data
         try:
             chunk = event.json()
         except (ValueError, RecursionError):
@@ -169,8 +196,9 @@ class Assembly:
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self.body["usage"] = usage
+            # Some send it with every chunk: only the one without choices is the last word.
             ended = (choice.get("finish_reason") for choice in self._choices.values())
-            self.is_complete = self.is_complete or (bool(self._choices) and all(ended))
+            self.is_complete = not chunk["choices"] and bool(self._choices) and all(ended)
         if not self._hides_usage or "usage" not in chunk:
             return event
         if not chunk["choices"]:
@@ -179,7 +207,7 @@ class Assembly:
         return StreamEvent(json.dumps(shown, separators=(",", ":")), event.event)
 
     def _choice(self, part: dict[str, Any]) -> None:
-        place = part.get("index", 0)
+        place = _place(part)
         choice = self._choices.setdefault(place, {"index": place})
         for name, value in part.items():
             if name == "delta" and isinstance(value, dict):
@@ -187,14 +215,16 @@ class Assembly:
             elif name == "text" and isinstance(value, str):
                 choice["text"] = choice.get("text", "") + value
             elif name == "logprobs" and isinstance(value, dict):
-                _merge(choice.setdefault("logprobs", {}) or {}, value)
+                if not isinstance(choice.get(name), dict):
+                    choice[name] = {}
+                _merge(choice[name], value)
             elif name != "delta" and (value is not None or name not in choice):
                 choice[name] = value
 
     # Anthropic's parts
 
     def _part(self, kind: str, chunk: dict[str, Any]) -> None:
-        place, delta = chunk.get("index", 0), chunk.get("delta")
+        place, delta = _place(chunk), chunk.get("delta")
         if kind == "message_start" and isinstance(chunk.get("message"), dict):
             self.body = {**chunk["message"], "content": []}
         elif self.body is None:
@@ -218,6 +248,11 @@ class Assembly:
             self.is_complete = True
 
 
+def _place(part: Mapping[str, Any]) -> int:
+    place = part.get("index", 0)
+    return place if isinstance(place, int) else 0
+
+
 def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
     """Add a delta: texts are joined, numbered lists by their numbers, others replace."""
     for name, value in delta.items():
@@ -226,11 +261,11 @@ def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
             into[name] = old + value
         elif isinstance(value, dict) and isinstance(old, dict):
             _merge(old, value)
-        elif isinstance(value, list) and all(_is_numbered(item) for item in value):
+        elif isinstance(value, list) and value and all(_is_numbered(item) for item in value):
             into[name] = _merge_list(old if isinstance(old, list) else [], value)
         elif isinstance(value, list) and isinstance(old, list):
             old.extend(value)
-        elif value is not None or name not in into:
+        elif (value is not None and value != "") or not old:  # an id is repeated empty by some
             into[name] = value
 
 

@@ -1,0 +1,265 @@
+"""What services that are called over HTTP have in common.
+
+What an answer means for the ledger is decided in `scheduler.providers.answers`, what a broken
+connection means in `scheduler.providers.engines`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from pydantic_core import PydanticSerializationError, to_json
+
+from scheduler.duration import parse_duration_ms
+from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
+from scheduler.providers.answers import read_answer
+from scheduler.providers.base import Answer, Emit, Provider
+from scheduler.providers.engines import Engine, HttpxEngine, QuickEngine
+from scheduler.providers.streaming import nobody_reads, read_stream, streamed_body
+from scheduler.request import Duration, Request
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
+PLAIN_HEADERS = frozenset({
+    "accept", "accept-encoding", "accept-language", "connection", "content-type", "host",
+    "user-agent",
+})  # fmt: skip
+
+_PATH = re.compile(r"/[\w\-./:~%]*(\?[\w\-.=&%]*)?", re.ASCII)
+_MAX_KNOWN_PATHS = 1000
+
+
+class HttpProvider(Provider):
+    """What services behind HTTP have in common: a key, a base URL, an engine, secrets to hide.
+
+    Nothing is read but the environment, and no connection is made, before the first `send`.
+    """
+
+    key_variable = ""
+    """The environment variable that has the key."""
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        base_url: str,
+        client: httpx.AsyncClient | None,
+        timeout: Duration,
+        headers: Mapping[str, str] | None,
+        max_body_bytes: int,
+        on_unknown: str,
+    ) -> None:
+        self.name, self.on_unknown = name, on_unknown
+        self._key = SecretStr(_clean_key(key, self.key_variable))
+        self.base_url = _clean_url(base_url, self.key_variable)
+        parts = urlsplit(self.base_url)
+        self.host = parts.hostname or ""
+        self.price_source = self.base_url
+        self._is_local = is_loopback(self.host)
+        self._has_path = bool(parts.path)
+        self._own_headers = {key.lower(): SecretStr(text) for key, text in (headers or {}).items()}
+        self._client, self._max_body_bytes = client, max_body_bytes
+        self._timeout_s = parse_duration_ms(timeout, "timeout") / 1000
+        if not self._timeout_s:
+            raise ConfigError("timeout", "0 leaves no time for an answer")
+        self._engine: Engine | None = None
+        self._urls: dict[str, str] = {}
+        self._secrets = _Hidden(self._all_secrets())
+
+    def __repr__(self) -> str:
+        key = "set" if self._key.get_secret_value() else "not set"
+        kind = type(self).__name__
+        return f"{kind}({self.name!r}, base_url={self.base_url!r}, api_key=<{key}>)"
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is something to authenticate with, or nothing is needed."""
+        if self._key.get_secret_value() or self._is_local:
+            return True
+        if CREDENTIAL_HEADERS & self._own_headers.keys():
+            return True
+        client = self._client
+        return client is not None and (
+            client.auth is not None or any(name in client.headers for name in CREDENTIAL_HEADERS)
+        )
+
+    def require_key(self) -> None:
+        """Make sure there is a key, before anything is sent.
+
+        Raises:
+            ConfigError: There is none, and the server is not on this machine.
+        """
+        if not self.has_credentials:
+            raise ConfigError(
+                self.key_variable,
+                f"is not set, and {self.base_url} needs a key; nothing was sent",
+            )
+
+    async def send(self, request: Request) -> Answer:
+        """Make one attempt."""
+        if request.body.get("stream"):
+            return await self.stream(request, nobody_reads)
+        url = self._urls.get(request.url) or self._join(request.url)
+        content = _encode(request.body)
+        if self._engine is None:
+            self._engine = self._make_engine()
+        status, headers, body = await self._engine.post(url, content)
+        return read_answer(status, headers, body, self._secrets.texts)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """Make one attempt whose answer comes in pieces."""
+        url = self._urls.get(request.url) or self._join(request.url)
+        content = _encode(streamed_body(request))
+        if self._engine is None:
+            self._engine = self._make_engine()
+        post = partial(self._engine.stream, url, content)
+        return await read_stream(request, post, emit, self._secrets.texts)
+
+    async def aclose(self) -> None:
+        """Drop all connections, but leave a client that was handed in open."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.aclose()
+
+    def _join(self, path: str) -> str:
+        """The full URL for an endpoint such as ``/v1/chat/completions``.
+
+        Only a path below the base URL is taken: a request file must not be able to send the
+        key somewhere else.
+        """
+        if not _PATH.fullmatch(path) or path.startswith("//") or ".." in path:
+            raise ProviderRefused(
+                400, f"{path!r} is not an endpoint such as '/v1/responses'; nothing was sent",
+                "invalid_url",
+            )  # fmt: skip
+        if self._has_path and (path == "/v1" or path.startswith("/v1/")):
+            url = self.base_url + path.removeprefix("/v1")
+        else:
+            url = self.base_url + path
+        if len(self._urls) < _MAX_KNOWN_PATHS:
+            self._urls[path] = url
+        return url
+
+    def _make_engine(self) -> Engine:
+        if not self.has_credentials:
+            raise CredentialsRefused(
+                401,
+                f"{self.key_variable} is not set, and {self.base_url} needs a key; nothing was sent",
+                "api_key_missing",
+            )
+        headers = self._headers()
+        if self._client is not None:
+            return HttpxEngine(self._client, headers, self._timeout_s, self._max_body_bytes)
+        try:
+            return QuickEngine(
+                headers, self._timeout_s, self._max_body_bytes, use_proxies=not self._is_local
+            )
+        except ImportError:  # there is no build of it for every platform
+            return self._make_httpx_engine(headers)
+
+    def _make_httpx_engine(self, headers: Mapping[str, str]) -> Engine:
+        import httpx
+
+        client = httpx.AsyncClient(
+            trust_env=not self._is_local,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        return HttpxEngine(client, headers, self._timeout_s, self._max_body_bytes, is_owned=True)
+
+    def _headers(self) -> dict[str, str]:
+        from scheduler import __version__
+
+        headers = {
+            "content-type": "application/json",
+            "accept": "application/json",
+            "user-agent": f"llm-budget-scheduler/{__version__}",
+        }
+        own = {name: text.get_secret_value() for name, text in self._own_headers.items()}
+        return {**headers, **self._credentials(self._key.get_secret_value()), **own}
+
+    def _credentials(self, key: str) -> dict[str, str]:
+        """Headers that say who calls."""
+        return {"authorization": f"Bearer {key}"} if key else {}
+
+    def _all_secrets(self) -> list[str]:
+        found = [self._key.get_secret_value()]
+        headers = {} if self._client is None else dict(self._client.headers)
+        headers |= {name: text.get_secret_value() for name, text in self._own_headers.items()}
+        for name in headers.keys() - PLAIN_HEADERS:
+            found += [headers[name], headers[name].split(" ")[-1]]
+        # Placeholders such as "EMPTY" are no secrets, and hiding them would garble errors.
+        return sorted({text for text in found if len(text) >= 8}, key=len, reverse=True)
+
+
+class _Hidden:
+    """Texts that a debugger or a traceback with variables must not show."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return to_json(body)
+    except (PydanticSerializationError, ValueError, UnicodeError):
+        # What the quick encoder refuses, such as half a surrogate pair, has a form in JSON.
+        try:
+            return json.dumps(body, separators=(",", ":")).encode("ascii")
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ProviderRefused(
+                400, f"the body cannot be written as JSON: {exc}; nothing was sent", "invalid_body"
+            ) from None
+
+
+def _clean_key(key: str, variable: str) -> str:
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(variable, "has characters in it that no key has")
+    return key
+
+
+def _clean_url(url: str, variable: str) -> str:
+    try:
+        parts = urlsplit(url.strip())
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_fine = urlsplit(""), False
+    if "@" in url:  # even where it is no URL: what is wrong with it must not show the password
+        raise ConfigError("base_url", f"has a password or an '@' in it; use {variable} or headers")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        raise ConfigError("base_url", f"{url!r} is not a URL such as 'https://api.openai.com/v1'")
+    if parts.query or parts.fragment:
+        shown = url.partition("?")[0].partition("#")[0]
+        raise ConfigError("base_url", f"{shown!r} has more behind its path, which would be lost")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name can only be this machine.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost")
+    (True, True, True)
+    >>> is_loopback("localhost.example.com"), is_loopback("10.0.0.1")
+    (False, False)
+    """
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
