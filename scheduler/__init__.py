@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from scheduler import events
     from scheduler.future import RequestFuture
     from scheduler.pricing import PriceBook
+    from scheduler.providers.anthropic import Anthropic
     from scheduler.providers.base import Answer, Provider
     from scheduler.providers.function import FunctionProvider
     from scheduler.providers.openai import OpenAI
@@ -75,6 +76,7 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: `import scheduler` stays quick for those who only catch errors.
 _LAZY = {
+    "Anthropic": "scheduler.providers.anthropic",
     "Answer": "scheduler.providers.base",
     "FunctionProvider": "scheduler.providers.function",
     "OpenAI": "scheduler.providers.openai",
@@ -90,6 +92,7 @@ _LAZY = {
 
 __all__ = [
     "Answer",
+    "Anthropic",
     "BadAnswer",
     "Budget",
     "BudgetExceeded",

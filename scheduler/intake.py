@@ -5,7 +5,7 @@ Everything that can be refused is refused here, before anything is stored or sen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,6 +23,7 @@ from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
 from scheduler.request import Priority, Quote, Request
+from scheduler.routing import Router
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import NewRequest
 
@@ -57,16 +58,14 @@ class Intake:
         clock: Clock,
         on_exceeded: OnExceeded,
         prevention: Prevention,
+        routes: Mapping[str, str] | None = None,
     ) -> None:
         self.providers = _by_name(providers)
         self.default_provider = next(iter(self.providers))
         self.prices, self.book = prices, BudgetBook()
         self._clock, self._on_exceeded, self._prevention = clock, on_exceeded, prevention
         self._tariffs: dict[str, Tariff] = {}
-        for provider in self.providers.values():
-            for model, price in (provider.prices or {}).items():
-                if model not in prices.own:
-                    prices.set(model, price)
+        self._router = Router(self.providers, routes)
 
     def concurrency(self, most: int) -> dict[str, int]:
         """Most calls at once of each provider; `most` where it sets no limit itself."""
@@ -92,10 +91,13 @@ class Intake:
 
     def quote(self, request: Request) -> Quote:
         """What one attempt may cost. Raises `PriceUnknown`."""
+        request = self._router.route(request)
         return self.tariff(self._provider(request)).quote(self._as_sent(request))
 
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
+        digest = self._as_sent(request).digest() if request.key is not None else ""
+        request = self._router.route(request)
         provider = self._provider(request)
         on_exceeded = on_exceeded or self._on_exceeded
         request = self._with_fallback(self._as_sent(request), on_exceeded)
@@ -125,7 +127,7 @@ class Intake:
         )
         return NewRequest(
             request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
-            request.digest() if request.key is not None else "", self._expiry(request),
+            digest, self._expiry(request),
             tokens=quote.tokens,
         )  # fmt: skip
 
@@ -133,12 +135,16 @@ class Intake:
         """What to ask in place of a request that may not wait: its next model, or, when none is
         left, its own again, which waits. Raises as `prepare`.
         """  # noqa: D205
-        first = request.instead_of or {"model": request.model, "why": _why(lack)}
+        first = request.instead_of or {
+            "model": request.model, "provider": request.provider or "", "why": _why(lack)
+        }  # fmt: skip
         wanted, *rest = request.fallback
-        is_last = wanted == first["model"]
+        is_last = not rest
+        routed, _ = self._router.find(wanted)
         instead = replace(
             request,
             body=request.body | {"model": wanted},
+            provider=first["provider"] or None if is_last or routed is None else None,
             fallback=() if is_last else tuple(rest),
             instead_of=None if is_last else first,
         )
@@ -153,7 +159,9 @@ class Intake:
         models = request.fallback or self._prevention.fallback
         others = tuple(model for model in models if model != request.model)
         for model in others:  # one without a price is told now, not when it is needed
-            self.quote(replace(request, body=request.body | {"model": model}))
+            routed, _ = self._router.find(model)
+            provider = request.provider if routed is None else None
+            self.quote(replace(request, body=request.body | {"model": model}, provider=provider))
         return replace(request, fallback=(*others, request.model) if others else ())
 
     def _as_sent(self, request: Request) -> Request:
@@ -173,7 +181,7 @@ class Intake:
         """How a provider's calls are priced."""
         tariff = self._tariffs.get(provider.name)
         if tariff is None:
-            tariff = provider.tariff or self.prices.tariff(provider.price_source)
+            tariff = provider.tariff or self.prices.tariff(provider.price_source, provider.prices)
             self._tariffs[provider.name] = tariff
         return tariff
 

@@ -25,6 +25,7 @@ from scheduler.request import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
+    MESSAGES,
     MODERATIONS,
     RESPONSES,
     Quote,
@@ -47,6 +48,7 @@ _CAPS = {
     CHAT: ("max_completion_tokens", "max_tokens"),
     COMPLETIONS: ("max_tokens",),
     RESPONSES: ("max_output_tokens",),
+    MESSAGES: ("max_tokens",),
 }
 _REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # these refuse chat's old name for the cap
 _ALL_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -125,14 +127,25 @@ class PriceBook:
         """Add or change a price of the user's own: ``"IN/OUT"`` in USD per million tokens."""
         self._own[model] = (price, Rates.parse(price, f"price of {model}"))
 
-    def tariff(self, price_source: str | None = None) -> Tariff:
+    def own_rates(self, model: str) -> Rates | None:
+        """The user's own rates for a model; None: they have none."""
+        found = self._own.get(model)
+        return None if found is None else found[1]
+
+    def tariff(
+        self, price_source: str | None = None, brought: Mapping[str, str] | None = None
+    ) -> Tariff:
         """Prices as one provider's calls are billed.
 
         Args:
+            brought: Prices that hold for this provider alone, after the user's own; the
+                model ``"*"`` stands for all others.
             price_source: The catalogue's id of the provider, or its base URL. None, or
                 a URL the catalogue does not know: found by the model's name alone.
         """
-        return _BookTariff(self, price_source)
+        listed = {model: Rates.parse(price, f"price of {model}")
+                  for model, price in (brought or {}).items()}  # fmt: skip
+        return _BookTariff(self, price_source, listed)
 
     def rates(self, model: str, price_source: str | None = None, tier: str | None = None) -> Rates:
         """Rates of a model now. Raises `PriceUnknown`."""
@@ -195,13 +208,23 @@ class PriceBook:
 class _BookTariff:
     """A price book as one provider's tariff."""
 
-    def __init__(self, book: PriceBook, price_source: str | None) -> None:
-        self._book, self._source = book, price_source
+    def __init__(
+        self, book: PriceBook, price_source: str | None, brought: Mapping[str, Rates]
+    ) -> None:
+        self._book, self._source, self._brought = book, price_source, brought
+
+    def _fixed(self, model: str) -> Rates | None:
+        """What the user or the provider says it costs."""
+        return self._book.own_rates(model) or self._brought.get(model) or self._brought.get("*")
 
     def quote(self, request: Request) -> Quote:
         if request.url == MODERATIONS:
             return _FREE  # at every provider that has it
-        candidates = self._book.ceilings(request.model, self._source, _tier(request.body))
+        fixed = self._fixed(request.model)
+        candidates = (
+            (fixed,) if fixed is not None
+            else self._book.ceilings(request.model, self._source, _tier(request.body))
+        )  # fmt: skip
         rates = candidates[0]
         into, is_bound = self._bound_input(request)
         output = bound_output_tokens(request, rates.context_tokens)
@@ -238,7 +261,10 @@ class _BookTariff:
         if answer.usage is None:
             return None
         tier = _tier(answer.body) or _tier(request.body)
-        return self._book.rates(request.model, self._source, tier).cost_nusd(answer.usage)
+        fixed = self._fixed(request.model)
+        if fixed is None:
+            fixed = self._book.rates(request.model, self._source, tier)
+        return fixed.cost_nusd(answer.usage)
 
 
 def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:

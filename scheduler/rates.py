@@ -37,8 +37,7 @@ class Rates:
     input as input, reasoning as output.
 
     Attributes:
-        long_cache_write: For caches kept longer; usage does not tell them apart, so it
-            only enters ceilings.
+        long_cache_write: For caches kept longer.
         per_call: Yocto-dollars for each call, beside its tokens.
         context_tokens: The most tokens a call may have; None: not known.
         is_complete: False: the model also bills by something that is not counted here.
@@ -85,9 +84,12 @@ class Rates:
         """What a call with this usage costs, rounded up to nano-dollars."""
         length, rest_in, rest_out = usage.input_tokens, usage.input_tokens, usage.output_tokens
         total = self.per_call
+        # Without a price of their own they are ordinary ones.
+        long_written = usage.long_cache_write_tokens if self.long_cache_write is not None else 0
         for steps, count in (
             (self.cache_read, usage.cached_tokens),
-            (self.cache_write, usage.cache_write_tokens),
+            (self.long_cache_write, usage.long_cache_write_tokens),
+            (self.cache_write, usage.cache_write_tokens - long_written),
             (self.input_audio, usage.input_audio_tokens),
         ):
             if steps is not None and count:

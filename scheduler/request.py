@@ -28,7 +28,7 @@ EMBEDDINGS = "/v1/embeddings"
 COMPLETIONS = "/v1/completions"
 MODERATIONS = "/v1/moderations"
 MESSAGES = "/v1/messages"  # Anthropic's
-ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, COMPLETIONS, MODERATIONS)
+ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, COMPLETIONS, MODERATIONS, MESSAGES)
 
 Message = Mapping[str, Any]
 Duration = str | int | float | timedelta  # "10m", seconds, or a timedelta
@@ -78,6 +78,7 @@ class Usage:
     """Tokens a provider says one call used.
 
     `cached_tokens` and `cache_write_tokens` are parts of `input_tokens`;
+    `long_cache_write_tokens`, kept for longer, are part of `cache_write_tokens`;
     `reasoning_tokens` are part of `output_tokens`.
     """
 
@@ -88,6 +89,7 @@ class Usage:
     reasoning_tokens: int = 0
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
+    long_cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -151,8 +153,8 @@ class Request:
         fallback: Models to ask instead, in this order, when the budget cannot cover the request
             now; heeded with ``on_exceeded="fallback"`` only. If it can cover none, the request
             waits for its own model.
-        instead_of: Filled in by the scheduler: the ``model`` that was wanted and ``why`` another
-            one is asked.
+        instead_of: Filled in by the scheduler: the ``model`` and ``provider`` that were wanted
+            and ``why`` another one is asked.
     """
 
     body: dict[str, Any]
@@ -192,6 +194,12 @@ class Request:
     def embedding(cls, model: str, text: str | Sequence[str], /, **options: Any) -> Request:
         """Make a request for embeddings; options as in `chat`."""
         return cls._make(EMBEDDINGS, {"model": model, "input": text}, options)
+
+    @classmethod
+    def messages(cls, model: str, prompt: str | Sequence[Message], /, **options: Any) -> Request:
+        """Make a request to Anthropic's Messages API, which needs `max_tokens`; as in `chat`."""
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return cls._make(MESSAGES, {"model": model, "messages": turns}, options)
 
     @classmethod
     def _make(cls, url: str, body: dict[str, Any], options: dict[str, Any]) -> Request:
@@ -288,6 +296,8 @@ class Response:
             if "choices" in body:
                 choice = body["choices"][0]
                 return choice["message"]["content"] or "" if "message" in choice else choice["text"]
+            if body.get("type") == "message":  # Anthropic's
+                return "".join(part.get("text", "") for part in body["content"])
             parts = [part for item in body["output"] for part in item.get("content") or ()]
             return "".join(part.get("text", "") for part in parts)
         except (KeyError, IndexError, TypeError, AttributeError):

@@ -64,6 +64,9 @@ class Scheduler:
             bytes a token (or your `PriceBook.count_tokens`). None: no bound.
         max_cost: As `Request.max_cost`, for requests that set none. In USD.
         fallback: As `Request.fallback`, for requests that set none.
+        routes: Which provider answers for which model: names or patterns with ``*`` to a
+            provider's name, or to ``"provider:model"``. A model may also be written
+            ``"provider:model"`` in a request. None: only that.
         retry_wait_s: From the number of an attempt that failed to the seconds to wait
             before the next. None: exponential with jitter.
         retry: When to try again, in full, in place of `max_attempts` and `retry_wait_s`;
@@ -92,6 +95,7 @@ class Scheduler:
         max_prompt_tokens: int | None = None,
         max_cost: str | int | float | Decimal | None = None,
         fallback: Sequence[str] = (),
+        routes: Mapping[str, str] | None = None,
         retry_wait_s: Callable[[int], float] | None = None,
         retry: Retry | None = None,
         store_prompts: StorePrompts = "full",
@@ -118,7 +122,7 @@ class Scheduler:
         self.prices = prices
         self._given_prices = frozenset(prices.own)
         prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
-        self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention)
+        self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
         self._retry = retry or plain_retry(max_attempts, retry_wait_s)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)

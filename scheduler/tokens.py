@@ -62,7 +62,7 @@ _NOT_SENT = frozenset({
 # beside the answer (rejected predictions are billed as output).
 _UNBOUNDED = frozenset({
     "conversation", "previous_response_id", "prompt", "web_search_options", "search_parameters",
-    "audio", "prediction", "plugins", "models",
+    "audio", "prediction", "plugins", "models", "mcp_servers", "container",
 })  # fmt: skip
 _LOCAL_TOOLS = ("function", "custom")
 _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any
 
@@ -60,7 +61,12 @@ def extract_usage(body: Any) -> Usage | None:
         out = total - into
     if not (inside or outside or read or written):
         return Usage(into, out)
-    return _with_parts(into, out, inside, outside, read, written)
+    found = _with_parts(into, out, inside, outside, read, written)
+    by_span = usage.get("cache_creation")
+    if isinstance(by_span, dict):  # Anthropic's: an hour costs more than five minutes
+        kept = _part(by_span.get("ephemeral_1h_input_tokens"), found.cache_write_tokens)
+        return replace(found, long_cache_write_tokens=kept) if kept else found
+    return found
 
 
 def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, written: int) -> Usage:

@@ -470,7 +470,7 @@ async def test_a_busy_provider_is_left_alone_and_uses_up_no_attempt():
         response = await s.run(ask())
 
     assert (response.attempts, len(provider.sent)) == (1, 6)
-    assert response.waited_ms == 300_000
+    assert 300_000 <= response.waited_ms < 300_200
 
 
 @virtual

@@ -84,6 +84,7 @@ def examine(store: str) -> Iterator[Check]:
         ("sqlite", lambda: check_sqlite(store)),
         ("store", lambda: check_store(store)),
         ("key", check_key),
+        ("config", check_config),
         ("clock", lambda: check_clock(now_ms())),
         ("prices", lambda: check_prices(now_ms())),
     )
@@ -208,6 +209,26 @@ def check_key() -> Check:
     if key != key.strip() or not key.isprintable():
         return Check("key", Verdict.BAD, f"OPENAI_API_KEY has blanks or line breaks{where}")
     return Check("key", Verdict.OK, f"OPENAI_API_KEY is set{where}")
+
+
+def check_config() -> Check:
+    """Which providers are configured, and whether their keys are found; no key is ever shown."""
+    from scheduler.config import load_config
+    from scheduler.errors import ConfigError
+    from scheduler.providers.http import HttpProvider
+
+    try:
+        config = load_config()
+        providers = config.providers()
+    except ConfigError as error:
+        return Check("config", Verdict.BAD, str(error))
+    if config.path is None:
+        return Check("config", Verdict.OK, "no scheduler.toml: OpenAI's API, or --base-url")
+    found = {each.name: not isinstance(each, HttpProvider) or each.has_credentials
+             for each in providers}  # fmt: skip
+    told = ", ".join(f"{name}{'' if has_key else ' (no key)'}" for name, has_key in found.items())
+    verdict = Verdict.OK if all(found.values()) else Verdict.NOTE
+    return Check("config", verdict, f"{config.path}: {told or 'no providers'}")
 
 
 def _without_userinfo(url: str) -> str:

@@ -1,39 +1,135 @@
-"""Options that several commands share: where requests go, and what they cost."""
+"""Options that several commands share: where requests go, what they cost, how fast they may go."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scheduler.config import Config
     from scheduler.providers.base import Provider
 
 SIMULATED = "sim:"
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Providers, limits, routes; default ./scheduler.toml."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """What the options say about sending, before the configuration file is asked."""
+
+    config: str | None = None
+    base_url: str | None = None
+    timeout: str | None = None
+    max_requests_per_minute: int | None = None
+    max_tokens_per_minute: int | None = None
+    max_prompt_tokens: int | None = None
+    max_cost: str | None = None
+    cap_output: int | None = None
+    fallback: Sequence[str] = ()
+
+    def settings(self, needs_key: bool = True) -> dict[str, Any]:
+        """Arguments for `Scheduler`: the file's, and over them these.
+
+        Args:
+            needs_key: Whether anything will be sent.
+
+        Raises:
+            ConfigError: Something is wrong with either; nothing was sent.
+        """
+        from scheduler.config import load_config
+
+        config = load_config(self.config)
+        defaults = config.defaults
+        fallback = list(self.fallback) or defaults.fallback
+        return {
+            "providers": self.providers(config, needs_key),
+            "routes": config.routes,
+            "max_prompt_tokens": self.max_prompt_tokens or defaults.max_prompt_tokens,
+            "max_cost": self.max_cost or defaults.max_cost,
+            "cap_output": self.cap_output or defaults.cap_output,
+            "fallback": fallback,
+            "on_exceeded": "fallback" if self.fallback else defaults.on_exceeded,
+        }
+
+    def providers(self, config: Config, needs_key: bool = True) -> list[Provider]:
+        """The default provider, then those a model may name by a prefix or a route.
+
+        A ``--base-url`` is the default; else the first of the file; else OpenAI.
+        """
+        found = config.providers()
+        if self.base_url is not None or not found:
+            first = make_provider(self.base_url, self.timeout)
+            found = [first, *(each for each in found if each.name != first.name)]
+        if needs_key:
+            require_key(found[0])
+        found += known_by_key({each.name for each in found})
+        first = found[0]
+        if self.max_requests_per_minute is not None or self.max_tokens_per_minute is not None:
+            from scheduler.limits import Limits
+
+            limits = first.limits or Limits()
+            first.limits = replace(
+                limits,
+                requests_per_minute=self.max_requests_per_minute or limits.requests_per_minute,
+                tokens_per_minute=self.max_tokens_per_minute or limits.tokens_per_minute,
+            )
+        return found
+
+
+def known_by_key(taken: set[str]) -> list[Provider]:
+    """Services whose key is in the environment, so that a model's prefix may name them."""
+    from scheduler.config import ProviderTable
+    from scheduler.config import make_provider as make
+    from scheduler.providers.known import KNOWN
+
+    return [
+        make(name, ProviderTable())
+        for name, known in KNOWN.items()
+        if name not in taken and known.base_url is not None
+        and any(os.environ.get(variable) for variable in known.key_variables)
+    ]  # fmt: skip
+
+
+def require_key(provider: Provider) -> None:
+    """Make sure that the default provider has a key. Raises `ConfigError`."""
+    from scheduler.providers.http import HttpProvider
+
+    if isinstance(provider, HttpProvider):
+        provider.require_key()
 
 
 def make_provider(base_url: str | None, timeout: str | None = None) -> Provider:
     """The provider a base URL names; ``sim:`` is the simulated one, in this process.
 
     Raises:
-        ConfigError: A key is needed and there is none; nothing was sent.
+        ConfigError: It cannot be used.
     """
     if base_url is not None and base_url.startswith(SIMULATED):
         return _simulated(base_url.removeprefix(SIMULATED))
     from scheduler.providers.openai import OpenAI
 
-    provider = OpenAI(base_url=base_url, timeout=timeout or 600)
-    provider.require_key()
-    return provider
+    return OpenAI(base_url=base_url, timeout=timeout or 600)
 
 
 def _simulated(options: str) -> Provider:
     """``sim:``, or ``sim:latency=0.2,seed=7,error_rate=0.1``."""
     from scheduler.providers.simulated import Simulated
 
-    kinds = {"latency": float, "seed": int, "error_rate": float, "rpm": int, "tpm": int}
-    chosen: dict[str, float | int] = {}
+    kinds = {"latency": float, "seed": int, "error_rate": float, "rpm": int, "tpm": int,
+             "style": str}  # fmt: skip
+    chosen: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
         try:
@@ -42,7 +138,7 @@ def _simulated(options: str) -> Provider:
             raise ConfigError(
                 "base-url", f"{option!r} is not one of {', '.join(f'{n}=N' for n in kinds)}"
             ) from None
-    return Simulated(**chosen)  # type: ignore[arg-type]
+    return Simulated(**chosen)
 
 
 def parse_prices(prices: Sequence[str]) -> dict[str, str]:

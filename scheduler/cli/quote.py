@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,13 +14,14 @@ import typer
 from scheduler.batch import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
+from scheduler.cli.options import ConfigOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.batch import BadLine, BatchLine
     from scheduler.budget import Cap
-    from scheduler.providers.base import Tariff
-    from scheduler.request import Quote
+    from scheduler.cli.options import Sending
+    from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
 
 MAX_WINDOWS = 100_000
@@ -133,25 +134,26 @@ def quote(
     cap_output: Annotated[
         int | None, typer.Option(min=1, help="Output cap where there is none.")
     ] = None,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a batch will cost before it runs; sends nothing."""
     import time
 
-    from scheduler.cli.options import parse_prices
+    from scheduler.cli.options import Sending, parse_prices
 
     now_ms = time.time_ns() // 1_000_000
     status, stored = asyncio.run(_stored(store, now_ms))
     cap = _usd_cap(budget, status, now_ms)
-    tariff = _tariff(base_url, {**stored, **parse_prices(price or ())})
+    sending = Sending(config, base_url, cap_output=cap_output)
+    quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
     forecast = Forecast()
     forecast.begin(cap, now_ms)
     _read(
         forecast,
         _lines(input_file, LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes)),
-        tariff,
+        quote_one,
         None if cap is None else cap.cap,
-        cap_output,
     )
     if as_json:
         from scheduler.cli.output import emit_json
@@ -200,16 +202,19 @@ def _usd_cap(budget: str | None, statuses: list[Any], now_ms: int) -> CapStatus 
     return min(limited, key=lambda cap: cap.available or 0, default=None)
 
 
-def _tariff(base_url: str | None, prices: dict[str, str]) -> Tariff:
-    from scheduler.cli.options import SIMULATED, make_provider
+def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quote]:
+    """Quotes as a run would, with its providers, routes and caps; needs no key."""
+    from scheduler.clock import SystemClock
+    from scheduler.intake import Intake, Prevention
     from scheduler.pricing import PriceBook
-    from scheduler.providers.openai import OpenAI
 
-    if base_url is not None and base_url.startswith(SIMULATED):
-        provider = make_provider(base_url)
-    else:
-        provider = OpenAI(base_url=base_url)  # a quote needs no key
-    return PriceBook({**(provider.prices or {}), **prices}).tariff(provider.price_source)
+    settings = sending.settings(needs_key=False)
+    prevention = Prevention(cap_output=settings["cap_output"])
+    intake = Intake(
+        settings["providers"], PriceBook(prices), SystemClock(), "wait", prevention,
+        settings["routes"],
+    )  # fmt: skip
+    return intake.quote
 
 
 def _lines(source: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
@@ -230,21 +235,19 @@ def _lines(source: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
 def _read(
     forecast: Forecast,
     lines: Iterator[BatchLine | BadLine],
-    tariff: Tariff,
+    quote_one: Callable[[Request], Quote],
     cap: Cap | None,
-    cap_output: int | None,
 ) -> None:
     from scheduler.batch import BadLine
     from scheduler.errors import PriceUnknown
-    from scheduler.pricing import with_output_cap
 
     for line in lines:
         if isinstance(line, BadLine):
             forecast.bad.append(str(line.error))
             continue
-        request = line.request if cap_output is None else with_output_cap(line.request, cap_output)
+        request = line.request
         try:
-            quoted = tariff.quote(request)
+            quoted = quote_one(request)
         except PriceUnknown:
             forecast.unknown[request.model] = forecast.unknown.get(request.model, 0) + 1
             continue

@@ -14,6 +14,7 @@ import typer
 from scheduler.batch import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
+from scheduler.cli.options import ConfigOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,15 +81,32 @@ def run(
     cap_output: Annotated[
         int | None, typer.Option(min=1, help="Output cap for bodies that have none.")
     ] = None,
+    config: ConfigOption = None,
+    max_requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Of the default provider, over all models.")
+    ] = None,
+    max_tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="As the provider counts them.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longer prompts are refused, by an estimate.")
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Requests that may cost more are refused.")
+    ] = None,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Ask it for what does not fit; may be repeated."),
+    ] = None,
     max_attempts: Annotated[int, typer.Option(min=1, help="Most attempts for one request.")] = 3,
     on_unknown: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="POLICY",
             help="What a call costs that nobody heard back from: charge (all it reserved), "
-            "input_only, 'release after 1h'.",
+            "input_only, 'release after 1h'. Default: the configuration's, else charge.",
         ),
-    ] = "charge",
+    ] = None,
     store_prompts: Annotated[
         str,
         typer.Option(
@@ -103,7 +121,7 @@ def run(
 
     PROMPTS holds OpenAI Batch lines, raw bodies, {"messages": …} or {"prompt": …}.
     """
-    from scheduler.cli.options import make_provider, parse_prices
+    from scheduler.cli.options import Sending, parse_prices
     from scheduler.cli.progress import progress as make_progress
     from scheduler.cli.runner import RunOptions
     from scheduler.duration import parse_duration_ms
@@ -118,16 +136,20 @@ def run(
         is_strict=strict,
         store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
     )
-    provider = make_provider(base_url, timeout)
-    provider.on_unknown = on_unknown
+    sending = Sending(
+        config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
+        max_prompt_tokens, max_cost, cap_output, fallback or (),
+    ).settings()  # fmt: skip
+    if on_unknown is not None:
+        for provider in sending["providers"]:
+            provider.on_unknown = on_unknown
     settings = {
+        **sending,
         "store": store,
         "store_prompts": store_prompts,
-        "providers": provider,
         "prices": parse_prices(price or ()),
         "concurrency": concurrency,
         "max_attempts": max_attempts,
-        "cap_output": cap_output,
     }
     shown = make_progress(progress)
     outcome = asyncio.run(_run(settings, budget, files, options, shown, fresh))

@@ -48,6 +48,9 @@ class HttpProvider(Provider):
     key_variable = ""
     """The environment variable that has the key."""
 
+    extra_body: Mapping[str, Any] = {}
+    """Written into every body that does not say otherwise."""
+
     def __init__(
         self,
         name: str,
@@ -110,7 +113,7 @@ class HttpProvider(Provider):
         if request.body.get("stream"):
             return await self.stream(request, nobody_reads)
         url = self._urls.get(request.url) or self._join(request.url)
-        content = _encode(request.body)
+        content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
         if self._engine is None:
             self._engine = self._make_engine()
         status, headers, body = await self._engine.post(url, content)
@@ -119,7 +122,7 @@ class HttpProvider(Provider):
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Make one attempt whose answer comes in pieces."""
         url = self._urls.get(request.url) or self._join(request.url)
-        content = _encode(streamed_body(request))
+        content = _encode({**self.extra_body, **streamed_body(request)})
         if self._engine is None:
             self._engine = self._make_engine()
         post = partial(self._engine.stream, url, content)

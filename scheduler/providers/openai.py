@@ -30,7 +30,7 @@ class OpenAI(HttpProvider):
 
     Args:
         name: What `Request.provider` refers to.
-        api_key: Default: ``OPENAI_API_KEY``. Not needed if the server is on this machine.
+        api_key: Default: what is in `key_variable`. Not needed if the server is on this machine.
         base_url: Default: ``OPENAI_BASE_URL``, else OpenAI's. It includes ``/v1``, or
             whatever path the service has in its place; without any path ``/v1`` is added.
         organization: Default: ``OPENAI_ORG_ID``.
@@ -40,13 +40,12 @@ class OpenAI(HttpProvider):
         timeout: For one attempt, from connecting to the last byte; in seconds, or ``"5m"``.
         headers: Sent with every request, besides the usual ones.
         max_body_bytes: Longer answers are refused.
+        key_variable: The environment variable that has the key.
         on_unknown: What a call costs that nobody heard back from; see `Provider.on_unknown`.
 
     Raises:
         ConfigError: A base URL or a key that cannot be used.
     """
-
-    key_variable = "OPENAI_API_KEY"
 
     def __init__(
         self,
@@ -61,7 +60,9 @@ class OpenAI(HttpProvider):
         headers: Mapping[str, str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
+        key_variable: str = "OPENAI_API_KEY",
     ) -> None:
+        self.key_variable = key_variable
         given = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
         if base_url is None and client is not None and str(client.base_url):
             base_url = str(client.base_url)
@@ -69,7 +70,7 @@ class OpenAI(HttpProvider):
         self._project = project or os.environ.get("OPENAI_PROJECT_ID")
         super().__init__(
             name,
-            given or os.environ.get("OPENAI_API_KEY", ""),
+            os.environ.get(key_variable, "") if given is None else given,
             base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,
             client,
             timeout,

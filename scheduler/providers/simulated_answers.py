@@ -23,6 +23,7 @@ from scheduler.request import (
     COMPLETIONS,
     EMBEDDINGS,
     ENDPOINTS,
+    MESSAGES,
     MODERATIONS,
     RESPONSES,
     Usage,
@@ -41,8 +42,14 @@ _CAPS = {
     CHAT: ("max_completion_tokens", "max_tokens"),
     RESPONSES: ("max_output_tokens",),
     COMPLETIONS: ("max_tokens",),
+    MESSAGES: ("max_tokens",),
 }
-_INPUTS = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}  # all others: "input"
+_INPUTS = {
+    CHAT: "messages",
+    MESSAGES: "messages",
+    RESPONSES: "input",
+    COMPLETIONS: "prompt",
+}  # all others: "input"
 _TEXT = (
     "a request leaves only when money was put aside for it and what does not fit today waits "
     "for the next window or for a raise so nothing fails because a budget is spent and every "
@@ -102,12 +109,14 @@ def read_question(url: str, body: Mapping[str, Any]) -> Question:
         raise Invalid("you must provide a model parameter", "model")
     name = _INPUTS.get(url, "input")
     given = body.get(name)
-    if not given or not isinstance(given, (list,) if url == CHAT else (str, list)):
+    if not given or not isinstance(given, (list,) if name == "messages" else (str, list)):
         raise Invalid(f"Missing or empty required parameter: '{name}'.", name)
     caps = [_positive(body, field) for field in _CAPS.get(url, ()) if body.get(field) is not None]
     choices = _positive(body, "n", 1, MAX_CHOICES) if url in (CHAT, COMPLETIONS) else 1
     best_of = _positive(body, "best_of", 1, MAX_CHOICES) if url == COMPLETIONS else 1
-    inputs = _count_inputs(given) if url != CHAT else 1
+    if url == MESSAGES and not caps:
+        raise Invalid("max_tokens: Field required", "max_tokens")
+    inputs = _count_inputs(given) if name != "messages" else 1
     generated = max(choices, best_of)
     if url == COMPLETIONS:
         choices, generated = choices * inputs, generated * inputs
@@ -151,7 +160,7 @@ def _input_tokens(url: str, body: Mapping[str, Any], given: str | list[Any]) -> 
     tokens = _tokens(given)
     if url == CHAT:
         tokens += 3  # what primes the reply
-    for extra in ("instructions", "tools", "functions", "response_format", "text"):
+    for extra in ("system", "instructions", "tools", "functions", "response_format", "text"):
         if body.get(extra):
             tokens += _json_tokens(body[extra])
     return tokens
@@ -208,6 +217,8 @@ def make_answer(
     ends = ["length" if length == question.cap else "stop" for length in lengths]
     if question.url == RESPONSES:
         return _response(question, texts[0], ends[0], usage, number, created_s), usage
+    if question.url == MESSAGES:
+        return _anthropic_message(question, texts[0], ends[0], usage, number), usage
     if question.url == EMBEDDINGS:
         raise AssertionError("embeddings have no lengths; call make_embeddings")
     is_chat = question.url == CHAT
@@ -256,6 +267,26 @@ def usage_body(url: str, usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         f"{into}_tokens_details": {"cached_tokens": 0},
         f"{out}_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _anthropic_message(
+    question: Question, text: str, end: str, usage: Usage, number: int
+) -> dict[str, Any]:
+    return {
+        "id": f"msg_sim{number:08d}",
+        "type": "message",
+        "role": "assistant",
+        "model": question.model,
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": "max_tokens" if end == "length" else "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": usage.output_tokens,
+        },
     }
 
 

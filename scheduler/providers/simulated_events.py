@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scheduler.request import CHAT, COMPLETIONS, RESPONSES
+from scheduler.request import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 PIECES = 12
-STREAMED = (CHAT, COMPLETIONS, RESPONSES)
+STREAMED = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 ERROR = (
     b'data: {"error":{"message":"The server had an error (simulated).","type":"server_error"}}\n\n'
 )
@@ -19,6 +19,8 @@ def make_events(url: str, body: Mapping[str, Any], with_usage: bool) -> list[byt
     """The events of an answer, as bytes to send."""
     if url == RESPONSES:
         return list(_response_events(body))
+    if url == MESSAGES:
+        return list(_message_events(body))
     is_chat = url == CHAT
     head = {key: body[key] for key in ("id", "created", "model")}
     head["object"] = "chat.completion.chunk" if is_chat else "text_completion"
@@ -50,6 +52,30 @@ def _response_events(body: Mapping[str, Any]) -> Iterator[bytes]:
             yield _event(delta, "response.output_text.delta")
     kind = "response.completed" if body["status"] == "completed" else "response.incomplete"
     yield _event({"type": kind, "response": dict(body)}, kind)
+
+
+def _message_events(body: Mapping[str, Any]) -> Iterator[bytes]:
+    begun = {
+        **body,
+        "content": [],
+        "stop_reason": None,
+        "usage": {**body["usage"], "output_tokens": 1},
+    }
+    parts: list[dict[str, Any]] = [
+        {"type": "message_start", "message": begun},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *(
+            {"type": "content_block_delta", "index": 0,
+             "delta": {"type": "text_delta", "text": words}}
+            for words in _pieces(body["content"][0]["text"])
+        ),
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": body["stop_reason"]},
+         "usage": {"output_tokens": body["usage"]["output_tokens"]}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    for part in parts:
+        yield _event(part, part["type"])
 
 
 def _pieces(text: str) -> Iterator[str]:

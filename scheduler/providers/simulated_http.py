@@ -135,7 +135,9 @@ class Connection(asyncio.Protocol):
         path, _, query = target.partition("?")
         caller = ""
         if path.startswith("/v1/"):
-            caller = self._service.admit(headers.get(b"authorization", b""))
+            key = headers.get(b"x-api-key")
+            said = headers.get(b"authorization", b"") if key is None else b"Bearer " + key
+            caller = self._service.admit(said)
         if method == b"GET":
             self._write(200, {}, _json(self._service.read(path, query)))
         elif method != b"POST":

@@ -150,7 +150,6 @@ def test_every_form_of_line_is_taken_and_stdin_too(place):
         ('{"body": {"model": "sim-small"}, "url": "/v1/x"}', "url '/v1/x' is not one of"),
         ('{"body": [], "url": "/v1/chat/completions"}', "body is not an object"),
         ('{"method": "GET", "body": {}}', "method 'GET' is not 'POST'"),
-        ('{"model": "sim-small", "messages": [], "stream": true}', "asks for a stream"),
         ('{"model": "unheard-of", "messages": []}', "no price is known for model 'unheard-of'"),
     ],
 )

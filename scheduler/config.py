@@ -1,0 +1,247 @@
+"""``scheduler.toml``: providers, limits, routes and defaults, read once and checked whole.
+
+Keys never stand in the file: it names the environment variable, or the command, that has one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from scheduler.errors import ConfigError
+from scheduler.limits import Limits
+from scheduler.providers.base import Provider
+from scheduler.providers.known import KNOWN, Known
+
+DEFAULT_FILE = "scheduler.toml"
+KEY_COMMAND_S = 10
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LimitTable(_Strict):
+    """What a provider, or one of its models, allows."""
+
+    max_requests_per_minute: PositiveInt | None = None
+    max_tokens_per_minute: PositiveInt | None = None
+    max_input_tokens_per_minute: PositiveInt | None = None
+    max_output_tokens_per_minute: PositiveInt | None = None
+    concurrency: PositiveInt | None = None
+
+    def limits(self) -> Limits:
+        """The same as the scheduler takes it."""
+        return Limits(
+            self.max_requests_per_minute, self.max_tokens_per_minute,
+            self.max_input_tokens_per_minute, self.max_output_tokens_per_minute, self.concurrency,
+        )  # fmt: skip
+
+
+class ProviderTable(LimitTable):
+    """``[provider.NAME]``."""
+
+    kind: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    api_key_command: list[str] | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    timeout: str | int | float = 600
+    counting: str | None = None
+    price: str | None = None
+    prices: dict[str, str] = Field(default_factory=dict)
+    on_unknown: str = "charge"
+    models: dict[str, LimitTable] = Field(default_factory=dict)
+
+
+class DefaultsTable(_Strict):
+    """``[defaults]``."""
+
+    provider: str | None = None
+    max_prompt_tokens: PositiveInt | None = None
+    max_cost: str | float | None = None
+    cap_output: PositiveInt | None = None
+    on_exceeded: Literal["wait", "raise", "fallback"] = "wait"
+    fallback: list[str] = Field(default_factory=list)
+
+
+class _File(_Strict):
+    provider: dict[str, ProviderTable] = Field(default_factory=dict)
+    route: dict[str, str] = Field(default_factory=dict)
+    defaults: DefaultsTable = Field(default_factory=DefaultsTable)
+
+
+@dataclass(slots=True)
+class Config:
+    """What a configuration file says; without one, nothing.
+
+    Attributes:
+        path: The file; None: there was none.
+    """
+
+    path: Path | None = None
+    tables: Mapping[str, ProviderTable] = field(default_factory=dict)
+    routes: Mapping[str, str] = field(default_factory=dict)
+    defaults: DefaultsTable = field(default_factory=DefaultsTable)
+
+    def providers(self) -> list[Provider]:
+        """Those of the file, the default first.
+
+        Raises:
+            ConfigError: A kind that is not known, a URL or a key that cannot be used.
+        """
+        names = sorted(self.tables, key=lambda name: name != self.defaults.provider)
+        return [make_provider(name, self.tables[name], str(self.path)) for name in names]
+
+
+def load_config(path: str | Path | None = None) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: Where it is. None: ``SCHEDULER_CONFIG``, else ``scheduler.toml`` in the working
+            directory if that is there, else nothing is configured.
+
+    Raises:
+        ConfigError: It cannot be read, or something in it is wrong: which file, table and key.
+    """
+    chosen = path or os.environ.get("SCHEDULER_CONFIG")
+    file = Path(chosen or DEFAULT_FILE)
+    if chosen is None and not file.is_file():
+        return Config()
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError("--config", f"{file}: {exc.strerror or exc}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(file), f"is no TOML: {exc}") from None
+    _refuse_keys(tables, file)
+    try:
+        read = _File.model_validate(tables)
+    except ValidationError as exc:
+        raise _explain(exc, file) from None
+    default = read.defaults.provider
+    if default is not None and default not in read.provider:
+        known = ", ".join(map(repr, read.provider)) or "none"
+        raise ConfigError(
+            f"{file}: defaults.provider", f"{default!r} is not configured (there are: {known})"
+        )
+    return Config(file, read.provider, read.route, read.defaults)
+
+
+def _refuse_keys(tables: Mapping[str, Any], file: Path) -> None:
+    """A key in the file would be on the disk, in copies of it, and in its history."""
+    providers = tables.get("provider")
+    for name, table in providers.items() if isinstance(providers, dict) else ():
+        if isinstance(table, dict) and {"api_key", "key"} & table.keys():
+            raise ConfigError(
+                f"{file}: provider.{name}.api_key",
+                "keys do not belong in a file; name the environment variable that has it in "
+                "api_key_env, or a command that prints it in api_key_command",
+            )
+
+
+def _explain(exc: ValidationError, file: Path) -> ConfigError:
+    first = exc.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    problem = first["msg"]
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        tables = (ProviderTable, DefaultsTable, _File)
+        known = {each for table in tables for each in table.model_fields}
+        near = difflib.get_close_matches(name, known, 1, 0.6)
+        problem = f"is not known{f'; is it {near[0]!r}?' if near else ''}"
+    return ConfigError(f"{file}: {where}", problem)
+
+
+def make_provider(name: str, table: ProviderTable, file: str = "") -> Provider:
+    """A provider as a table describes it.
+
+    Raises:
+        ConfigError: A kind that is not known, a URL that is missing, a key that cannot be used.
+    """
+    kind = table.kind or name
+    where = f"{file}: provider.{name}" if file else f"provider.{name}"
+    if kind == "simulated":
+        from scheduler.providers.simulated import Simulated
+
+        provider: Provider = Simulated(name)
+    elif kind in KNOWN:
+        provider = _make(name, kind, table, KNOWN[kind], where)
+    else:
+        near = difflib.get_close_matches(kind, [*KNOWN, "simulated"], 1, 0.5)
+        hint = f"; is it {near[0]!r}?" if near else f"; known are {', '.join(KNOWN)}"
+        raise ConfigError(f"{where}.kind", f"{kind!r} is not known{hint}")
+    provider.on_unknown = table.on_unknown
+    provider.limits = table.limits()
+    provider.model_limits = {model: each.limits() for model, each in table.models.items()}
+    if table.counting is not None:
+        provider.counting = table.counting
+    listed = ({"*": table.price} if table.price is not None else {}) | table.prices
+    if listed:
+        provider.prices = {**(provider.prices or {}), **listed}
+    return provider
+
+
+def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) -> Provider:
+    base_url = table.base_url or known.base_url
+    if base_url is None:
+        raise ConfigError(f"{where}.base_url", f"is needed for {kind}")
+    key = _key(table, known, where)
+    headers = dict(table.headers)
+    if kind == "anthropic":
+        from scheduler.providers.anthropic import Anthropic
+
+        return Anthropic(
+            name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout
+        )
+    from scheduler.providers.openai import OpenAI
+
+    if known.key_header is not None and key:
+        headers[known.key_header], key = key, ""
+    provider = OpenAI(
+        name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
+        key_variable=table.api_key_env or next(iter(known.key_variables), "an API key"),
+    )  # fmt: skip
+    provider.extra_body = dict(known.body)
+    if table.base_url is None or kind == "azure":
+        provider.price_source = known.price_source or provider.price_source
+    provider.counting = known.counting
+    return provider
+
+
+def _key(table: ProviderTable, known: Known, where: str) -> str:
+    """The key, from where the table says it is; empty if it is not there."""
+    if table.api_key_command is not None:
+        return _ask(table.api_key_command, where)
+    names: Sequence[str] = known.key_variables if table.api_key_env is None else [table.api_key_env]
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _ask(command: Sequence[str], where: str) -> str:
+    """What a command prints; neither that nor what it says when it fails is ever shown."""
+    setting = f"{where}.api_key_command"
+    if not command:
+        raise ConfigError(setting, "is empty")
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+            timeout=KEY_COMMAND_S, check=False, text=True,
+        )  # fmt: skip
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or type(exc).__name__
+        raise ConfigError(setting, f"{command[0]!r} cannot be run: {reason}") from None
+    except subprocess.TimeoutExpired:
+        problem = f"{command[0]!r} printed nothing within {KEY_COMMAND_S} s"
+        raise ConfigError(setting, problem) from None
+    if done.returncode or not done.stdout.strip():
+        problem = f"{command[0]!r} gave no key (exit code {done.returncode})"
+        raise ConfigError(setting, problem)
+    return done.stdout.strip()
