@@ -217,6 +217,7 @@ def result_line(request_id: int, key: str | None, response: Response) -> dict[st
             "output_tokens": None if response.usage is None else response.usage.output_tokens,
             "attempts": response.attempts,
             "parked_seconds": response.parked_ms / 1000,
+            **({} if response.instead_of is None else {"instead_of": dict(response.instead_of)}),
         },
     }
 

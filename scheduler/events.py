@@ -81,6 +81,7 @@ class Settled(Event):
     attempts: int
     response: Response | None
     error: SchedulerError | None
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ class Pump:
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
         self._admits = True
+        self._stopped: set[str] = set()  # providers to which nothing more goes
         self._gives_back = False  # calls that are cancelled go back to the queue
         self._lease_until_s: float | None = None  # on the loop's clock; None: no lease
         self._was_lost = False  # others took this process for dead: some keys may be theirs
@@ -165,9 +166,12 @@ class Pump:
         """Whether a transaction or calls are under way, or have ended and are not settled yet."""
         return self.broken is None and bool(self._turning or self._calls or self._ended)
 
-    def stop_admitting(self) -> None:
-        """Start nothing new."""
-        self._admits = False
+    def stop_admitting(self, provider: str | None = None) -> None:
+        """Start nothing new, or nothing at one provider."""
+        if provider is None:
+            self._admits = False
+        else:
+            self._stopped.add(provider)
 
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
@@ -233,7 +237,7 @@ class Pump:
             submit += batch
         turn = Turn(
             now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._slots if self._admits else None,
+            self._open_slots() if self._admits else None,
         )  # fmt: skip
         try:
             result = await self.store.turn(turn)
@@ -253,6 +257,9 @@ class Pump:
         for _ in range(len(self._inbox) - len(wanted)):
             self.tally.end_waiting(RequestState.CANCELLED)
         return wanted
+
+    def _open_slots(self) -> dict[str, int]:
+        return self._slots if not self._stopped else self._slots | dict.fromkeys(self._stopped, 0)
 
     def _apply(
         self,
@@ -442,7 +449,7 @@ class Pump:
             tally.ended[settlement.state] += 1
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
-            self.announcer.emit(_settled_event(ended, now_ms))
+            self.announcer.emit(_settled_event(ended, now_ms, self._provider_of(claimed)))
 
     def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
         """A call has ended that others had given up for lost: its request went its own way."""
@@ -677,7 +684,7 @@ def exceeded(lack: Shortfall) -> BudgetExceeded | ProviderUnavailable:
     )
 
 
-def _settled_event(ended: Attempt, now_ms: int) -> events.Settled:
+def _settled_event(ended: Attempt, now_ms: int, provider: str) -> events.Settled:
     request, settlement = ended.claimed.request, ended.settlement
     cost_nusd = settlement.nusd
     if settlement.outcome is Outcome.SUSPEND:
@@ -685,5 +692,5 @@ def _settled_event(ended: Attempt, now_ms: int) -> events.Settled:
     return events.Settled(
         now_ms, ended.claimed.request_id, request.key, request.job, request.model,
         settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state,
-        ended.claimed.attempt, ended.response, ended.error,
+        ended.claimed.attempt, ended.response, ended.error, provider,
     )  # fmt: skip

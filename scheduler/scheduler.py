@@ -355,6 +355,10 @@ class Scheduler:
         """
         return self._intake.quote(request)
 
+    def validate(self, request: Request) -> None:
+        """Raise what `submit` would raise for a request, and queue nothing."""
+        self._prepare(request, None)
+
     def _prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         pump = self._open_pump()
         if pump.broken is not None:
@@ -519,9 +523,14 @@ class Scheduler:
         if broken is not None:
             raise StoreError(f"the store failed: {broken}") from broken
 
-    def stop_admitting(self) -> None:
-        """Start nothing new; what runs goes on, what waits stays where it is."""
-        self._open_pump().stop_admitting()
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Names of the providers, the default first."""
+        return tuple(self._intake.providers)
+
+    def stop_admitting(self, provider: str | None = None) -> None:
+        """Start nothing new, at one provider or at all; what runs goes on, what waits stays."""
+        self._open_pump().stop_admitting(provider)
 
     def cancel_running(self) -> None:
         """End all calls under way; what they reserved keeps counting, their requests stay queued."""

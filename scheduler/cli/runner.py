@@ -48,6 +48,8 @@ from scheduler.errors import (
     CredentialsRefused,
     InputError,
     PriceUnknown,
+    PromptTooLong,
+    RequestRejected,
 )
 from scheduler.money import decimal_usd, format_usd
 from scheduler.request import RequestState
@@ -60,6 +62,12 @@ TICK_S = 0.1
 GRACE_S = 30.0  # after SIGTERM, until what still runs is cancelled
 # An end that says nothing about the request itself: a rerun sends it again.
 NOT_FINAL = CredentialsRefused.__name__
+REFUSED: dict[type[RequestRejected], str] = {
+    PriceUnknown: "price_unknown",
+    CostTooHigh: "cost_too_high",
+    PromptTooLong: "prompt_too_long",
+}
+"""What refuses one line and not the others, and its code in the errors file."""
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
 
@@ -164,6 +172,7 @@ class BatchRun:
         self._told: tuple[object, ...] | None = None
         self._rest: Iterator[BatchLine | BadLine] = iter(())
         self._exhausted_since_s: float | None = None
+        self._locked: set[str] = set()  # providers that refuse the key
         self._codes: Counter[str] = Counter()
         # Keys of requests that are to be sent again and whose body the store does not keep.
         self._unkept: set[str] = set()
@@ -376,7 +385,7 @@ class BatchRun:
                 lines.append(each)
         try:
             submitted = await self._enqueue(lines, self.options.retry_failed)
-        except (PriceUnknown, CostTooHigh):  # nothing of the chunk was queued: find which it was
+        except tuple(REFUSED):  # nothing of the chunk was queued: find which it was
             lines = [line for line in lines if self._is_payable(line, name)]
             submitted = await self._enqueue(lines, self.options.retry_failed)
         again = []
@@ -396,11 +405,10 @@ class BatchRun:
 
     def _is_payable(self, line: BatchLine, name: str) -> bool:
         try:
-            self.s.quote(line.request)
-        except (PriceUnknown, CostTooHigh) as exc:
-            self._bad(
-                InputError(name, line.number, str(exc)), line.request.key or "", "price_unknown"
-            )
+            self.s.validate(line.request)
+        except tuple(REFUSED) as exc:
+            code = REFUSED[type(exc)]
+            self._bad(InputError(name, line.number, str(exc)), line.request.key or "", code)
             return False
         return True
 
@@ -446,9 +454,7 @@ class BatchRun:
         elif event.error is not None:
             if isinstance(event.error, CredentialsRefused):
                 self._unkept.add(event.key or "")
-                if self.outcome.exit is not Exit.CREDENTIALS:
-                    self.outcome.exit = Exit.CREDENTIALS
-                    self._stop(f"{event.error}. Check the key; a rerun goes on from here")
+                self._lock(event.provider, event.error)
                 return
             self.outcome.failed += 1
             cost_nusd = getattr(event.error, "cost_nusd", 0)
@@ -458,6 +464,20 @@ class BatchRun:
                 )
             )
             self._ends.ids.append(event.request_id)
+
+    def _lock(self, provider: str, error: CredentialsRefused) -> None:
+        """A provider refuses the key: nothing more goes to it, others go on."""
+        if provider in self._locked:
+            return
+        self._locked.add(provider)
+        self.outcome.exit = Exit.CREDENTIALS
+        message = f"{error}. Check the key of {provider!r}; a rerun goes on from here"
+        if self._locked >= set(self.s.providers):
+            self._stop(message)
+            return
+        self.outcome.message = self.outcome.message or message
+        self.progress.say(message)
+        self.s.stop_admitting(provider)
 
     def _on_expired(self, event: events.Expired) -> None:
         self.outcome.failed += 1
@@ -494,7 +514,10 @@ class BatchRun:
         if stats.running or (self._ends.ids and self._problem is None):
             return False
         waiting = stats.queued + sum(stats.parked.values())
-        return self._stopping.is_set() or not waiting
+        if self._locked:
+            lanes = self.s.store.lanes()
+            waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in self._locked)
+        return self._stopping.is_set() or waiting <= 0
 
     def _explain(self, stats: Stats) -> None:
         """Say why nothing moves, once per reason."""

@@ -8,7 +8,7 @@ import pytest
 from scheduler.cli import doctor
 from scheduler.cli.doctor import Verdict
 
-CHECKS = ["python", "packages", "engine", "sqlite", "store", "key", "clock", "prices"]
+CHECKS = ["python", "packages", "engine", "sqlite", "store", "key", "config", "clock", "prices"]
 SECRET = "sk-very-secret-0123456789"
 
 
