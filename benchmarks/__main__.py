@@ -1,13 +1,13 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http]``."""
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits]``."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import dispatch, http, waiting
+from benchmarks import dispatch, http, limits, waiting
 from benchmarks.harness import Row, show
 
-CASES = {"dispatch": dispatch.run, "waiting": waiting.run, "http": http.run}
+CASES = {"dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run}
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ class Plan:
         """Whether a gate is shut for the candidate, or for somebody before it."""
         opens_at_ms = 0.0
         for gate in gates:
-            if id(gate) in self._held:
+            if self._held and id(gate) in self._held:
                 return True
             at_ms = gate.opens_at_ms(candidate.tokens, now_ms)
             if at_ms > now_ms:

@@ -335,6 +335,9 @@ class Front(Metered):
         if self.meters:
             super().hear(report)
         closed, heard = self.closed, report.heard
+        if closed is None and heard is Heard.ANSWERED:
+            self._failures = 0
+            return
         is_probe = closed is not None and closed.probing == report.request_id
         if heard is Heard.NO_CREDIT:
             self._failures = 0
@@ -419,10 +422,20 @@ class Gate(Metered):
 
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; where nothing is known but that it may be refused, evenly spaced."""
-        super().take(request_id, tokens, now_ms)
+        if self.meters:
+            super().take(request_id, tokens, now_ms)
+        else:
+            self._marks[request_id] = _Mark(now_ms, len(self._marks) + 1, ())
         if self._peak and not self.is_known:
             step_ms = PACING * self._latency_ms / max(1.0, self.window)
             self._next_ms = max(self._next_ms, now_ms - step_ms) + step_ms
+
+    def hear(self, report: Report) -> None:
+        """Take in what came back."""
+        if self.meters or report.seen or report.heard is not Heard.ANSWERED:
+            super().hear(report)
+        else:  # on the way of every request where no limit is known
+            self._answered(report, self._marks.pop(report.request_id, None))
 
     def _learn(self, report: Report, mark: _Mark | None) -> None:
         for seen in report.seen:

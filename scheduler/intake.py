@@ -96,11 +96,13 @@ class Intake:
 
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
-        digest = self._as_sent(request).digest() if request.key is not None else ""
+        request = self._as_sent(request)
+        digest = request.digest() if request.key is not None else ""
         request = self._router.route(request)
         provider = self._provider(request)
         on_exceeded = on_exceeded or self._on_exceeded
-        request = self._with_fallback(self._as_sent(request), on_exceeded)
+        if on_exceeded == "fallback" or request.fallback:
+            request = self._with_fallback(request, on_exceeded)
         quote = self.tariff(provider).quote(request)
         most = self._prevention.max_prompt_tokens
         if most is not None and quote.tokens.input > most:

@@ -68,7 +68,7 @@ class Router:
 
     def route(self, request: Request) -> Request:
         """The request for the provider that its model belongs to; as it is if it names one."""
-        if request.provider is not None:
+        if request.provider is not None or not (self._routes or ":" in request.model):
             return request
         provider, model = self.find(request.model)
         if provider is None:

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import itertools
-import os
-import select
 import signal
 import sys
 from collections import Counter
@@ -39,6 +36,7 @@ from scheduler.batch import (
 )
 from scheduler.calls import describe
 from scheduler.cli.exits import Exit
+from scheduler.cli.process import open_stdin, signals_to
 from scheduler.cli.progress import Progress, Snapshot, why
 from scheduler.clock import SystemClock
 from scheduler.errors import (
@@ -185,7 +183,7 @@ class BatchRun:
             self._results = self._open_results(stack)
             self._errors = stack.enter_context(LineFile(self.files.errors))
             self._input = self._open_input(stack)
-            stack.enter_context(_signals(self._interrupted))
+            stack.enter_context(signals_to(self._interrupted))
             stack.callback(self.progress.close)
             self._choose_budget()
             stack.callback(self.s.on(events.Settled, self._on_settled))
@@ -215,7 +213,7 @@ class BatchRun:
 
     def _open_input(self, stack: contextlib.ExitStack) -> BinaryIO:
         if self.files.input is None:
-            return _stdin(self._stopping)
+            return open_stdin(self._stopping)
         return stack.enter_context(self.files.input.open("rb"))
 
     async def _redeliver(self) -> None:
@@ -653,49 +651,3 @@ class BatchRun:
 def _worst(shortfalls: Sequence[Shortfall]) -> Shortfall | None:
     order = list(ParkReason)
     return min(shortfalls, key=lambda lack: order.index(lack.reason), default=None)
-
-
-class _Stdin(io.RawIOBase):
-    """Standard input that ends when nothing comes and the run is stopping.
-
-    Without it an interrupt would wait for whoever writes to the pipe.
-    """
-
-    def __init__(self, number: int, stopping: asyncio.Event) -> None:
-        self._number, self._stopping = number, stopping
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not select.select([self._number], [], [], TICK_S)[0]:
-            if self._stopping.is_set():
-                return 0
-        return os.readv(self._number, [buffer])
-
-
-def _stdin(stopping: asyncio.Event) -> BinaryIO:
-    if sys.platform == "win32":
-        return sys.stdin.buffer  # its pipes cannot be selected
-    try:
-        return io.BufferedReader(_Stdin(sys.stdin.fileno(), stopping))
-    except (OSError, ValueError):
-        return sys.stdin.buffer  # no file of the system's
-
-
-@contextlib.contextmanager
-def _signals(handler: Any) -> Iterator[None]:
-    """Interrupts and SIGTERM go to the handler while the run lasts."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, handler, number)
-    except (NotImplementedError, RuntimeError, ValueError):
-        yield  # no signals here: another thread, or another system
-        return
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
