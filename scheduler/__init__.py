@@ -46,7 +46,6 @@ from scheduler.errors import (
     StreamBroken,
     TransportFailed,
 )
-from scheduler.limits import Limits
 from scheduler.request import (
     Priority,
     Quote,
@@ -61,6 +60,7 @@ from scheduler.stats import Stats
 if TYPE_CHECKING:
     from scheduler import events
     from scheduler.future import RequestFuture
+    from scheduler.limits import Limits
     from scheduler.pricing import PriceBook
     from scheduler.providers.anthropic import Anthropic
     from scheduler.providers.base import Answer, Provider
@@ -79,6 +79,7 @@ _LAZY = {
     "Anthropic": "scheduler.providers.anthropic",
     "Answer": "scheduler.providers.base",
     "FunctionProvider": "scheduler.providers.function",
+    "Limits": "scheduler.limits",
     "OpenAI": "scheduler.providers.openai",
     "PriceBook": "scheduler.pricing",
     "Provider": "scheduler.providers.base",

@@ -43,17 +43,20 @@ import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduler.budget import Unit
-from scheduler.gates import NEVER, Closed, Metered
 from scheduler.ledger import Account, Needs, Waiter
 from scheduler.request import Tokens
+
+if TYPE_CHECKING:
+    from scheduler.gates import Closed, Metered
 
 AGING = 16
 MAX_BYPASSED = 32
 MAX_BYPASS_MS = 30_000
 DEPTH = 100
+NEVER = math.inf
 BEHIND_MS = 200  # how soon to look again at those that fit but must let a waiter go first
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scheduler.admission import Shortfall
 from scheduler.budget import Budget, Cap, Unit
-from scheduler.gates import GateStatus
 from scheduler.money import format_usd
 from scheduler.request import Request, RequestState
+
+if TYPE_CHECKING:
+    from scheduler.gates import GateStatus
 
 
 @dataclass(frozen=True, slots=True)
