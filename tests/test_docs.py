@@ -28,7 +28,7 @@ def test_an_example_prints_what_its_docstring_says(path):
 
 
 def test_there_are_examples_and_programs_to_run():
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 10
     assert len(PROGRAMS) == README.count("```python") == 2
     assert len(COMMANDS) >= 8
 
@@ -71,3 +71,23 @@ def test_make_shows_and_has_the_targets_that_are_talked_about():
         "fuzz",
     ):
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
+
+
+def test_the_example_configuration_is_one(monkeypatch):
+    from scheduler.config import load_config
+
+    config = load_config(ROOT / "examples" / "scheduler.toml")
+
+    assert set(config.tables) == {"openai", "claude", "local"}
+    assert config.defaults.fallback == ["gpt-4o-mini", "local:llama-3.3-8b"]
+
+
+def test_the_program_in_the_page_on_providers_runs():
+    (program,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "providers.md").read_text(), re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr

@@ -38,6 +38,23 @@ ANSWERS = [
     b"<html>Bad gateway</html>",
 ]
 
+STREAMS = [
+    b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\n'
+    b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+    b"data: [DONE]\n\n",
+    b'event: response.completed\r\ndata: {"type":"response.completed","response":{"id":"r"}}\r\n\r\n',
+    b'event: message_start\ndata: {"type":"message_start","message":{"type":"message","content":[],'
+    b'"usage":{"input_tokens":1}}}\n\ndata: {"type":"content_block_start","index":0,'
+    b'"content_block":{"type":"tool_use","input":{}}}\n\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"partial_json":"{}"}}\n\ndata: {"type":"content_block_stop","index":0}\n\n'
+    b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n',
+]
+CONFIGS = [
+    b'[provider.x]\nkind = "vllm"\nmax_requests_per_minute = 5\nprice = "0/0"\n',
+    b'[route]\n"a*" = "x"\n[provider.x]\nkind = "ollama"\n[defaults]\nprovider = "x"\n',
+    b'[provider.openai.models."gpt-4o"]\nmax_tokens_per_minute = 30_000\n',
+]
+
 scalars = (
     st.none() | st.booleans() | st.integers() | st.integers(min_value=10**20)
     | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud800", "9" * 5000, "1e400"])

@@ -6,20 +6,26 @@ stand for a bug; ours are the answer "no".
 
 from __future__ import annotations
 
+import contextlib
 import io
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from scheduler.batch import BatchLine, LineOptions, read_lines
 from scheduler.budget import Budget
 from scheduler.cli.options import make_provider, parse_prices
+from scheduler.config import load_config
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallFailed, CostTooHigh, SchedulerError, StoreError
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.answers import read_answer
+from scheduler.providers.engines import Reply, Take
 from scheduler.providers.openai import OpenAI
+from scheduler.providers.streaming import nobody_reads, read_stream
 from scheduler.request import ENDPOINTS, Request
+from scheduler.routing import Router
 from scheduler.stores import codec
 
 LOCAL = "http://127.0.0.1:9/v1"
@@ -84,6 +90,35 @@ def quote(body: dict[str, Any], url: str = ENDPOINTS[0]) -> bool:
         assert 0 <= quoted.least_nusd <= quoted.ceiling_nusd
         assert 0 <= quoted.expected_nusd <= quoted.ceiling_nusd
         str(CostTooHigh(quoted.ceiling_nusd, 1))  # however much: it can be told
+
+    return takes(parse)
+
+
+def stream(data: bytes, pieces: int = 1) -> bool:
+    async def read() -> None:
+        async def post(take: Take) -> Reply:
+            size = len(data) // pieces + 1
+            for start in range(0, len(data), size):
+                await take(data[start : start + size])
+            return 200, {}, b""
+
+        await read_stream(Request({"model": "m"}), post, nobody_reads, ["sk-secret-key"])
+
+    def parse() -> None:
+        with contextlib.suppress(StopIteration):
+            read().send(None)  # nothing in it waits
+
+    return takes(parse, CallFailed)
+
+
+def config(data: bytes) -> bool:
+    def parse() -> None:
+        with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+            file.write(data)
+            file.flush()
+            found = load_config(file.name)
+            if not any(table.api_key_command for table in found.tables.values()):
+                Router([each.name for each in found.providers()], found.routes)
 
     return takes(parse)
 

@@ -21,6 +21,11 @@ HEADERS = st.fixed_dictionaries({}, optional={
     "retry-after": RETRY_AFTER, "retry-after-ms": RETRY_AFTER, "date": RETRY_AFTER,
     "x-ratelimit-reset-tokens": inputs.near_text(inputs.SPANS),
     "x-ratelimit-remaining-tokens": st.just("0"), "location": st.text(),
+    **{f"x-ratelimit-{what}-requests": st.sampled_from(["5", "-1", "0", "x", HUGE[:99], "1e9", "6m0s"])
+       for what in ("limit", "remaining", "reset")},
+    **{f"anthropic-ratelimit-tokens-{what}": st.sampled_from(["5", "2026-11-24T10:00:00Z", "9999-99", "\0"])
+       for what in ("limit", "remaining", "reset")},
+    "anthropic-ratelimit-requests-limit": st.just("5"),
     "x-should-retry": st.sampled_from(["true", "false", "maybe"]),
 })  # fmt: skip
 STATUSES = st.sampled_from([200, 201, 204, 301, 400, 401, 402, 404, 408, 429, 500, 503, 529, 999])
@@ -68,12 +73,16 @@ TARGETS = {
     "base-url": Target(parsers.base_url, inputs.near_text(inputs.URLS)),
     "batch": Target(parsers.batch, _json(inputs.LINES)),
     "budget": Target(parsers.budget, inputs.near_text(inputs.BUDGETS)),
+    "config": Target(parsers.config, inputs.near(inputs.CONFIGS)),
     "duration": Target(parsers.duration, inputs.near_text(inputs.SPANS)),
     "money": Target(parsers.money, inputs.near_text(inputs.AMOUNTS)),
     "price": Target(parsers.price, inputs.near_text(inputs.PRICES)),
     "quote": Target(
         lambda given: parsers.quote({"model": "m", **given[1]}, given[0]),
         st.tuples(st.sampled_from(ENDPOINTS), inputs.changed_json(inputs.LINES[1:])),
+    ),
+    "stream": Target(
+        lambda given: parsers.stream(*given), st.tuples(inputs.near(inputs.STREAMS), st.integers(1, 9))
     ),
     **{name: _stored(name) for name in STORED},
 }  # fmt: skip
