@@ -29,7 +29,7 @@ from scheduler import (
     events,
 )
 from scheduler.providers.answers import read_error
-from scheduler.request import Quote
+from scheduler.request import Quote, Tokens
 from scheduler.testing import VirtualClock, run
 
 FIXTURES = json.loads((Path(__file__).parent / "fixtures" / "refusals.json").read_text())
@@ -199,6 +199,54 @@ def test_the_urgent_goes_first_through_a_gate_and_the_order_within_stays():
 
     run(main())
     assert order == [0, 1, 2, 100, 101, 3, 4, 5, 6, 7]
+
+
+def test_a_large_request_that_waits_for_tokens_is_not_starved_by_small_ones():
+    order = []
+
+    async def call(request):
+        order.append(request.body["n"])
+        return {}
+
+    def quote(request):
+        return Quote(100, 50, 10, tokens=Tokens(request.body["tokens"], 0))
+
+    provider = FunctionProvider("f", call, quote=quote)
+    provider.limits = Limits(tokens_per_minute=60_000)  # 900 at once, then a thousand a second
+
+    async def main():
+        async with Scheduler(providers=provider, clock=VirtualClock()) as s:
+            used_up = s.submit(Request({"n": "first", "tokens": 900}))
+            await used_up
+            large = s.submit(Request({"n": "large", "tokens": 800}, priority="interactive"))
+            small = [s.submit(Request({"n": n, "tokens": 50}, priority="batch")) for n in range(40)]
+            await asyncio.gather(large, *small)
+
+    run(main())
+    assert order[:2] == ["first", "large"]
+
+
+def test_one_provider_can_be_left_alone_while_others_go_on():
+    sent = []
+
+    async def call(request):
+        sent.append(request.provider)
+        return {}
+
+    providers = [FunctionProvider(name, call, quote=Quote(100, 50, 10)) for name in ("a", "b")]
+
+    async def main():
+        async with Scheduler(providers=providers, clock=VirtualClock()) as s:
+            s.stop_admitting("b")
+            futures = [
+                s.submit(Request({"n": n}, provider=name)) for n in range(5) for name in "ab"
+            ]
+            await asyncio.gather(*futures[::2])
+            await asyncio.sleep(60)
+            assert not any(future.done() for future in futures[1::2])
+
+    run(main())
+    assert sent == ["a"] * 5
 
 
 def test_a_dead_provider_is_tried_by_one_at_a_time_and_no_attempt_is_lost():

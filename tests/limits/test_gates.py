@@ -310,3 +310,16 @@ def test_people_are_told_what_holds_them_back(prepare, why):
 
 def test_nothing_is_told_when_nothing_is_held_back():
     assert Bench(Limits(requests_per_minute=600)).gates.statuses(T0) == []
+
+
+def test_what_a_refused_request_would_have_used_is_given_back_but_not_the_request():
+    bench = Bench(Limits(requests_per_minute=600, tokens_per_minute=60_000), "openai")
+    before = {name: meter.level(T0, 1.0) for name, meter in bench.front.meters.items()}
+    bench.front.take(1, ASKS, T0)
+    bench.front._correct(
+        Report(1, "p", "m", Heard.LIMITED, T0), bench.front._marks.pop(1)
+    )  # fmt: skip
+    after = {name: meter.level(T0, 1.0) for name, meter in bench.front.meters.items()}
+
+    assert after["tokens"] == pytest.approx(before["tokens"])
+    assert after["requests"] == pytest.approx(before["requests"] - 1)
