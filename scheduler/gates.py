@@ -47,6 +47,7 @@ PLATEAU = (24, 400)  # answers until it is back; a quarter of all so far
 # Of known limits that are refused all the same.
 SHARE_CUT, SHARE_STEP, LEAST_SHARE = 0.8, 0.002, 0.1
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no time
+LONGEST_ASKED_MS = 86_400_000
 MARGIN_MS = 20  # whoever comes back at the very instant may be too early by the other's clock
 DOWN_AFTER = 5  # failures in a row without an answer
 FIRST_PROBE_MS = {"provider_down": 1_000, "provider_credit": 30_000}
@@ -288,17 +289,26 @@ class Metered:
         ]
         return [self.share, self.produced, meters]
 
-    def load(self, state: Sequence[Any]) -> None:
-        """Take over what another process wrote. Raises `ValueError` and kin for nonsense."""
+    def load(self, state: Sequence[Any], now_ms: int, *, as_it_is: bool = False) -> None:
+        """Take over what another process wrote.
+
+        A limit that was given to it is its own affair; with `as_it_is`, for those who only look,
+        it is taken over, too. Instants further ahead than any limit reaches are not believed.
+
+        Raises `ValueError` and kin for nonsense.
+        """
         share, produced, meters = state[:3]
         self.share, self.produced = float(share), float(produced)
         for name, limit, span_ms, burst, due_ms, shift, is_given, is_wary in meters:
             mine = self.meters.get(Dimension(name))
-            if mine is None or not mine.is_given:
+            if is_given and mine is None and not as_it_is:
+                continue
+            if mine is None or not (mine.is_given or is_given):
                 mine = Meter(Dimension(name), int(limit), int(span_ms), 0.0, bool(is_given))
                 self.meters[mine.dimension] = mine
-            mine.burst, mine.due_ms, mine.shift = float(burst), float(due_ms), float(shift)
-            mine.is_wary = bool(is_wary)
+            if mine.limit == limit:
+                mine.burst, mine.is_wary = float(burst), bool(is_wary)
+            mine.due_ms, mine.shift = min(float(due_ms), now_ms + 2 * mine.span_ms), float(shift)
 
     def status(self, now_ms: int) -> GateStatus | None:
         """What it holds back now; None: nothing."""
@@ -373,9 +383,9 @@ class Front(Metered):
         fields = closed and [getattr(closed, name) for name in Closed.__slots__]
         return [*super().dump(), fields]
 
-    def load(self, state: Sequence[Any]) -> None:
+    def load(self, state: Sequence[Any], now_ms: int, *, as_it_is: bool = False) -> None:
         """As above, and what it is closed for."""
-        super().load(state)
+        super().load(state, now_ms, as_it_is=as_it_is)
         self.closed = None if state[3] is None else Closed(*state[3])
 
     def status(self, now_ms: int) -> GateStatus | None:
@@ -512,10 +522,10 @@ class Gate(Metered):
         """As above, and the pause."""
         return [*super().dump(), self.paused_until_ms]
 
-    def load(self, state: Sequence[Any]) -> None:
+    def load(self, state: Sequence[Any], now_ms: int, *, as_it_is: bool = False) -> None:
         """As above, and the pause."""
-        super().load(state)
-        self.paused_until_ms = int(state[3])
+        super().load(state, now_ms, as_it_is=as_it_is)
+        self.paused_until_ms = min(int(state[3]), now_ms + LONGEST_ASKED_MS)
 
     def status(self, now_ms: int) -> GateStatus | None:
         """What it holds back now; None: nothing."""

@@ -202,7 +202,10 @@ def describe(picture: Picture) -> str:
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]
         lines += [f"          {sentence(s, picture.at_ms)}" for s in whys]
-    lines += [f"limited   {each.sentence}" for each in picture.limited if not each.is_closed]
+    for each in picture.limited:
+        if not each.is_closed:
+            again = until(each.until_ms, "UTC", picture.at_ms) if each.until_ms else "calls end"
+            lines.append(f"limited   {each.sentence}; goes on {again}")
     if any(s.reason in ("window_spent", "larger_than_limit") for s in picture.shortfalls):
         name = next(
             s.budget

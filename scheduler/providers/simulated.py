@@ -287,6 +287,8 @@ class Simulated(Provider):
             fault = self._faults.draw(url, body, number, self._rng)
             if fault in REFUSALS and (fault not in MAYBE_BILLED or self._coin()):
                 refusal = self._refusal(fault, headers)
+                if charge is not None:
+                    charge.output = 0  # it made none
                 refusal.charge = charge
                 return refusal
             answer, usage = self._answer(question, body, lengths, number)
@@ -341,9 +343,11 @@ class Simulated(Provider):
         if retry_after_s is not None and self.limiter.style.says_when:
             headers["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
             headers["retry-after"] = str(math.ceil(retry_after_s))
-        return Reply(
-            status, headers, error_body(f"{message} (simulated).", kind, code), fault=fault
-        )
+        body = error_body(f"{message} (simulated).", kind, code)
+        if fault is Fault.RATE_LIMITED and self.limiter.style.headers == "anthropic":
+            error = {"type": "rate_limit_error", "message": f"{message} (simulated)."}
+            body = {"type": "error", "error": error}
+        return Reply(status, headers, body, fault=fault)
 
     def _spoil(self, reply: Reply, fault: Fault, url: str) -> None:
         """Turn a good answer into what the fault makes of it."""

@@ -12,7 +12,7 @@ from scheduler.limits import COUNTING, Limits
 logger = logging.getLogger("scheduler.sqlite")
 
 
-def load_gates(db: sqlite3.Connection, gates: Gates) -> None:
+def load_gates(db: sqlite3.Connection, gates: Gates, now_ms: int) -> None:
     """Take over what others wrote since this process last wrote or read."""
     if not gates.has_rules:
         return
@@ -24,7 +24,7 @@ def load_gates(db: sqlite3.Connection, gates: Gates) -> None:
             continue
         is_first, gate.version = not gate.version, version
         try:
-            gate.load(json.loads(state))
+            gate.load(json.loads(state), now_ms)
         except (ValueError, TypeError, LookupError):  # advice only: it is learned again
             logger.warning("what was known of the limits of %s %s cannot be read", provider, model)
         if is_first and gate.closed is not None:
@@ -60,7 +60,7 @@ def statuses(db: sqlite3.Connection, now_ms: int) -> list[GateStatus]:
             else Gate(provider, model, counting, limits, 1, is_known=True)
         )
         try:
-            gate.load(json.loads(state))
+            gate.load(json.loads(state), now_ms, as_it_is=True)
         except (ValueError, TypeError, LookupError):
             continue
         found.append(gate.status(now_ms))

@@ -90,7 +90,7 @@ class Transactions(Settling):
         self._register(now_ms)
         if foreign:
             self.lanes.wake_all(now_ms)
-        load_gates(db, self.gates)
+        load_gates(db, self.gates, now_ms)
         hear(self.gates, turn.settle, self.lanes, now_ms)
         if turn.settle:
             result.settled = self._settle(turn.settle, now_ms, result)

@@ -278,13 +278,39 @@ def test_what_one_process_writes_another_takes_over():
     one.hear(one.send(), Heard.NO_CREDIT, words="quota",
              seen=(Seen(Dimension.TOKENS, 30_000, 100, 50_000),))  # fmt: skip
     for mine, theirs in zip(one.pair, other.pair, strict=True):
-        theirs.load(json.loads(json.dumps(mine.dump())))
+        theirs.load(json.loads(json.dumps(mine.dump())), T0)
 
     assert other.front.closed == one.front.closed
     assert not other.may_go()
     assert other.front.meters["requests"].due_ms == one.front.meters["requests"].due_ms
     assert other.gate.meters["tokens"].limit == 30_000
     assert [each.dump() for each in one.pair] == [each.dump() for each in other.pair]
+
+
+def test_a_limit_given_to_one_process_is_not_given_to_all_nor_kept_for_ever():
+    one, other = Bench(Limits(requests_per_minute=600)), Bench()
+    changed = Bench(Limits(requests_per_minute=60))
+    one.send_all()
+    state = json.loads(json.dumps(one.front.dump()))
+
+    other.front.load(state, T0)
+    changed.front.load(state, T0)
+
+    assert other.front.meters == {}
+    assert changed.front.meters["requests"].limit == 60
+    assert changed.front.meters["requests"].burst == 1
+
+
+def test_a_clock_that_was_far_ahead_holds_nobody_back_for_long():
+    bench = Bench(counting="openai")
+    bench.hear(bench.send(), seen=(Seen(Dimension.REQUESTS, 600, 599, 100),))
+    state = bench.gate.dump()
+    state[2][0][4], state[3] = T0 + 10**12, T0 + 10**12
+    bench.gate.load(state, T0)
+
+    assert bench.gate.opens_at_ms(ASKS, T0) <= T0 + 86_400_000
+    bench.gate.paused_until_ms = 0
+    assert bench.gate.opens_at_ms(ASKS, T0) <= T0 + 120_000
 
 
 @pytest.mark.parametrize(
