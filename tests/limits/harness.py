@@ -156,8 +156,14 @@ async def aiolimiter(workload: Workload, provider: Measured, concurrency: int) -
     """A leaky bucket at the limit before the same."""
     from aiolimiter import AsyncLimiter
 
-    # A hair more: in virtual time a rounding error of its sums would never be waited off.
-    limiter = None if workload.rpm is None else AsyncLimiter(workload.rpm + 1e-6, 60)
+    class Rounded(AsyncLimiter):
+        """In virtual time a rounding error of its sums would never be waited off."""
+
+        def _leak(self) -> None:
+            super()._leak()
+            self._level = round(self._level, 6)
+
+    limiter = None if workload.rpm is None else Rounded(workload.rpm, 60)
     await _each(workload, provider, asyncio.Semaphore(concurrency), limiter)
 
 
