@@ -65,7 +65,9 @@ def run(quick: bool) -> list[Row]:
         for policy, (used, refused) in worst.items():
             if policy.startswith("scheduler"):
                 rows.append(_row(f"{name}: {policy}", used, refused, worst["semaphore + backoff"]))
-        rows.append(_row(f"{name}: aiolimiter", *worst["aiolimiter"], worst["semaphore + backoff"]))
+        if "aiolimiter" in worst:
+            peer = worst["semaphore + backoff"]
+            rows.append(_row(f"{name}: aiolimiter", *worst["aiolimiter"], peer))
     return rows + asyncio.run(_over_http(60 if quick else 300))
 
 

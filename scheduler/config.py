@@ -120,7 +120,7 @@ def load_config(path: str | Path | None = None) -> Config:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError("--config", f"{file}: {exc.strerror or exc}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # no TOML, no text, absurd numbers or nesting
         raise ConfigError(str(file), f"is no TOML: {exc}") from None
     _refuse_keys(tables, file)
     try:

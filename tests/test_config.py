@@ -91,6 +91,8 @@ def test_without_a_file_it_is_as_before_and_an_option_beats_the_file(write, monk
     ("text", "said"),
     [
         ("[provider", "is no TOML"),
+        (f"x = {'9' * 5000}", "is no TOML"),
+        (f"x = {'[' * 5000}", "is no TOML"),
         ("[provider.openai]\napi_key = 'sk-1'", "provider.openai.api_key: keys do not belong in a file"),
         ("[provider.openai]\nmax_request_per_minute = 5",
          "provider.openai.max_request_per_minute: is not known; is it 'max_requests_per_minute'?"),
