@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from scheduler.errors import (
@@ -28,7 +29,7 @@ from scheduler.errors import (
 )
 from scheduler.gates import Heard, Report
 from scheduler.limits import Seen
-from scheduler.providers.base import Answer, Emit, Provider, Tariff
+from scheduler.providers.base import Answer, Send, Tariff
 from scheduler.request import RequestState, Response
 from scheduler.retry import Retry
 from scheduler.stores.base import Claimed, Outcome, Settlement
@@ -37,6 +38,9 @@ logger = logging.getLogger("scheduler.calls")
 
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 MAX_WHY = 300  # characters
+
+under_way: ContextVar[bool] = ContextVar("scheduler_call_under_way", default=False)
+"""Whether this code runs as an admitted call: what it sends itself is a part of that call."""
 
 
 @dataclass(slots=True)
@@ -59,39 +63,39 @@ class Attempt:
 
 
 async def attempt(
-    provider: Provider,
+    provider: str,
     tariff: Tariff,
     claimed: Claimed,
     retry: Retry,
     now_ms: Callable[[], int],
-    emit: Emit | None = None,
+    send: Send,
 ) -> Attempt:
     """Send one admitted request once. Cancelling it suspends the reservation.
 
     Args:
-        provider: Who is asked.
+        provider: The name of who is asked.
         tariff: What the answer costs.
         claimed: The request, and what is reserved for it.
         retry: Whether and when to try again.
         now_ms: Tells the time.
-        emit: Takes the events of a stream; None: the answer comes whole.
+        send: Asks.
     """
-    ended = await _try(provider, tariff, claimed, retry, now_ms, emit)
-    ended.settlement.report = _report(provider.name, ended, now_ms())
+    ended = await _try(provider, tariff, claimed, retry, now_ms, send)
+    ended.settlement.report = _report(provider, ended, now_ms())
     return ended
 
 
 async def _try(
-    provider: Provider,
+    provider: str,
     tariff: Tariff,
     claimed: Claimed,
     retry: Retry,
     now_ms: Callable[[], int],
-    emit: Emit | None,
+    send: Send,
 ) -> Attempt:
     started_at_ms, request = now_ms(), claimed.request
     try:
-        answer = await (provider.send(request) if emit is None else provider.stream(request, emit))
+        answer = await send(request)
         return _succeeded(tariff, claimed, answer, started_at_ms)
     except CallFailed as error:
         return _failed(claimed, error, retry, now_ms())
@@ -103,7 +107,7 @@ async def _try(
         lost.__cause__ = exc
         return _failed(claimed, lost, retry, now_ms())
     except Exception as exc:
-        logger.debug("provider %s raised %r", provider.name, exc)
+        logger.debug("provider %s raised %r", provider, exc)
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
         unknown.__cause__ = exc
         return _failed(claimed, unknown, retry, now_ms())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
-from scheduler.providers.base import Emit
+from scheduler.providers.base import Emit, Send
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
 
@@ -29,7 +30,9 @@ class RequestFuture(asyncio.Future[Response]):
     provider may bill it.
     """
 
-    __slots__ = ("_keeper", "emit", "is_running", "lane", "request", "request_id")
+    __slots__ = (
+        "_keeper", "context", "emit", "is_running", "lane", "request", "request_id", "send",
+    )  # fmt: skip
 
     def __init__(
         self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
@@ -40,6 +43,8 @@ class RequestFuture(asyncio.Future[Response]):
         self.request_id: int | None = None  # None until it is in the store
         self.is_running = False
         self.emit: Emit | None = None  # takes the events of the answer, if it is streamed
+        self.send: Send | None = None  # makes the call, in this context; None: its provider does
+        self.context: Context | None = None
 
     @property
     def key(self) -> str | None:

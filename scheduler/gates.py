@@ -545,10 +545,14 @@ class Gates:
     """All gates of one process. A provider without rules has none, and nothing waits for it."""
 
     def __init__(self, rules: Mapping[str, ProviderRules] | None = None) -> None:
-        self._rules = rules or {}
+        self._rules = dict(rules or {})
         self._fronts: dict[str, Front] = {}
         self._hurried: set[str] = set()  # to be tried at once
         self._pairs: dict[tuple[str, str], Pair] = {}
+
+    def add(self, rules: Mapping[str, ProviderRules]) -> None:
+        """There are more providers."""
+        self._rules |= rules
 
     @property
     def has_rules(self) -> bool:

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Cap
 from scheduler.clock import Clock
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
-from scheduler.gates import Gates, ProviderRules
+from scheduler.gates import ProviderRules
 from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
@@ -29,6 +30,7 @@ from scheduler.stores.base import NewRequest
 
 MAX_CEILING = MAX_USD * NUSD_PER_USD  # no request may cost, or take tokens, beyond any sense
 OnExceeded = Literal["wait", "raise", "fallback"]
+EXCEEDED: tuple[str, ...] = get_args(OnExceeded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +69,44 @@ class Intake:
         self._tariffs: dict[str, Tariff] = {}
         self._router = Router(self.providers, routes)
 
-    def concurrency(self, most: int) -> dict[str, int]:
+    def concurrency(self, most: int, *only: Provider) -> dict[str, int]:
         """Most calls at once of each provider; `most` where it sets no limit itself."""
-        limits = {name: provider.limits for name, provider in self.providers.items()}
+        providers = only or tuple(self.providers.values())
+        limits = {provider.name: provider.limits for provider in providers}
         return {
             name: most if each is None or each.concurrency is None else each.concurrency
             for name, each in limits.items()
         }
 
-    def gates(self, most: int) -> Gates:
+    def rules(self, most: int, *only: Provider) -> dict[str, ProviderRules]:
         """What stands before the providers."""
-        at_once = self.concurrency(most)
-        return Gates({
-            name: ProviderRules(
-                each.limits or Limits(), each.model_limits, each.counting, at_once[name]
+        at_once = self.concurrency(most, *only)
+        return {
+            each.name: ProviderRules(
+                each.limits or Limits(), each.model_limits, each.counting, at_once[each.name]
             )
-            for name, each in self.providers.items()
-        })  # fmt: skip
+            for each in only or tuple(self.providers.values())
+        }
+
+    def add(self, provider: Provider) -> None:
+        """Have one provider more. Raises `ConfigError` if there is one of that name."""
+        if provider.name in self.providers:
+            raise ConfigError("providers", f"there is one of the name {provider.name!r}")
+        self.providers[provider.name] = provider
+
+    def provider_at(self, url: str) -> str | None:
+        """The provider whose service is behind a URL, by its host; None: none."""
+        place = urlsplit(url)
+        found = {
+            each.name: urlsplit(each.base_url).path
+            for each in self.providers.values()
+            if each.base_url is not None and urlsplit(each.base_url)[:2] == place[:2]
+        }
+        nearest = max(
+            found, key=lambda name: (place.path.startswith(found[name]), len(found[name])),
+            default=None,
+        )  # fmt: skip
+        return nearest
 
     def read_budgets(self, statuses: Iterable[BudgetStatus]) -> None:
         """Learn which budgets there are."""

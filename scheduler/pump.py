@@ -12,10 +12,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
+from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt, attempt, unsent
+from scheduler.calls import Attempt, attempt, under_way, unsent
 from scheduler.clock import Clock
 from scheduler.errors import (
     BudgetExceeded,
@@ -28,7 +30,7 @@ from scheduler.errors import (
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
 from scheduler.ledger import UNLIMITED
-from scheduler.providers.base import Emit
+from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.retry import Retry
 from scheduler.stores.base import (
@@ -109,7 +111,7 @@ class Pump:
         self._elsewhere: dict[int, NewRequest] = {}  # requests that another process runs
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._unsent: dict[int, Claimed] = {}  # calls whose task has not begun
-        self._slots = intake.concurrency(concurrency)
+        self._most, self._slots = concurrency, intake.concurrency(concurrency)
         self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,6 +147,10 @@ class Pump:
         self.tally.waiting += len(batch)
         self._signal.set()
         return await asyncio.shield(done)
+
+    def add(self, provider: Provider) -> None:
+        """There is one provider more."""
+        self._slots |= self._intake.concurrency(self._most, provider)
 
     def wake(self) -> None:
         """Something changed: take a turn."""
@@ -364,7 +370,9 @@ class Pump:
         for future in futures:
             future.is_running = True
         self._unsent[claimed.request_id] = claimed
-        self._calls[claimed.request_id] = self._loop.create_task(self._call(name, claimed))
+        self._calls[claimed.request_id] = self._loop.create_task(
+            self._call(name, claimed), context=self._context_of(futures)
+        )
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
                 events.Admitted(
@@ -399,11 +407,12 @@ class Pump:
             self._take_back(claimed, RequestState.QUEUED)
             return
         del self._unsent[claimed.request_id]
+        under_way.set(True)
         provider = self._intake.providers[name]
         retry = provider.retry or self._retry
         ended = await attempt(
-            provider, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
-            self._reader_of(claimed.request_id),
+            name, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
+            self._sender_of(claimed.request_id, provider),
         )  # fmt: skip
         if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
             # Not the caller's wish: it is the next run's work.
@@ -412,10 +421,20 @@ class Pump:
         self._ended.append(ended)
         self._signal.set()
 
-    def _reader_of(self, request_id: int) -> Emit | None:
-        """Who reads the answer as it comes; None: nobody does."""
-        readers = (future.emit for future in self._waiting_for(request_id))
-        return next((emit for emit in readers if emit is not None), None)
+    def _sender_of(self, request_id: int, provider: Provider) -> Send:
+        """Who makes the call: whoever submitted it, if they said so, else its provider."""
+        for future in self._waiting_for(request_id):
+            if future.send is not None:
+                return future.send
+            if future.emit is not None:
+                return partial(provider.stream, emit=future.emit)
+        return provider.send
+
+    def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
+        """Where a call runs: in its caller's context, if they make it themselves."""
+        found = (future.context for future in futures if future.context is not None)
+        context = next(found, None)
+        return None if context is None else context.copy()
 
     def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""

@@ -30,6 +30,12 @@ MODERATIONS = "/v1/moderations"
 MESSAGES = "/v1/messages"  # Anthropic's
 ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, COMPLETIONS, MODERATIONS, MESSAGES)
 
+# Google's have the model in their path. Here it is the body's member "model", as everywhere
+# else; who sends them puts it back. No provider of ours does, so batch files cannot name them.
+GENERATE = "/v1beta/generateContent"
+EMBED_CONTENT = "/v1beta/embedContent"
+GEMINI = (GENERATE, EMBED_CONTENT)
+
 Message = Mapping[str, Any]
 Duration = str | int | float | timedelta  # "10m", seconds, or a timedelta
 
@@ -286,7 +292,7 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The first answer's text, for chat, completions and responses bodies; else empty."""
+        """The first answer's text, in whichever dialect; empty if there is none."""
         body = self.body
         if isinstance(body, str):
             return body
@@ -298,6 +304,9 @@ class Response:
                 return choice["message"]["content"] or "" if "message" in choice else choice["text"]
             if body.get("type") == "message":  # Anthropic's
                 return "".join(part.get("text", "") for part in body["content"])
+            if "candidates" in body:  # Google's
+                parts = body["candidates"][0]["content"]["parts"]
+                return "".join(part.get("text", "") for part in parts if not part.get("thought"))
             parts = [part for item in body["output"] for part in item.get("content") or ()]
             return "".join(part.get("text", "") for part in parts)
         except (KeyError, IndexError, TypeError, AttributeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,15 +13,18 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
 
 from scheduler import events
+from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, QueueFull, SchedulerClosed, SchedulerError, StoreError
 from scheduler.future import RequestFuture
-from scheduler.intake import Intake, OnExceeded, Prevention
+from scheduler.gates import Gates
+from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
+from scheduler.marks import apply
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
-from scheduler.providers.base import Provider
+from scheduler.providers.base import Provider, Send
 from scheduler.pump import Pump, Tally
 from scheduler.request import Duration, Quote, Request, RequestState, Response
 from scheduler.resolver import Resolver
@@ -41,7 +45,7 @@ from scheduler.stream import ResponseStream
 E_ = TypeVar("E_", bound=events.Event)
 
 
-class Scheduler:
+class Scheduler(Adoption):
     """Runs requests within budgets; what does not fit waits and goes on by itself.
 
     Args:
@@ -106,9 +110,10 @@ class Scheduler:
             raise ConfigError("concurrency", f"{concurrency} is not at least 1")
         if max_attempts < 1:
             raise ConfigError("max_attempts", f"{max_attempts} is not at least 1")
-        if on_exceeded not in ("wait", "raise", "fallback"):
+        if on_exceeded not in EXCEEDED:
             problem = f"{on_exceeded!r} is not one of 'wait', 'raise' and 'fallback'"
             raise ConfigError("on_exceeded", problem)
+        super().__init__()
         if isinstance(store, Store):
             if store_prompts != "full":
                 raise ConfigError("store_prompts", "is set on the store that was given")
@@ -131,6 +136,7 @@ class Scheduler:
         self._resolver: Resolver | None = None
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one it was opened in
 
     # Opening and closing
 
@@ -150,7 +156,8 @@ class Scheduler:
             await self.store.aclose()
             raise
         self._state = "open"
-        self.store.use(self._intake.gates(self.concurrency))
+        self._loop = asyncio.get_running_loop()
+        self.store.use(Gates(self._intake.rules(self.concurrency)))
         self._pump = Pump(
             self.store,
             self._intake,
@@ -254,11 +261,20 @@ class Scheduler:
         """
         return ResponseStream(self.submit(request, on_exceeded=on_exceeded))
 
-    def submit(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> RequestFuture:
+    def submit(
+        self, request: Request, *, on_exceeded: OnExceeded | None = None, send: Send | None = None
+    ) -> RequestFuture:
         """Put a request in the queue and give back a future of its response.
 
         It is in the store, and so survives a crash if the store does, once the
         event loop has run the next transaction.
+
+        Args:
+            request: What is asked.
+            on_exceeded: As on the scheduler, for this request.
+            send: Makes the call itself, in place of its provider's `send` and by its rules, each
+                time the request is admitted, in the context of this submission. It lives in this
+                process only: after a crash the provider is asked.
 
         Raises:
             PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
@@ -266,7 +282,10 @@ class Scheduler:
         """
         new = self._prepare(request, on_exceeded)
         self._check_room(1)
-        return self._open_pump().submit(new)
+        future = self._open_pump().submit(new)
+        if send is not None:
+            future.send, future.context = send, copy_context()
+        return future
 
     async def enqueue(
         self, requests: Sequence[Request], *, retry_failed: bool = False
@@ -363,6 +382,9 @@ class Scheduler:
         pump = self._open_pump()
         if pump.broken is not None:
             raise StoreError(f"the store failed earlier: {pump.broken}") from pump.broken
+        marks = self.marks
+        if marks:
+            request = apply(marks, request)
         new = self._intake.prepare(request, on_exceeded)
         self.store.prepare(new)
         return new
@@ -458,6 +480,39 @@ class Scheduler:
     def _resolved(self, reservations: list[int]) -> None:
         if reservations and self._pump is not None:
             self._pump.resolved(reservations)
+
+    # Providers that turn up later
+
+    def add_provider(self, provider: Provider) -> None:
+        """Have one provider more, as if it had been given at the beginning.
+
+        Raises:
+            ConfigError: There is one of that name.
+        """
+        self._intake.add(provider)
+        if self._pump is not None:
+            self.store.gates.add(self._intake.rules(self.concurrency, provider))
+            self._pump.add(provider)
+
+    def provider_at(self, url: str) -> str | None:
+        """The provider whose service is behind a URL; None: none that is known."""
+        return self._intake.provider_at(url)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop it was opened in. Raises `SchedulerClosed` before and after."""
+        self._open_pump()
+        assert self._loop is not None
+        return self._loop
+
+    def now_ms(self) -> int:
+        """The time by its clock, in Unix milliseconds."""
+        return self._clock.now_ms()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._state in ("closing", "closed")
 
     # Looking
 

@@ -42,6 +42,10 @@ Emit = Callable[[StreamEvent], Awaitable[None]]
 """Takes one event of a stream; returns when its reader has room for more."""
 
 
+Send = Callable[[Request], Awaitable[Answer]]
+"""Makes one attempt, as `Provider.send` does."""
+
+
 class Tariff(Protocol):
     """Prices requests before they are sent and answers after: the same rates for both."""
 
@@ -65,6 +69,9 @@ class Provider(ABC):
 
     name: str
     """Chosen by the user; `Request.provider` refers to it."""
+
+    base_url: str | None = None
+    """Where its service is, if it is behind HTTP."""
 
     tariff: Tariff | None = None
     """How this provider's calls are priced. None: by the scheduler's price book."""

@@ -307,10 +307,11 @@ class HttpxEngine:
             await self._client.aclose()
 
 
-def explain_httpx(exc: Exception, timeout_s: float) -> CallFailed:
-    """What an exception of httpx's means."""
-    import httpx
-
+def explain_httpx(exc: Exception, timeout_s: float, family: Any = None) -> CallFailed:
+    """What an exception of httpx's means, or of its continuation httpx2, given as `family`."""
+    if family is None:
+        import httpx as family
+    httpx = family
     if exc.__cause__ is not None and type(exc.__cause__).__module__.startswith("pyreqwest"):
         # Its httpx transport says ConnectError for what broke after sending, too.
         explained = explain_quick(exc.__cause__, timeout_s)

@@ -64,10 +64,9 @@ class HttpProvider(Provider):
     ) -> None:
         self.name, self.on_unknown = name, on_unknown
         self._key = SecretStr(_clean_key(key, self.key_variable))
-        self.base_url = _clean_url(base_url, self.key_variable)
-        parts = urlsplit(self.base_url)
+        self.base_url = self.price_source = url = _clean_url(base_url, self.key_variable)
+        parts = urlsplit(url)
         self.host = parts.hostname or ""
-        self.price_source = self.base_url
         self._is_local = is_loopback(self.host)
         self._has_path = bool(parts.path)
         self._own_headers = {key.lower(): SecretStr(text) for key, text in (headers or {}).items()}

@@ -1,6 +1,7 @@
 """Streamed answers: what to ask for, what its reader sees, and the whole that it amounts to.
 
-Four dialects: OpenAI's chat and text completions, its Responses API, Anthropic's Messages.
+The dialects: OpenAI's chat and text completions, its Responses API, Anthropic's Messages,
+Google's generateContent.
 An answer put together here looks like the one the same call gives without a stream.
 """
 
@@ -23,7 +24,12 @@ DONE = "[DONE]"
 MAX_MESSAGE_CHARS = 500
 _ASKS_FOR_USAGE = (CHAT, COMPLETIONS)
 _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed")
-_STATUSES = {"rate_limit": 429, "overloaded": 529, "insufficient_quota": 429, "billing": 402}
+_STATUSES = {
+    "rate_limit": 429, "overloaded": 529, "insufficient_quota": 429, "billing": 402,
+    "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503,
+}  # fmt: skip
+_GOOGLES = frozenset({"candidates", "usageMetadata", "promptFeedback"})  # any: a chunk of Google's
+_COLLECTED = ("citationMetadata", "logprobsResult")  # of a candidate; the rest replaces
 _JOINED = ("content", "refusal", "reasoning_content", "reasoning", "text", "arguments")
 
 
@@ -59,46 +65,92 @@ async def read_stream(request: Request, post: Post, emit: Emit, secrets: Secrets
         StreamBroken: It ended before its end.
         CallFailed: As without a stream, before the first event.
     """
-    assembly, parser = Assembly(request), EventParser()
+    transcript = Transcript(request, secrets)
 
     async def take(chunk: bytes) -> None:
-        for event in parser.feed(chunk):
-            shown = assembly.take(event)
-            if assembly.error is not None and assembly.events == 1:
-                return  # nothing of an answer: judged below, like an error status
-            if shown is not None:
-                await emit(shown)
+        for event in transcript.feed(chunk):
+            await emit(event)
 
-    headers: Mapping[str, str] = {}
     try:
         status, headers, content = await post(take)
     except CallFailed as error:
-        if not assembly.events:
-            raise
+        return transcript.after(error)
+    return transcript.answer(status, headers, content)
+
+
+class Transcript:
+    """Takes the bytes of one stream as they come; in the end, what they amount to.
+
+    Attributes:
+        assembly: The answer so far.
+    """
+
+    def __init__(self, request: Request, secrets: Secrets = ()) -> None:
+        self.assembly = Assembly(request)
+        self._parser, self._secrets = EventParser(), secrets
+
+    def feed(self, chunk: bytes) -> list[StreamEvent]:
+        """Take some bytes; gives the events that are the reader's business."""
+        shown = []
+        for event in self._parser.feed(chunk):
+            seen = self.assembly.take(event)
+            if self.is_refused:
+                break  # nothing of an answer: judged at the end, like an error status
+            if seen is not None:
+                shown.append(seen)
+        return shown
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it consists of an error."""
+        return self.assembly.error is not None and self.assembly.events == 1
+
+    def after(self, error: CallFailed) -> Answer:
+        """What it amounts to when it broke off like this: the answer, if that was complete.
+
+        Raises:
+            StreamBroken: It was not.
+            CallFailed: The error, if nothing had come.
+        """
+        if not self.assembly.events:
+            raise error
+        if not self.assembly.is_complete:
+            raise self._broken(error.message, error.request_id) from error
+        return self.answer(200, {})
+
+    def answer(self, status: int, headers: Mapping[str, str], content: bytes = b"") -> Answer:
+        """What it amounts to, now that it has ended.
+
+        Args:
+            status: The HTTP status.
+            headers: Found by names in lower case.
+            content: The body, if it was no stream.
+
+        Raises:
+            StreamBroken: It ended before its end.
+            CallFailed: It consists of an error.
+        """
+        assembly = self.assembly
+        if not assembly.events and not self._parser.is_begun:
+            return read_answer(status, headers, content, self._secrets)
+        if assembly.error is not None:
+            if assembly.events == 1:
+                raise _refused_at_once(assembly, headers, self._secrets)
+            said = hide(assembly.error, self._secrets)
+            problem = f"the provider ended the stream with an error ({said})"
+            raise self._broken(problem, call_id(headers))
         if not assembly.is_complete:
-            raise _broken(error.message, assembly, error.request_id) from error
-        status, content = 200, b""
-    if not assembly.events and not parser.is_begun:
-        return read_answer(status, headers, content, secrets)
-    if assembly.error is not None:
-        if assembly.events == 1:
-            raise _refused_at_once(assembly, headers, secrets)
-        said = hide(assembly.error, secrets)
-        problem = f"the provider ended the stream with an error ({said})"
-        raise _broken(problem, assembly, call_id(headers))
-    if not assembly.is_complete:
-        raise _broken("the stream ended before its end", assembly, call_id(headers))
-    body = assembly.whole()
-    return Answer(
-        body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
-        headers, read_limits(headers),
-    )  # fmt: skip
+            raise self._broken("the stream ended before its end", call_id(headers))
+        body = assembly.whole()
+        return Answer(
+            body, status, extract_usage(body), reported_cost_nusd(body),
+            headers.get("x-request-id"), headers, read_limits(headers),
+        )  # fmt: skip
 
-
-def _broken(problem: str, assembly: Assembly, request_id: str | None) -> StreamBroken:
-    broken = StreamBroken(problem, assembly.events)
-    broken.request_id = request_id
-    return broken
+    def _broken(self, problem: str, request_id: str | None) -> StreamBroken:
+        broken = StreamBroken(problem, self.assembly.events)
+        broken.request_id = request_id
+        return broken
 
 
 def _refused_at_once(
@@ -128,6 +180,8 @@ class Assembly:
         error: What the provider said went wrong in the middle of it; None: nothing.
         events: How many have come.
         last: The data of the last one.
+        hides_usage: The reader did not ask for the usage, and is not shown it.
+        is_done: OpenAI's mark of the end has come.
     """
 
     def __init__(self, request: Request) -> None:
@@ -135,15 +189,15 @@ class Assembly:
         self.is_complete, self.events = False, 0
         self.error: str | None = None
         self.last = ""
-        self._hides_usage = request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
+        self.hides_usage = request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
         self._choices: dict[int, dict[str, Any]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._is_done = False
+        self.is_done = False
 
     def take(self, event: StreamEvent) -> StreamEvent | None:
         """Add an event; returns it as its reader sees it, None if it is none of their business."""
         if event.data.strip() == DONE:
-            self._is_done = True
+            self.is_done = True
             self.is_complete = self.body is not None
             return None
         self.events += 1
@@ -165,6 +219,8 @@ class Assembly:
             self._part(kind, chunk)
         elif isinstance(chunk.get("choices"), list):
             return self._chunk(chunk, event)
+        elif _GOOGLES & chunk.keys():
+            self._google(chunk)
         return event
 
     def whole(self) -> dict[str, Any]:
@@ -176,7 +232,7 @@ class Assembly:
 
     def _failed(self, error: Any) -> None:
         found = error if isinstance(error, dict) else {"message": error}
-        words = [found.get("type"), found.get("code"), found.get("message")]
+        words = [found.get(name) for name in ("type", "code", "status", "message")]
         text = ": ".join(str(word) for word in words if word and word != "error")
         self.error = cut(text or json.dumps(error, default=str), MAX_MESSAGE_CHARS)
 
@@ -199,7 +255,7 @@ class Assembly:
             # Some send it with every chunk: only the one without choices is the last word.
             ended = (choice.get("finish_reason") for choice in self._choices.values())
             self.is_complete = not chunk["choices"] and bool(self._choices) and all(ended)
-        if not self._hides_usage or "usage" not in chunk:
+        if not self.hides_usage or "usage" not in chunk:
             return event
         if not chunk["choices"]:
             return None  # it is there only because we asked for it
@@ -220,6 +276,42 @@ class Assembly:
                 _merge(choice[name], value)
             elif name != "delta" and (value is not None or name not in choice):
                 choice[name] = value
+
+    # Google's chunks: each is an answer of its own, with what is new
+
+    def _google(self, chunk: dict[str, Any]) -> None:
+        candidates = chunk.pop("candidates", None)
+        for part in candidates if isinstance(candidates, list) else ():
+            if isinstance(part, dict):
+                self._candidate(part)
+        if self.body is None:
+            self.body = {}
+        if self._choices:
+            self.body["candidates"] = [self._choices[place] for place in sorted(self._choices)]
+        self.body.update(chunk)
+        feedback = self.body.get("promptFeedback")
+        if isinstance(feedback, dict) and feedback.get("blockReason"):
+            self.is_complete = True
+            return
+        has_ended = bool(self._choices) and all(
+            choice.get("finishReason") for choice in self._choices.values()
+        )
+        # Every chunk has the usage so far: only what comes with the end or after it is all.
+        has_usage = isinstance(chunk.get("usageMetadata"), dict)
+        self.is_complete = has_ended and (self.is_complete or has_usage)
+
+    def _candidate(self, part: dict[str, Any]) -> None:
+        candidate = self._choices.setdefault(_place(part), {})
+        for name, value in part.items():
+            old = candidate.get(name)
+            if name == "content" and isinstance(value, dict):
+                content = candidate.setdefault("content", {"parts": []})
+                content.update((key, each) for key, each in value.items() if key != "parts")
+                _add_parts(content["parts"], value.get("parts"))
+            elif name in _COLLECTED and isinstance(old, dict) and isinstance(value, dict):
+                _merge(old, value)
+            elif name != "content":
+                candidate[name] = value
 
     # Anthropic's parts
 
@@ -278,6 +370,27 @@ def _merge_list(old: list[Any], parts: list[dict[str, Any]]) -> list[Any]:
     for part in parts:
         _merge(by_place.setdefault(part["index"], {"index": part["index"]}), part)
     return [by_place[place] for place in sorted(by_place)]
+
+
+def _add_parts(parts: list[Any], more: Any) -> None:
+    """Add a candidate's new parts; text goes on where the last one is text of the same kind."""
+    for part in more if isinstance(more, list) else ():
+        last = parts[-1] if parts else None
+        if (
+            isinstance(last, dict)
+            and isinstance(part, dict)
+            and _is_mere_text(last)
+            and _is_mere_text(part)
+            and bool(last.get("thought")) is bool(part.get("thought"))
+        ):
+            last["text"] += part["text"]
+        else:
+            parts.append(part)
+
+
+def _is_mere_text(part: dict[str, Any]) -> bool:
+    """Whether it has nothing but text; a signature stands for its own part alone."""
+    return isinstance(part.get("text"), str) and part.keys() <= {"text", "thought"}
 
 
 def _add_to_block(block: dict[str, Any], delta: dict[str, Any]) -> None:

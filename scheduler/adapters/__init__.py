@@ -1,0 +1,1 @@
+"""How other people's code plugs in: SDK clients, HTTP clients, functions, threads, web apps."""

@@ -1,0 +1,169 @@
+"""Where a caller is: in the scheduler's event loop, in another one, or in a thread.
+
+The scheduler says when, in its own loop. What is sent is sent where its caller is: clients
+belong to the loop or thread that uses them, and so do context variables and cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from scheduler.errors import ConfigError
+
+
+class Place(Protocol):
+    """Where a caller is."""
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function there, and wait for it; to be awaited in the scheduler's loop.
+
+        It is async for callers in a loop, and blocks for those in a thread.
+        """
+
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function in the scheduler's loop, from there."""
+
+    def wake(self) -> None:
+        """Let the caller go on; from the scheduler's loop. More than once is once."""
+
+
+class AsyncPlace(Place, Protocol):
+    """Where a coroutine is."""
+
+    async def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Have `start` called in the scheduler's loop, then wait for `wake`.
+
+        If the caller is cancelled meanwhile, `give_up` is called there.
+        """
+
+
+class Here:
+    """In the scheduler's own loop."""
+
+    def __init__(self) -> None:
+        self._woken = asyncio.get_running_loop().create_future()
+
+    async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Await it, in the task of the call."""
+        return await function(*args)
+
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it."""
+        function(*args)
+
+    def wake(self) -> None:
+        """Let the caller go on."""
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+    async def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Start, and wait for `wake`."""
+        start()
+        try:
+            await self._woken
+        except asyncio.CancelledError:
+            give_up()
+            raise
+
+
+class OtherLoop:
+    """In an event loop that is not the scheduler's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._here = loop, asyncio.get_running_loop()
+        self._place = Here()
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Await it in a task of the caller's loop, with the context of the call."""
+        done = asyncio.run_coroutine_threadsafe(function(*args), self._here)
+        return await asyncio.wrap_future(done)
+
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it soon."""
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def wake(self) -> None:
+        """Let the caller go on."""
+        self._here.call_soon_threadsafe(self._place.wake)
+
+    async def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Start in the scheduler's loop, and wait for `wake` in this one."""
+        await self._place.wait(lambda: self.tell(start), lambda: self.tell(give_up))
+
+
+class Thread:
+    """In a thread, which lends itself to the call while it waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call it in the thread, with the context of the call."""
+        done, context = self._loop.create_future(), copy_context()
+
+        def job() -> None:
+            try:
+                result = context.run(function, *args)
+            except Exception as exc:
+                self.tell(_end, done, None, exc)
+            else:
+                self.tell(_end, done, result, None)
+
+        self._jobs.put(job)
+        return await done
+
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call it soon."""
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def wake(self) -> None:
+        """Let the caller go on."""
+        self._jobs.put(None)
+
+    def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Start in the scheduler's loop; do what is asked of this thread until `wake`."""
+        self.tell(start)
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        except BaseException:  # Ctrl-C: while it waited, or while it was sending
+            self.tell(give_up)
+            raise
+
+
+def _end(done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if done.done():
+        return  # nobody waits for it any more
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(result)
+
+
+def place_of_coroutine(loop: asyncio.AbstractEventLoop) -> AsyncPlace:
+    """Where the running coroutine is, as seen from a scheduler's loop."""
+    return Here() if asyncio.get_running_loop() is loop else OtherLoop(loop)
+
+
+def place_of_thread(loop: asyncio.AbstractEventLoop) -> Thread:
+    """Where the running thread is, as seen from a scheduler's loop.
+
+    Raises:
+        ConfigError: It is the one that loop runs in, which must not be blocked.
+    """
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return Thread(loop)
+    if running is loop:
+        raise ConfigError(
+            "client",
+            "a sync call was made inside the scheduler's own event loop, which could never answer "
+            "it; nothing was sent. Use the async client, or asyncio.to_thread",
+        )
+    return Thread(loop)

@@ -1,0 +1,76 @@
+"""One call that its caller makes itself, when the scheduler says so.
+
+    submit ──▶ queue ──▶ admitted: `send` makes the attempt where the caller is
+                  ▲          │ failed in a way that may pass: back to the queue
+                  └──────────┘
+    settled, refused, or begun to stream ──▶ the caller goes on
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from scheduler.adapters.places import Place
+from scheduler.errors import SchedulerError
+from scheduler.intake import OnExceeded
+from scheduler.providers.base import Answer
+from scheduler.request import Request, Response
+
+if TYPE_CHECKING:
+    from scheduler.future import RequestFuture
+    from scheduler.scheduler import Scheduler
+
+
+class Visit(ABC):
+    """A call on its way through the scheduler.
+
+    Attributes:
+        error: Why there is no answer; None: there is, or not yet.
+        response: What was settled; None: nothing, or not yet.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None, place: Place
+    ) -> None:
+        self.scheduler, self._request = scheduler, request
+        self._on_exceeded, self._place = on_exceeded, place
+        self._future: RequestFuture | None = None
+        self._is_given_up = False
+        self.error: BaseException | None = None
+        self.response: Response | None = None
+
+    @abstractmethod
+    async def send(self, request: Request) -> Answer:
+        """Make one attempt. Called in the scheduler's loop; raises `CallFailed` and its kin."""
+
+    def start(self) -> None:
+        """Get in line; in the scheduler's loop."""
+        if self._is_given_up:
+            return
+        try:
+            future = self.scheduler.submit(
+                self._request, on_exceeded=self._on_exceeded, send=self.send
+            )
+        except SchedulerError as error:
+            self.error = error
+            self._place.wake()
+            return
+        self._future = future
+        future.add_done_callback(self._ended)
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more; in the scheduler's loop.
+
+        What has been sent keeps counting, what has not costs nothing.
+        """
+        self._is_given_up = True
+        if self._future is not None:
+            self._future.cancel()
+
+    def _ended(self, future: asyncio.Future[Response]) -> None:
+        if not future.cancelled():
+            self.error = future.exception()
+            self.response = None if self.error is not None else future.result()
+        self._place.wake()

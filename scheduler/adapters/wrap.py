@@ -1,0 +1,149 @@
+"""SDK clients whose calls wait for money.
+
+Which attribute of a client holds its HTTP client, and how to switch its own retries off: the
+SDKs' business, looked up when it is needed, so that none of them has to be installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from scheduler.adapters.http import Budgeted, Door, family_of, shadow
+from scheduler.errors import ConfigError, SchedulerClosed
+from scheduler.intake import EXCEEDED, OnExceeded
+from scheduler.marks import NO_MARKS, Marks
+
+if TYPE_CHECKING:
+    from scheduler.scheduler import Scheduler
+
+TIMEOUT_S, CONNECT_TIMEOUT_S = 600.0, 10.0
+MOST_CONNECTIONS, MOST_IDLE = 1000, 100
+
+
+def wrap(scheduler: Scheduler, client: Any, on_exceeded: OnExceeded | None, marks: Marks) -> Any:
+    """A client like this one whose calls go through a scheduler; see `Scheduler.wrap`."""
+    door = make_door(scheduler, on_exceeded, marks)
+    if isinstance(client, Budgeted) or family_of(client) is not None:
+        return shadow(client, door)
+    for kind in type(client).__mro__:
+        wrapper = _WRAPPERS.get(kind.__module__.partition(".")[0])
+        if kind.__module__.startswith("google.genai"):
+            wrapper = _wrap_google
+        if wrapper is not None:
+            return wrapper(client, door)
+    kind = type(client)
+    raise ConfigError(
+        "client",
+        f"a {kind.__module__}.{kind.__qualname__} is not one that can be wrapped: give its "
+        "constructor http_client=s.http_client(), or call it by s.call, or use "
+        "scheduler.instrument(s)",
+    )
+
+
+def make_door(scheduler: Scheduler, on_exceeded: OnExceeded | None, marks: Marks) -> Door:
+    """What wrapped calls go through.
+
+    Raises:
+        SchedulerClosed: The scheduler is closed.
+        ConfigError: `on_exceeded` is no word for it.
+    """
+    if scheduler.is_closed:
+        raise SchedulerClosed("the scheduler is closed: it can wrap no client")
+    if on_exceeded is not None and on_exceeded not in EXCEEDED:
+        words = ", ".join(map(repr, EXCEEDED))
+        raise ConfigError("on_exceeded", f"{on_exceeded!r} is not one of {words}")
+    return Door(scheduler, on_exceeded, marks)
+
+
+def _wrap_stainless(client: Any, door: Door) -> Any:
+    """OpenAI's, Anthropic's and Groq's: copied with another HTTP client, and without retries."""
+    http_client = getattr(client, "_client", None)
+    if http_client is None or not hasattr(client, "with_options"):
+        raise _changed(client)
+    return client.with_options(http_client=shadow(http_client, door), max_retries=0)
+
+
+def _wrap_mistral(client: Any, door: Door) -> Any:
+    """Mistral's: its parts share one configuration, so it is changed itself."""
+    configuration = getattr(client, "sdk_configuration", None)
+    if configuration is None:
+        raise _changed(client)
+    return _change(client, configuration, ("client", "async_client"), door)
+
+
+def _wrap_google(client: Any, door: Door) -> Any:
+    """Google's: likewise. It would send by aiohttp where that is installed, but for an option."""
+    api = getattr(client, "_api_client", None)
+    if api is None:
+        raise _changed(client)
+    _change(client, api, ("_httpx_client", "_async_httpx_client"), door)
+    api._http_options.httpx_async_client = api._async_httpx_client
+    return client
+
+
+def _change(client: Any, holder: Any, names: tuple[str, str], door: Door) -> Any:
+    """Put shadows in place of both HTTP clients; all or nothing."""
+    shadows = {}
+    for name in names:
+        if not hasattr(holder, name):
+            raise _changed(client)
+        http_client = getattr(holder, name)
+        if http_client is not None:
+            shadows[name] = shadow(http_client, door)
+    for name, made in shadows.items():
+        setattr(holder, name, made)
+    return client
+
+
+def _changed(client: Any) -> ConfigError:
+    module = type(client).__module__.partition(".")[0]
+    return ConfigError(
+        "client",
+        f"this {type(client).__qualname__} is not built as the versions of {module!r} that are "
+        "known: give its constructor http_client=s.http_client() instead",
+    )
+
+
+_WRAPPERS: Mapping[str, Callable[[Any, Door], Any]] = {
+    "openai": _wrap_stainless,
+    "anthropic": _wrap_stainless,
+    "groq": _wrap_stainless,
+    "mistralai": _wrap_mistral,
+}
+
+
+def make_client(
+    scheduler: Scheduler,
+    family: str,
+    sync: bool,
+    on_exceeded: OnExceeded | None,
+    options: dict[str, Any],
+) -> Any:
+    """An HTTP client whose calls go through a scheduler; see `Scheduler.http_client`."""
+    door = make_door(scheduler, on_exceeded, NO_MARKS)
+    module = cast(Any, _import_family(family))
+    defaults = {
+        "timeout": module.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        "limits": module.Limits(
+            max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_IDLE
+        ),
+        "follow_redirects": True,
+    }
+    kind = module.Client if sync else module.AsyncClient
+    return shadow(kind(**defaults | options), door)
+
+
+def _import_family(family: str) -> ModuleType:
+    if family not in ("auto", "httpx", "httpx2"):
+        raise ConfigError("family", f"{family!r} is not one of 'auto', 'httpx', 'httpx2'")
+    try:
+        return importlib.import_module("httpx2" if family == "auto" else family)
+    except ImportError:
+        if family == "auto":
+            return importlib.import_module("httpx")
+        raise ConfigError(
+            "family", f"{family} is not installed; pip install {family}, or use the other family"
+        ) from None

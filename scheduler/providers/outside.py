@@ -1,0 +1,41 @@
+"""A service that its callers reach themselves, with a client of their own.
+
+It stands for the service in queue, limits and ledger; the scheduler only says when.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from scheduler.errors import ProviderRefused
+from scheduler.providers.base import Answer, Provider
+from scheduler.providers.known import KNOWN
+from scheduler.request import Request
+
+_BY_HOST = {
+    urlsplit(known.base_url).hostname: known for known in KNOWN.values() if known.base_url
+}
+
+
+class Outside(Provider):
+    """A service that is called by wrapped clients only.
+
+    Args:
+        base_url: Its scheme, host and port.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        place = urlsplit(base_url)
+        self.name, self.base_url = place.netloc, f"{place.scheme}://{place.netloc}"
+        known = _BY_HOST.get(place.hostname)
+        self.price_source = (known and known.price_source) or self.base_url
+        self.counting = known.counting if known else "default"
+
+    async def send(self, request: Request) -> Answer:
+        """Refuse: nobody gave it a key."""
+        raise ProviderRefused(
+            400,
+            f"{self.name} is known from a wrapped client only, and only that client has its key; "
+            "nothing was sent. Add it to the scheduler's providers",
+            "provider_without_client",
+        )
