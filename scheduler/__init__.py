@@ -59,6 +59,9 @@ from scheduler.stats import Stats
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.adapters.blocking import BlockingScheduler, open
+    from scheduler.adapters.client import AsyncClient, Client
+    from scheduler.adapters.instrument import instrument
     from scheduler.future import RequestFuture
     from scheduler.limits import Limits
     from scheduler.pricing import PriceBook
@@ -76,6 +79,11 @@ __version__ = "0.1.0"
 
 # Imported when first asked for: `import scheduler` stays quick for those who only catch errors.
 _LAZY = {
+    "AsyncClient": "scheduler.adapters.client",
+    "BlockingScheduler": "scheduler.adapters.blocking",
+    "Client": "scheduler.adapters.client",
+    "instrument": "scheduler.adapters.instrument",
+    "open": "scheduler.adapters.blocking",  # not in __all__: it would hide the built-in one
     "Anthropic": "scheduler.providers.anthropic",
     "Answer": "scheduler.providers.base",
     "FunctionProvider": "scheduler.providers.function",
@@ -94,12 +102,15 @@ _LAZY = {
 __all__ = [
     "Answer",
     "Anthropic",
+    "AsyncClient",
     "BadAnswer",
+    "BlockingScheduler",
     "Budget",
     "BudgetExceeded",
     "BudgetUnknown",
     "CallFailed",
     "CallTimeout",
+    "Client",
     "ConfigError",
     "CostTooHigh",
     "CredentialsRefused",
@@ -141,6 +152,7 @@ __all__ = [
     "Unknown",
     "Usage",
     "events",
+    "instrument",
 ]
 
 

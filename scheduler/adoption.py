@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast
 
 from scheduler.intake import OnExceeded
@@ -22,7 +23,9 @@ T_ = TypeVar("T_")
 P_ = ParamSpec("P_")
 Family = Literal["auto", "httpx", "httpx2"]
 
-_MARKS: ContextVar[Mapping[object, Marks]] = ContextVar("scheduler_marks", default={})
+_MARKS: ContextVar[Mapping[object, Marks]] = ContextVar(
+    "scheduler_marks", default=MappingProxyType({})
+)
 
 
 class Adoption:
@@ -81,7 +84,7 @@ class Adoption:
         """
         from scheduler.adapters.wrap import wrap
 
-        return wrap(cast("Scheduler", self), client, on_exceeded, merge(NO_MARKS, marks))
+        return cast(C_, wrap(cast("Scheduler", self), client, on_exceeded, merge(NO_MARKS, marks)))
 
     def http_client(
         self,
@@ -125,9 +128,11 @@ class Adoption:
         result: LiteLLM's ``response_cost``, or its usage. For others see `budgeted`.
 
         Args:
-            function: Called with the other arguments each time it is admitted: again, if it
-                fails in a way that may pass.
-            on_exceeded: As on the scheduler, for this call. All other keywords are the function's.
+            function: What is called, each time it is admitted: again, if it fails in a way that
+                may pass.
+            args: The function's own.
+            on_exceeded: As on the scheduler, for this call.
+            kwargs: The function's own.
 
         Raises:
             RequestRejected: It was not called.
@@ -135,7 +140,8 @@ class Adoption:
         """
         from scheduler.adapters.functions import call
 
-        return await call(cast("Scheduler", self), function, args, kwargs, on_exceeded)
+        result = await call(cast("Scheduler", self), function, args, kwargs, on_exceeded)
+        return cast(T_, result)
 
     def budgeted(
         self,

@@ -102,11 +102,10 @@ class Intake:
             for each in self.providers.values()
             if each.base_url is not None and urlsplit(each.base_url)[:2] == place[:2]
         }
-        nearest = max(
+        return max(
             found, key=lambda name: (place.path.startswith(found[name]), len(found[name])),
             default=None,
         )  # fmt: skip
-        return nearest
 
     def read_budgets(self, statuses: Iterable[BudgetStatus]) -> None:
         """Learn which budgets there are."""

@@ -52,7 +52,7 @@ def merge(outer: Marks, inner: Marks) -> Marks:
         raise ConfigError("tag", f"{unknown[0]!r} is not one of {known}")
     if inner.get("priority") is not None:
         Priority.parse(inner["priority"])
-    merged = Marks(**{**outer, **inner})  # type: ignore[typeddict-item]
+    merged = Marks(**{**outer, **inner})
     if "tags" in outer and "tags" in inner:
         merged["tags"] = {**outer["tags"], **inner["tags"]}
     return merged

@@ -22,6 +22,7 @@ from scheduler.future import RequestFuture
 from scheduler.gates import Gates
 from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
 from scheduler.marks import apply
+from scheduler.matching import DEFAULT
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider, Send
@@ -52,7 +53,8 @@ class Scheduler(Adoption):
         store: Where queue and ledger live: a URL such as ``sqlite:///scheduler.db``,
             or a `Store`. None: in memory, gone with the process.
         budgets: Budgets to define. One that is stored already is changed to this
-            definition and keeps what was spent.
+            definition and keeps what was spent. A bare limit such as ``"$10/day"`` is that of
+            a budget named ``default``.
         providers: How requests leave; the first is the default. None given: OpenAI's
             API, with the key from ``OPENAI_API_KEY``.
         prices: Prices of your own, model to ``"IN/OUT"`` in USD per million tokens;
@@ -88,7 +90,7 @@ class Scheduler(Adoption):
         self,
         store: str | Path | Store | None = None,
         *,
-        budgets: Iterable[Budget] | Budget = (),
+        budgets: Iterable[Budget] | Budget | str | int | float | Decimal = (),
         providers: Provider | Iterable[Provider] = (),
         prices: PriceBook | Mapping[str, str] | None = None,
         concurrency: int = 64,
@@ -130,6 +132,8 @@ class Scheduler(Adoption):
         self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
         self._retry = retry or plain_retry(max_attempts, retry_wait_s)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
+        if isinstance(budgets, str | int | float | Decimal):
+            budgets = Budget(DEFAULT, budgets)
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
         self._announcer = events.Announcer()
         self._pump: Pump | None = None
@@ -419,6 +423,23 @@ class Scheduler(Adoption):
         await self.store.define(budgets, self._clock.now_ms())
         await self._read_budgets()
         self._open_pump().wake()
+
+    async def ensure(self, *budgets: Budget) -> None:
+        """Create those budgets of which there is none by that name; leave all others alone.
+
+        For budgets that come up as work comes in, such as one for each user: unlike `define` it
+        undoes no limit that somebody raised.
+        """
+        missing = [each for each in budgets if each.name not in self._intake.book]
+        if missing:
+            await self._read_budgets()  # other processes may have made them
+            missing = [each for each in missing if each.name not in self._intake.book]
+        if missing:
+            await self.define(*missing)
+
+    def redefine(self, budget: Budget) -> None:
+        """As `define`, for a scheduler that is not open yet."""
+        self._wanted = [each for each in self._wanted if each.name != budget.name] + [budget]
 
     async def pause(self, name: str) -> None:
         """Admit nothing on a budget until `resume`; calls under way finish."""

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from pydantic_core import from_json, to_json
@@ -173,7 +173,7 @@ def read_marks(headers: Mapping[str, str]) -> Marks:
         marks["budget"] = [name.strip() for name in marks["budget"].split(",")]
     if marks.get("priority", "").isdecimal():
         marks["priority"] = int(marks["priority"][:3])
-    return Marks(**marks)
+    return cast(Marks, marks)
 
 
 # Refusals
@@ -224,13 +224,11 @@ def refusal(error: SchedulerError, dialect: Dialect, now_ms: int) -> Refusal:
 
 def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | None]:
     """A refusal as HTTP status, code, and seconds after which to try again, if any."""
-    if isinstance(error, BudgetExceeded | ProviderUnavailable):
-        is_budget = isinstance(error, BudgetExceeded)
-        until_ms = error.resets_at_ms if is_budget else error.retries_at_ms
-        code = "budget_exceeded" if is_budget else error.reason
-        if until_ms is not None:
-            return 429, code, max(1, math.ceil((until_ms - now_ms) / 1000))
-        return (402 if is_budget else 429), code, None
+    if isinstance(error, BudgetExceeded):
+        after_s = _seconds_until(error.resets_at_ms, now_ms)
+        return (402 if after_s is None else 429), "budget_exceeded", after_s
+    if isinstance(error, ProviderUnavailable):
+        return 429, error.reason, _seconds_until(error.retries_at_ms, now_ms)
     code = _snake(type(error).__name__)
     if isinstance(error, _WILL_NOT_RUN):
         return 402, code, None
@@ -241,6 +239,10 @@ def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | Non
     if isinstance(error, RequestRejected) and not isinstance(error, SchedulerClosed):
         return 429, code, None
     return 503, code, None
+
+
+def _seconds_until(instant_ms: int | None, now_ms: int) -> int | None:
+    return None if instant_ms is None else max(1, math.ceil((instant_ms - now_ms) / 1000))
 
 
 def _numbers(error: SchedulerError) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 from scheduler.adapters.dialects import (
     HEADER_PREFIX,
@@ -25,19 +24,20 @@ from scheduler.adapters.dialects import (
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
+from scheduler.adapters.tees import Tee, async_tee, sync_tee
 from scheduler.adapters.visit import Visit
 from scheduler.calls import under_way
-from scheduler.errors import CallFailed, ConfigError, SchedulerError, TransportFailed
+from scheduler.errors import CallFailed, SchedulerError, TransportFailed
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, merge
 from scheduler.money import decimal_usd
 from scheduler.providers.answers import read_answer
 from scheduler.providers.base import Answer
-from scheduler.providers.engines import call_id, explain_httpx, is_stream
+from scheduler.providers.engines import explain_httpx, is_stream
 from scheduler.providers.http import CREDENTIAL_HEADERS
 from scheduler.providers.outside import Outside
-from scheduler.providers.streaming import DONE, Transcript, streamed_body
-from scheduler.request import Request, StreamEvent
+from scheduler.providers.streaming import Transcript, streamed_body
+from scheduler.request import Request
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
@@ -157,7 +157,7 @@ class HttpVisit(Visit):
         self._options, self._post = options, post
         said = merge(door.marks, merge(door.scheduler.marks, read_marks(take_headers(request))))
         said.setdefault("provider", door.provider_of(str(request.url)))
-        asked = Request(call.body, url=call.url, **said)  # type: ignore[arg-type]
+        asked = Request(call.body, url=call.url, **said)
         super().__init__(door.scheduler, asked, door.on_exceeded, place)
         self._answer: Any = None  # what came back last, as its client gives it
         self._failure: Exception | None = None  # what was raised instead
@@ -177,7 +177,7 @@ class HttpVisit(Visit):
             raise
         except Exception as exc:
             self._failure = exc
-            raise self._explain(exc) from exc
+            raise self.explain(exc) from exc
         self._answer = response
         return read_answer(
             response.status_code, response.headers, response.content, self._secrets()
@@ -189,7 +189,8 @@ class HttpVisit(Visit):
     async def _read_all(self, response: Any) -> None:
         await response.aread()
 
-    def _explain(self, exc: Exception) -> CallFailed:
+    def explain(self, exc: Exception) -> CallFailed:
+        """What an exception of the client means."""
         if self._client.is_closed:
             return TransportFailed(f"could not be sent: {exc}", False)
         if isinstance(exc, self._family.HTTPError | self._family.InvalidURL):
@@ -232,7 +233,7 @@ class HttpVisit(Visit):
         return await ended
 
     def _make_tee(self, response: Any, transcript: Transcript) -> Tee:
-        return _async_tee(self._family)(self, response, transcript)
+        return async_tee(self._family)(self, response, transcript)
 
     async def _close(self, response: Any) -> None:
         await response.aclose()
@@ -252,7 +253,8 @@ class HttpVisit(Visit):
         self, ended: asyncio.Future[Answer], answer: Answer | None, error: CallFailed | None
     ) -> None:
         """A stream has ended so, where its reader is; None and None: it was left half-way."""
-        self._place.tell(self._judged, ended, answer, error)
+        with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
+            self._place.tell(self._judged, ended, answer, error)
 
     def _judged(
         self, ended: asyncio.Future[Answer], answer: Answer | None, error: CallFailed | None
@@ -266,11 +268,6 @@ class HttpVisit(Visit):
         else:
             assert answer is not None
             ended.set_result(answer)
-
-    def settled(self) -> Awaitable[Any]:
-        """Until the ledger has what came of it; in the scheduler's loop."""
-        assert self._future is not None
-        return asyncio.wait([self._future])
 
     # What the client sees
 
@@ -296,14 +293,14 @@ class HttpVisit(Visit):
 class SyncHttpVisit(HttpVisit):
     """One call of a sync client: what is its own happens in its thread."""
 
-    def _post_once(self, request: Any) -> Any:  # type: ignore[override]
+    def _post_once(self, request: Any) -> Any:
         return self._post(request, **self._options)
 
     def _read_all(self, response: Any) -> None:  # type: ignore[override]
         response.read()
 
     def _make_tee(self, response: Any, transcript: Transcript) -> Tee:
-        return _sync_tee(self._family)(self, response, transcript)
+        return sync_tee(self._family)(self, response, transcript)
 
     def _close(self, response: Any) -> None:  # type: ignore[override]
         response.close()
@@ -322,226 +319,3 @@ def refused(error: SchedulerError, dialect: Dialect, request: Any, now_ms: int) 
 def _tell_cost(response: Any, cost_nusd: int, attempts: int) -> None:
     response.headers["x-scheduler-cost-usd"] = decimal_usd(cost_nusd)
     response.headers["x-scheduler-attempts"] = str(attempts)
-
-
-class Tee:
-    """The bytes of a stream on their way to its reader, while it is followed what they amount to.
-
-    Attributes:
-        ended: What it amounts to; in the scheduler's loop.
-        is_over: There are no more.
-        is_told: The scheduler has heard of its end.
-    """
-
-    def __init__(self, visit: HttpVisit, response: Any, transcript: Transcript) -> None:
-        self.transcript, self.is_over = transcript, False
-        self.ended: asyncio.Future[Answer] = visit.scheduler.loop.create_future()
-        self._visit, self._response = visit, response
-        self._first: list[bytes] = []
-        self.is_told = False
-
-    def take(self, chunk: bytes) -> bytes:
-        """Some bytes as their reader sees them."""
-        assembly = self.transcript.assembly
-        was_done = assembly.is_done
-        events = self.transcript.feed(chunk)
-        if not assembly.hides_usage:
-            return chunk
-        shown = b"".join(map(_encode, events))
-        return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown
-
-    def judge(self, error: Exception | None = None) -> Answer:
-        """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
-        headers = self._response.headers
-        if error is None:
-            return self.transcript.answer(self._response.status_code, headers)
-        explained = self._visit._explain(error)
-        explained.request_id = call_id(headers)
-        return self.transcript.after(explained)
-
-    def end(self, error: Exception | None = None) -> None:
-        """Tell, once, what it amounts to; without an error it may have been left half-way."""
-        if self.is_told:
-            return
-        self.is_told = True
-        if error is None and not self.is_over and not self.transcript.assembly.is_complete:
-            self._visit.judged(self.ended, None, None)
-            return
-        try:
-            answer = self.judge(error)
-        except CallFailed as exc:
-            self._visit.judged(self.ended, None, exc)
-        except Exception as exc:
-            self._visit.judged(self.ended, None, CallFailed(f"the stream could not be read: {exc}"))
-        else:
-            self._visit.judged(self.ended, answer, None)
-
-    def __del__(self) -> None:
-        # Nobody reads on, and nobody closed it: without this its money is held for ever.
-        if not self.is_told and not self._visit.scheduler.is_closed:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.end()
-
-
-def _encode(event: StreamEvent) -> bytes:
-    name = "" if event.event == "message" else f"event: {event.event}\n"
-    lines = "\n".join(f"data: {line}" for line in event.data.split("\n"))
-    return f"{name}{lines}\n\n".encode()
-
-
-def _async_tee(family: Any) -> type[Tee]:
-    """The tee for a family's async responses."""
-    known: type[Tee] | None = _TEES.get((family.__name__, False))
-    if known is not None:
-        return known
-
-    class AsyncTee(Tee, family.AsyncByteStream):  # type: ignore[misc]
-        async def read_first(self) -> None:
-            self._chunks = self._response.aiter_bytes()
-            while not self.transcript.assembly.events:
-                chunk = await anext(self._chunks, None)
-                if chunk is None:
-                    self.is_over = True
-                    return
-                self._first.append(self.take(chunk))
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            try:
-                for chunk in self._first:
-                    yield chunk
-                async for chunk in self._chunks:
-                    shown = self.take(chunk)
-                    if shown:
-                        yield shown
-            except Exception as exc:
-                self.end(exc)
-                raise
-            self.is_over = True
-            await self._finish()
-
-        async def _finish(self) -> None:
-            self.end()
-            loop = self._visit.scheduler.loop
-            if asyncio.get_running_loop() is loop:
-                await self._visit.settled()
-            else:
-                waiting = asyncio.run_coroutine_threadsafe(_wait(self._visit), loop)
-                await asyncio.wrap_future(waiting)
-
-        async def aclose(self) -> None:
-            try:
-                await self._response.aclose()
-            finally:
-                self.end()
-
-    _TEES[family.__name__, False] = AsyncTee
-    return AsyncTee
-
-
-def _sync_tee(family: Any) -> type[Tee]:
-    """The tee for a family's sync responses."""
-    known: type[Tee] | None = _TEES.get((family.__name__, True))
-    if known is not None:
-        return known
-
-    class SyncTee(Tee, family.SyncByteStream):  # type: ignore[misc]
-        def read_first(self) -> None:
-            self._chunks = self._response.iter_bytes()
-            while not self.transcript.assembly.events:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    self.is_over = True
-                    return
-                self._first.append(self.take(chunk))
-
-        def __iter__(self) -> Iterator[bytes]:
-            try:
-                for chunk in self._first:
-                    yield chunk
-                for chunk in self._chunks:
-                    shown = self.take(chunk)
-                    if shown:
-                        yield shown
-            except Exception as exc:
-                self.end(exc)
-                raise
-            self.is_over = True
-            self.end()
-            loop = self._visit.scheduler.loop
-            asyncio.run_coroutine_threadsafe(_wait(self._visit), loop).result()
-
-        def close(self) -> None:
-            try:
-                self._response.close()
-            finally:
-                self.end()
-
-    _TEES[family.__name__, True] = SyncTee
-    return SyncTee
-
-
-async def _wait(visit: HttpVisit) -> None:
-    await visit.settled()
-
-
-_TEES: dict[tuple[str, bool], type[Tee]] = {}
-
-
-# Clients
-
-
-class Budgeted:
-    """Marks clients whose calls wait for money; see `shadow`."""
-
-    door: Door
-
-
-def shadow(client: Any, door: Door) -> Any:
-    """A client that is the same but for its calls, which go through a door.
-
-    It shares everything with the client it was made from, pool and settings: closing one
-    closes both.
-
-    Raises:
-        ConfigError: It goes through a door already, or is no client of httpx or httpx2.
-    """
-    if isinstance(client, Budgeted):
-        raise ConfigError("client", "is wrapped already; use it as it is")
-    family = family_of(client)
-    if family is None:
-        kind = f"{type(client).__module__}.{type(client).__qualname__}"
-        raise ConfigError("client", f"a {kind} is no client of httpx or httpx2")
-    is_async = isinstance(client, cast(Any, family).AsyncClient)
-    made = object.__new__(_budgeted(type(client), is_async))
-    made.__dict__ = client.__dict__
-    _DOORS[made] = door
-    _ORIGINALS[made] = client  # it may close itself when nobody holds it any more
-    return made
-
-
-_DOORS: WeakKeyDictionary[Any, Door] = WeakKeyDictionary()
-_ORIGINALS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_KINDS: dict[type, type] = {}
-
-
-def _budgeted(kind: type, is_async: bool) -> type:
-    """The class like `kind` whose calls go through a door."""
-    made = _KINDS.get(kind)
-    if made is not None:
-        return made
-
-    async def send(self: Any, request: Any, **options: Any) -> Any:
-        post = super(made, self).send  # type: ignore[arg-type,misc]
-        return await _DOORS[self].send(self, request, options, post)
-
-    def send_sync(self: Any, request: Any, **options: Any) -> Any:
-        post = super(made, self).send  # type: ignore[arg-type,misc]
-        return _DOORS[self].send_sync(self, request, options, post)
-
-    # Some close themselves when they are dropped: that is for the one it was made from to do.
-    body = {
-        "send": send if is_async else send_sync, "__doc__": kind.__doc__,
-        "__del__": lambda self: None,
-    }  # fmt: skip
-    made = _KINDS[kind] = type(kind.__name__, (Budgeted, kind), body)
-    return made

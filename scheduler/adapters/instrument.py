@@ -90,7 +90,9 @@ def instrument(
         SchedulerClosed: After `Scheduler.aclose`.
     """
     if _now:
-        raise ConfigError("instrument", "was done already; undo that first: it is one for a process")
+        raise ConfigError(
+            "instrument", "was done already; undo that first: it is one for a process"
+        )
     door = make_door(scheduler, on_exceeded, merge(NO_MARKS, marks))
     door.is_strict = True
     _now.append(Instrumented(door))

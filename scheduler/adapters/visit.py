@@ -1,9 +1,9 @@
 """One call that its caller makes itself, when the scheduler says so.
 
-    submit ──▶ queue ──▶ admitted: `send` makes the attempt where the caller is
-                  ▲          │ failed in a way that may pass: back to the queue
-                  └──────────┘
-    settled, refused, or begun to stream ──▶ the caller goes on
+submit ──▶ queue ──▶ admitted: `send` makes the attempt where the caller is
+▲          │ failed in a way that may pass: back to the queue
+└──────────┘
+settled, refused, or begun to stream ──▶ the caller goes on
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Visit(ABC):
     ) -> None:
         self.scheduler, self._request = scheduler, request
         self._on_exceeded, self._place = on_exceeded, place
+        self.loop = scheduler.loop
         self._future: RequestFuture | None = None
         self._is_given_up = False
         self.error: BaseException | None = None
@@ -68,6 +69,23 @@ class Visit(ABC):
         self._is_given_up = True
         if self._future is not None:
             self._future.cancel()
+
+    async def settled(self) -> None:
+        """Wait until the ledger has what came of it; from any loop."""
+        if asyncio.get_running_loop() is self.loop:
+            await self._until_settled()
+        elif not self.loop.is_closed():
+            waiting = asyncio.run_coroutine_threadsafe(self._until_settled(), self.loop)
+            await asyncio.wrap_future(waiting)
+
+    def settled_sync(self) -> None:
+        """As `settled`, from a thread."""
+        if not self.loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._until_settled(), self.loop).result()
+
+    async def _until_settled(self) -> None:
+        if self._future is not None:
+            await asyncio.wait([self._future])
 
     def _ended(self, future: asyncio.Future[Response]) -> None:
         if not future.cancelled():

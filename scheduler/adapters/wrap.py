@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from scheduler.adapters.http import Budgeted, Door, family_of, shadow
+from scheduler.adapters.clients import Budgeted, shadow
+from scheduler.adapters.http import Door, family_of
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import EXCEEDED, OnExceeded
 from scheduler.marks import NO_MARKS, Marks

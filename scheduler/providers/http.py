@@ -145,9 +145,9 @@ class HttpProvider(Provider):
                 "invalid_url",
             )  # fmt: skip
         if self._has_path and (path == "/v1" or path.startswith("/v1/")):
-            url = self.base_url + path.removeprefix("/v1")
+            url = f"{self.base_url}{path.removeprefix('/v1')}"
         else:
-            url = self.base_url + path
+            url = f"{self.base_url}{path}"
         if len(self._urls) < _MAX_KNOWN_PATHS:
             self._urls[path] = url
         return url

@@ -1,0 +1,63 @@
+"""Clients of httpx and httpx2 whose calls go through a door."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from scheduler.adapters.http import Door, family_of
+from scheduler.errors import ConfigError
+
+
+class Budgeted:
+    """Marks clients whose calls wait for money; see `shadow`."""
+
+
+_DOORS: WeakKeyDictionary[Any, Door] = WeakKeyDictionary()
+_ORIGINALS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_KINDS: dict[type, Any] = {}
+
+
+def shadow(client: Any, door: Door) -> Any:
+    """A client that is the same but for its calls, which go through a door.
+
+    It shares everything with the client it was made from, pool and settings: closing one
+    closes both.
+
+    Raises:
+        ConfigError: It goes through a door already, or is no client of httpx or httpx2.
+    """
+    if isinstance(client, Budgeted):
+        raise ConfigError("client", "is wrapped already; use it as it is")
+    family = family_of(client)
+    if family is None:
+        kind = f"{type(client).__module__}.{type(client).__qualname__}"
+        raise ConfigError("client", f"a {kind} is no client of httpx or httpx2")
+    is_async = isinstance(client, cast(Any, family).AsyncClient)
+    made = object.__new__(_budgeted(type(client), is_async))
+    made.__dict__ = client.__dict__
+    _DOORS[made] = door
+    _ORIGINALS[made] = client  # some close themselves when they are dropped
+    return made
+
+
+def _budgeted(kind: type, is_async: bool) -> Any:
+    """The class like `kind` whose calls go through a door."""
+    known = _KINDS.get(kind)
+    if known is not None:
+        return known
+
+    async def send(self: Any, request: Any, **options: Any) -> Any:
+        return await _DOORS[self].send(self, request, options, super(made, self).send)
+
+    def send_sync(self: Any, request: Any, **options: Any) -> Any:
+        return _DOORS[self].send_sync(self, request, options, super(made, self).send)
+
+    body = {
+        "send": send if is_async else send_sync,
+        "__doc__": kind.__doc__,
+        "__del__": lambda self: None,  # to close is for the one it was made from
+    }
+    made: Any = type(kind.__name__, (Budgeted, kind), body)
+    _KINDS[kind] = made
+    return made

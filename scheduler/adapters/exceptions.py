@@ -1,0 +1,83 @@
+"""What an exception of somebody else's client means for money, and for the next attempt.
+
+LiteLLM's and the SDKs' are told by what they carry (a status, a response, a cause), so that none
+of them has to be installed. What cannot be told is an unknown outcome, which keeps counting.
+
+>>> explain(TimeoutError("too late")).is_billed is None
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic_core import to_json
+
+from scheduler.adapters.http import family_of
+from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited
+from scheduler.providers.answers import read_error
+from scheduler.providers.engines import explain_httpx
+
+_NO_HEADERS: Mapping[str, str] = {}
+_TIMEOUTS = ("Timeout", "APITimeoutError", "ReadTimeout", "WriteTimeout")
+_AFTER_THE_ANSWER = "Validation"  # it came, was billed, and did not please
+
+
+def explain(exc: Exception) -> CallFailed:
+    """The exception as one of ours: was it billed, is it worth another attempt, and when?"""
+    if isinstance(exc, CallFailed):
+        return exc
+    kind, text = type(exc).__name__, str(exc) or type(exc).__name__
+    said = f"{kind}: {text}"
+    if kind == "BudgetExceededError" or "crossed budget" in text:
+        # LiteLLM's own budgets, the Router's among them: like a provider's empty purse.
+        error: CallFailed = ProviderRefused(400, said, "budget_exceeded")
+        error.credit = said
+        return error
+    cooldown = getattr(exc, "cooldown_time", None)
+    if isinstance(cooldown, int | float) and "No deployments available" in text:
+        return RateLimited(429, said, retry_after_ms=int(cooldown * 1000))
+    # LiteLLM gives all of them a status, broken connections too: what it translates is asked first.
+    for cause in _causes(exc):
+        family = family_of(cause)
+        if family is not None and isinstance(cause, family.RequestError):
+            return explain_httpx(cause, 0, family)
+        if type(cause).__module__.partition(".")[0] != "litellm" and _status(cause) is not None:
+            return _by_status(cause, said)
+    if kind in _TIMEOUTS or isinstance(exc, TimeoutError):
+        return CallTimeout(said)
+    error = _by_status(exc, said)
+    if getattr(error, "status", 0) >= 500:
+        error.is_billed = None  # a translation: whether it worked cannot be told any more
+    return error
+
+
+def _status(exc: BaseException) -> int | None:
+    """The HTTP status it carries."""
+    for holder in (exc, getattr(exc, "response", None)):
+        status = getattr(holder, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """The exception and what led to it."""
+    seen: set[int] = set()
+    cause: BaseException | None = exc
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _by_status(exc: BaseException, said: str) -> CallFailed:
+    status = _status(exc)
+    if status is None or status < 400 or _AFTER_THE_ANSWER in type(exc).__name__:
+        return CallFailed(f"the call raised {said}")
+    headers = getattr(getattr(exc, "response", None), "headers", None) or _NO_HEADERS
+    body = getattr(exc, "body", None)
+    if not isinstance(body, dict):
+        body = {"message": str(exc)}
+    told = body if "error" in body else {"error": body}
+    return read_error(status, headers, to_json(told, fallback=str))
