@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEV    := $(VENV)/.dev-installed
 CORE   := $(VENV)/.core-installed
+# The same tests of adapters with the SDKs' previous major versions, which exclude the newest.
+OLD      := .venv-previous
+PREVIOUS := $(OLD)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test simulate soak fuzz lint types bench check format clean
@@ -14,7 +17,8 @@ help:  ## Show this list
 demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a raise, an exact account
 	@$(BIN)/python -m scheduler demo
 
-test: $(DEV)  ## Run all tests (four minutes on two cores)
+test: $(DEV) $(PREVIOUS)  ## Run all tests (five minutes on two cores)
+	$(OLD)/bin/python -m pytest -n auto --maxprocesses 4 tests/sdks
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 SEED ?=
@@ -52,7 +56,7 @@ format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -68,3 +72,10 @@ $(DEV): pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(BIN)/python -m pip install --quiet --editable . --group dev
 	@touch $@ $(CORE)
+
+$(PREVIOUS): pyproject.toml | $(VENV)/bin/python
+	@echo "Installing previous versions of SDKs into $(OLD) ..."
+	@$(VENV)/bin/python -m venv $(OLD)
+	@$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(OLD)/bin/python -m pip install --quiet --editable . --group sdks-previous
+	@touch $@

@@ -59,7 +59,8 @@ from scheduler.stats import Stats
 
 if TYPE_CHECKING:
     from scheduler import events
-    from scheduler.adapters.blocking import BlockingScheduler, open
+    from scheduler.adapters.blocking import BlockingScheduler
+    from scheduler.adapters.blocking import open as open
     from scheduler.adapters.client import AsyncClient, Client
     from scheduler.adapters.instrument import instrument
     from scheduler.future import RequestFuture

@@ -24,7 +24,9 @@ from scheduler.rates import YOCTO_PER_USD_A_MILLION, Listing, Rates, Steps, look
 from scheduler.request import (
     CHAT,
     COMPLETIONS,
+    EMBED_CONTENT,
     EMBEDDINGS,
+    GENERATE,
     MESSAGES,
     MODERATIONS,
     RESPONSES,
@@ -40,7 +42,8 @@ EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
 MAX_TOKENS = 10**21  # no bound is above it, and one this high is refused
 MAX_CACHED = 10_000  # models remembered, found or not
-_STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only")
+_STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only", "unspecified")
+_TIERS = ("speed", "service_tier", "serviceTier")
 _FREE = Quote(0, 0)
 
 # What caps the output at each endpoint; a name that the endpoint does not know caps nothing.
@@ -49,12 +52,16 @@ _CAPS = {
     COMPLETIONS: ("max_tokens",),
     RESPONSES: ("max_output_tokens",),
     MESSAGES: ("max_tokens",),
+    GENERATE: ("max_output_tokens", "maxOutputTokens"),
 }
+_COUNTS = {GENERATE: ("candidateCount", "candidate_count")}
+_USUAL_COUNTS = ("n", "best_of")
+_CONFIGS = ("generation_config", "generationConfig")  # where Google's bodies have both
 _REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # these refuse chat's old name for the cap
 _ALL_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
-# Most output tokens by the beginning of the model's name, the longest holds; from the
-# providers' model pages (November 2026), the larger number where they disagree.
+# Most output tokens of one request by the beginning of the model's name, the longest holds;
+# from the providers' model pages (November 2026), the larger number where they disagree.
 # Anthropic's models are missing on purpose: their API demands a cap.
 MAX_OUTPUT = {
     "gpt-3.5-turbo": 4_096,
@@ -67,6 +74,11 @@ MAX_OUTPUT = {
     "o1": 100_000,
     "o3": 100_000,
     "o4-mini": 100_000,
+    "gemini-2.0-flash": 8_192,
+    "gemini-2.0-flash-thinking": 65_536,
+    "gemini-2.5": 65_536,
+    "gemini-3": 65_536,
+    "gemini-4": 65_536,  # what is longer comes in several requests, each with a token to go on
 }
 
 
@@ -269,7 +281,7 @@ class _BookTariff:
 
 def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
     """Most tokens the output of a request can be."""
-    if request.url in (EMBEDDINGS, MODERATIONS):
+    if request.url in (EMBEDDINGS, MODERATIONS, EMBED_CONTENT):
         return TokenBound(0)
     cap = _stated_cap(request)
     most = _known_max_output(request.model) or context_tokens
@@ -280,11 +292,10 @@ def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBo
 
 def _answers(request: Request) -> int:
     """How many answers are generated, and billed."""
-    body, answers = request.body, 1
-    if "n" in body or "best_of" in body:
-        answers = max(_count(body.get("n")), _count(body.get("best_of")))
+    settings, names = _settings(request), _COUNTS.get(request.url, _USUAL_COUNTS)
+    answers = max([_count(settings[name]) for name in names if name in settings], default=1)
     if request.url == COMPLETIONS:
-        answers *= _prompts(body.get("prompt"))
+        answers *= _prompts(request.body.get("prompt"))
     return answers
 
 
@@ -294,43 +305,61 @@ def stated_output_tokens(request: Request) -> int:
 
 
 def _stated_cap(request: Request) -> int:
-    cap = 0
+    cap, settings = 0, _settings(request)
     for name in _CAPS.get(request.url, _ALL_CAPS):
-        value = request.body.get(name)
+        value = settings.get(name)
         if type(value) is int and value > cap:
             cap = value
     return cap
 
 
+def _settings(request: Request) -> Mapping[str, Any]:
+    """What has the cap and the number of answers in it: the body, or a part of it."""
+    if request.url != GENERATE:
+        return request.body
+    found = [request.body.get(name) for name in _CONFIGS]
+    return {key: value for each in found if isinstance(each, dict) for key, value in each.items()}
+
+
+def _with_settings(request: Request, changes: Mapping[str, Any]) -> Request:
+    if request.url != GENERATE:
+        return replace(request, body={**request.body, **changes})
+    body = {name: value for name, value in request.body.items() if name not in _CONFIGS}
+    config = {**_settings(request), **changes}
+    return replace(request, body={**body, _CONFIGS[-1]: config})
+
+
 def with_output_cap(request: Request, tokens: int) -> Request:
     """The request with an output cap written into its body, if it has none."""
-    names = _CAPS.get(request.url)
-    if names is None or any(request.body.get(name) is not None for name in names):
+    names, settings = _CAPS.get(request.url), _settings(request)
+    if names is None or any(settings.get(name) is not None for name in names):
         return request
     name = names[-1]
     if request.url == CHAT and bare_name(request.model).startswith(_REASONING):
         name = names[0]
-    return replace(request, body={**request.body, name: tokens})
+    return _with_settings(request, {name: tokens})
 
 
 def prompt_only(request: Request) -> Request:
     """The request with an output of one token at most: its quote is what the prompt costs."""
-    names = _CAPS.get(request.url)
+    names, settings = _CAPS.get(request.url), _settings(request)
     if names is None:
         return request
-    ones = [name for name in names if name in request.body] or [names[-1]]
-    ones += [name for name in ("n", "best_of") if name in request.body]
-    return replace(request, body=request.body | dict.fromkeys(ones, 1))
+    ones = [name for name in names if name in settings] or [names[-1]]
+    ones += [name for name in _COUNTS.get(request.url, _USUAL_COUNTS) if name in settings]
+    return _with_settings(request, dict.fromkeys(ones, 1))
 
 
 def _tier(body: Any) -> str | None:
     """The service tier or speed a body names, if it is not the standard one."""
     if not isinstance(body, dict):
         return None
-    for name in ("speed", "service_tier"):
-        tier = body.get(name)
-        if tier is not None and isinstance(tier, str):
-            return tier
+    told = body.get("usageMetadata")  # where Google's answers tell it
+    for holder in (body, told) if isinstance(told, dict) else (body,):
+        for name in _TIERS:
+            tier = holder.get(name)
+            if tier is not None and isinstance(tier, str):
+                return tier
     return None
 
 

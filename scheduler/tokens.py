@@ -12,8 +12,8 @@ What the provider adds around messages and tools is not published; the margins h
 are several times what has been observed.
 
 Not bounded, and said so: images of models other than those named here, audio, files,
-stored conversations, tools that the provider runs itself, and models that search or
-choose another model on their own.
+stored conversations and caches, tools that the provider runs itself, and models that
+search or choose another model on their own.
 
 >>> bound_input_tokens("/v1/embeddings", {"model": "m", "input": "grüezi"})
 TokenBound(tokens=39, is_bound=True)
@@ -28,7 +28,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from scheduler.errors import ConfigError
-from scheduler.request import COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES
+from scheduler.request import (
+    COMPLETIONS,
+    EMBED_CONTENT,
+    EMBEDDINGS,
+    GEMINI,
+    MODERATIONS,
+    RESPONSES,
+)
 
 PER_REQUEST = 32
 PER_CONVERSATION = 128  # open models' templates tell the date and rules: up to 80 have been seen
@@ -69,6 +76,22 @@ _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_t
 _IMAGE_PARTS = ("image_url", "input_image", "image")
 _STORED_ITEMS = ("item_reference", "compaction")
 
+# Google's names as `_plain` writes them: its API takes them in camel case and in snake case.
+_GOOGLE_NOT_SENT = frozenset({
+    "model", "stream", "safetysettings", "servicetier", "store", "labels", "tasktype",
+    "outputdimensionality",
+})  # fmt: skip
+_GOOGLE_UNBOUNDED = frozenset({"cachedcontent", "continuationtoken"})  # kept by the provider
+_TURNS = ("contents", "content", "systeminstruction")
+_LOCAL_PARTS = frozenset({
+    "text", "thought", "thoughtsignature", "functioncall", "functionresponse", "executablecode",
+    "codeexecutionresult",
+})  # fmt: skip
+_MEDIA = ("inlinedata", "filedata")
+# Of media that are no pictures: pages of text, seconds of sound and frames of film all have
+# more bytes than this a token, unless they are squeezed very hard.
+MEDIA_BYTES_PER_TOKEN = 8
+
 
 class TokenBound(NamedTuple):
     """Most tokens something can be; a mere estimate if not `is_bound`."""
@@ -91,7 +114,12 @@ def bound_input_tokens(url: str, body: Mapping[str, Any]) -> TokenBound:
 
 def _bound_input(url: str, body: Mapping[str, Any]) -> TokenBound:
     model = body.get("model")
-    counter = _Counter(_traits(model) if isinstance(model, str) else _traits(""))
+    traits = _traits(model) if isinstance(model, str) else _traits("")
+    counter = _Counter(traits._replace(normalises=True) if url in GEMINI else traits)
+    if url in GEMINI:
+        fixed = PER_REQUEST if url == EMBED_CONTENT else PER_CONVERSATION
+        counter.google(body)
+        return TokenBound(fixed + counter.tokens, counter.is_bound)
     if url in (EMBEDDINGS, MODERATIONS, COMPLETIONS):
         counter.plain(body.get("prompt" if url == COMPLETIONS else "input"))
         counter.json(body.get("suffix"))
@@ -108,6 +136,15 @@ def _bound_input(url: str, body: Mapping[str, Any]) -> TokenBound:
             if name in _UNBOUNDED:
                 counter.is_bound = False
     return TokenBound(PER_CONVERSATION + counter.tokens, counter.is_bound)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(name: object) -> str:
+    """A field's name however it is spelt: ``inlineData`` and ``inline_data`` are one."""
+    return str(name).replace("_", "").lower()
 
 
 def bare_name(model: str) -> str:
@@ -241,3 +278,73 @@ class _Counter:
             kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
             if kind not in _LOCAL_TOOLS:
                 self.is_bound = False  # the provider runs it, in turns of its own
+
+    # Google's bodies
+
+    def google(self, body: Mapping[str, Any]) -> None:
+        """A body of the Gemini API, or one of the requests in it."""
+        for spelt, value in body.items():
+            name = _plain(spelt)
+            if name == "servicetier" and "priority" in str(value).lower():
+                self.is_bound = False  # dearer, by how much the catalogue does not tell
+            if name in _GOOGLE_NOT_SENT or value is None:
+                continue
+            if name in _TURNS:
+                self._google_turns(value)
+            elif name == "requests":
+                for each in _listed(value):
+                    self.google(each if isinstance(each, Mapping) else {"content": each})
+            elif name == "tools":
+                self._google_tools(value)
+            else:
+                self.json(value)
+                if name in _GOOGLE_UNBOUNDED:
+                    self.is_bound = False
+
+    def _google_turns(self, turns: object) -> None:
+        """Turns of parts; also one turn, one part, or a mere text in their place."""
+        for turn in _listed(turns):
+            self.tokens += PER_MESSAGE
+            parts = turn
+            if isinstance(turn, Mapping) and "parts" in turn:
+                self.json({name: value for name, value in turn.items() if name != "parts"})
+                parts = turn["parts"]
+            for part in _listed(parts):
+                self._google_part(part)
+
+    def _google_part(self, part: object) -> None:
+        if not isinstance(part, Mapping):
+            self.json(part)
+            return
+        for spelt, value in part.items():
+            name = _plain(spelt)
+            if name in _MEDIA:
+                self._google_media(value)
+                continue
+            self.json(value)
+            if name not in _LOCAL_PARTS or (isinstance(value, Mapping) and "parts" in value):
+                self.is_bound = False  # also an answer of a function with pictures in it
+
+    def _google_media(self, media: object) -> None:
+        self.is_bound = False
+        fields = media if isinstance(media, Mapping) else {}
+        told = {_plain(name): value for name, value in fields.items()}
+        kind, data = str(told.get("mimetype", "")), told.get("data")
+        size = len(data) if isinstance(data, str | bytes) else 0
+        if kind.startswith("text/"):
+            self.tokens += size
+        elif kind.startswith("image/"):
+            self.tokens += OTHER_IMAGE
+        else:
+            self.tokens += max(OTHER_IMAGE, size // MEDIA_BYTES_PER_TOKEN)
+
+    def _google_tools(self, tools: object) -> None:
+        if _listed(tools):
+            self.tokens += PER_TOOLS
+        for tool in _listed(tools):
+            self.json(tool)
+            for name, value in tool.items() if isinstance(tool, Mapping) else ():
+                if _plain(name) == "functiondeclarations":
+                    self.tokens += PER_TOOL * len(_listed(value))
+                elif value is not None:
+                    self.is_bound = False  # the provider runs it, in turns of its own

@@ -1,10 +1,11 @@
 """What an answer says about itself: tokens used, and sometimes its cost.
 
-Providers count in three dialects, and differ in what a count includes:
+Providers count in four dialects, and differ in what a count includes:
 
     prompt_tokens, completion_tokens    chat, completions, embeddings
     input_tokens, output_tokens         responses; cached tokens are part of the input
     the same with cache_…_input_tokens  Anthropic's; cached tokens come on top of the input
+    promptTokenCount, …                 Google's; thoughts come on top of the candidates
 
 Some leave reasoning out of the completion and count it in the total only; it is billed
 as output, so whatever the total has beyond its parts counts as output. Numbers that
@@ -22,7 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeGuard
 
 from scheduler.money import MAX_USD, NUSD_PER_USD
 from scheduler.request import Usage
@@ -34,9 +35,12 @@ _NOTHING: Mapping[str, Any] = {}
 
 def extract_usage(body: Any) -> Usage | None:
     """Tokens a JSON answer says it used; None if it does not say, or says nonsense."""
-    usage = body.get("usage") if isinstance(body, dict) else None
-    if not isinstance(usage, dict):
+    if not isinstance(body, dict):
         return None
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        told = body.get("usageMetadata")
+        return _of_google(told) if isinstance(told, dict) else None
     if "prompt_tokens" in usage:
         into, out = usage["prompt_tokens"], usage.get("completion_tokens") or 0
         inside = usage.get("prompt_tokens_details")
@@ -85,7 +89,41 @@ def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, writt
     )
 
 
-def _is_count(value: object) -> bool:
+def _of_google(told: Mapping[str, Any]) -> Usage | None:
+    prompt = told.get("promptTokenCount")
+    # Zeros are left out.
+    tools, shown, thoughts = (
+        told.get(name) or 0
+        for name in ("toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    )
+    if not (_is_count(prompt) and _is_count(tools) and _is_count(shown) and _is_count(thoughts)):
+        return None
+    into, out = prompt + tools, shown + thoughts
+    total = told.get("totalTokenCount")
+    if _is_count(total) and total > into + out:
+        out = total - into
+    return Usage(
+        into,
+        out,
+        _part(told.get("cachedContentTokenCount"), prompt),
+        reasoning_tokens=thoughts,
+        input_audio_tokens=_audio(told, into, "promptTokensDetails", "toolUsePromptTokensDetails"),
+        output_audio_tokens=_audio(told, out, "candidatesTokensDetails"),
+    )
+
+
+def _audio(told: Mapping[str, Any], whole: int, *names: str) -> int:
+    """Tokens of audio in the lists of tokens by modality."""
+    listed = [each for name in names if isinstance(told.get(name), list) for each in told[name]]
+    counts = [
+        _part(each.get("tokenCount"), whole)
+        for each in listed
+        if isinstance(each, dict) and each.get("modality") == "AUDIO"
+    ]
+    return min(sum(counts), whole)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= MAX_TOKENS
 
 

@@ -26,7 +26,7 @@ from scheduler.errors import ConfigError, RequestRejected, SchedulerError, Store
 from scheduler.marks import Marks
 from scheduler.scheduler import Scheduler
 
-Tag = Callable[[HTTPConnection], Marks | None | Awaitable[Marks | None]]
+Tag = Callable[[HTTPConnection], Marks | Awaitable[Marks | None] | None]
 
 _PUBLIC = {
     402: "this cannot be paid from the budget it belongs to",

@@ -45,7 +45,7 @@ Secrets = Sequence[str]
 
 _DID_NO_WORK = frozenset({503, 529})
 _RETRYABLE_REFUSALS = frozenset({408, 409, 425})
-_RESULTS = ("choices", "output", "data", "results")
+_RESULTS = ("choices", "output", "data", "results", "candidates")
 
 
 def read_answer(

@@ -12,9 +12,7 @@ from scheduler.providers.base import Answer, Provider
 from scheduler.providers.known import KNOWN
 from scheduler.request import Request
 
-_BY_HOST = {
-    urlsplit(known.base_url).hostname: known for known in KNOWN.values() if known.base_url
-}
+_BY_HOST = {urlsplit(known.base_url).hostname: known for known in KNOWN.values() if known.base_url}
 
 
 class Outside(Provider):

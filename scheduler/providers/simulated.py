@@ -1,6 +1,6 @@
 """A provider that needs no key, no network and no money, and is as unpleasant as a real one.
 
-It answers in OpenAI's shapes, takes its time, enforces rate limits, fails in every way a
+It answers in the shapes of OpenAI, Anthropic and Google, takes its time, enforces rate limits, fails in every way a
 provider can, and keeps its own count of what it billed, by its own arithmetic from its own
 prices: what a ledger says can be checked against it, to the nano-dollar.
 
@@ -25,6 +25,7 @@ from pydantic_core import to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
+from scheduler.providers import simulated_gemini as gemini
 from scheduler.providers.answers import read_answer
 from scheduler.providers.base import Answer, Emit, Provider
 from scheduler.providers.engines import Reply as HttpReply
@@ -34,16 +35,16 @@ from scheduler.providers.simulated_answers import (
     MAX_OUTPUT_TOKENS,
     Invalid,
     Question,
-    error_body,
     make_answer,
     make_embeddings,
     make_moderation,
     read_question,
     share_of,
     usage_body,
+    usage_field,
 )
 from scheduler.providers.simulated_bill import SIMULATED_PRICES, Bill, Billed, PriceList
-from scheduler.providers.simulated_events import ERROR, STREAMED, make_events
+from scheduler.providers.simulated_events import STREAMED, error_event, make_events
 from scheduler.providers.simulated_faults import (
     MAYBE_BILLED,
     PAGE,
@@ -51,10 +52,21 @@ from scheduler.providers.simulated_faults import (
     Failing,
     Fault,
     Faults,
+    error_body,
 )
 from scheduler.providers.simulated_limits import Charge, Limiter
 from scheduler.providers.streaming import nobody_reads, read_stream
-from scheduler.request import EMBEDDINGS, MODERATIONS, Duration, Request, Usage
+from scheduler.request import (
+    EMBED_CONTENT,
+    EMBEDDINGS,
+    GEMINI,
+    GENERATE,
+    MESSAGES,
+    MODERATIONS,
+    Duration,
+    Request,
+    Usage,
+)
 
 __all__ = ["SIMULATED_PRICES", "Bill", "Billed", "Fault", "Reply", "Simulated", "Spread"]
 
@@ -215,7 +227,7 @@ class Simulated(Provider):
             raise TransportFailed("the connection was reset (simulated)")
         if reply.status != 200 or reply.body is None:
             return read_answer(reply.status, reply.headers, reply.encoded())
-        usage = None if "usage" not in reply.body else reply.usage
+        usage = reply.usage if usage_field(request.url) in reply.body else None
         return Answer(
             reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers,
             read_limits(reply.headers),
@@ -247,7 +259,7 @@ class Simulated(Provider):
             if place == len(events) // 2 and reply.fault is Fault.STREAM_CUT:
                 raise TransportFailed("the connection was reset (simulated)")
             if place == len(events) // 2 and reply.fault is Fault.STREAM_ERROR:
-                await take(ERROR)
+                await take(error_event(url))
                 return
             await take(event)
 
@@ -263,18 +275,23 @@ class Simulated(Provider):
         body: Mapping[str, Any],
         key: str | None = None,
         caller: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Bill a call, if it is one that is billed. To be called once for each reply."""
         if reply.usage is not None:
-            self.bill.add(reply.model, reply.nusd, reply.usage, url, body, key, caller)
+            billed = Billed(key, url, body, reply.usage, reply.nusd, headers or {})
+            self.bill.add(reply.model, billed, caller)
 
     def reply(self, url: str, body: Mapping[str, Any]) -> Reply:
         """Decide about one call: refuse it, spoil it, or answer it. Bills nothing yet."""
         self.bill.received += 1
         number = self.bill.received
         headers = {"x-request-id": f"req-sim{number:08d}"}
+        if url == MESSAGES:
+            headers["request-id"] = headers["x-request-id"]  # as Anthropic calls it
         try:
-            question = read_question(url, body)
+            read = gemini.read_question if url in GEMINI else read_question
+            question = read(url, body)
             lengths = self._lengths(question)
             charge = None
             if self._is_limited:
@@ -283,10 +300,10 @@ class Simulated(Provider):
                 now_s = asyncio.get_running_loop().time()
                 wait_s = self.limiter.admit(charge, now_s, headers)
                 if wait_s is not None:
-                    return self._refusal(Fault.RATE_LIMITED, headers, wait_s)
+                    return self._refusal(Fault.RATE_LIMITED, headers, url, wait_s)
             fault = self._faults.draw(url, body, number, self._rng)
             if fault in REFUSALS and (fault not in MAYBE_BILLED or self._coin()):
-                refusal = self._refusal(fault, headers)
+                refusal = self._refusal(fault, headers, url)
                 if charge is not None:
                     charge.output = 0  # it made none
                 refusal.charge = charge
@@ -294,7 +311,9 @@ class Simulated(Provider):
             answer, usage = self._answer(question, body, lengths, number)
         except Invalid as exc:
             status = 404 if exc.param is None else 400
-            wrong = error_body(exc.problem, "invalid_request_error", None, exc.param)
+            wrong = error_body(
+                url, status, exc.problem, param=exc.param, request_id=headers["x-request-id"]
+            )
             return Reply(status, headers, wrong)
         wait_s = self._latency.at(self._rng.random() or 0.5) if self._latency.mean else 0.0
         if self._tokens_per_s is not None:
@@ -323,10 +342,14 @@ class Simulated(Provider):
         self, question: Question, body: Mapping[str, Any], lengths: list[int], number: int
     ) -> tuple[dict[str, Any], Usage]:
         if question.url == EMBEDDINGS:
-            return make_embeddings(question, body)
+            return make_embeddings(question, body, number)
         if question.url == MODERATIONS:
             return make_moderation(question, number), Usage()
+        if question.url == EMBED_CONTENT:
+            return gemini.make_content_embeddings(question, body)
         thought = min(lengths) // 2 if question.model == "sim-reasoning" else 0
+        if question.url == GENERATE:
+            return gemini.make_candidates(question, lengths, number, thought)
         return make_answer(question, lengths, number, int(time.time()), thought)
 
     # Limits and faults
@@ -335,7 +358,7 @@ class Simulated(Provider):
         return self._rng.random() < 0.5
 
     def _refusal(
-        self, fault: Fault, headers: dict[str, str], retry_after_s: float | None = None
+        self, fault: Fault, headers: dict[str, str], url: str, retry_after_s: float | None = None
     ) -> Reply:
         status, kind, code, message = REFUSALS[fault]
         if retry_after_s is None and fault is Fault.RATE_LIMITED:
@@ -343,10 +366,11 @@ class Simulated(Provider):
         if retry_after_s is not None and self.limiter.style.says_when:
             headers["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
             headers["retry-after"] = str(math.ceil(retry_after_s))
-        body = error_body(f"{message} (simulated).", kind, code)
         if fault is Fault.RATE_LIMITED and self.limiter.style.headers == "anthropic":
-            error = {"type": "rate_limit_error", "message": f"{message} (simulated)."}
-            body = {"type": "error", "error": error}
+            url = MESSAGES  # its words, wherever it limits
+        body = error_body(
+            url, status, f"{message} (simulated).", kind, code, request_id=headers["x-request-id"]
+        )
         return Reply(status, headers, body, fault=fault)
 
     def _spoil(self, reply: Reply, fault: Fault, url: str) -> None:
@@ -356,21 +380,21 @@ class Simulated(Provider):
         reply.fault = fault
         if fault in (Fault.SLOW, Fault.TIMEOUT):
             reply.wait_s = max(SLOW_LEAST_S, SLOW_FACTOR * reply.wait_s)
-        elif fault is Fault.HUGE_USAGE and "usage" in reply.body:
+        elif fault is Fault.HUGE_USAGE and usage_field(url) in reply.body:
             reply.usage = Usage(
                 reply.usage.input_tokens * HUGE_USAGE_FACTOR,
                 reply.usage.output_tokens * HUGE_USAGE_FACTOR,
             )
-            reply.body["usage"] = usage_body(url, reply.usage)
+            reply.body[usage_field(url)] = usage_body(url, reply.usage)
         elif fault is Fault.NO_USAGE:
-            reply.body.pop("usage", None)
+            reply.body.pop(usage_field(url), None)
         elif fault is Fault.TRUNCATED:
             whole = reply.encoded()
             reply.body, reply.content = None, whole[: len(whole) // 2]
         elif fault is Fault.HTML:
             reply.body, reply.content, reply.usage = None, PAGE, None
         elif fault is Fault.SERVER_ERROR:  # the billed half of them
-            refusal = self._refusal(fault, reply.headers)
+            refusal = self._refusal(fault, reply.headers, url)
             reply.status, reply.body = refusal.status, refusal.body
         elif fault is Fault.RESET:
             reply.body = reply.content = None

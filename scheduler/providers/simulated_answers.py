@@ -1,4 +1,4 @@
-"""What would a provider answer? Bodies in OpenAI's shapes, and the tokens in them.
+"""What would a provider answer? Bodies in OpenAI's and Anthropic's shapes, and the tokens in them.
 
 Pure: the same question gets the same answer. Tokens are counted by a rule of our own that
 is easy to check by hand: four characters of input are a token, a message costs four more,
@@ -23,6 +23,7 @@ from scheduler.request import (
     COMPLETIONS,
     EMBEDDINGS,
     ENDPOINTS,
+    GENERATE,
     MESSAGES,
     MODERATIONS,
     RESPONSES,
@@ -91,7 +92,7 @@ class Question:
     @property
     def has_output(self) -> bool:
         """Whether the endpoint generates text."""
-        return self.url in _CAPS
+        return self.url in _CAPS or self.url == GENERATE
 
 
 def read_question(url: str, body: Mapping[str, Any]) -> Question:
@@ -111,9 +112,9 @@ def read_question(url: str, body: Mapping[str, Any]) -> Question:
     given = body.get(name)
     if not given or not isinstance(given, (list,) if name == "messages" else (str, list)):
         raise Invalid(f"Missing or empty required parameter: '{name}'.", name)
-    caps = [_positive(body, field) for field in _CAPS.get(url, ()) if body.get(field) is not None]
-    choices = _positive(body, "n", 1, MAX_CHOICES) if url in (CHAT, COMPLETIONS) else 1
-    best_of = _positive(body, "best_of", 1, MAX_CHOICES) if url == COMPLETIONS else 1
+    caps = [positive(body, field) for field in _CAPS.get(url, ()) if body.get(field) is not None]
+    choices = positive(body, "n", 1, MAX_CHOICES) if url in (CHAT, COMPLETIONS) else 1
+    best_of = positive(body, "best_of", 1, MAX_CHOICES) if url == COMPLETIONS else 1
     if url == MESSAGES and not caps:
         raise Invalid("max_tokens: Field required", "max_tokens")
     inputs = _count_inputs(given) if name != "messages" else 1
@@ -126,7 +127,12 @@ def read_question(url: str, body: Mapping[str, Any]) -> Question:
     )  # fmt: skip
 
 
-def _positive(body: Mapping[str, Any], field: str, default: int = 1, most: int = 1 << 40) -> int:
+def positive(body: Mapping[str, Any], field: str, default: int = 1, most: int = 1 << 40) -> int:
+    """An integer of the body that is at least 1.
+
+    Raises:
+        Invalid: It is something else.
+    """
     value = body.get(field)
     if value is None:
         return default
@@ -157,36 +163,37 @@ def share_of(question: Question, seed: int, place: int) -> float:
 
 
 def _input_tokens(url: str, body: Mapping[str, Any], given: str | list[Any]) -> int:
-    tokens = _tokens(given)
+    tokens = count_tokens(given)
     if url == CHAT:
         tokens += 3  # what primes the reply
     for extra in ("system", "instructions", "tools", "functions", "response_format", "text"):
         if body.get(extra):
-            tokens += _json_tokens(body[extra])
+            tokens += json_tokens(body[extra])
     return tokens
 
 
-def _tokens(value: Any) -> int:
+def count_tokens(value: Any) -> int:
     """Tokens of a text, of a list of tokens, of a message, of a part, or of a list of these."""
     if isinstance(value, str):
         return -(-len(value) // CHARS_PER_TOKEN)
     if isinstance(value, list):
-        return sum(1 if isinstance(item, int) else _tokens(item) for item in value)
+        return sum(1 if isinstance(item, int) else count_tokens(item) for item in value)
     if not isinstance(value, dict):
-        return _json_tokens(value)
+        return json_tokens(value)
     if "content" in value or "role" in value:
         rest = {k: v for k, v in value.items() if k not in ("content", "role") and v}
         content = value.get("content")
-        return MESSAGE_TOKENS + _tokens(content or "") + (_json_tokens(rest) if rest else 0)
+        return MESSAGE_TOKENS + count_tokens(content or "") + (json_tokens(rest) if rest else 0)
     if isinstance(value.get("text"), str):
-        return _tokens(value["text"])
+        return count_tokens(value["text"])
     if "image_url" in value:
         holder = value["image_url"] if isinstance(value["image_url"], dict) else value
         return IMAGE_TOKENS.get(str(holder.get("detail")), LARGE_IMAGE_TOKENS)
-    return _json_tokens(value)
+    return json_tokens(value)
 
 
-def _json_tokens(value: Any) -> int:
+def json_tokens(value: Any) -> int:
+    """Tokens of a value as JSON."""
     text = json.dumps(value, separators=(",", ":"), default=str)
     return -(-len(text) // CHARS_PER_TOKEN)
 
@@ -211,7 +218,7 @@ def make_answer(
         question.input_tokens, output_tokens, reasoning_tokens=reasoning_tokens * len(lengths)
     )
     texts = [
-        _text(max(0, length - reasoning_tokens), question.fingerprint + place)
+        words_of(max(0, length - reasoning_tokens), question.fingerprint + place)
         for place, length in enumerate(lengths[: question.choices])
     ]
     ends = ["length" if length == question.cap else "stop" for length in lengths]
@@ -246,7 +253,8 @@ def make_answer(
     return body, usage
 
 
-def _text(words: int, start: int) -> str:
+def words_of(words: int, start: int) -> str:
+    """A text of so many words, which depends on `start` only."""
     return _words(words, start % len(_WORDS))
 
 
@@ -256,8 +264,22 @@ def _words(words: int, start: int) -> str:
     return " ".join((_WORDS * repeats)[start : start + words])
 
 
+def usage_field(url: str) -> str:
+    """Where an answer has its usage."""
+    return "usageMetadata" if url == GENERATE else "usage"
+
+
 def usage_body(url: str, usage: Usage) -> dict[str, Any]:
     """Usage as the endpoint writes it."""
+    if url == GENERATE:
+        thoughts = usage.reasoning_tokens
+        return {
+            "promptTokenCount": usage.input_tokens,
+            "candidatesTokenCount": usage.output_tokens - thoughts,
+            **({"thoughtsTokenCount": thoughts} if thoughts else {}),
+            "totalTokenCount": usage.total_tokens,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": usage.input_tokens}],
+        }
     if url == EMBEDDINGS:
         return {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
     into, out = ("input", "output") if url == RESPONSES else ("prompt", "completion")
@@ -319,7 +341,9 @@ def _response(
     }
 
 
-def make_embeddings(question: Question, body: Mapping[str, Any]) -> tuple[dict[str, Any], Usage]:
+def make_embeddings(
+    question: Question, body: Mapping[str, Any], number: int
+) -> tuple[dict[str, Any], Usage]:
     """One small vector per input text; base64 if the request wants it so.
 
     Raises:
@@ -327,17 +351,18 @@ def make_embeddings(question: Question, body: Mapping[str, Any]) -> tuple[dict[s
     """
     dimensions = DIMENSIONS
     if body.get("dimensions") is not None:
-        dimensions = _positive(body, "dimensions", most=MAX_DIMENSIONS)
+        dimensions = positive(body, "dimensions", most=MAX_DIMENSIONS)
     usage = Usage(question.input_tokens)
     is_packed = body.get("encoding_format") == "base64"
     data = []
     for place in range(question.inputs):
-        vector = _vector(question.fingerprint + place, dimensions)
+        vector = vector_of(question.fingerprint + place, dimensions)
         packed = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode("ascii")
         data.append(
             {"object": "embedding", "index": place, "embedding": packed if is_packed else vector}
         )
     answer = {
+        "id": f"embd-sim{number:08d}",  # Mistral's clients insist on it
         "object": "list",
         "data": data,
         "model": question.model,
@@ -346,7 +371,7 @@ def make_embeddings(question: Question, body: Mapping[str, Any]) -> tuple[dict[s
     return answer, usage
 
 
-def _vector(start: int, dimensions: int) -> list[float]:
+def vector_of(start: int, dimensions: int) -> list[float]:
     """Numbers between -1 and 1 that depend on `start` only."""
     return [
         zlib.crc32(struct.pack("<II", start & 0xFFFFFFFF, place)) / 0x7FFFFFFF - 1.0
@@ -363,10 +388,3 @@ def make_moderation(question: Question, number: int) -> dict[str, Any]:
     }
     results = [dict(result) for _ in range(question.inputs)]
     return {"id": f"modr-sim{number:08d}", "model": question.model, "results": results}
-
-
-def error_body(
-    message: str, kind: str, code: str | None, param: str | None = None
-) -> dict[str, Any]:
-    """An error as OpenAI writes it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -61,13 +61,19 @@ def _rates(model: str, price: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """One call the provider billed."""
+    """One call the provider billed.
+
+    Attributes:
+        headers: Those of the request that were meant for the scheduler, by name: what should
+            have been taken off before it was sent.
+    """
 
     key: str | None
     url: str
     body: Mapping[str, Any]
     usage: Usage
     nusd: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -90,22 +96,13 @@ class Bill:
     by_caller: dict[str, int] = field(default_factory=dict)
     records: list[Billed] | None = None
 
-    def add(
-        self,
-        model: str,
-        nusd: int,
-        usage: Usage,
-        url: str,
-        body: Mapping[str, Any],
-        key: str | None,
-        caller: str,
-    ) -> None:
+    def add(self, model: str, call: Billed, caller: str) -> None:
         """Count one call."""
         self.calls += 1
-        self.nusd += nusd
-        self.tokens += usage.total_tokens
-        self.by_model[model] = self.by_model.get(model, 0) + nusd
+        self.nusd += call.nusd
+        self.tokens += call.usage.total_tokens
+        self.by_model[model] = self.by_model.get(model, 0) + call.nusd
         if caller:
-            self.by_caller[caller] = self.by_caller.get(caller, 0) + nusd
+            self.by_caller[caller] = self.by_caller.get(caller, 0) + call.nusd
         if self.records is not None:
-            self.records.append(Billed(key, url, body, usage, nusd))
+            self.records.append(call)

@@ -1,4 +1,4 @@
-"""What can go wrong with a call to a simulated provider, and how often it does."""
+"""What can go wrong with a call to a simulated provider, how often, and how it is told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from scheduler.errors import ConfigError
+from scheduler.request import GEMINI, MESSAGES
 
 
 class Fault(StrEnum):
@@ -51,6 +52,14 @@ REFUSALS: dict[Fault, tuple[int, str, str, str]] = {  # status, type, code, mess
     Fault.SERVER_ERROR: (500, "server_error", "server_error", "The server had an error"),
     Fault.OVERLOADED: (503, "server_error", "overloaded", "The server is overloaded"),
 }
+_ANTHROPICS = {
+    401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
+}  # fmt: skip
+_GOOGLES = {
+    401: "UNAUTHENTICATED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL",
+    503: "UNAVAILABLE",
+}  # fmt: skip
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Hotel WiFi</body></html>"
 
 _PLAIN = (Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.OVERLOADED)
@@ -94,3 +103,28 @@ class Faults:
                 if draw < 0:
                     return fault
         return None
+
+
+def error_body(
+    url: str,
+    status: int,
+    message: str,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    *,
+    param: str | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    """An error as the API writes it to which the URL belongs; kind and code are OpenAI's."""
+    if url == MESSAGES:
+        type_ = _ANTHROPICS.get(status, "invalid_request_error")
+        if code == "insufficient_quota":
+            type_ = "enforced_spend_limit_reached"
+        error: dict[str, Any] = {"type": type_, "message": message}
+        return {"type": "error", "error": error, "request_id": request_id}
+    if url in GEMINI or url.startswith("/v1beta/"):
+        name = _GOOGLES.get(status, "INVALID_ARGUMENT")
+        if code == "insufficient_quota":  # which has no code of its own here: the words tell
+            message = "Your prepayment credits are depleted (simulated)."
+        return {"error": {"code": status, "message": message, "status": name}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

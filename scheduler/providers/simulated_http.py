@@ -12,13 +12,14 @@ import contextlib
 import socket
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from scheduler.providers.simulated import Fault, Reply
-from scheduler.providers.simulated_answers import error_body
-from scheduler.providers.simulated_events import ERROR, STREAMED, make_events
+from scheduler.providers.simulated_events import STREAMED, error_event, make_events
+from scheduler.providers.simulated_faults import error_body
+from scheduler.providers.simulated_gemini import read_path
 from scheduler.request import ENDPOINTS, RESPONSES
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _PHRASES = {
     429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
+_OURS = b"x-scheduler-"  # how headers begin that no provider should ever see
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
 
@@ -42,6 +44,15 @@ class Refused(Exception):
     def __init__(self, status: int, problem: str, is_fatal: bool = False) -> None:
         super().__init__(status, problem, is_fatal)
         self.status, self.problem, self.is_fatal = status, problem, is_fatal
+
+
+class Call(NamedTuple):
+    """One request, as it is answered and billed."""
+
+    url: str
+    body: dict[str, Any]
+    caller: str
+    headers: dict[str, str]  # only those that it should not have
 
 
 class Connection(asyncio.Protocol):
@@ -55,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._is_full = False  # the client does not take what is written
         self._is_last = False  # close after this answer
         self._was_continued = False
+        self._url = ""  # of the request that is being served, for errors in its API's form
         self._timer: asyncio.TimerHandle | None = None
         self._reply: Reply | None = None  # what is being answered
         self._transport: asyncio.Transport
@@ -106,9 +118,9 @@ class Connection(asyncio.Protocol):
                 served = self._serve_one()
             except Refused as exc:
                 self._is_last = self._is_last or exc.is_fatal
-                kind = "invalid_request_error"
                 code = "invalid_api_key" if exc.status == 401 else None
-                self._write(exc.status, {}, _json(error_body(exc.problem, kind, code)))
+                wrong = error_body(self._url, exc.status, exc.problem, code=code)
+                self._write(exc.status, {}, _json(wrong))
                 served = True
             if not served:
                 break
@@ -116,6 +128,7 @@ class Connection(asyncio.Protocol):
 
     def _serve_one(self) -> bool:
         """Serve one request; returns whether there was a whole one."""
+        self._url = ""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 or end > MAX_HEADER_BYTES:
             if len(self._buffer) > MAX_HEADER_BYTES:
@@ -133,54 +146,65 @@ class Connection(asyncio.Protocol):
         self._was_continued = False
         self._is_last = headers.get(b"connection", b"").lower() == b"close"
         path, _, query = target.partition("?")
+        path = path.removeprefix("/openai")  # as at Groq
+        self._url, said = read_path(path) or (path, {})
         caller = ""
-        if path.startswith("/v1/"):
-            key = headers.get(b"x-api-key")
-            said = headers.get(b"authorization", b"") if key is None else b"Bearer " + key
-            caller = self._service.admit(said)
+        if path.startswith(("/v1/", "/v1beta/")):
+            key = headers.get(b"x-api-key") or headers.get(b"x-goog-api-key")
+            token = headers.get(b"authorization", b"") if key is None else b"Bearer " + key
+            caller = self._service.admit(token)
         if method == b"GET":
             self._write(200, {}, _json(self._service.read(path, query)))
         elif method != b"POST":
             raise Refused(405, f"{method.decode()} is not served.")
-        elif path not in ENDPOINTS:
+        elif path not in ENDPOINTS and not said:
             raise Refused(404, f"Unknown request URL: POST {path}")
+        elif "stream" in said and "alt=sse" not in query.split("&"):
+            raise Refused(400, "Streams are served with alt=sse only.")
         else:
-            self._answer(path, _parse_body(content), caller)
+            ours = {name.decode("latin-1"): value.decode("latin-1")
+                    for name, value in headers.items() if name.startswith(_OURS)}  # fmt: skip
+            body = _parse_body(content)
+            if said:
+                body.pop("stream", None)  # here the path tells
+            self._answer(Call(self._url, body | said, caller, ours))
         return True
 
-    def _answer(self, path: str, body: dict[str, Any], caller: str) -> None:
+    def _answer(self, call: Call) -> None:
         """Have the provider decide, bill, and answer when it is time."""
+        url, body = call.url, call.body
         is_streamed = bool(body.get("stream"))
-        if is_streamed and path not in STREAMED:
-            raise Refused(400, f"{path} does not stream.")
+        if is_streamed and url not in STREAMED:
+            raise Refused(400, f"{url} does not stream.")
         provider = self._service.provider
-        reply = self._reply = provider.reply(path, body)
+        reply = self._reply = provider.reply(url, body)
         if provider.bill_cancelled:
-            provider.settle(reply, path, body, caller=caller)
+            self._settle(reply, call)
         if is_streamed and reply.status == 200 and reply.body is not None and not _is_silent(reply):
             options = body.get("stream_options")
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            events = make_events(path, reply.body, with_usage or path == RESPONSES)
-            self._start_stream(reply, events, path, body, caller)
+            events = make_events(url, reply.body, with_usage or url == RESPONSES)
+            self._start_stream(reply, events, call)
         elif reply.wait_s > 0:
             self._is_busy = True
-            self._timer = self._loop.call_later(
-                reply.wait_s, self._finish_later, reply, path, body, caller
-            )
+            self._timer = self._loop.call_later(reply.wait_s, self._finish_later, reply, call)
         else:
-            self._finish(reply, path, body, caller)
+            self._finish(reply, call)
 
-    def _finish_later(self, reply: Reply, path: str, body: Mapping[str, Any], caller: str) -> None:
+    def _settle(self, reply: Reply, call: Call) -> None:
+        provider = self._service.provider
+        provider.settle(reply, call.url, call.body, caller=call.caller, headers=call.headers)
+
+    def _finish_later(self, reply: Reply, call: Call) -> None:
         self._timer = None
         self._is_busy = False
-        self._finish(reply, path, body, caller)
+        self._finish(reply, call)
         self._go_on()
 
-    def _finish(self, reply: Reply, path: str, body: Mapping[str, Any], caller: str) -> None:
-        provider = self._service.provider
+    def _finish(self, reply: Reply, call: Call) -> None:
         self._end_reply()
-        if not provider.bill_cancelled:
-            provider.settle(reply, path, body, caller=caller)
+        if not self._service.provider.bill_cancelled:
+            self._settle(reply, call)
         if reply.fault is Fault.TIMEOUT:
             self._is_busy = True  # until the client has had enough
         elif reply.fault is Fault.RESET:
@@ -210,24 +234,15 @@ class Connection(asyncio.Protocol):
         if self._is_last:
             self._transport.close()
 
-    def _start_stream(
-        self, reply: Reply, events: list[bytes], path: str, body: Mapping[str, Any], caller: str
-    ) -> None:
+    def _start_stream(self, reply: Reply, events: list[bytes], call: Call) -> None:
         kind = "text/event-stream\r\ntransfer-encoding: chunked"
         self._is_busy = True
         self._transport.write(_head(200, reply.headers, kind, self._is_last))
         pause_s = reply.wait_s / len(events)
-        self._timer = self._loop.call_later(
-            pause_s, self._stream, reply, events, 0, pause_s, (path, body, caller)
-        )
+        self._timer = self._loop.call_later(pause_s, self._stream, reply, events, 0, pause_s, call)
 
     def _stream(
-        self,
-        reply: Reply,
-        events: list[bytes],
-        place: int,
-        pause_s: float,
-        call: tuple[str, Mapping[str, Any], str],
+        self, reply: Reply, events: list[bytes], place: int, pause_s: float, call: Call
     ) -> None:
         """Send one event and see to the next."""
         self._timer = None
@@ -237,18 +252,16 @@ class Connection(asyncio.Protocol):
             self._reset()
             return
         if place == len(events) // 2 and reply.fault is Fault.STREAM_ERROR:
-            events[place:] = [ERROR]
+            events[place:] = [error_event(call.url)]
         self._transport.write(b"%x\r\n%s\r\n" % (len(events[place]), events[place]))
         if place + 1 < len(events):
             self._timer = self._loop.call_later(
                 pause_s, self._stream, reply, events, place + 1, pause_s, call
             )
             return
-        provider = self._service.provider
         self._end_reply()
-        if not provider.bill_cancelled:
-            path, body, caller = call
-            provider.settle(reply, path, body, caller=caller)
+        if not self._service.provider.bill_cancelled:
+            self._settle(reply, call)
         self._transport.write(b"0\r\n\r\n")
         self._is_busy = False
         if self._is_last:

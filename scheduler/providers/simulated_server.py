@@ -1,10 +1,14 @@
-"""The simulated provider as a real HTTP server, for trying any OpenAI client against it.
+"""The simulated provider as a real HTTP server, for trying any client against it.
 
     POST /v1/chat/completions, responses, embeddings, completions, moderations
+    POST /v1/messages          as Anthropic
+    POST /v1beta/models/MODEL:generateContent, streamGenerateContent?alt=sse, embedContent,
+         batchEmbedContents    as Google; also below /v1/
     GET  /v1/models            the models there are prices for (any other name works, too)
     GET  /billed               the provider's own count; ?records=1 with every billed call
 
-``python -m scheduler.providers.simulated_server`` prints its URL as one line of JSON, then
+All of it is there below ``/openai`` once more. Keys come as a bearer token, in ``x-api-key`` or in
+``x-goog-api-key``. ``python -m scheduler.providers.simulated_server`` prints its URL as one line of JSON, then
 serves until it gets SIGTERM or SIGINT. Do not put it on a network that others use.
 """
 
@@ -59,8 +63,11 @@ class Service:
         """Answer a GET."""
         if path == "/billed":
             return self._billed("records=1" in query.split("&"))
+        if path.startswith("/v1beta/models"):
+            path = "/v1" + path.removeprefix("/v1beta")
         if path == "/v1/models":
-            return {"object": "list", "data": [_model(name) for name in self.provider.prices or ()]}
+            listed = [_model(name) for name in self.provider.prices or ()]
+            return {"object": "list", "data": listed, "models": listed}  # as Google names it
         if path.startswith("/v1/models/"):
             return _model(path.removeprefix("/v1/models/"))
         raise Refused(404, f"Unknown request URL: GET {path}")
@@ -78,14 +85,17 @@ class Service:
         }
         if with_records:
             answer["records"] = [
-                {"url": each.url, "body": each.body, "billed_nusd": each.nusd}
+                {"url": each.url, "body": each.body, "billed_nusd": each.nusd,
+                 "headers": each.headers}
                 for each in bill.records or ()
-            ]
+            ]  # fmt: skip
         return answer
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "simulated"}
+    """As OpenAI tells it, with what others' clients look for."""
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "simulated"}
+    return {**model, "type": "model", "name": f"models/{name}"}  # Anthropic's, and Google's
 
 
 async def serve(

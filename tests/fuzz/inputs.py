@@ -17,6 +17,12 @@ LINES = [
     b'{"prompt":"hi","temperature":0.5}\r\n',
     b'{"model":"m","input":["a","b"]}',
 ]
+CONTENTS = [  # Google's bodies
+    b'{"contents":[{"role":"user","parts":[{"text":"hi"},{"inlineData":{"mimeType":"image/png","data":'
+    b'"AA=="}}]}],"generationConfig":{"maxOutputTokens":5,"candidateCount":2},"tools":[{"functionDeclarations":'
+    b'[{"name":"f"}]}]}',
+    b'{"requests":[{"content":{"parts":[{"text":"a"}]}}]}',
+]
 BUDGETS = [
     "$5/hour, $50/day, 2M tokens/day", "$100/month @Europe/Athens from 15", "none requests/day",
     "$1,000/week from mon", "500 requests/30s", "5 usd", "$3/year from 04-01", ".5k tokens/minute",
@@ -36,6 +42,8 @@ ANSWERS = [
     b'{"error":{"message":"slow down","type":"requests","code":"rate_limit_exceeded"}}',
     b'{"detail":[{"msg":"bad"}]}',
     b"<html>Bad gateway</html>",
+    b'{"candidates":[{"content":{"parts":[{"text":"x"}]}}],"usageMetadata":{"promptTokenCount":3,'
+    b'"candidatesTokenCount":1,"totalTokenCount":5,"promptTokensDetails":[{"modality":"AUDIO","tokenCount":1}]}}',
 ]
 
 STREAMS = [
@@ -48,6 +56,8 @@ STREAMS = [
     b'"content_block":{"type":"tool_use","input":{}}}\n\ndata: {"type":"content_block_delta","index":0,'
     b'"delta":{"partial_json":"{}"}}\n\ndata: {"type":"content_block_stop","index":0}\n\n'
     b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}}\n\n',
+    b'data: {"candidates":[{"content":{"parts":[{"text":"h"}]}}]}\r\n\r\ndata: {"candidates":[{"content":'
+    b'{"parts":[{"text":"i"}]},"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":1}}\r\n\r\n',
 ]
 CONFIGS = [
     b'[provider.x]\nkind = "vllm"\nmax_requests_per_minute = 5\nprice = "0/0"\n',

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from scheduler.request import ENDPOINTS, Request, Response, Usage
+from scheduler.request import ENDPOINTS, GEMINI, Request, Response, Usage
 from scheduler.stores import codec
 from tests.fuzz import inputs, parsers
 
@@ -79,7 +79,8 @@ TARGETS = {
     "price": Target(parsers.price, inputs.near_text(inputs.PRICES)),
     "quote": Target(
         lambda given: parsers.quote({"model": "m", **given[1]}, given[0]),
-        st.tuples(st.sampled_from(ENDPOINTS), inputs.changed_json(inputs.LINES[1:])),
+        st.tuples(st.sampled_from(ENDPOINTS), inputs.changed_json(inputs.LINES[1:]))
+        | st.tuples(st.sampled_from(GEMINI), inputs.changed_json(inputs.CONTENTS)),
     ),
     "stream": Target(
         lambda given: parsers.stream(*given), st.tuples(inputs.near(inputs.STREAMS), st.integers(1, 9))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.errors import CallFailed, StoreError
 from scheduler.providers.answers import read_answer
-from scheduler.request import ENDPOINTS, Response, Usage
+from scheduler.request import ENDPOINTS, GEMINI, Response, Usage
 from scheduler.stores import codec
 from tests.fuzz import inputs, parsers
 from tests.fuzz.targets import HUGE, STORED, TARGETS
@@ -64,12 +64,12 @@ def test_a_deeply_nested_answer_is_no_surprise(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [450, 900, 980, 100_000])
-@pytest.mark.parametrize("field", ["messages", "input", "prompt", "tools", "extra"])
+@pytest.mark.parametrize("field", ["messages", "input", "prompt", "tools", "extra", "contents"])
 def test_a_deeply_nested_body_is_no_surprise(field: str, depth: int) -> None:
     nested: list[Any] = []
     for _ in range(depth):
         nested = [nested]
-    for url in ENDPOINTS:
+    for url in (*ENDPOINTS, *GEMINI):
         parsers.quote({"model": "m", field: nested}, url)
 
 
