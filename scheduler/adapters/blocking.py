@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal
@@ -73,7 +74,7 @@ class BlockingScheduler:
         )
         self._thread.start()
         self._portal = started.result()
-        self._is_closed = False
+        self._is_closed, self._process_id = False, os.getpid()
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -89,7 +90,7 @@ class BlockingScheduler:
 
     def close(self, *, drain: bool = False) -> None:
         """End everything, as `Scheduler.aclose` does; more than once is once."""
-        if self._is_closed:
+        if self._is_closed or os.getpid() != self._process_id:
             return
         self._is_closed = True
         atexit.unregister(self.close)
@@ -109,8 +110,7 @@ class BlockingScheduler:
             raise
 
     def _begin(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        if self._is_closed:
-            raise SchedulerClosed
+        self._refuse_if_closed()
         return self._portal.start_task_soon(function, *args)
 
     # Requests
@@ -170,6 +170,8 @@ class BlockingScheduler:
                 if not taken:
                     return
                 future = next(iter(taken)) if ordered else done.get()
+                if ordered:
+                    wait([future])  # it stays among those that end if this does
                 yield _outcome(future, *taken.pop(future), return_exceptions)
         finally:
             for future in taken:
@@ -255,6 +257,11 @@ class BlockingScheduler:
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise SchedulerClosed
+        if os.getpid() != self._process_id:  # its thread is not here, so nobody would answer
+            raise SchedulerClosed(
+                "the scheduler was opened in the process that this one was forked from; nothing "
+                "was sent. Open one in this process"
+            )
 
     def __repr__(self) -> str:
         return f"<BlockingScheduler of {self.scheduler!r}>"
@@ -270,7 +277,11 @@ class BlockingStream:
         return self
 
     def __next__(self) -> StreamEvent:
-        event: StreamEvent | None = self._do(_next, self._stream)
+        try:
+            event: StreamEvent | None = self._do(_next, self._stream)
+        except KeyboardInterrupt:
+            self.close()  # the call ends, too, not only the wait for its next event
+            raise
         if event is None:
             raise StopIteration
         return event

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
 _SECRET_HEADERS = (*CREDENTIAL_HEADERS, "x-goog-api-key", "cookie")
-_NO_STREAM_OPTIONS = ("mistral",)  # whose API refuses fields it does not know
 _LENGTHS = ("content-encoding", "content-length", "transfer-encoding")
 
 
@@ -200,8 +199,7 @@ class HttpVisit(Visit):
     def _as_sent(self, request: Request) -> Any:
         """The HTTP request for what was admitted: as it was, if nothing about it is different."""
         body, call = request.body, self._call
-        wants_stream = bool(body.get("stream")) and call.dialect is Dialect.OPENAI
-        if wants_stream and not any(word in self._http.url.host for word in _NO_STREAM_OPTIONS):
+        if body.get("stream") and call.dialect is Dialect.OPENAI and not self._is_mistral:
             body = streamed_body(request)
         if body == call.body:
             return self._http
@@ -212,6 +210,15 @@ class HttpVisit(Visit):
             self._http.method, url, headers=headers, content=call.encode(body),
             extensions=self._http.extensions,
         )  # fmt: skip
+
+    @property
+    def _is_mistral(self) -> bool:
+        """Whether it goes to Mistral, whose streams tell their usage unasked.
+
+        Its API refuses fields that it does not know.
+        """
+        agent = self._http.headers.get("user-agent", "")
+        return "mistral" in self._http.url.host or agent.startswith("mistral")
 
     def _secrets(self) -> list[str]:
         headers = self._http.headers

@@ -20,8 +20,17 @@ def error_event(url: str) -> bytes:
     return _event(body, "error" if url == MESSAGES else "", _end_of(url))
 
 
-def make_events(url: str, body: Mapping[str, Any], with_usage: bool) -> list[bytes]:
-    """The events of an answer, as bytes to send."""
+def make_events(
+    url: str, body: Mapping[str, Any], with_usage: bool, *, is_mistral: bool = False
+) -> list[bytes]:
+    """The events of an answer, as bytes to send.
+
+    Args:
+        url: The endpoint.
+        body: The answer as a whole.
+        with_usage: Whether it was asked for.
+        is_mistral: It is told with the last words, unasked, as Mistral does.
+    """
     if url == RESPONSES:
         return list(_response_events(body))
     if url == MESSAGES:
@@ -44,8 +53,12 @@ def make_events(url: str, body: Mapping[str, Any], with_usage: bool) -> list[byt
             part = {"delta": {**first, "content": words}} if is_chat else {"text": words}
             events.append(event([{"index": place, **part, "finish_reason": None}]))
         rest: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
-        events.append(event([{"index": place, **rest, "finish_reason": choice["finish_reason"]}]))
-    if with_usage and "usage" in body:
+        ended = [{"index": place, **rest, "finish_reason": choice["finish_reason"]}]
+        if is_mistral:
+            events.append(_event({**head, "choices": ended, "usage": body.get("usage")}))
+        else:
+            events.append(event(ended))
+    if with_usage and not is_mistral and "usage" in body:
         events.append(event([], body["usage"]))
     return [*events, b"data: [DONE]\n\n"]
 

@@ -53,6 +53,7 @@ class Call(NamedTuple):
     body: dict[str, Any]
     caller: str
     headers: dict[str, str]  # only those that it should not have
+    is_mistral: bool = False  # it was asked by their client
 
 
 class Connection(asyncio.Protocol):
@@ -167,7 +168,8 @@ class Connection(asyncio.Protocol):
             body = _parse_body(content)
             if said:
                 body.pop("stream", None)  # here the path tells
-            self._answer(Call(self._url, body | said, caller, ours))
+            is_mistral = headers.get(b"user-agent", b"").startswith(b"mistral")
+            self._answer(Call(self._url, body | said, caller, ours, is_mistral))
         return True
 
     def _answer(self, call: Call) -> None:
@@ -183,7 +185,9 @@ class Connection(asyncio.Protocol):
         if is_streamed and reply.status == 200 and reply.body is not None and not _is_silent(reply):
             options = body.get("stream_options")
             with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            events = make_events(url, reply.body, with_usage or url == RESPONSES)
+            events = make_events(
+                url, reply.body, with_usage or url == RESPONSES, is_mistral=call.is_mistral
+            )
             self._start_stream(reply, events, call)
         elif reply.wait_s > 0:
             self._is_busy = True
