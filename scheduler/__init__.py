@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from scheduler.adapters.blocking import BlockingScheduler
     from scheduler.adapters.blocking import open as open
     from scheduler.adapters.client import AsyncClient, Client
+    from scheduler.adapters.exceptions import refusal_of
     from scheduler.adapters.instrument import instrument
     from scheduler.future import RequestFuture
     from scheduler.limits import Limits
@@ -84,6 +85,7 @@ _LAZY = {
     "BlockingScheduler": "scheduler.adapters.blocking",
     "Client": "scheduler.adapters.client",
     "instrument": "scheduler.adapters.instrument",
+    "refusal_of": "scheduler.adapters.exceptions",
     "open": "scheduler.adapters.blocking",  # not in __all__: it would hide the built-in one
     "Anthropic": "scheduler.providers.anthropic",
     "Answer": "scheduler.providers.base",
@@ -154,6 +156,7 @@ __all__ = [
     "Usage",
     "events",
     "instrument",
+    "refusal_of",
 ]
 
 

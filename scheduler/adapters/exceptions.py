@@ -14,13 +14,24 @@ from collections.abc import Iterator, Mapping
 from pydantic_core import to_json
 
 from scheduler.adapters.http import family_of
-from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited
+from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited, SchedulerError
 from scheduler.providers.answers import read_error
 from scheduler.providers.engines import explain_httpx
 
 _NO_HEADERS: Mapping[str, str] = {}
 _TIMEOUTS = ("Timeout", "APITimeoutError", "ReadTimeout", "WriteTimeout")
 _AFTER_THE_ANSWER = "Validation"  # it came, was billed, and did not please
+
+
+def refusal_of(exc: BaseException) -> SchedulerError | None:
+    """Why a call of a wrapped SDK client was refused here; None: its provider refused it.
+
+    Args:
+        exc: The SDK's own error, such as ``openai.APIStatusError``.
+    """
+    response = getattr(exc, "response", None) or getattr(exc, "raw_response", None)
+    error = (getattr(response, "extensions", None) or {}).get("scheduler.error")
+    return error if isinstance(error, SchedulerError) else None
 
 
 def explain(exc: Exception) -> CallFailed:
