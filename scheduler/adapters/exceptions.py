@@ -53,14 +53,20 @@ def explain(exc: Exception) -> CallFailed:
         family = family_of(cause)
         if family is not None and isinstance(cause, family.RequestError):
             return explain_httpx(cause, 0, family)
-        if type(cause).__module__.partition(".")[0] != "litellm" and _status(cause) is not None:
+        if type(cause).__module__.startswith("litellm.") or _is_timeout(cause):
+            continue  # some have a status that no server sent
+        if _status(cause) is not None:
             return _by_status(cause, said)
-    if kind in _TIMEOUTS or isinstance(exc, TimeoutError):
+    if _is_timeout(exc):
         return CallTimeout(said)
     error = _by_status(exc, said)
     if getattr(error, "status", 0) >= 500:
         error.is_billed = None  # a translation: whether it worked cannot be told any more
     return error
+
+
+def _is_timeout(exc: BaseException) -> bool:
+    return type(exc).__name__ in _TIMEOUTS or isinstance(exc, TimeoutError)
 
 
 def _status(exc: BaseException) -> int | None:
