@@ -6,14 +6,17 @@ wrong from its exception. The function itself is called where its caller is.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.exceptions import explain
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.visit import Visit
+from scheduler.calls import under_way
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
@@ -185,38 +188,36 @@ class Called(Provider):
 class _ByModel:
     """Prices calls by the model they name, also in LiteLLM's way: ``groq/llama-3.3-70b``."""
 
-    def __init__(self, book: PriceBook, model: str) -> None:
-        prefix, _, self._bare = model.rpartition("/")
-        known = KNOWN.get(prefix.rpartition("/")[2])
-        source = None if known is None else known.price_source
-        # Under its whole name first: that is how prices of the user's own are given.
-        self._tariffs = ((model, book.tariff()), (self._bare, book.tariff(source)))
+    def __init__(self, book: PriceBook) -> None:
+        self._book = book
 
     def quote(self, request: Request) -> Quote:
         """Most and likely cost of one attempt."""
-        unknown = None
-        for model, tariff in self._tariffs:
+        whole, bare = self._readings(request)
+        try:
+            return whole[0].quote(whole[1])
+        except PriceUnknown as unknown:
             try:
-                return tariff.quote(_named(request, model))
-            except PriceUnknown as exc:
-                unknown = unknown or exc
-        assert unknown is not None
-        raise unknown
+                return bare[0].quote(bare[1])
+            except PriceUnknown:
+                raise unknown from None
 
     def cost_nusd(self, request: Request, answer: Answer) -> int | None:
         """What the answer cost."""
-        for model, tariff in self._tariffs:
-            try:
-                return tariff.cost_nusd(_named(request, model), answer)
-            except PriceUnknown:
-                continue
+        for tariff, read in self._readings(request):
+            with contextlib.suppress(PriceUnknown):
+                return tariff.cost_nusd(read, answer)
         return None
 
-
-def _named(request: Request, model: str) -> Request:
-    return request if request.model == model else Request(
-        {**request.body, "model": model}, url=request.url
-    )  # fmt: skip
+    def _readings(self, request: Request) -> tuple[tuple[Tariff, Request], ...]:
+        """The model under its whole name, as prices of the user's own have it, then without the
+        service's.
+        """  # noqa: D205
+        service, _, bare = request.model.rpartition("/")
+        known = KNOWN.get(service)
+        source = None if known is None else known.price_source
+        renamed = replace(request, body={**request.body, "model": bare})
+        return (self._book.tariff(), request), (self._book.tariff(source), renamed)
 
 
 class _ByQuote:
@@ -259,7 +260,7 @@ def make_request(scheduler: Scheduler, function: Callable[..., Any], kwargs: Any
         )
     package = (getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
     name = f"{package}/{model}"
-    provider = _provider_of(scheduler, name, lambda: _ByModel(scheduler.prices, model))
+    provider = _provider_of(scheduler, name, lambda: _ByModel(scheduler.prices))
     return Request(body, url=_url_of(function, body), provider=provider)
 
 
@@ -298,6 +299,8 @@ async def call(
 ) -> Any:
     """See `Scheduler.call`."""
     _require_async(function)
+    if under_way.get():  # it is a part of that call
+        return await function(*args, **kwargs)
     request = make_request(scheduler, function, kwargs)
     return await _visit(scheduler, request, on_exceeded, partial(function, *args, **kwargs))
 
@@ -312,6 +315,8 @@ def call_in_thread(
     """As `call`, for a function that blocks; called in this thread."""
     if inspect.iscoroutinefunction(function):
         raise ConfigError("call", f"{_name_of(function)} is async; give its sync counterpart")
+    if under_way.get():  # it is a part of that call
+        return function(*args, **kwargs)
     place = place_of_thread(scheduler.loop)
     request = make_request(scheduler, function, kwargs)
     visit = FunctionVisit(
@@ -354,6 +359,8 @@ def budgeted(
 
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if under_way.get():  # it is a part of that call
+                return await function(*args, **kwargs)
             dollars = quote(*args, **kwargs) if callable(quote) else quote
             model = kwargs.get("model")
             body = {

@@ -1,0 +1,349 @@
+"""Any async function waits for money: what it may cost, what it did, what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from types import SimpleNamespace
+
+import pytest
+
+from scheduler import (
+    Budget,
+    BudgetExceeded,
+    ConfigError,
+    DeadlineExceeded,
+    PriceUnknown,
+    ProviderRefused,
+    Retry,
+    Scheduler,
+    SchedulerClosed,
+    Simulated,
+)
+from scheduler.money import usd
+from scheduler.testing import VirtualClock, run
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+PRICES = {"m": "1/4"}  # dollars a million tokens: 1,000 and 4,000 nano-dollars each
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5}  # 30,000 nano-dollars
+
+
+def scheduler(limit="$1", **options):
+    return Scheduler(
+        budgets=Budget("team", limit), providers=Simulated(), prices=PRICES, clock=VirtualClock(),
+        **options,
+    )  # fmt: skip
+
+
+async def complete(**kwargs):
+    return {"usage": USAGE, "asked": kwargs}
+
+
+def test_it_is_called_with_its_own_arguments_and_gives_its_own_result():
+    async def add(a, b, *, model, messages):
+        return SimpleNamespace(sum=a + b, usage=USAGE)
+
+    async def main():
+        async with scheduler() as s:
+            result = await s.call(add, 1, 2, model="m", messages=MESSAGES)
+            assert result.sum == 3
+            assert s.stats().posted_nusd == 30_000
+            assert s.providers == ("simulated", "tests/m")
+
+    run(main())
+
+
+RESULTS = [
+    (USAGE, 30_000),
+    (SimpleNamespace(model_dump=lambda **_: USAGE), 30_000),
+    ({"cost": 0.002}, 2_000_000),
+    (None, None),
+    ("nonsense", None),
+]
+
+
+@pytest.mark.parametrize(("usage", "cost_nusd"), RESULTS)
+def test_what_it_cost_is_read_from_the_result_or_is_the_ceiling(usage, cost_nusd):
+    async def fn(**kwargs):
+        return SimpleNamespace(usage=usage) if usage is not None else "text"
+
+    async def main():
+        async with scheduler() as s:
+            await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            ceiling_nusd = s.quote(_request(max_tokens=10)).ceiling_nusd
+            assert s.stats().posted_nusd == (cost_nusd or ceiling_nusd)
+
+    run(main())
+
+
+def _request(**body):
+    from scheduler import Request
+
+    return Request.chat("m", MESSAGES, **body)
+
+
+def test_it_waits_while_there_is_no_money_and_runs_in_its_callers_context():
+    name = ContextVar("name", default="nobody")
+
+    async def fn(**kwargs):
+        return {"usage": USAGE, "name": name.get(), "at": asyncio.get_running_loop().time()}
+
+    async def main():
+        async with scheduler(0) as s:
+            name.set("ann")
+            call = asyncio.create_task(s.call(fn, model="m", messages=MESSAGES))
+            await asyncio.sleep(3600)
+            assert s.stats().parked == {"larger_than_limit": 1}
+            await s.set_limit("team", "$1")
+            assert await call == {"usage": USAGE, "name": "ann", "at": 3600}
+
+    run(main())
+
+
+def test_what_may_pass_is_tried_again_and_each_attempt_is_reserved():
+    async def fn(**kwargs):
+        tries.append(1)
+        if len(tries) < 3:
+            raise TimeoutError("slow")
+        return {"usage": USAGE}
+
+    tries = []
+
+    async def main():
+        async with scheduler() as s:
+            await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            ceiling_nusd = s.quote(_request(max_tokens=10)).ceiling_nusd
+            stats = s.stats()
+            assert (stats.posted_nusd, stats.suspense_nusd) == (30_000, 2 * ceiling_nusd)
+
+    run(main())
+    assert len(tries) == 3
+
+
+def test_what_it_raises_in_the_end_is_its_own_with_a_note_on_money():
+    class Odd(Exception):
+        pass
+
+    async def fn(**kwargs):
+        raise Odd("who knows")
+
+    async def main():
+        async with scheduler() as s:
+            with pytest.raises(Odd) as caught:
+                await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            spent = usd(s.stats().suspense_nusd).normalize()
+            assert caught.value.__notes__ == [f"scheduler: 1 attempt, ${spent:f} counted as spent"]
+
+    run(main())
+
+
+def test_an_error_of_ours_is_taken_at_its_word():
+    async def fn(**kwargs):
+        raise ProviderRefused(400, "no")
+
+    async def main():
+        async with scheduler() as s:
+            with pytest.raises(ProviderRefused, match="nothing charged"):
+                await s.call(fn, model="m", messages=MESSAGES)
+            assert s.stats().suspense_nusd == s.stats().posted_nusd == 0
+
+    run(main())
+
+
+def test_another_model_and_a_cap_reach_the_function():
+    async def main():
+        prices = PRICES | {"dear": "100/400"}
+        async with Scheduler(
+            budgets=Budget("team", "$0.01"), providers=Simulated(), prices=prices, cap_output=7,
+            clock=VirtualClock(), on_exceeded="fallback", fallback=["m"],
+        ) as s:  # fmt: skip
+            await s.set_limit("team", "$0.0005")
+            result = await s.call(complete, model="dear", messages=MESSAGES, temperature=1)
+            assert result["asked"] == {
+                "model": "m", "messages": MESSAGES, "temperature": 1, "max_tokens": 7,
+            }  # fmt: skip
+
+    run(main())
+
+
+def test_refusals_are_raised_and_nothing_is_called():
+    async def main():
+        async with scheduler(0, on_exceeded="raise") as s:
+            with pytest.raises(BudgetExceeded):
+                await s.call(complete, model="m", messages=MESSAGES)
+            with pytest.raises(PriceUnknown):
+                await s.call(complete, model="unheard-of", messages=MESSAGES)
+            with pytest.raises(ConfigError, match="without model="):
+                await s.call(complete, messages=MESSAGES)
+            with pytest.raises(ConfigError, match="is not async"):
+                await s.call(lambda **kwargs: None, model="m", messages=MESSAGES)
+        with pytest.raises(SchedulerClosed):
+            await s.call(complete, model="m", messages=MESSAGES)
+
+    run(main())
+
+
+def test_tags_hold_for_functions():
+    async def main():
+        async with scheduler(0) as s:
+            with s.tag(max_wait=5, job="nightly"), pytest.raises(DeadlineExceeded):
+                await s.call(complete, model="m", messages=MESSAGES)
+
+    run(main())
+
+
+def test_cancelling_it_while_it_waits_costs_nothing_and_while_it_runs_keeps_counting():
+    async def slow(**kwargs):
+        await asyncio.sleep(1e6)
+
+    async def main():
+        async with scheduler(0) as s:
+            call = asyncio.create_task(s.call(slow, model="m", messages=MESSAGES, max_tokens=1))
+            await asyncio.sleep(1)
+            call.cancel()
+            await asyncio.wait([call])
+            assert s.stats().cancelled == 1
+
+            await s.set_limit("team", "$1")
+            call = asyncio.create_task(s.call(slow, model="m", messages=MESSAGES, max_tokens=1))
+            await asyncio.sleep(1)
+            call.cancel()
+            await asyncio.wait([call])
+            await s.join()
+            assert s.stats().suspense_nusd > 0 == s.stats().running
+
+    run(main())
+
+
+class Chunks:
+    """A stream as an SDK gives it."""
+
+    def __init__(self, *usages, error=None):
+        self.usages, self.error, self.name = usages, error, "a stream"
+
+    async def __aiter__(self):
+        for usage in self.usages:
+            yield SimpleNamespace(usage=usage)
+        if self.error is not None:
+            raise self.error
+
+
+STREAMS = [
+    (Chunks(None, None, USAGE), "posted", 30_000),
+    (Chunks(None, None), "posted", None),
+    (Chunks(None, error=TimeoutError("stalled")), "suspense", None),
+]
+
+
+@pytest.mark.parametrize(("stream", "where", "cost_nusd"), STREAMS)
+def test_a_stream_is_settled_by_the_last_usage_in_it(stream, where, cost_nusd):
+    async def fn(**kwargs):
+        return stream
+
+    async def main():
+        async with scheduler(retry=Retry(lambda state: True)) as s:
+            ceiling_nusd = s.quote(_request(max_tokens=10)).ceiling_nusd
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
+            assert chunks.name == "a stream"
+            assert s.stats().running == 1
+            try:
+                async for _ in chunks:
+                    assert s.stats().running == 1
+            except TimeoutError:
+                await s.join()
+            assert s.stats().running == 0
+            assert getattr(s.stats(), f"{where}_nusd") == (cost_nusd or ceiling_nusd)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_stream_that_nobody_reads_on_keeps_counting_and_frees_its_place(is_begun):
+    async def fn(**kwargs):
+        return Chunks(None, None, USAGE)
+
+    async def main():
+        async with scheduler() as s:
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            if is_begun:
+                async for _ in chunks:
+                    break
+            del chunks
+            await s.join()
+            assert s.stats().running == s.stats().posted_nusd == 0 < s.stats().suspense_nusd
+
+    run(main())
+
+
+# Decorated functions
+
+
+def test_a_decorated_function_is_quoted_and_billed_by_its_own_rules():
+    async def main():
+        async with scheduler() as s:
+
+            @s.budgeted(quote=lambda text: len(text) * 0.001, cost=lambda result: result["cost"])
+            async def translate(text):
+                """Say it in another language."""
+                return {"text": text.upper(), "cost": None if text == "hi!" else "$0.0005"}
+
+            assert await translate("hi") == {"text": "HI", "cost": "$0.0005"}
+            assert s.stats().posted_nusd == 500_000
+            await translate("hi!")  # which does not say: it counts as quoted
+            assert s.stats().posted_nusd == 3_500_000
+            assert translate.__doc__ == "Say it in another language."
+            (row,) = list(await s.store.spend("model"))
+            assert row.name.endswith("translate")
+
+    run(main())
+
+
+def test_a_decorated_function_waits_and_is_marked():
+    async def main():
+        async with scheduler(0) as s:
+
+            @s.budgeted(quote="$0.01", cost="$0.004", job="by decorator")
+            async def work():
+                return "done"
+
+            call = asyncio.create_task(work())
+            await asyncio.sleep(60)
+            assert not call.done()
+            await s.set_limit("team", "$1")
+            assert await call == "done"
+            assert s.stats().posted_nusd == 4_000_000
+            assert [row.name for row in await s.store.spend("job")] == ["by decorator"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "function"),
+    [
+        ({"quote": "much"}, complete),
+        ({"quote": "$1", "cost": "much"}, complete),
+        ({"quote": "$1"}, lambda: None),
+        ({"quote": "$1", "bugdet": "a"}, complete),
+    ],
+)
+def test_a_wrong_decoration_is_told_where_it_is_written(options, function):
+    with pytest.raises(ConfigError):
+        scheduler().budgeted(**options)(function)
+
+
+def test_a_call_within_a_call_is_counted_once():
+    async def inner(**kwargs):
+        return {"usage": USAGE}
+
+    async def main():
+        async with scheduler(concurrency=1) as s:
+
+            @s.budgeted(quote="$0.01", cost="$0.005")
+            async def outer():
+                return await s.call(inner, model="m", messages=MESSAGES)
+
+            assert await asyncio.wait_for(outer(), 5) == {"usage": USAGE}
+            assert s.stats().posted_nusd == 5_000_000
+            assert s.stats().succeeded == 1
+
+    run(main())
