@@ -24,7 +24,7 @@ from scheduler.adapters.dialects import (
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
-from scheduler.adapters.tees import Tee, async_tee, sync_tee
+from scheduler.adapters.tees import Tee, async_tee, show, sync_tee
 from scheduler.adapters.visit import Visit
 from scheduler.calls import under_way
 from scheduler.errors import CallFailed, SchedulerError, TransportFailed
@@ -168,10 +168,13 @@ class HttpVisit(Visit):
             if last is not None:
                 await self._place.run(self._close, last)
             response = await self._place.run(self._post_once, self._as_sent(request))
-            if is_stream(response.status_code, response.headers):
-                return await self._follow(request, response)
+            is_streamed = is_stream(response.status_code, response.headers)
             if self._options.get("stream"):
+                if is_streamed:
+                    return await self._follow(request, response)
                 await self._place.run(self._read_all, response)
+            elif is_streamed:
+                return self._read_stream(request, response)
         except CallFailed:
             raise
         except Exception as exc:
@@ -231,7 +234,7 @@ class HttpVisit(Visit):
         """Hand a stream over to its reader as it comes; settle when they are through."""
         tee = self._make_tee(response, Transcript(request, self._secrets()))
         await self._place.run(tee.read_first)
-        self._answer, ended = self._shown(response, tee), tee.ended
+        self._answer, ended = self._shown(response, stream=tee), tee.ended
         if tee.transcript.is_refused or tee.is_over:
             tee.is_told = True
             return tee.judge()
@@ -239,18 +242,24 @@ class HttpVisit(Visit):
         self._place.wake()
         return await ended
 
+    def _read_stream(self, request: Request, response: Any) -> Answer:
+        """A stream that its client has read to the end before anybody saw it."""
+        transcript = Transcript(request, self._secrets())
+        self._answer = self._shown(response, content=show(transcript, response.content))
+        return transcript.answer(response.status_code, response.headers)
+
     def _make_tee(self, response: Any, transcript: Transcript) -> Tee:
         return async_tee(self._family)(self, response, transcript)
 
     async def _close(self, response: Any) -> None:
         await response.aclose()
 
-    def _shown(self, response: Any, tee: Tee) -> Any:
-        """A response that is read through the tee."""
+    def _shown(self, response: Any, **content: Any) -> Any:
+        """A response like this one with other content."""
         headers = [(name, value) for name, value in response.headers.raw
                    if name.lower().decode("latin-1") not in _LENGTHS]  # fmt: skip
         shown = self._family.Response(
-            response.status_code, headers=headers, stream=tee, request=response.request,
+            response.status_code, headers=headers, **content, request=response.request,
             extensions=response.extensions, history=response.history,
         )  # fmt: skip
         shown.default_encoding = response.default_encoding

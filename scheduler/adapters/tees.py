@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from scheduler.adapters.http import HttpVisit
 
 
+def show(transcript: Transcript, chunk: bytes) -> bytes:
+    """Some bytes of a stream as their reader sees them; the transcript takes them down."""
+    assembly = transcript.assembly
+    was_done = assembly.is_done
+    events = transcript.feed(chunk)
+    if not assembly.hides_usage:
+        return chunk
+    shown = b"".join(map(_encode, events))
+    return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown
+
+
 class Tee:
     """The bytes of a stream on their way to its reader, while it is followed what they amount to.
 
@@ -35,16 +46,6 @@ class Tee:
     def read_first(self) -> Any:
         """Read until there is an event, or no more; async for async responses."""
         raise NotImplementedError
-
-    def take(self, chunk: bytes) -> bytes:
-        """Some bytes as their reader sees them."""
-        assembly = self.transcript.assembly
-        was_done = assembly.is_done
-        events = self.transcript.feed(chunk)
-        if not assembly.hides_usage:
-            return chunk
-        shown = b"".join(map(_encode, events))
-        return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown
 
     def judge(self, error: Exception | None = None) -> Answer:
         """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
@@ -100,14 +101,14 @@ def async_tee(family: Any) -> type[Tee]:
                 if chunk is None:
                     self.is_over = True
                     return
-                self._first.append(self.take(chunk))
+                self._first.append(show(self.transcript, chunk))
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
                 for chunk in self._first:
                     yield chunk
                 async for chunk in self._chunks:
-                    shown = self.take(chunk)
+                    shown = show(self.transcript, chunk)
                     if shown:
                         yield shown
             except Exception as exc:
@@ -142,14 +143,14 @@ def sync_tee(family: Any) -> type[Tee]:
                 if chunk is None:
                     self.is_over = True
                     return
-                self._first.append(self.take(chunk))
+                self._first.append(show(self.transcript, chunk))
 
         def __iter__(self) -> Iterator[bytes]:
             try:
                 for chunk in self._first:
                     yield chunk
                 for chunk in self._chunks:
-                    shown = self.take(chunk)
+                    shown = show(self.transcript, chunk)
                     if shown:
                         yield shown
             except Exception as exc:
