@@ -1,13 +1,16 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits]``."""
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap]``."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import dispatch, http, limits, waiting
+from benchmarks import dispatch, http, limits, waiting, wrap
 from benchmarks.harness import Row, show
 
-CASES = {"dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run}
+CASES = {
+    "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
+    "wrap": wrap.run,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -46,7 +46,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduler.budget import Unit
-from scheduler.ledger import Account, Needs, Waiter
+from scheduler.errors import BudgetExceeded, ProviderUnavailable
+from scheduler.ledger import UNLIMITED, Account, Needs, Waiter
 from scheduler.request import Tokens
 
 if TYPE_CHECKING:
@@ -109,6 +110,17 @@ class Shortfall:
     def is_brief(self) -> bool:
         """Whether the wait ends without money: when running calls settle, or somebody answers."""
         return self.reason in (ParkReason.HELD_IN_FLIGHT, ParkReason.PROVIDER_DOWN)
+
+    def as_error(self) -> BudgetExceeded | ProviderUnavailable:
+        """What a caller sees who did not want to wait for it."""
+        if self.is_of_provider:
+            return ProviderUnavailable(
+                self.budget, self.reason.value, self.words, self.resumes_at_ms
+            )
+        return BudgetExceeded(
+            self.budget, 0 if self.limit == UNLIMITED else self.limit, self.posted, self.reserved,
+            self.needed, self.resumes_at_ms, self.zone, self.unit.value,
+        )  # fmt: skip
 
 
 class LaneKey(NamedTuple):

@@ -20,16 +20,13 @@ from scheduler.admission import LaneKey, Shortfall
 from scheduler.calls import Attempt, attempt, under_way, unsent
 from scheduler.clock import Clock
 from scheduler.errors import (
-    BudgetExceeded,
     DeadlineExceeded,
     KeyConflict,
-    ProviderUnavailable,
     SchedulerError,
     StoreError,
 )
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
-from scheduler.ledger import UNLIMITED
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.retry import Retry
@@ -530,7 +527,7 @@ class Pump:
             self._signal.set()
             return
         self.tally.end_waiting(RequestState.FAILED)
-        self._fail(refused.id, exceeded(refused.lack))
+        self._fail(refused.id, refused.lack.as_error())
 
     def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         self.tally.end_waiting(RequestState.EXPIRED)
@@ -684,23 +681,6 @@ class Pump:
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def exceeded(lack: Shortfall) -> BudgetExceeded | ProviderUnavailable:
-    """A shortfall as the error a caller sees."""
-    if lack.is_of_provider:
-        return ProviderUnavailable(lack.budget, lack.reason.value, lack.words, lack.resumes_at_ms)
-    limit = 0 if lack.limit == UNLIMITED else lack.limit
-    return BudgetExceeded(
-        lack.budget,
-        limit,
-        lack.posted,
-        lack.reserved,
-        lack.needed,
-        lack.resumes_at_ms,
-        lack.zone,
-        lack.unit.value,
-    )
 
 
 def _settled_event(ended: Attempt, now_ms: int, provider: str) -> events.Settled:

@@ -26,6 +26,7 @@ LAYERS = [
         "stats",
         "events",
         "suspense",
+        "marks",
         "limits",
         "gates",
         "sse",
@@ -36,7 +37,19 @@ LAYERS = [
     {"clock"},
     {"stores", "providers"},
     {"retry", "config"},
-    {"future", "stream", "calls", "intake", "pump", "resolver", "scheduler", "batch", "testing"},
+    {
+        "future",
+        "stream",
+        "calls",
+        "intake",
+        "pump",
+        "resolver",
+        "adoption",
+        "scheduler",
+        "batch",
+        "testing",
+    },
+    {"adapters"},
     {"cli", "__main__"},
 ]
 PURE = LAYERS[0] | LAYERS[1] | {"pricing"}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from scheduler.adapters.clients import Budgeted, shadow
+from scheduler.adapters.shadow import Budgeted, shadow
 from scheduler.adapters.http import Door, family_of
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import EXCEEDED, OnExceeded
