@@ -6,7 +6,7 @@ The work is done in `scheduler.adapters`, which is loaded when it is first neede
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast
@@ -150,7 +150,7 @@ class Adoption:
         cost: Dollars | Callable[[Any], Dollars | None] | None = None,
         on_exceeded: OnExceeded | None = None,
         **marks: Unpack[Marks],
-    ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Awaitable[T_]]]:
+    ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
         """Decorate an async function: it is called when there is money for it.
 
         Args:

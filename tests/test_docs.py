@@ -28,8 +28,8 @@ def test_an_example_prints_what_its_docstring_says(path):
 
 
 def test_there_are_examples_and_programs_to_run():
-    assert len(EXAMPLES) == 10
-    assert len(PROGRAMS) == README.count("```python") == 2
+    assert len(EXAMPLES) == 14
+    assert len(PROGRAMS) == README.count("```python") == 3
     assert len(COMMANDS) >= 8
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -345,7 +345,7 @@ def budgeted(
     cost: Dollars | Callable[[Any], Dollars | None] | None,
     on_exceeded: OnExceeded | None,
     marks: Marks,
-) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
+) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, Any]]]:
     """See `Scheduler.budgeted`."""
     if not callable(quote):
         parse_usd(quote, "quote")  # a wrong one is told where it is written
@@ -353,7 +353,9 @@ def budgeted(
         parse_usd(cost, "cost")
     spent = cost if cost is None or callable(cost) else lambda result: cost
 
-    def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def decorate(
+        function: Callable[..., Awaitable[Any]],
+    ) -> Callable[..., Coroutine[Any, Any, Any]]:
         _require_async(function)
         name = _name_of(function)
 

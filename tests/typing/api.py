@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from decimal import Decimal
 from typing import assert_type
 
+from openai import AsyncOpenAI
+from openai import OpenAI as OpenAIClient
+
+import scheduler
 from scheduler import (
     Budget,
     BudgetExceeded,
+    Client,
     FunctionProvider,
     OpenAI,
     PriceBook,
@@ -21,6 +27,7 @@ from scheduler import (
     Simulated,
     Stats,
     events,
+    instrument,
 )  # fmt: skip
 
 
@@ -54,3 +61,28 @@ async def main() -> None:
             await future
         except BudgetExceeded as error:
             assert_type(error.needed, int)
+
+
+async def translate(text: str, *, model: str) -> bytes:
+    return text.encode()
+
+
+async def adopt(s: Scheduler) -> None:
+    assert_type(s.wrap(AsyncOpenAI()), AsyncOpenAI)
+    with s.tag(budget="team", priority="batch", tags={"user": "ann"}):
+        assert_type(await s.call(translate, "hi", model="m"), bytes)
+    budgeted = s.budgeted(quote="$0.01", cost=lambda result: 0.005, job="nightly")(translate)
+    assert_type(await budgeted("hi", model="m"), bytes)
+    with instrument(s, on_exceeded="raise"):
+        pass
+
+
+def plain() -> None:
+    with scheduler.open(budgets="$1/day") as s:
+        assert_type(s.run(Request({})), Response)
+        assert_type(s.submit(Request({})), Future[Response])
+        assert_type(s.call(len, [1]), int)
+        assert_type(s.wrap(OpenAIClient()), OpenAIClient)
+    client = Client(api_key="k", cost_tracking_budget=100)
+    client.cost_tracking_budget = "$150"
+    assert_type(client.current_cost, Decimal)
