@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from scheduler.adapters.shadow import Budgeted, shadow
 from scheduler.adapters.http import Door, family_of
+from scheduler.adapters.shadow import Budgeted, shadow
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import EXCEEDED, OnExceeded
 from scheduler.marks import NO_MARKS, Marks

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
+from scheduler.errors import ConfigError
 from scheduler.gates import Gates, GateStatus, Heard, Report
 from scheduler.ledger import Crossing
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
@@ -278,6 +279,15 @@ class TurnResult:
     waiting: int | None = None
 
 
+def in_use() -> ConfigError:
+    """The error for a store that a second scheduler wants to open."""
+    return ConfigError(
+        "store",
+        "is in use by another scheduler, which alone looks after it; use that one, or give both the "
+        "path of one SQLite file",
+    )
+
+
 Archive = Callable[[Sequence[Finished]], None]
 
 
@@ -290,6 +300,7 @@ class Store(ABC):
 
         Raises:
             StoreError: Not ours, too new, locked, or not readable.
+            ConfigError: It is open: it is another scheduler's.
         """
 
     @abstractmethod

@@ -34,6 +34,7 @@ from scheduler.stores.base import (
     Turn,
     TurnResult,
     Unknown,
+    in_use,
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
@@ -166,6 +167,8 @@ class MemoryStore(Store):
         self._is_open = False
 
     async def open(self, now_ms: int) -> None:
+        if self._is_open:
+            raise in_use()
         self._is_open = True
 
     async def aclose(self) -> None:

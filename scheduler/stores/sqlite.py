@@ -47,6 +47,7 @@ from scheduler.stores.base import (
     Turn,
     TurnResult,
     Unknown,
+    in_use,
 )
 from scheduler.stores.codec import encode_request
 from scheduler.stores.process import this_process
@@ -121,6 +122,8 @@ class SqliteStore(Store):
 
     async def open(self, now_ms: int) -> None:
         """Open or create the file; a process that only looks writes nothing."""
+        if self._connection is not None:
+            raise in_use()
         with self._translated():
             _check_file(self.path, self._create)
             connection = self._connection = _Connection(self._connect, 64)

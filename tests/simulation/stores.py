@@ -38,6 +38,7 @@ class Surviving(MemoryStore):
 
     def bury(self) -> None:
         """Its process has ended: what `SqliteStore` does when it finds that out."""
+        self._is_open = False
         now_ms = self._now_ms
         for hold in list(self._holds.values()):
             if hold.state.value == "pending":

@@ -13,7 +13,7 @@ import pytest
 
 from scheduler.admission import LaneKey, ParkReason
 from scheduler.budget import Budget
-from scheduler.errors import BudgetUnknown
+from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.request import Request, RequestState, Response, Usage
 from scheduler.stores.base import (
     Claimed,
@@ -99,6 +99,12 @@ class Conformance:
         made = Bench(store)
         await made.define(Budget("team", "$0.0000001/day"))  # 100 nano-dollars
         return made
+
+    async def test_a_store_that_is_open_is_nobody_elses(self, bench):
+        with pytest.raises(ConfigError, match="in use by another scheduler"):
+            await bench.store.open(T0)
+
+        assert (await bench.submit(new([bench.ids["team"]], 30))).claimed
 
     async def test_a_claim_reserves_what_it_takes(self, bench):
         result = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(5)])
