@@ -39,8 +39,40 @@ logger = logging.getLogger("scheduler.calls")
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 MAX_WHY = 300  # characters
 
-under_way: ContextVar[bool] = ContextVar("scheduler_call_under_way", default=False)
-"""Whether this code runs as an admitted call: what it sends itself is a part of that call."""
+
+class UnderWay:
+    """One attempt while it lasts: what is sent within it is a part of it, and counted with it.
+
+    Attributes:
+        owner: The store of the scheduler that admitted it.
+        outer: The attempt within which it was made; None: within none.
+        is_live: Whether it lasts. A task that was begun within it may live longer.
+    """
+
+    __slots__ = ("is_live", "outer", "owner")
+
+    def __init__(self, owner: object) -> None:
+        self.owner, self.is_live = owner, True
+        self.outer = _under_way.get()
+
+    def __enter__(self) -> None:
+        _under_way.set(self)
+
+    def __exit__(self, *exc: object) -> None:
+        self.is_live = False
+
+
+_under_way: ContextVar[UnderWay | None] = ContextVar("scheduler_under_way", default=None)
+
+
+def is_within_call(owner: object) -> bool:
+    """Whether this code runs within an admitted call of the scheduler with this store."""
+    attempt = _under_way.get()
+    while attempt is not None:
+        if attempt.owner is owner and attempt.is_live:
+            return True
+        attempt = attempt.outer
+    return False
 
 
 @dataclass(slots=True)

@@ -97,10 +97,11 @@ class Intake:
     def provider_at(self, url: str) -> str | None:
         """The provider whose service is behind a URL, by its host; None: none."""
         place = urlsplit(url)
+        host = place.netloc.rpartition("@")[2]
         found = {
             each.name: urlsplit(each.base_url).path
             for each in self.providers.values()
-            if each.base_url is not None and urlsplit(each.base_url)[:2] == place[:2]
+            if each.base_url is not None and urlsplit(each.base_url)[:2] == (place.scheme, host)
         }
         return max(
             found, key=lambda name: (place.path.startswith(found[name]), len(found[name])),

@@ -17,11 +17,12 @@ from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt, attempt, under_way, unsent
+from scheduler.calls import Attempt, UnderWay, attempt, unsent
 from scheduler.clock import Clock
 from scheduler.errors import (
     DeadlineExceeded,
     KeyConflict,
+    SchedulerClosed,
     SchedulerError,
     StoreError,
 )
@@ -153,10 +154,14 @@ class Pump:
         """Something changed: take a turn."""
         self._signal.set()
 
-    def resolved(self, reservations: Iterable[int]) -> None:
+    def resolved(self, settlements: Iterable[Settlement]) -> None:
         """These outcomes are unknown no more, so what they held may let others go on."""
-        for each in reservations:
-            self.tally.suspense_nusd -= self.tally.suspended.pop(each, 0)
+        tally = self.tally
+        for each in settlements:
+            held_nusd = tally.suspended.pop(each.reservation_id, None)
+            if held_nusd is not None:
+                tally.suspense_nusd -= held_nusd
+                tally.posted_nusd += each.nusd
         self._signal.set()
 
     @property
@@ -213,8 +218,11 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
-        except (asyncio.CancelledError, GeneratorExit):
-            raise  # closed, or its loop was thrown away
+        except asyncio.CancelledError:  # closed, or its loop ends without closing it
+            self._fail_waiting(SchedulerClosed())
+            raise
+        except GeneratorExit:
+            raise  # its loop was thrown away
         except BaseException as exc:
             # What the store holds may differ from what this process believes: go no further.
             logger.error("the store failed; nothing more is sent: %s", exc)
@@ -404,13 +412,13 @@ class Pump:
             self._take_back(claimed, RequestState.QUEUED)
             return
         del self._unsent[claimed.request_id]
-        under_way.set(True)
         provider = self._intake.providers[name]
         retry = provider.retry or self._retry
-        ended = await attempt(
-            name, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
-            self._sender_of(claimed.request_id, provider),
-        )  # fmt: skip
+        with UnderWay(self.store):
+            ended = await attempt(
+                name, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
+                self._sender_of(claimed.request_id, provider),
+            )  # fmt: skip
         if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
             # Not the caller's wish: it is the next run's work.
             ended.settlement.state = RequestState.QUEUED

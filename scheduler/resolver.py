@@ -36,13 +36,16 @@ class Resolver:
     """Asks providers and applies policies; see the module. Used by `Scheduler` alone."""
 
     def __init__(
-        self, store: Store, intake: Intake, clock: Clock, resolved: Callable[[list[int]], None]
+        self,
+        store: Store,
+        intake: Intake,
+        clock: Clock,
+        resolved: Callable[[list[Settlement]], None],
     ) -> None:
         self._store, self._intake, self._clock, self._resolved = store, intake, clock, resolved
-        self._policies = {
-            provider.name: parse_policy(provider.on_unknown)
-            for provider in intake.providers.values()
-        }
+        self._policies: dict[str, UnknownPolicy] = {}
+        for provider in intake.providers.values():
+            self._policy(provider)  # a wrong one is told at once
         self._signal = asyncio.Event()
         self._signal.set()  # a process before this one may have left something
         self._look_at_ms: dict[int, int] = {}  # reservation to when its provider is asked next
@@ -53,15 +56,20 @@ class Resolver:
     def is_needed(self) -> bool:
         """Whether any provider can be asked, or has a policy other than to charge."""
         return any(
-            provider.can_look_up
-            or self._policies[provider.name].assumption is not Assumption.CHARGE
+            provider.can_look_up or self._policy(provider).assumption is not Assumption.CHARGE
             for provider in self._intake.providers.values()
         )
 
     def start(self) -> None:
-        """Begin, if there can be anything to do."""
-        if self.is_needed:
+        """Begin, if there can be anything to do; also when there is a provider more."""
+        if self._task is None and self.is_needed:
             self._task = asyncio.create_task(self._run(), name="scheduler resolver")
+
+    def _policy(self, provider: Provider) -> UnknownPolicy:
+        policy = self._policies.get(provider.name)
+        if policy is None:
+            policy = self._policies[provider.name] = parse_policy(provider.on_unknown)
+        return policy
 
     def wake(self) -> None:
         """An outcome became unknown."""
@@ -112,9 +120,7 @@ class Resolver:
         now_ms = self._clock.now_ms()
         # In the background of a cancelled caller too: it is one transaction.
         done = await asyncio.shield(self._store.resolve(settlements, now_ms))
-        self._resolved(
-            [each.reservation_id for each, new in zip(settlements, done, strict=True) if new]
-        )
+        self._resolved([each for each, new in zip(settlements, done, strict=True) if new])
 
     async def _settle(self, unknown: Unknown, due_ms: list[int]) -> Settlement | None:
         """What is to be done about one; notes when to look again if nothing is."""
@@ -131,7 +137,7 @@ class Resolver:
             self._look_at_ms[unknown.id] = again_ms or (1 << 62)
         if provider.can_look_up and self._look_at_ms[unknown.id] < 1 << 62:
             due_ms.append(self._look_at_ms[unknown.id])
-        policy = self._policies[provider.name]
+        policy = self._policy(provider)
         if policy.is_due(unknown.suspended_at_ms, now_ms):
             return self._assume(provider, unknown, policy)
         if policy.assumption is not Assumption.CHARGE:

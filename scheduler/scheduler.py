@@ -190,8 +190,15 @@ class Scheduler(Adoption):
 
         Calls under way are cancelled, and what they reserved keeps counting, since
         the provider may bill it. With `drain`, they are let finish first. Futures that
-        are not done get `SchedulerClosed`.
+        are not done get `SchedulerClosed`. It may be awaited in another event loop, too.
         """
+        loop = self._loop
+        if loop is not None and loop is not asyncio.get_running_loop():
+            if loop.is_running():
+                closing = asyncio.run_coroutine_threadsafe(self.aclose(drain=drain), loop)
+                await asyncio.wrap_future(closing)
+            self._state = "closed"  # or its loop has ended, and everything with it
+            return
         if self._closing is None:
             self._state = "closing"
             self._closing = asyncio.create_task(self._close(drain), name="scheduler close")
@@ -495,12 +502,12 @@ class Scheduler(Adoption):
         )  # fmt: skip
         (done,) = await self.store.resolve([settlement], self._clock.now_ms())
         if done:
-            self._resolved([unknown.id])
+            self._resolved([settlement])
         return done
 
-    def _resolved(self, reservations: list[int]) -> None:
-        if reservations and self._pump is not None:
-            self._pump.resolved(reservations)
+    def _resolved(self, settlements: list[Settlement]) -> None:
+        if settlements and self._pump is not None:
+            self._pump.resolved(settlements)
 
     # Providers that turn up later
 
@@ -514,6 +521,8 @@ class Scheduler(Adoption):
         if self._pump is not None:
             self.store.gates.add(self._intake.rules(self.concurrency, provider))
             self._pump.add(provider)
+        if self._resolver is not None:
+            self._resolver.start()
 
     def provider_at(self, url: str) -> str | None:
         """The provider whose service is behind a URL; None: none that is known."""
@@ -529,6 +538,11 @@ class Scheduler(Adoption):
     def now_ms(self) -> int:
         """The time by its clock, in Unix milliseconds."""
         return self._clock.now_ms()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any request of this process waits."""
+        return self._pump is not None and self._pump.tally.waiting > 0
 
     @property
     def is_closed(self) -> bool:

@@ -1,10 +1,10 @@
 """Which HTTP requests are calls to a model, what they ask, and how they are refused; pure.
 
->>> call = read_call("POST", "/openai/v1/chat/completions", b'{"model": "m", "messages": []}')
->>> call.url, call.body["model"], call.dialect.value
-('/v1/chat/completions', 'm', 'openai')
->>> read_call("GET", "/v1/models", b"") is read_call("POST", "/v1/files", b"{}") is None
-True
+>>> call = read_call("/openai/v1/chat/completions", b'{"model": "m", "messages": []}')
+>>> call.url, call.body["model"], call.dialect.value, call.asks
+('/v1/chat/completions', 'm', 'openai', True)
+>>> is_endpoint("/v1/models"), is_endpoint("/v1/files")
+(False, False)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic_core import from_json, to_json
 
@@ -28,6 +28,7 @@ from scheduler.errors import (
     KeyConflict,
     PriceUnknown,
     PromptTooLong,
+    ProviderRefused,
     ProviderUnavailable,
     RequestRejected,
     SchedulerClosed,
@@ -63,16 +64,26 @@ class Dialect(StrEnum):
     ANTHROPIC = "anthropic"
     GOOGLE = "google"
 
+    @classmethod
+    def of(cls, path: str) -> Dialect:
+        """The dialect of an endpoint."""
+        if _GOOGLE_PATH.search(path):
+            return cls.GOOGLE
+        return next((each[3] for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])),
+                    cls.OPENAI)  # fmt: skip
+
 
 # Ends of paths, the longer before the shorter; and the member without which a body is no call.
 _ENDPOINTS = (
     ("/chat/completions", CHAT, "messages", Dialect.OPENAI),
+    ("/agents/completions", CHAT, "messages", Dialect.OPENAI),  # Mistral's
     ("/responses", RESPONSES, "input", Dialect.OPENAI),
     ("/embeddings", EMBEDDINGS, "input", Dialect.OPENAI),
     ("/completions", COMPLETIONS, "prompt", Dialect.OPENAI),
     ("/moderations", MODERATIONS, "input", Dialect.OPENAI),
     ("/messages", MESSAGES, "messages", Dialect.ANTHROPIC),
 )
+_ENDS = tuple(each[0] for each in _ENDPOINTS)
 _OF_GOOGLE = {
     "generateContent": (GENERATE, "contents"),
     "streamGenerateContent": (GENERATE, "contents"),
@@ -80,6 +91,7 @@ _OF_GOOGLE = {
     "batchEmbedContents": (EMBED_CONTENT, "requests"),
 }
 _GOOGLE_PATH = re.compile(r"/models/(?P<model>[^/:]+):(?P<method>\w+)$")
+_DEPLOYMENT = re.compile(r"/deployments/[^/]+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +101,13 @@ class Call:
     Attributes:
         url: The endpoint, as `Request.url` names it.
         body: The JSON body; a model that stands in the path is in it, too.
+        asks: Whether the body has what makes it one: others have paths that end alike.
     """
 
     url: str
     body: dict[str, Any]
     dialect: Dialect
+    asks: bool = True
 
     def encode(self, body: Mapping[str, Any]) -> bytes:
         """Another body for the same call, as it is sent."""
@@ -105,48 +119,54 @@ class Call:
             return json.dumps(body).encode()
 
     def path(self, path: str, body: Mapping[str, Any]) -> str:
-        """The path for another body, where it tells the model."""
-        if self.dialect is not Dialect.GOOGLE or body.get("model") == self.body["model"]:
+        """The path for another body, where it tells the model: Google's, and Azure's deployment."""
+        model = quote(str(body.get("model")), safe="")
+        if model == quote(str(self.body.get("model")), safe=""):
             return path
-        return _GOOGLE_PATH.sub(rf"/models/{body.get('model')}:\g<method>", path)
+        if self.dialect is Dialect.GOOGLE:
+            return _GOOGLE_PATH.sub(rf"/models/{model}:\g<method>", path)
+        return _DEPLOYMENT.sub(rf"/deployments/{model}/", path)
 
 
-def read_call(method: str, path: str, content: bytes) -> Call | None:
-    """The call that an HTTP request makes; None: it is about something else.
+def is_endpoint(path: str) -> bool:
+    """Whether calls to models are made at such a path."""
+    found = _GOOGLE_PATH.search(path)
+    if found is not None:
+        return found["method"] in _OF_GOOGLE
+    return path.rstrip("/").endswith(_ENDS)
+
+
+def read_call(path: str, content: bytes) -> Call | None:
+    """The call that a POST to an endpoint makes; None: its body is no JSON object.
 
     Args:
-        method: Such as ``"POST"``.
         path: Of its URL, without the query.
         content: Its whole body.
     """
-    if method != "POST":
+    body = _decode(content)
+    if body is None:
         return None
     found = _GOOGLE_PATH.search(path)
     if found is not None:
-        return _read_google(unquote(found["model"]), found["method"], content)
-    for end, url, needed, dialect in _ENDPOINTS:
-        if path.endswith(end):
-            body = _decode(content)
-            return None if body is None or needed not in body else Call(url, body, dialect)
-    return None
-
-
-def _read_google(model: str, method: str, content: bytes) -> Call | None:
-    url, needed = _OF_GOOGLE.get(method, ("", ""))
-    body = _decode(content) if url else None
-    if body is None or needed not in body:
-        return None
-    body["model"] = model
-    if method == "streamGenerateContent":
-        body["stream"] = True
-    return Call(url, body, Dialect.GOOGLE)
+        url, needed = _OF_GOOGLE[found["method"]]
+        body["model"] = unquote(found["model"])
+        if found["method"] == "streamGenerateContent":
+            body["stream"] = True
+        return Call(url, body, Dialect.GOOGLE, needed in body)
+    _, url, needed, dialect = next(
+        each for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])
+    )
+    return Call(url, body, dialect, needed in body)
 
 
 def _decode(content: bytes) -> dict[str, Any] | None:
     try:
         body = from_json(content)
     except ValueError:
-        return None
+        try:
+            body = json.loads(content)  # which takes half a surrogate pair
+        except (ValueError, RecursionError):
+            return None
     return body if isinstance(body, dict) else None
 
 
@@ -238,6 +258,8 @@ def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | Non
         return 400, code, None
     if isinstance(error, RequestRejected) and not isinstance(error, SchedulerClosed):
         return 429, code, None
+    if isinstance(error, ProviderRefused):
+        return 400, error.code, None
     return 503, code, None
 
 

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from scheduler.adapters.http import family_of
 from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited, SchedulerError
-from scheduler.providers.answers import read_error
+from scheduler.providers.answers import Secrets, hide, read_error
 from scheduler.providers.engines import explain_httpx
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -34,10 +34,23 @@ def refusal_of(exc: BaseException) -> SchedulerError | None:
     return error if isinstance(error, SchedulerError) else None
 
 
-def explain(exc: Exception) -> CallFailed:
-    """The exception as one of ours: was it billed, is it worth another attempt, and when?"""
+def explain(exc: Exception, secrets: Secrets = ()) -> CallFailed:
+    """The exception as one of ours: was it billed, is it worth another attempt, and when?
+
+    Args:
+        exc: What a client or function raised.
+        secrets: Texts that must not appear in an error that is kept.
+    """
     if isinstance(exc, CallFailed):
         return exc
+    error = _explain(exc, secrets)
+    error.message = hide(error.message, secrets)
+    if error.credit is not None:
+        error.credit = hide(error.credit, secrets)
+    return error
+
+
+def _explain(exc: Exception, secrets: Secrets) -> CallFailed:
     kind, text = type(exc).__name__, str(exc) or type(exc).__name__
     said = f"{kind}: {text}"
     if kind == "BudgetExceededError" or "crossed budget" in text:
@@ -56,10 +69,10 @@ def explain(exc: Exception) -> CallFailed:
         if type(cause).__module__.startswith("litellm.") or _is_timeout(cause):
             continue  # some have a status that no server sent
         if _status(cause) is not None:
-            return _by_status(cause, said)
+            return _by_status(cause, said, secrets)
     if _is_timeout(exc):
         return CallTimeout(said)
-    error = _by_status(exc, said)
+    error = _by_status(exc, said, secrets)
     if getattr(error, "status", 0) >= 500:
         error.is_billed = None  # a translation: whether it worked cannot be told any more
     return error
@@ -88,7 +101,7 @@ def _causes(exc: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _by_status(exc: BaseException, said: str) -> CallFailed:
+def _by_status(exc: BaseException, said: str, secrets: Secrets) -> CallFailed:
     status = _status(exc)
     if status is None or status < 400 or _AFTER_THE_ANSWER in type(exc).__name__:
         return CallFailed(f"the call raised {said}")
@@ -97,4 +110,4 @@ def _by_status(exc: BaseException, said: str) -> CallFailed:
     if not isinstance(body, dict):
         body = {"message": str(exc)}
     told = body if "error" in body else {"error": body}
-    return read_error(status, headers, to_json(told, fallback=str))
+    return read_error(status, headers, to_json(told, fallback=str), secrets)

@@ -1,4 +1,4 @@
-"""Async functions that wait for money: LiteLLM's, an SDK's, anybody's.
+"""Functions that wait for money: LiteLLM's, an SDK's, anybody's.
 
 What one may cost is read from its arguments, what it did cost from its result, and what went
 wrong from its exception. The function itself is called where its caller is.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.exceptions import explain
+from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.visit import Visit
-from scheduler.calls import under_way
+from scheduler.calls import is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
@@ -25,20 +27,27 @@ from scheduler.pricing import PriceBook
 from scheduler.providers.base import Answer, Provider, Tariff
 from scheduler.providers.function import Dollars
 from scheduler.providers.known import KNOWN
-from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Quote, Request
+from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, GENERATE, RESPONSES, Quote, Request
 from scheduler.usage import extract_usage, reported_cost_nusd
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
+logger = logging.getLogger("scheduler.functions")
+
 # Arguments that tell what a call may cost. No others are kept: there may be keys among them.
+_PROMPTS = ("messages", "prompt", "contents", "input")
 _TELLING = (
-    "model", "messages", "input", "prompt", "system", "instructions", "suffix", "tools",
-    "functions", "tool_choice", "max_tokens", "max_completion_tokens", "max_output_tokens", "n",
-    "best_of", "response_format", "reasoning_effort", "service_tier", "stream", "modalities",
-    "audio", "prediction", "web_search_options", "dimensions",
+    "model", *_PROMPTS, "system", "instructions", "suffix", "tools", "functions", "tool_choice",
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "response_format",
+    "reasoning_effort", "service_tier", "stream", "modalities", "audio", "prediction",
+    "web_search_options", "dimensions",
 )  # fmt: skip
+_SECRET_WORDS = ("key", "token", "secret", "password", "authorization")
 _PLAIN = (str, int, float, bool, type(None))
+_WITHOUT_RETRIES = {"num_retries": 0, "max_retries": 0}
+
+Cost = Callable[[Any], Dollars | None]
 
 
 class FunctionVisit(Visit):
@@ -51,12 +60,17 @@ class FunctionVisit(Visit):
         on_exceeded: OnExceeded | None,
         place: Place,
         call: partial[Any],
-        cost: Callable[[Any], Dollars | None] | None = None,
+        cost: Cost | None = None,
     ) -> None:
-        super().__init__(scheduler, request, on_exceeded, place)
-        self._call, self._cost = call, cost
+        super().__init__(scheduler, on_exceeded, place)
+        self._request, self._call, self._cost = request, call, cost
+        self._secrets = _secrets(call.keywords)
         self._result: Any = None
         self._failure: Exception | None = None
+
+    def make_request(self) -> Request:
+        """What is asked."""
+        return self._request
 
     async def send(self, request: Request) -> Answer:
         """Call the function."""
@@ -65,14 +79,14 @@ class FunctionVisit(Visit):
             result = await self._place.run(self._as_admitted(request))
         except Exception as exc:
             self._failure = exc
-            raise explain(exc) from exc
-        self._result = result
-        if hasattr(result, "__aiter__") and not hasattr(result, "usage"):
+            raise self.explain(exc) from exc
+        if is_stream(result):
             ended = self.loop.create_future()
-            self._result = _Followed(self, result, ended)
+            self._result = Followed(self, result, ended)
             self._place.wake()
             answer: Answer = await ended
             return answer
+        self._result = result
         return self.read(result)
 
     def _as_admitted(self, request: Request) -> partial[Any]:
@@ -84,14 +98,21 @@ class FunctionVisit(Visit):
         }  # fmt: skip
         return partial(self._call, **changed) if changed else self._call
 
+    def explain(self, exc: Exception) -> CallFailed:
+        """What an exception of the function means."""
+        return explain(exc, self._secrets)
+
     def read(self, result: Any) -> Answer:
         """What a result says of its cost."""
         if self._cost is not None:
-            dollars = self._cost(result)
-            if dollars is not None:
-                return Answer(None, cost_nusd=parse_usd(dollars, "cost"))
-        usage = _as_json(getattr(result, "usage", None) or _member(result, "usage"))
-        body = {"usage": usage} if isinstance(usage, dict) else None
+            try:
+                dollars = self._cost(result)
+                if dollars is not None:
+                    return Answer(None, cost_nusd=parse_usd(dollars, "cost"))
+            except Exception as exc:  # the result is paid for: it is not thrown away for that
+                logger.warning("what a call cost cannot be told, so its quote counts: %r", exc)
+                return Answer(None)
+        body = _usage_body(result)
         return Answer(body, usage=extract_usage(body), cost_nusd=_reported_nusd(result, body))
 
     def outcome(self) -> Any:
@@ -105,13 +126,32 @@ class FunctionVisit(Visit):
         raise error
 
 
+def _secrets(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Arguments that must not appear in an error that is kept."""
+    return tuple(
+        value for name, value in kwargs.items()
+        if isinstance(value, str) and len(value) >= 8
+        and any(word in name.lower() for word in _SECRET_WORDS)
+    )  # fmt: skip
+
+
+def _usage_body(result: Any) -> dict[str, Any] | None:
+    """What a result says of its usage, as an answer's body has it."""
+    usage = _as_json(_member(result, "usage"))
+    if isinstance(usage, dict):
+        return {"usage": usage}
+    dump = getattr(_member(result, "usage_metadata"), "model_dump", None)  # Google's
+    if callable(dump):
+        return {"usageMetadata": dump(by_alias=True, exclude_none=True)}
+    return None
+
+
 def _reported_nusd(result: Any, body: Mapping[str, Any] | None) -> int | None:
     """The cost a result reports: LiteLLM's own arithmetic, or the provider's word.
 
     LiteLLM's zero is not believed, since that is what it says of models it has no price for.
     """
-    hidden = getattr(result, "_hidden_params", None)
-    cost = _member(hidden, "response_cost")
+    cost = _member(getattr(result, "_hidden_params", None), "response_cost")
     if cost:
         return reported_cost_nusd({"usage": {"cost": cost}})
     return reported_cost_nusd(body)
@@ -124,48 +164,6 @@ def _member(thing: Any, name: str) -> Any:
 def _as_json(thing: Any) -> Any:
     dump = getattr(thing, "model_dump", None)
     return dump(exclude_none=True) if callable(dump) else thing
-
-
-class _Followed:
-    """A stream on its way to its reader; the last usage in it is what it cost."""
-
-    def __init__(self, visit: FunctionVisit, stream: Any, ended: Any) -> None:
-        self._visit, self._stream, self._ended = visit, stream, ended
-        self._last: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        is_over = False
-        try:
-            async for chunk in self._stream:
-                if getattr(chunk, "usage", None) or _member(chunk, "usage"):
-                    self._last = chunk
-                yield chunk
-            is_over = True
-        except Exception as exc:
-            self._tell(None, explain(exc))
-            raise
-        finally:
-            if is_over:
-                last = self._stream if self._last is None else self._last
-                self._tell(self._visit.read(last), None)
-                await self._visit.settled()
-            else:
-                self._visit.give_up()  # what it reserved keeps counting
-
-    def _tell(self, answer: Answer | None, error: CallFailed | None) -> None:
-        if self._ended.done():
-            return
-        if error is not None:
-            self._ended.set_exception(error)
-        else:
-            self._ended.set_result(answer)
-
-    def __del__(self) -> None:
-        if not self._ended.done() and not self._visit.scheduler.is_closed:
-            self._visit.give_up()
 
 
 # What is called, for queue, limits and ledger
@@ -193,12 +191,12 @@ class _ByModel:
 
     def quote(self, request: Request) -> Quote:
         """Most and likely cost of one attempt."""
-        whole, bare = self._readings(request)
+        (tariff, whole), (other, bare) = self._readings(request)
         try:
-            return whole[0].quote(whole[1])
+            return tariff.quote(whole)
         except PriceUnknown as unknown:
             try:
-                return bare[0].quote(bare[1])
+                return other.quote(bare)
             except PriceUnknown:
                 raise unknown from None
 
@@ -233,43 +231,67 @@ class _ByQuote:
         return answer.cost_nusd
 
 
-def _provider_of(scheduler: Scheduler, name: str, tariff: Callable[[], Tariff]) -> str:
+def _provider(scheduler: Scheduler, name: str, tariff: Tariff) -> str:
     if name not in scheduler.providers:
-        scheduler.add_provider(Called(name, tariff()))
+        scheduler.add_provider(Called(name, tariff))
     return name
 
 
 # Scheduler.call and Scheduler.budgeted
 
 
-def make_request(scheduler: Scheduler, function: Callable[..., Any], kwargs: Any) -> Request:
+class _ModelVisit(FunctionVisit):
+    """One call of a function that names its model."""
+
+    def make_request(self) -> Request:
+        """What is asked, at a provider that is added when there is a price."""
+        name, tariff = self._request.provider or "", _ByModel(self.scheduler.prices)
+        if name not in self.scheduler.providers:
+            tariff.quote(self._request)  # raises `PriceUnknown`
+        _provider(self.scheduler, name, tariff)
+        return self._request
+
+
+def read_arguments(function: Callable[..., Any], call: partial[Any]) -> Request:
     """The request that a call of a function amounts to.
 
     Raises:
-        ConfigError: Its arguments name no model.
+        ConfigError: Its arguments name no model, or no prompt.
     """
-    body = {
-        name: _plain(kwargs[name]) for name in _TELLING if kwargs.get(name) is not None
-    }  # fmt: skip
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
+    said = _by_name(call)
+    body = {name: _plain(said[name]) for name in _TELLING if said.get(name) is not None}
+    model, name = body.get("model"), _name_of(function)
+    if not isinstance(model, str) or not model or not any(each in body for each in _PROMPTS):
+        lacks = "model=…" if not model else f"any of {', '.join(_PROMPTS)}"
         raise ConfigError(
-            "model",
-            f"{_name_of(function)} was called without model=…, so nobody knows what it may cost; it "
-            "was not called. Name the model, or use s.budgeted(quote=…)",
+            "call",
+            f"{name} was called without {lacks}, so nobody knows what it may cost; it was not "
+            "called. Name it, or use s.budgeted(quote=…)",
         )
+    if "contents" in body:  # Google's
+        cap = _member(said.get("config"), "max_output_tokens")
+        body["generationConfig"] = {"maxOutputTokens": cap} if cap else {}
     package = (getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
-    name = f"{package}/{model}"
-    provider = _provider_of(scheduler, name, lambda: _ByModel(scheduler.prices))
-    return Request(body, url=_url_of(function, body), provider=provider)
+    return Request(body, url=_url_of(name, body), provider=f"{package}/{model}")
 
 
-def _url_of(function: Callable[..., Any], body: Mapping[str, Any]) -> str:
+def _by_name(call: partial[Any]) -> dict[str, Any]:
+    """All arguments by their names, as far as the function tells them."""
+    try:
+        bound = inspect.signature(call.func).bind_partial(*call.args, **call.keywords)
+    except (TypeError, ValueError):
+        return call.keywords
+    return {**bound.arguments, **call.keywords}
+
+
+def _url_of(name: str, body: Mapping[str, Any]) -> str:
     if "messages" in body:
         return CHAT
     if "prompt" in body:
         return COMPLETIONS
-    return EMBEDDINGS if "embed" in _name_of(function).lower() else RESPONSES
+    if "contents" in body:
+        return GENERATE
+    return EMBEDDINGS if "embed" in name.lower() else RESPONSES
 
 
 def _plain(value: Any) -> Any:
@@ -290,6 +312,25 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{module}.{name}"
 
 
+def _once(function: Callable[..., Any], call: partial[Any]) -> partial[Any]:
+    """The call without retries of its own, of which nobody would hear here.
+
+    Raises:
+        ConfigError: It is a method of an SDK's client that tries again by itself.
+    """
+    if _name_of(function).startswith("litellm."):
+        return partial(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
+    client = getattr(getattr(function, "__self__", None), "_client", None)
+    retries = getattr(client, "max_retries", 0)
+    if isinstance(retries, int) and retries:
+        raise ConfigError(
+            "call",
+            f"the client of {_name_of(function)} tries again up to {retries} times by itself, which "
+            "nobody would count; nothing was sent. Use s.wrap(client), or give it max_retries=0",
+        )
+    return call
+
+
 async def call(
     scheduler: Scheduler,
     function: Callable[..., Awaitable[Any]],
@@ -299,10 +340,14 @@ async def call(
 ) -> Any:
     """See `Scheduler.call`."""
     _require_async(function)
-    if under_way.get():  # it is a part of that call
+    if is_within_call(scheduler.store):  # it is a part of that call
         return await function(*args, **kwargs)
-    request = make_request(scheduler, function, kwargs)
-    return await _visit(scheduler, request, on_exceeded, partial(function, *args, **kwargs))
+    once = _once(function, partial(function, *args, **kwargs))
+    place = place_of_coroutine(scheduler.loop)
+    request = read_arguments(function, once)
+    visit = _ModelVisit(scheduler, request, on_exceeded, place, once)
+    await place.wait(visit.start, visit.give_up)
+    return visit.outcome()
 
 
 def call_in_thread(
@@ -315,34 +360,20 @@ def call_in_thread(
     """As `call`, for a function that blocks; called in this thread."""
     if inspect.iscoroutinefunction(function):
         raise ConfigError("call", f"{_name_of(function)} is async; give its sync counterpart")
-    if under_way.get():  # it is a part of that call
+    if is_within_call(scheduler.store):
         return function(*args, **kwargs)
+    once = _once(function, partial(function, *args, **kwargs))
     place = place_of_thread(scheduler.loop)
-    request = make_request(scheduler, function, kwargs)
-    visit = FunctionVisit(
-        scheduler, request, on_exceeded, place, partial(function, *args, **kwargs)
-    )
+    request = read_arguments(function, once)
+    visit = _ModelVisit(scheduler, request, on_exceeded, place, once)
     place.wait(visit.start, visit.give_up)
-    return visit.outcome()
-
-
-async def _visit(
-    scheduler: Scheduler,
-    request: Request,
-    on_exceeded: OnExceeded | None,
-    call: partial[Any],
-    cost: Callable[[Any], Dollars | None] | None = None,
-) -> Any:
-    place = place_of_coroutine(scheduler.loop)
-    visit = FunctionVisit(scheduler, request, on_exceeded, place, call, cost)
-    await place.wait(visit.start, visit.give_up)
     return visit.outcome()
 
 
 def budgeted(
     scheduler: Scheduler,
     quote: Dollars | Callable[..., Dollars],
-    cost: Dollars | Callable[[Any], Dollars | None] | None,
+    cost: Dollars | Cost | None,
     on_exceeded: OnExceeded | None,
     marks: Marks,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, Any]]]:
@@ -361,7 +392,7 @@ def budgeted(
 
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if under_way.get():  # it is a part of that call
+            if is_within_call(scheduler.store):  # it is a part of that call
                 return await function(*args, **kwargs)
             dollars = quote(*args, **kwargs) if callable(quote) else quote
             model = kwargs.get("model")
@@ -369,11 +400,12 @@ def budgeted(
                 "model": model if isinstance(model, str) else name,
                 "quote_nusd": parse_usd(dollars, "quote"),
             }
-            provider = _provider_of(scheduler, name, _ByQuote)
-            said: Marks = {**marks, "provider": provider}
-            request = Request(body, url=name, **said)
-            done = partial(function, *args, **kwargs)
-            return await _visit(scheduler, request, on_exceeded, done, spent)
+            place = place_of_coroutine(scheduler.loop)
+            said: Marks = {**marks, "provider": _provider(scheduler, name, _ByQuote())}
+            request, done = Request(body, url=name, **said), partial(function, *args, **kwargs)
+            visit = FunctionVisit(scheduler, request, on_exceeded, place, done, spent)
+            await place.wait(visit.start, visit.give_up)
+            return visit.outcome()
 
         return wrapped
 

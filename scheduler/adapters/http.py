@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,19 +22,27 @@ from scheduler.adapters.dialects import (
     HEADER_PREFIX,
     Call,
     Dialect,
+    is_endpoint,
     read_call,
     read_marks,
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
-from scheduler.adapters.tees import Tee, async_tee, show, sync_tee
+from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, Watch, show, tee_of
 from scheduler.adapters.visit import Visit
-from scheduler.calls import under_way
-from scheduler.errors import CallFailed, SchedulerError, TransportFailed
+from scheduler.calls import is_within_call
+from scheduler.errors import (
+    CallFailed,
+    ConfigError,
+    ProviderRefused,
+    SchedulerClosed,
+    SchedulerError,
+    TransportFailed,
+)
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, merge
 from scheduler.money import decimal_usd
-from scheduler.providers.answers import read_answer
+from scheduler.providers.answers import hide, read_answer, read_error
 from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx, is_stream
 from scheduler.providers.http import CREDENTIAL_HEADERS
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
 _SECRET_HEADERS = (*CREDENTIAL_HEADERS, "x-goog-api-key", "cookie")
+_SECRET_PARAMS = ("key", "api_key", "api-key", "token", "access_token")
 _LENGTHS = ("content-encoding", "content-length", "transfer-encoding")
 
 
@@ -51,6 +63,8 @@ class Door:
     """What the calls of a client go through.
 
     Attributes:
+        scheduler: Who says when.
+        on_exceeded: As on the scheduler, for these calls.
         marks: What was said of them when it was wrapped.
         is_strict: Only what is unmistakably a call to a model is taken for one.
     """
@@ -71,14 +85,18 @@ class Door:
             options: Of its `send`.
             post: Its own `send`.
         """
-        call = None if under_way.get() else self._read(request)
-        if call is None:
+        headers = take_headers(request)
+        if is_within_call(self.scheduler.store):
             return await post(request, **options)
         try:
-            place = place_of_coroutine(self.scheduler.loop)
-            visit = HttpVisit(self, client, request, call, place, options, post)
+            call = self.read(request)
+            if call is not None:
+                place = place_of_coroutine(self.scheduler.loop)
+                visit = HttpVisit(self, client, request, call, headers, place, options, post)
         except SchedulerError as error:
-            return refused(error, call.dialect, request, self.scheduler.now_ms())
+            return self.refuse(error, request)
+        if call is None:
+            return await post(request, **options)
         await place.wait(visit.start, visit.give_up)
         return visit.outcome()
 
@@ -86,38 +104,65 @@ class Door:
         self, client: Any, request: Any, options: dict[str, Any], post: Callable[..., Any]
     ) -> Any:
         """As `send`, for a sync client."""
-        call = None if under_way.get() else self._read(request)
-        if call is None:
+        headers = take_headers(request)
+        if is_within_call(self.scheduler.store):
             return post(request, **options)
         try:
-            place = place_of_thread(self.scheduler.loop)
-            visit = SyncHttpVisit(self, client, request, call, place, options, post)
+            call = self.read(request)
+            if call is not None:
+                place = place_of_thread(self.scheduler.loop)
+                visit = SyncHttpVisit(self, client, request, call, headers, place, options, post)
         except SchedulerError as error:
-            return refused(error, call.dialect, request, self.scheduler.now_ms())
+            return self.refuse(error, request)
+        if call is None:
+            return post(request, **options)
         place.wait(visit.start, visit.give_up)
         return visit.outcome()
 
-    def _read(self, request: Any) -> Call | None:
+    def read(self, request: Any) -> Call | None:
+        """The call that a request makes; None: it is about something else.
+
+        Raises:
+            ConfigError: It is one, but nobody can read what it asks.
+        """
+        path = request.url.path
+        if request.method != "POST" or not is_endpoint(path):
+            return None
         try:
             content = request.content
-        except RuntimeError:  # an upload, which is read as it goes
-            call = None
-        else:
-            call = read_call(request.method, request.url.path, content)
-        if call is not None and self.is_strict and not isinstance(call.body.get("model"), str):
-            call = None
+        except RuntimeError:  # a body that is made as it goes
+            content = b""
+        call = None if "content-encoding" in request.headers else read_call(path, content)
+        if self.is_strict:
+            is_sure = call is not None and isinstance(call.body.get("model"), str)
+            return call if is_sure else None
         if call is None:
-            take_headers(request)
-        return call
+            raise ConfigError(
+                "body",
+                f"of POST {path} is no JSON object that can be read (compressed, or made as it is "
+                "sent?), so nobody knows what it may cost; nothing was sent",
+            )
+        return call if call.asks else None
 
     def provider_of(self, url: str) -> str:
-        """The provider behind a URL; one that nobody told of is added."""
+        """The provider behind a URL; one that nobody told of is added. In the scheduler's loop."""
         name = self.scheduler.provider_at(url)
         if name is None:
             outside = Outside(url)
             name = outside.name
-            self.scheduler.add_provider(outside)
+            if name not in self.scheduler.providers:
+                self.scheduler.add_provider(outside)
         return name
+
+    def refuse(self, error: SchedulerError, request: Any, dialect: Dialect | None = None) -> Any:
+        """A refusal as a response of the request's own family."""
+        dialect = dialect or Dialect.of(request.url.path)
+        made = refusal(error, dialect, self.scheduler.now_ms())
+        family = cast(Any, family_of(request))
+        return family.Response(
+            made.status, headers=made.headers, content=made.content, request=request,
+            extensions={"scheduler.error": error},
+        )  # fmt: skip
 
 
 def take_headers(request: Any) -> dict[str, str]:
@@ -141,120 +186,167 @@ def family_of(thing: object) -> ModuleType | None:
 class HttpVisit(Visit):
     """One call of an async client."""
 
+    tee_kind: type[Tee] = AsyncTee
+
     def __init__(
         self,
         door: Door,
         client: Any,
         request: Any,
         call: Call,
+        headers: Mapping[str, str],
         place: Place,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         post: Callable[..., Any],
     ) -> None:
+        super().__init__(door.scheduler, door.on_exceeded, place)
         self._family = cast(Any, family_of(request))
-        self._client, self._http, self._call = client, request, call
-        self._options, self._post = options, post
-        said = merge(door.marks, merge(door.scheduler.marks, read_marks(take_headers(request))))
-        said.setdefault("provider", door.provider_of(str(request.url)))
-        asked = Request(call.body, url=call.url, **said)
-        super().__init__(door.scheduler, asked, door.on_exceeded, place)
+        self._door, self._client, self._http, self._call = door, client, request, call
+        self._is_streamed, self._post = bool(options.get("stream")), partial(post, **options)
+        self._said = read_marks(headers)
+        self._came: Any = None  # a response that came in whole, even if nobody hears of it here
         self._answer: Any = None  # what came back last, as its client gives it
+        self._unread: Any = None  # a response that may still have its connection
         self._failure: Exception | None = None  # what was raised instead
+        self._is_sent = False
+
+    def make_request(self) -> Request:
+        """What is asked, with what is said of it."""
+        said = merge(self._door.marks, merge(self.scheduler.marks, self._said))
+        said.setdefault("provider", self._door.provider_of(str(self._http.url)))
+        self._provider = said["provider"]
+        return Request(self._call.body, url=self._call.url, **said)
 
     async def send(self, request: Request) -> Answer:
         """Make one attempt, where the client is."""
-        last, self._answer, self._failure = self._answer, None, None
+        if request.provider != self._provider:
+            raise ProviderRefused(
+                400, f"{request.model!r} is asked at {request.provider!r}, which this client cannot "
+                "reach; nothing was sent", "fallback_elsewhere",
+            )  # fmt: skip
+        unread, self._unread, self._answer, self._failure = self._unread, None, None, None
+        if unread is not None:
+            await self._place.run(self.close, unread)
+        was_closed, began_s, self._is_sent = self._client.is_closed, time.perf_counter(), True
         try:
-            if last is not None:
-                await self._place.run(self._close, last)
             response = await self._place.run(self._post_once, self._as_sent(request))
+            took = timedelta(seconds=time.perf_counter() - began_s)
             is_streamed = is_stream(response.status_code, response.headers)
-            if self._options.get("stream"):
-                if is_streamed:
-                    return await self._follow(request, response)
-                await self._place.run(self._read_all, response)
+            if self._is_streamed and is_streamed:
+                return await self._follow(request, response, took)
+            if self._is_streamed:
+                await self._place.run(self.read, response)
+                response = self._shown(response, took, content=response.content)
             elif is_streamed:
-                return self._read_stream(request, response)
+                return self._read_stream(request, response, took)
         except CallFailed:
             raise
         except Exception as exc:
             self._failure = exc
+            if was_closed:
+                self._is_sent = False
+                never = TransportFailed(f"could not be sent: {exc}", False)
+                never.is_retryable = False
+                raise never from exc
             raise self.explain(exc) from exc
         self._answer = response
         return read_answer(
             response.status_code, response.headers, response.content, self._secrets()
         )
 
-    async def _post_once(self, request: Any) -> Any:
-        return await self._post(request, **self._options)
+    # What a client does where it is: a sync one in its thread
 
-    async def _read_all(self, response: Any) -> None:
+    async def _post_once(self, request: Any) -> Any:
+        response = await self._post(request)
+        self._came = response
+        return response
+
+    async def read(self, response: Any) -> None:
+        """Read all of it."""
         await response.aread()
+
+    async def close(self, response: Any) -> None:
+        """Let go of its connection."""
+        await response.aclose()
 
     def explain(self, exc: Exception) -> CallFailed:
         """What an exception of the client means."""
-        if self._client.is_closed:
-            return TransportFailed(f"could not be sent: {exc}", False)
-        if isinstance(exc, self._family.HTTPError | self._family.InvalidURL):
-            return explain_httpx(exc, 0, self._family)
-        return CallFailed(f"the client raised {type(exc).__name__}: {exc}")
+        family, secrets = self._family, self._secrets()
+        if isinstance(exc, family.HTTPStatusError):  # from a hook of the user's own
+            response, content = exc.response, b""
+            with contextlib.suppress(family.StreamError):
+                content = response.content
+            return read_error(response.status_code, response.headers, content, secrets)
+        if isinstance(exc, family.HTTPError | family.InvalidURL):
+            error = explain_httpx(exc, 0, family)
+        else:
+            error = CallFailed(f"the client raised {type(exc).__name__}: {exc}")
+        error.message = hide(error.message, secrets)
+        return error
 
     def _as_sent(self, request: Request) -> Any:
         """The HTTP request for what was admitted: as it was, if nothing about it is different."""
-        body, call = request.body, self._call
-        if body.get("stream") and call.dialect is Dialect.OPENAI and not self._is_mistral:
+        body, call, http = request.body, self._call, self._http
+        if self._asks_for_usage(request):
             body = streamed_body(request)
         if body == call.body:
-            return self._http
-        headers = [(name, value) for name, value in self._http.headers.raw
+            return http
+        headers = [(name, value) for name, value in http.headers.raw
                    if name.lower() not in (b"content-length", b"transfer-encoding")]  # fmt: skip
-        url = self._http.url.copy_with(path=call.path(self._http.url.path, body))
+        path = call.path(http.url.path, body)
         return self._family.Request(
-            self._http.method, url, headers=headers, content=call.encode(body),
-            extensions=self._http.extensions,
+            http.method, http.url if path == http.url.path else http.url.copy_with(path=path),
+            headers=headers, content=call.encode(body), extensions=http.extensions,
         )  # fmt: skip
 
-    @property
-    def _is_mistral(self) -> bool:
-        """Whether it goes to Mistral, whose streams tell their usage unasked.
+    def _asks_for_usage(self, request: Request) -> bool:
+        """Whether the usage of a stream has to be asked for.
 
-        Its API refuses fields that it does not know.
+        Mistral's streams tell it unasked, and its API refuses fields that it does not know.
         """
+        is_stream = bool(request.body.get("stream")) and self._call.dialect is Dialect.OPENAI
         agent = self._http.headers.get("user-agent", "")
-        return "mistral" in self._http.url.host or agent.startswith("mistral")
+        return is_stream and "mistral" not in self._http.url.host and "mistral" not in agent
 
     def _secrets(self) -> list[str]:
-        headers = self._http.headers
+        headers, params = self._http.headers, self._http.url.params
         found = [headers[name] for name in _SECRET_HEADERS if name in headers]
-        return [each for text in found for each in {text, text.split(" ")[-1]} if len(each) >= 8]
+        found += [params[name] for name in _SECRET_PARAMS if name in params]
+        found += [self._http.url.password or ""]
+        words = {each for text in found for each in (text, text.strip(), text.split(" ")[-1])}
+        return sorted((each for each in words if len(each) >= 8), key=len, reverse=True)
 
     # Streams
 
-    async def _follow(self, request: Request, response: Any) -> Answer:
+    async def _follow(self, request: Request, response: Any, took: timedelta) -> Answer:
         """Hand a stream over to its reader as it comes; settle when they are through."""
-        tee = self._make_tee(response, Transcript(request, self._secrets()))
+        kind = tee_of(self._family, self.tee_kind)
+        tee = kind(self, response, self._transcript(request))
+        self._unread = response
         await self._place.run(tee.read_first)
-        self._answer, ended = self._shown(response, stream=tee), tee.ended
+        ended: asyncio.Future[Answer] = tee.ended
+        self._answer = self._shown(response, took, stream=tee)
         if tee.transcript.is_refused or tee.is_over:
             tee.is_told = True
-            return tee.judge()
-        del tee  # its reader's alone, so that it is noticed when they drop it
+            answer: Answer = tee.judge()
+            return answer
+        self._unread = None  # it is its reader's
+        Watch(self, tee)
+        del tee  # likewise, so that it is noticed when they drop it
         self._place.wake()
         return await ended
 
-    def _read_stream(self, request: Request, response: Any) -> Answer:
+    def _read_stream(self, request: Request, response: Any, took: timedelta) -> Answer:
         """A stream that its client has read to the end before anybody saw it."""
-        transcript = Transcript(request, self._secrets())
-        self._answer = self._shown(response, content=show(transcript, response.content))
+        transcript = self._transcript(request)
+        self._answer = self._shown(response, took, content=show(transcript, response.content))
         return transcript.answer(response.status_code, response.headers)
 
-    def _make_tee(self, response: Any, transcript: Transcript) -> Tee:
-        return async_tee(self._family)(self, response, transcript)
+    def _transcript(self, request: Request) -> Transcript:
+        asked = self._asks_for_usage(request)
+        return Transcript(request, self._secrets(), asked_for_usage=asked)
 
-    async def _close(self, response: Any) -> None:
-        await response.aclose()
-
-    def _shown(self, response: Any, **content: Any) -> Any:
+    def _shown(self, response: Any, took: timedelta, **content: Any) -> Any:
         """A response like this one with other content."""
         headers = [(name, value) for name, value in response.headers.raw
                    if name.lower().decode("latin-1") not in _LENGTHS]  # fmt: skip
@@ -262,7 +354,7 @@ class HttpVisit(Visit):
             response.status_code, headers=headers, **content, request=response.request,
             extensions=response.extensions, history=response.history,
         )  # fmt: skip
-        shown.default_encoding = response.default_encoding
+        shown.default_encoding, shown.elapsed = response.default_encoding, took
         return shown
 
     def judged(
@@ -270,7 +362,7 @@ class HttpVisit(Visit):
     ) -> None:
         """A stream has ended so, where its reader is; None and None: it was left half-way."""
         with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
-            self._place.tell(self._judged, ended, answer, error)
+            self.tell(self._judged, ended, answer, error)
 
     def _judged(
         self, ended: asyncio.Future[Answer], answer: Answer | None, error: CallFailed | None
@@ -297,39 +389,37 @@ class HttpVisit(Visit):
         if answer is not None and isinstance(error, CallFailed):
             answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
-        if answer is not None and 200 <= answer.status_code < 300:
-            return answer  # paid, but not written down: its reservation keeps counting
+        for came in (answer, self._came):
+            if came is not None and 200 <= came.status_code < 300:
+                return came  # paid, but not written down: its reservation keeps counting
         if self._failure is not None and isinstance(error, CallFailed):
             raise self._failure
+        if isinstance(error, SchedulerClosed) and self._is_sent:
+            error = SchedulerClosed(
+                "the scheduler was closed while this call was under way; it may be billed, and what "
+                "it reserved keeps counting"
+            )
         if isinstance(error, SchedulerError):
-            return refused(error, self._call.dialect, self._http, self.scheduler.now_ms())
+            return self._door.refuse(error, self._http, self._call.dialect)
         raise error
 
 
 class SyncHttpVisit(HttpVisit):
     """One call of a sync client: what is its own happens in its thread."""
 
-    def _post_once(self, request: Any) -> Any:
-        return self._post(request, **self._options)
+    tee_kind = SyncTee
 
-    def _read_all(self, response: Any) -> None:  # type: ignore[override]
+    def _post_once(self, request: Any) -> Any:
+        self._came = self._post(request)
+        return self._came
+
+    def read(self, response: Any) -> Any:
+        """Read all of it."""
         response.read()
 
-    def _make_tee(self, response: Any, transcript: Transcript) -> Tee:
-        return sync_tee(self._family)(self, response, transcript)
-
-    def _close(self, response: Any) -> None:  # type: ignore[override]
+    def close(self, response: Any) -> Any:
+        """Let go of its connection."""
         response.close()
-
-
-def refused(error: SchedulerError, dialect: Dialect, request: Any, now_ms: int) -> Any:
-    """A refusal as a response of the request's own family."""
-    made = refusal(error, dialect, now_ms)
-    family = cast(Any, family_of(request))
-    return family.Response(
-        made.status, headers=made.headers, content=made.content, request=request,
-        extensions={"scheduler.error": error},
-    )  # fmt: skip
 
 
 def _tell_cost(response: Any, cost_nusd: int, attempts: int) -> None:

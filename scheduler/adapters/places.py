@@ -7,6 +7,8 @@ belong to the loop or thread that uses them, and so do context variables and can
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from queue import SimpleQueue
@@ -45,15 +47,19 @@ class Here:
     """In the scheduler's own loop."""
 
     def __init__(self) -> None:
-        self._woken = asyncio.get_running_loop().create_future()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._woken = self._loop.create_future()
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Await it, in the task of the call."""
         return await function(*args)
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call it."""
-        function(*args)
+        """Call it; soon, if the garbage collector tells it, which runs in any thread."""
+        if threading.get_ident() == self._thread:
+            function(*args)
+        else:
+            self._loop.call_soon_threadsafe(function, *args)
 
     def wake(self) -> None:
         """Let the caller go on."""
@@ -107,12 +113,13 @@ class Thread:
         done, context = self._loop.create_future(), copy_context()
 
         def job() -> None:
+            result, error = None, None
             try:
                 result = context.run(function, *args)
             except Exception as exc:
-                self.tell(_end, done, None, exc)
-            else:
-                self.tell(_end, done, result, None)
+                error = exc
+            with contextlib.suppress(RuntimeError):  # the scheduler was closed meanwhile
+                self.tell(_end, done, result, error)
 
         self._jobs.put(job)
         return await done
@@ -132,7 +139,8 @@ class Thread:
             while (job := self._jobs.get()) is not None:
                 job()
         except BaseException:  # Ctrl-C: while it waited, or while it was sending
-            self.tell(give_up)
+            with contextlib.suppress(RuntimeError):
+                self.tell(give_up)
             raise
 
 

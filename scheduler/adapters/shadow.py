@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 from scheduler.adapters.http import Door, family_of
 from scheduler.errors import ConfigError
 
+_KINDS: dict[type, Any] = {}
+
 
 class Budgeted:
-    """Marks clients whose calls wait for money; see `shadow`."""
+    """A client whose calls go through a door; see `shadow`.
 
+    Its state is that of the client it was made from, but for these two:
 
-_DOORS: WeakKeyDictionary[Any, Door] = WeakKeyDictionary()
-_ORIGINALS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_KINDS: dict[type, Any] = {}
+    Attributes:
+        door: What its calls go through.
+        original: The client it was made from; some close themselves when they are dropped.
+    """
+
+    __slots__ = ("door", "original")
 
 
 def shadow(client: Any, door: Door) -> Any:
@@ -36,8 +41,7 @@ def shadow(client: Any, door: Door) -> Any:
     is_async = isinstance(client, cast(Any, family).AsyncClient)
     made = object.__new__(_budgeted(type(client), is_async))
     made.__dict__ = client.__dict__
-    _DOORS[made] = door
-    _ORIGINALS[made] = client  # some close themselves when they are dropped
+    made.door, made.original = door, client
     return made
 
 
@@ -48,10 +52,10 @@ def _budgeted(kind: type, is_async: bool) -> Any:
         return known
 
     async def send(self: Any, request: Any, **options: Any) -> Any:
-        return await _DOORS[self].send(self, request, options, super(made, self).send)
+        return await self.door.send(self, request, options, super(made, self).send)
 
     def send_sync(self: Any, request: Any, **options: Any) -> Any:
-        return _DOORS[self].send_sync(self, request, options, super(made, self).send)
+        return self.door.send_sync(self, request, options, super(made, self).send)
 
     body = {
         "send": send if is_async else send_sync,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 from scheduler.errors import CallFailed
 from scheduler.providers.base import Answer
@@ -14,6 +16,8 @@ from scheduler.request import StreamEvent
 
 if TYPE_CHECKING:
     from scheduler.adapters.http import HttpVisit
+
+FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 60.0
 
 
 def show(transcript: Transcript, chunk: bytes) -> bytes:
@@ -27,25 +31,27 @@ def show(transcript: Transcript, chunk: bytes) -> bytes:
     return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown
 
 
+def _encode(event: StreamEvent) -> bytes:
+    name = "" if event.event == "message" else f"event: {event.event}\n"
+    lines = "\n".join(f"data: {line}" for line in event.data.split("\n"))
+    return f"{name}{lines}\n\n".encode()
+
+
 class Tee:
-    """The bytes of a stream on their way to its reader, while it is followed what they amount to.
+    """The bytes of one stream.
 
     Attributes:
         ended: What it amounts to; in the scheduler's loop.
         is_over: There are no more.
         is_told: The scheduler has heard of its end.
+        pieces: How many were handed over.
     """
 
     def __init__(self, visit: HttpVisit, response: Any, transcript: Transcript) -> None:
-        self.transcript, self.is_over = transcript, False
+        self.transcript, self.is_over, self.is_told, self.pieces = transcript, False, False, 0
         self.ended: asyncio.Future[Answer] = visit.loop.create_future()
         self._visit, self._response = visit, response
         self._first: list[bytes] = []
-        self.is_told = False
-
-    def read_first(self) -> Any:
-        """Read until there is an event, or no more; async for async responses."""
-        raise NotImplementedError
 
     def judge(self, error: Exception | None = None) -> Answer:
         """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
@@ -78,94 +84,114 @@ class Tee:
         self.end()
 
 
-_TEES: dict[tuple[str, bool], type[Tee]] = {}
+class AsyncTee(Tee):
+    """Of an async response."""
 
+    async def read_first(self) -> None:
+        """Read until there is an event, or no more."""
+        self._chunks = self._response.aiter_bytes()
+        while not self.transcript.assembly.events:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self.is_over = True
+                return
+            self._first.append(show(self.transcript, chunk))
 
-def _encode(event: StreamEvent) -> bytes:
-    name = "" if event.event == "message" else f"event: {event.event}\n"
-    lines = "\n".join(f"data: {line}" for line in event.data.split("\n"))
-    return f"{name}{lines}\n\n".encode()
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            for chunk in self._first:
+                yield chunk
+            async for chunk in self._chunks:
+                self.pieces += 1
+                shown = show(self.transcript, chunk)
+                if shown:
+                    yield shown
+        except Exception as exc:
+            self.end(exc)
+            raise
+        self.is_over = True
+        self.end()
+        await self._visit.settled()
 
-
-def async_tee(family: Any) -> type[Tee]:
-    """The tee for a family's async responses."""
-    known: type[Tee] | None = _TEES.get((family.__name__, False))
-    if known is not None:
-        return known
-
-    class AsyncTee(Tee, family.AsyncByteStream):  # type: ignore[misc]
-        async def read_first(self) -> None:
-            self._chunks = self._response.aiter_bytes()
-            while not self.transcript.assembly.events:
-                chunk = await anext(self._chunks, None)
-                if chunk is None:
-                    self.is_over = True
-                    return
-                self._first.append(show(self.transcript, chunk))
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            try:
-                for chunk in self._first:
-                    yield chunk
-                async for chunk in self._chunks:
-                    shown = show(self.transcript, chunk)
-                    if shown:
-                        yield shown
-            except Exception as exc:
-                self.end(exc)
-                raise
-            self.is_over = True
+    async def aclose(self) -> None:
+        """Let go of the connection; half-way it is left."""
+        try:
+            await self._response.aclose()
+        finally:
             self.end()
-            await self._visit.settled()
-
-        async def aclose(self) -> None:
-            try:
-                await self._response.aclose()
-            finally:
-                self.end()
-            await self._visit.settled()
-
-    _TEES[family.__name__, False] = AsyncTee
-    return AsyncTee
+        await self._visit.settled()
 
 
-def sync_tee(family: Any) -> type[Tee]:
-    """The tee for a family's sync responses."""
-    known: type[Tee] | None = _TEES.get((family.__name__, True))
-    if known is not None:
-        return known
+class SyncTee(Tee):
+    """Of a sync response."""
 
-    class SyncTee(Tee, family.SyncByteStream):  # type: ignore[misc]
-        def read_first(self) -> None:
-            self._chunks = self._response.iter_bytes()
-            while not self.transcript.assembly.events:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    self.is_over = True
-                    return
-                self._first.append(show(self.transcript, chunk))
+    def read_first(self) -> None:
+        """Read until there is an event, or no more."""
+        self._chunks = self._response.iter_bytes()
+        while not self.transcript.assembly.events:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self.is_over = True
+                return
+            self._first.append(show(self.transcript, chunk))
 
-        def __iter__(self) -> Iterator[bytes]:
-            try:
-                for chunk in self._first:
-                    yield chunk
-                for chunk in self._chunks:
-                    shown = show(self.transcript, chunk)
-                    if shown:
-                        yield shown
-            except Exception as exc:
-                self.end(exc)
-                raise
-            self.is_over = True
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._first:
+                yield chunk
+            for chunk in self._chunks:
+                self.pieces += 1
+                shown = show(self.transcript, chunk)
+                if shown:
+                    yield shown
+        except Exception as exc:
+            self.end(exc)
+            raise
+        self.is_over = True
+        self.end()
+        self._visit.settled_sync()
+
+    def close(self) -> None:
+        """Let go of the connection; half-way it is left."""
+        try:
+            self._response.close()
+        finally:
             self.end()
-            self._visit.settled_sync()
+        self._visit.settled_sync()
 
-        def close(self) -> None:
-            try:
-                self._response.close()
-            finally:
-                self.end()
-            self._visit.settled_sync()
 
-    _TEES[family.__name__, True] = SyncTee
-    return SyncTee
+_KINDS: dict[tuple[str, type[Tee]], Any] = {}
+
+
+def tee_of(family: Any, kind: type[Tee]) -> Any:
+    """The class of tees that a family's responses take for a stream of theirs."""
+    found = _KINDS.get((family.__name__, kind))
+    if found is None:
+        base = family.AsyncByteStream if kind is AsyncTee else family.SyncByteStream
+        found = _KINDS[family.__name__, kind] = type(kind.__name__, (kind, base), {})
+    return found
+
+
+class Watch:
+    """Finds streams that nobody reads and nobody closed, while others wait for their place.
+
+    SDKs hold streams in circles of references, so that one which was left by ``break`` is noticed
+    by the garbage collector only, and that does not run while all that is left to do is to wait.
+    """
+
+    def __init__(self, visit: HttpVisit, tee: Tee) -> None:
+        self._scheduler, self._loop = visit.scheduler, visit.loop
+        self._tee: ReferenceType[Tee] = ref(tee)
+        self._pieces, self._pause_s = -1, FIRST_LOOK_S
+        self._loop.call_later(self._pause_s, self._look)
+
+    def _look(self) -> None:
+        tee = self._tee()
+        if tee is None or tee.is_told or self._scheduler.is_closed:
+            return
+        is_idle, self._pieces = tee.pieces == self._pieces, tee.pieces
+        del tee
+        if is_idle and self._scheduler.is_waiting:
+            gc.collect()
+            self._pause_s = min(LONGEST_LOOK_S, 2 * self._pause_s)
+        self._loop.call_later(self._pause_s, self._look)

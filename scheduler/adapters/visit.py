@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.places import Place
-from scheduler.errors import SchedulerError
 from scheduler.intake import OnExceeded
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
@@ -27,20 +27,23 @@ class Visit(ABC):
     """A call on its way through the scheduler.
 
     Attributes:
+        scheduler: Who says when.
+        loop: The scheduler's.
         error: Why there is no answer; None: there is, or not yet.
         response: What was settled; None: nothing, or not yet.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None, place: Place
-    ) -> None:
-        self.scheduler, self._request = scheduler, request
+    def __init__(self, scheduler: Scheduler, on_exceeded: OnExceeded | None, place: Place) -> None:
+        self.scheduler, self.loop = scheduler, scheduler.loop
         self._on_exceeded, self._place = on_exceeded, place
-        self.loop = scheduler.loop
         self._future: RequestFuture | None = None
         self._is_given_up = False
         self.error: BaseException | None = None
         self.response: Response | None = None
+
+    @abstractmethod
+    def make_request(self) -> Request:
+        """What is asked. Called in the scheduler's loop, in the caller's context."""
 
     @abstractmethod
     async def send(self, request: Request) -> Answer:
@@ -52,9 +55,9 @@ class Visit(ABC):
             return
         try:
             future = self.scheduler.submit(
-                self._request, on_exceeded=self._on_exceeded, send=self.send
+                self.make_request(), on_exceeded=self._on_exceeded, send=self.send
             )
-        except SchedulerError as error:
+        except Exception as error:  # whatever it is: the caller waits for it, elsewhere
             self.error = error
             self._place.wake()
             return
@@ -70,17 +73,21 @@ class Visit(ABC):
         if self._future is not None:
             self._future.cancel()
 
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function in the scheduler's loop; from any thread."""
+        self._place.tell(function, *args)
+
     async def settled(self) -> None:
         """Wait until the ledger has what came of it; from any loop."""
         if asyncio.get_running_loop() is self.loop:
             await self._until_settled()
-        elif not self.loop.is_closed():
+        elif self.loop.is_running():
             waiting = asyncio.run_coroutine_threadsafe(self._until_settled(), self.loop)
             await asyncio.wrap_future(waiting)
 
     def settled_sync(self) -> None:
-        """As `settled`, from a thread."""
-        if not self.loop.is_closed():
+        """As `settled`, from a thread; in the scheduler's own it does not wait."""
+        if self.loop.is_running() and not _is_running_here(self.loop):
             asyncio.run_coroutine_threadsafe(self._until_settled(), self.loop).result()
 
     async def _until_settled(self) -> None:
@@ -92,3 +99,10 @@ class Visit(ABC):
             self.error = future.exception()
             self.response = None if self.error is not None else future.result()
         self._place.wake()
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -20,6 +20,7 @@ from scheduler.marks import NO_MARKS, Marks
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
+_ELSEWHERE = ("Bedrock", "Vertex")
 TIMEOUT_S, CONNECT_TIMEOUT_S = 600.0, 10.0
 MOST_CONNECTIONS, MOST_IDLE = 1000, 100
 
@@ -61,6 +62,13 @@ def make_door(scheduler: Scheduler, on_exceeded: OnExceeded | None, marks: Marks
 
 def _wrap_stainless(client: Any, door: Door) -> Any:
     """OpenAI's, Anthropic's and Groq's: copied with another HTTP client, and without retries."""
+    for kind in type(client).__mro__:
+        if any(word in kind.__name__ for word in _ELSEWHERE):
+            raise ConfigError(
+                "client",
+                f"a {type(client).__name__} calls models at paths that are not counted here, so it "
+                "cannot be wrapped; decorate the function that uses it by s.budgeted(quote=…)",
+            )
     http_client = getattr(client, "_client", None)
     if http_client is None or not hasattr(client, "with_options"):
         raise _changed(client)

@@ -24,7 +24,8 @@ class Outside(Provider):
 
     def __init__(self, base_url: str) -> None:
         place = urlsplit(base_url)
-        self.name, self.base_url = place.netloc, f"{place.scheme}://{place.netloc}"
+        host = place.netloc.rpartition("@")[2]  # a password is nobody else's business
+        self.name, self.base_url = host, f"{place.scheme}://{host}"
         known = _BY_HOST.get(place.hostname)
         self.price_source = (known and known.price_source) or self.base_url
         self.counting = known.counting if known else "default"

@@ -81,12 +81,19 @@ async def read_stream(request: Request, post: Post, emit: Emit, secrets: Secrets
 class Transcript:
     """Takes the bytes of one stream as they come; in the end, what they amount to.
 
+    Args:
+        request: What was asked.
+        secrets: Keys that must not appear in an error.
+        asked_for_usage: Whether usage was asked for in the reader's stead, if they did not.
+
     Attributes:
         assembly: The answer so far.
     """
 
-    def __init__(self, request: Request, secrets: Secrets = ()) -> None:
-        self.assembly = Assembly(request)
+    def __init__(
+        self, request: Request, secrets: Secrets = (), *, asked_for_usage: bool = True
+    ) -> None:
+        self.assembly = Assembly(request, asked_for_usage)
         self._parser, self._secrets = EventParser(), secrets
 
     def feed(self, chunk: bytes) -> list[StreamEvent]:
@@ -184,12 +191,14 @@ class Assembly:
         is_done: OpenAI's mark of the end has come.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, asked_for_usage: bool = True) -> None:
         self.body: dict[str, Any] | None = None
         self.is_complete, self.events = False, 0
         self.error: str | None = None
         self.last = ""
-        self.hides_usage = request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
+        self.hides_usage = (
+            asked_for_usage and request.url in _ASKS_FOR_USAGE and not wants_usage(request.body)
+        )
         self._choices: dict[int, dict[str, Any]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
         self.is_done = False
@@ -257,7 +266,7 @@ class Assembly:
             self.is_complete = not chunk["choices"] and bool(self._choices) and all(ended)
         if not self.hides_usage or "usage" not in chunk:
             return event
-        if not chunk["choices"]:
+        if not chunk["choices"] and isinstance(usage, dict):
             return None  # it is there only because we asked for it
         shown = {key: value for key, value in chunk.items() if key != "usage"}
         return StreamEvent(json.dumps(shown, separators=(",", ":")), event.event)

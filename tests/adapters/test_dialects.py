@@ -7,7 +7,14 @@ import json
 import pytest
 
 from scheduler import errors
-from scheduler.adapters.dialects import Dialect, http_status, read_call, read_marks, refusal
+from scheduler.adapters.dialects import (
+    Dialect,
+    http_status,
+    is_endpoint,
+    read_call,
+    read_marks,
+    refusal,
+)
 
 CALLS = [
     ("/v1/chat/completions", "messages", "/v1/chat/completions", "openai"),
@@ -26,35 +33,46 @@ def test_a_call_is_known_by_the_end_of_its_path_and_what_its_body_must_have(
     path, member, url, dialect
 ):
     body = {"model": "m", member: []}
-    call = read_call("POST", path, json.dumps(body).encode())
+    for place in (path, f"{path}/"):
+        call = read_call(place, json.dumps(body).encode())
 
-    assert (call.url, call.body, call.dialect.value) == (url, body, dialect)
-    assert read_call("POST", path, b'{"model": "m"}') is None
-    assert read_call("GET", path, json.dumps(body).encode()) is None
-
-
-OTHERS = [
-    ("/v1/files", b"{}"),
-    ("/v1/threads/t/messages", b'{"role": "user", "content": "hi"}'),
-    ("/v1/responses/r/cancel", b"{}"),
-    ("/v1/messages/count_tokens", b'{"model": "m", "messages": []}'),
-    ("/v1/messages/batches", b'{"requests": []}'),
-    ("/v1/models/gemini:countTokens", b'{"contents": []}'),
-    ("/v1/chat/completions", b"not json"),
-    ("/v1/chat/completions", b"[]"),
-    ("/v1/chat/completions", b""),
-    ("/v1/audio/transcriptions", b"--boundary"),
-]
+        assert is_endpoint(place)
+        assert (call.url, call.body, call.dialect.value) == (url, body, dialect)
+        assert call.asks
+        assert Dialect.of(place).value == dialect
+        assert not read_call(place, b'{"model": "m"}').asks
 
 
-@pytest.mark.parametrize(("path", "content"), OTHERS)
-def test_all_else_is_no_call(path, content):
-    assert read_call("POST", path, content) is None
+@pytest.mark.parametrize("path", [
+    "/v1/files", "/v1/responses/r/cancel", "/v1/messages/count_tokens", "/v1/messages/batches",
+    "/v1/models/gemini:countTokens", "/v1/audio/transcriptions", "/v1/images/generations", "/",
+])  # fmt: skip
+def test_all_else_is_no_endpoint(path):
+    assert not is_endpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"not json", b"[]", b"", b"\x1f\x8b", b"[" * 9999])
+def test_what_is_no_json_object_cannot_be_read(content):
+    assert read_call("/v1/chat/completions", content) is None
+
+
+def test_half_a_surrogate_pair_can():
+    content = b'{"model": "m", "messages": ["\\ud800"]}'
+
+    assert read_call("/v1/chat/completions", content).body["messages"] == ["\ud800"]
+
+
+def test_azures_deployment_follows_the_model():
+    path = "/openai/deployments/dear/chat/completions"
+    call = read_call(path, b'{"model": "dear", "messages": []}')
+
+    assert call.path(path, call.body) == path
+    assert call.path(path, {"model": "a b"}) == "/openai/deployments/a%20b/chat/completions"
 
 
 def test_googles_calls_have_their_model_in_the_path():
     path = "/v1beta/models/gemini-2.5-flash:streamGenerateContent"
-    call = read_call("POST", path, b'{"contents": []}')
+    call = read_call(path, b'{"contents": []}')
 
     assert (call.url, call.dialect) == ("/v1beta/generateContent", Dialect.GOOGLE)
     assert call.body == {"contents": [], "model": "gemini-2.5-flash", "stream": True}
@@ -65,7 +83,7 @@ def test_googles_calls_have_their_model_in_the_path():
 
 
 def test_a_surrogate_half_is_encoded_all_the_same():
-    call = read_call("POST", "/v1/chat/completions", b'{"model": "m", "messages": []}')
+    call = read_call("/v1/chat/completions", b'{"model": "m", "messages": []}')
 
     assert json.loads(call.encode({"model": "\ud800"})) == {"model": "\ud800"}
 

@@ -1,0 +1,141 @@
+"""A stream of a function's on its way to its reader; the last usage in it is what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Self
+
+from scheduler.errors import CallFailed
+from scheduler.providers.base import Answer
+
+if TYPE_CHECKING:
+    from scheduler.adapters.functions import FunctionVisit
+
+_USAGES = ("usage", "usage_metadata")
+
+
+def is_stream(result: Any) -> bool:
+    """Whether a result is read in pieces, and says only then what it cost."""
+    has_pieces = hasattr(result, "__anext__") or hasattr(result, "__next__")
+    has_aiter = hasattr(result, "__aiter__") and not hasattr(result, "model_dump")
+    return (has_pieces or has_aiter) and not _usage(result)
+
+
+def _usage(chunk: Any) -> Any:
+    if isinstance(chunk, dict):
+        return next((chunk[name] for name in _USAGES if chunk.get(name)), None)
+    return next((getattr(chunk, name) for name in _USAGES if getattr(chunk, name, None)), None)
+
+
+class Followed:
+    """Looks like the stream it follows.
+
+    Read to its end it is settled by the last usage in it; left before, it keeps counting all
+    that was reserved.
+    """
+
+    def __init__(self, visit: FunctionVisit, stream: Any, ended: asyncio.Future[Answer]) -> None:
+        self._visit, self._stream, self._ended = visit, stream, ended
+        self._last, self._is_told = stream, False
+        self._chunks: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    # In an event loop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._chunks is None:
+            self._chunks = aiter(self._stream)
+        try:
+            return self._seen(await anext(self._chunks))
+        except StopAsyncIteration:
+            self._end(is_over=True)
+            await self._visit.settled()
+            raise
+        except Exception as exc:
+            self._end(exc)
+            raise
+
+    async def aclose(self) -> None:
+        """Leave it."""
+        close = getattr(self._stream, "aclose", None) or getattr(self._stream, "close", None)
+        done: Any = None if close is None else close()
+        if hasattr(done, "__await__"):
+            await done
+        self._end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    # In a thread
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if self._chunks is None:
+            self._chunks = iter(self._stream)
+        try:
+            return self._seen(next(self._chunks))
+        except StopIteration:
+            self._end(is_over=True)
+            self._visit.settled_sync()
+            raise
+        except Exception as exc:
+            self._end(exc)
+            raise
+
+    def close(self) -> Any:
+        """Leave it; gives what to await, if its stream does."""
+        close = getattr(self._stream, "close", None)
+        done = None if close is None else close()
+        self._end()
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _seen(self, chunk: Any) -> Any:
+        if _usage(chunk):
+            self._last = chunk
+        return chunk
+
+    def _end(self, error: Exception | None = None, *, is_over: bool = False) -> None:
+        """Tell, once, what it amounts to."""
+        if self._is_told:
+            return
+        self._is_told = True
+        if is_over:
+            outcome: Answer | CallFailed | None = self._visit.read(self._last)
+        else:
+            outcome = None if error is None else self._visit.explain(error)
+        with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
+            self._visit.tell(_settle, self._visit, self._ended, outcome)
+
+    def __del__(self) -> None:
+        self._end()
+
+
+def _settle(
+    visit: FunctionVisit, ended: asyncio.Future[Answer], outcome: Answer | CallFailed | None
+) -> None:
+    """In the scheduler's loop."""
+    if outcome is None:
+        visit.give_up()
+    elif ended.done():
+        pass  # the scheduler was closed meanwhile
+    elif isinstance(outcome, CallFailed):
+        ended.set_exception(outcome)
+    else:
+        ended.set_result(outcome)
