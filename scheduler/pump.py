@@ -381,15 +381,10 @@ class Pump:
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
                 events.Admitted(
-                    now_ms,
-                    claimed.request_id,
-                    request.key,
-                    request.job,
-                    claimed.attempt,
-                    claimed.ceiling_nusd,
-                    claimed.parked_ms,
+                    now_ms, claimed.request_id, request.key, request.job, claimed.attempt,
+                    claimed.ceiling_nusd, claimed.parked_ms,
                 )
-            )
+            )  # fmt: skip
 
     def _provider_of(self, claimed: Claimed) -> str:
         return claimed.request.provider or self._intake.default_provider

@@ -206,7 +206,7 @@ class HttpVisit(Visit):
         self._said = read_marks(headers)
         self._came: Any = None  # a response that came in whole, even if nobody hears of it here
         self._answer: Any = None  # what came back last, as its client gives it
-        self._unread: Any = None  # a response that may still have its connection
+        self._unread: Any = None  # a stream that nobody was given, with its connection
         self._failure: Exception | None = None  # what was raised instead
         self._is_sent = False
 
@@ -226,7 +226,7 @@ class HttpVisit(Visit):
             )  # fmt: skip
         unread, self._unread, self._answer, self._failure = self._unread, None, None, None
         if unread is not None:
-            await self._place.run(self.close, unread)
+            await self._place.run(unread.let_go)
         was_closed, began_s, self._is_sent = self._client.is_closed, time.perf_counter(), True
         try:
             response = await self._place.run(self._post_once, self._as_sent(request))
@@ -264,10 +264,6 @@ class HttpVisit(Visit):
     async def read(self, response: Any) -> None:
         """Read all of it."""
         await response.aread()
-
-    async def close(self, response: Any) -> None:
-        """Let go of its connection."""
-        await response.aclose()
 
     def explain(self, exc: Exception) -> CallFailed:
         """What an exception of the client means."""
@@ -322,7 +318,7 @@ class HttpVisit(Visit):
         """Hand a stream over to its reader as it comes; settle when they are through."""
         kind = tee_of(self._family, self.tee_kind)
         tee = kind(self, response, self._transcript(request))
-        self._unread = response
+        self._unread = tee
         await self._place.run(tee.read_first)
         ended: asyncio.Future[Answer] = tee.ended
         self._answer = self._shown(response, took, stream=tee)
@@ -416,10 +412,6 @@ class SyncHttpVisit(HttpVisit):
     def read(self, response: Any) -> Any:
         """Read all of it."""
         response.read()
-
-    def close(self, response: Any) -> Any:
-        """Let go of its connection."""
-        response.close()
 
 
 def _tell_cost(response: Any, cost_nusd: int, attempts: int) -> None:

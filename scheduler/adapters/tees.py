@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import ReferenceType, ref
 
 from scheduler.errors import CallFailed
@@ -52,6 +51,7 @@ class Tee:
         self.ended: asyncio.Future[Answer] = visit.loop.create_future()
         self._visit, self._response = visit, response
         self._first: list[bytes] = []
+        self._chunks: Any = None
 
     def judge(self, error: Exception | None = None) -> Answer:
         """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
@@ -90,28 +90,35 @@ class AsyncTee(Tee):
     async def read_first(self) -> None:
         """Read until there is an event, or no more."""
         self._chunks = self._response.aiter_bytes()
-        while not self.transcript.assembly.events:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
-                self.is_over = True
-                return
+        async for chunk in self._chunks:
             self._first.append(show(self.transcript, chunk))
+            if self.transcript.assembly.events:
+                return
+        self.is_over = True
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first:
+            return self._first.pop(0)
         try:
-            for chunk in self._first:
-                yield chunk
-            async for chunk in self._chunks:
-                self.pieces += 1
-                shown = show(self.transcript, chunk)
-                if shown:
-                    yield shown
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self.is_over = True
+            self.end()
+            await self._visit.settled()
+            raise
         except Exception as exc:
             self.end(exc)
             raise
-        self.is_over = True
-        self.end()
-        await self._visit.settled()
+        self.pieces += 1
+        return show(self.transcript, chunk)
+
+    async def let_go(self) -> None:
+        """Let go of the connection of one that nobody was given."""
+        await self._chunks.aclose()
+        await self._response.aclose()
 
     async def aclose(self) -> None:
         """Let go of the connection; half-way it is left."""
@@ -128,28 +135,35 @@ class SyncTee(Tee):
     def read_first(self) -> None:
         """Read until there is an event, or no more."""
         self._chunks = self._response.iter_bytes()
-        while not self.transcript.assembly.events:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                self.is_over = True
-                return
+        for chunk in self._chunks:
             self._first.append(show(self.transcript, chunk))
+            if self.transcript.assembly.events:
+                return
+        self.is_over = True
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first:
+            return self._first.pop(0)
         try:
-            for chunk in self._first:
-                yield chunk
-            for chunk in self._chunks:
-                self.pieces += 1
-                shown = show(self.transcript, chunk)
-                if shown:
-                    yield shown
+            chunk = next(self._chunks)
+        except StopIteration:
+            self.is_over = True
+            self.end()
+            self._visit.settled_sync()
+            raise
         except Exception as exc:
             self.end(exc)
             raise
-        self.is_over = True
-        self.end()
-        self._visit.settled_sync()
+        self.pieces += 1
+        return show(self.transcript, chunk)
+
+    def let_go(self) -> None:
+        """Let go of the connection of one that nobody was given."""
+        self._chunks.close()
+        self._response.close()
 
     def close(self) -> None:
         """Let go of the connection; half-way it is left."""

@@ -8,17 +8,19 @@ add_error_handlers(app)
 @app.get("/ask")
 async def ask(q: str, s: Annotated[Scheduler, Depends(get_scheduler)]): ...
 
-What is said of requests may as well come from a dependency, after it is known who asks:
+What is said of requests may as well come from a dependency, once it is known who asks:
 
 async def pays(user: Annotated[str, Depends(who)], s: Annotated[Scheduler, Depends(get_scheduler)]):
     await s.ensure(Budget(user, "$1/day", parent="app"))
     with s.tag(budget=user):
-        yield  # holds for the endpoint, its threads, and its stream
+        yield  # holds for the endpoint, its thread, and (from FastAPI 0.118 on) its stream
 
 Three things to know of endpoints that wait for money:
 
 - One that waits in a thread (a ``def`` with a sync client) keeps one of the app's forty threads
-  and cannot be cancelled: give it a ``max_wait``, or ``on_exceeded="raise"``.
+  and cannot be cancelled: give it a ``max_wait``, or ``on_exceeded="raise"``. Stream from an
+  ``async def``: nobody ends the stream of a thread when its client is gone but the next garbage
+  collection.
 - uvicorn waits for all of them before it ends: start it with ``--timeout-graceful-shutdown 10``.
 - Whoever hangs up is not noticed, and what they asked is paid for: see `HangUpMiddleware`.
 """
