@@ -234,11 +234,10 @@ class HttpVisit(Visit):
             is_streamed = is_stream(response.status_code, response.headers)
             if self._is_streamed and is_streamed:
                 return await self._follow(request, response, took)
+            if is_streamed:
+                return self._read_stream(request, response, took)
             if self._is_streamed:
                 await self._place.run(self.read, response)
-                response = self._shown(response, took, content=response.content)
-            elif is_streamed:
-                return self._read_stream(request, response, took)
         except CallFailed:
             raise
         except Exception as exc:
@@ -249,10 +248,11 @@ class HttpVisit(Visit):
                 never.is_retryable = False
                 raise never from exc
             raise self.explain(exc) from exc
-        self._answer = response
-        return read_answer(
-            response.status_code, response.headers, response.content, self._secrets()
-        )
+        content, self._answer = response.content, response
+        if self._is_streamed:  # to be read by whoever wanted to, as they like
+            unread = self._family.ByteStream(content)
+            self._answer = self._shown(response, took, stream=unread)
+        return read_answer(response.status_code, response.headers, content, self._secrets())
 
     # What a client does where it is: a sync one in its thread
 

@@ -24,7 +24,7 @@ def show(transcript: Transcript, chunk: bytes) -> bytes:
     assembly = transcript.assembly
     was_done = assembly.is_done
     events = transcript.feed(chunk)
-    if not assembly.hides_usage:
+    if not assembly.hides_usage or transcript.is_refused:
         return chunk
     shown = b"".join(map(_encode, events))
     return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown

@@ -45,6 +45,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
 from scheduler.adapters.dialects import http_status
+from scheduler.adapters.exceptions import refusal_of
 from scheduler.budget import Budget
 from scheduler.clock import SystemClock
 from scheduler.duration import parse_duration_ms
@@ -165,13 +166,6 @@ async def _go_on(first: StreamEvent | None, stream: ResponseStream) -> AsyncIter
 
 
 # Refusals as answers
-
-
-def refusal_of(exc: BaseException) -> SchedulerError | None:
-    """Why a call of a wrapped SDK client was refused here; None: its provider refused it."""
-    extensions = getattr(getattr(exc, "response", None), "extensions", None) or {}
-    error = extensions.get("scheduler.error")
-    return error if isinstance(error, SchedulerError) else None
 
 
 def add_error_handlers(

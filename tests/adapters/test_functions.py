@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextvars import ContextVar
 from types import SimpleNamespace
 
 import pytest
 
 from scheduler import (
+    BlockingScheduler,
     Budget,
     BudgetExceeded,
     ConfigError,
@@ -347,3 +349,131 @@ def test_a_call_within_a_call_is_counted_once():
             assert s.stats().succeeded == 1
 
     run(main())
+
+
+def test_googles_way_of_asking_is_quoted_and_billed():
+    class Told:
+        def model_dump(self, **options):
+            assert options["by_alias"]
+            return {"promptTokenCount": 10, "candidatesTokenCount": 5}
+
+    async def generate(*, model, contents, config):
+        return SimpleNamespace(usage_metadata=Told())
+
+    async def main():
+        async with scheduler() as s:
+            long = "word " * 1000
+            with pytest.raises(BudgetExceeded) as short:
+                await _dear(s, generate, "word")
+            with pytest.raises(BudgetExceeded) as caught:
+                await _dear(s, generate, long)
+            assert caught.value.needed > short.value.needed
+            await s.call(generate, model="m", contents=long, config={"max_output_tokens": 7})
+            assert s.stats().posted_nusd == 30_000
+
+    async def _dear(s, function, contents):
+        await s.set_limit("team", 0)
+        try:
+            await s.call(
+                function, model="m", contents=contents, config={"max_output_tokens": 7},
+                on_exceeded="raise",
+            )  # fmt: skip
+        finally:
+            await s.set_limit("team", "$1")
+
+    run(main())
+
+
+def test_arguments_count_by_name_wherever_they_stand():
+    async def fn(model, messages, max_tokens=10):
+        return {"usage": USAGE}
+
+    async def main():
+        async with scheduler() as s:
+            await s.call(fn, "m", MESSAGES)
+            assert s.providers[-1] == "tests/m"
+            assert s.stats().posted_nusd == 30_000
+
+    run(main())
+
+
+def test_a_call_whose_prompt_nobody_sees_is_not_made():
+    async def fn(**kwargs):
+        raise AssertionError("not called")
+
+    async def main():
+        async with scheduler() as s:
+            with pytest.raises(ConfigError, match="without any of messages, prompt, contents"):
+                await s.call(fn, model="m", texts=["a" * 9999])
+
+    run(main())
+
+
+def test_a_method_of_a_client_that_tries_again_by_itself_is_refused():
+    class Completions:
+        def __init__(self, max_retries):
+            self._client = SimpleNamespace(max_retries=max_retries)
+
+        async def create(self, **kwargs):
+            return {"usage": USAGE}
+
+    async def main():
+        async with scheduler() as s:
+            with pytest.raises(ConfigError, match="tries again up to 2 times by itself"):
+                await s.call(Completions(2).create, model="m", messages=MESSAGES)
+            await s.call(Completions(0).create, model="m", messages=MESSAGES)
+            assert s.stats().succeeded == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("cost", [lambda result: result["nothing"], lambda result: -1])
+def test_a_cost_that_cannot_be_told_counts_as_quoted_and_the_result_is_given(cost):
+    async def main():
+        async with scheduler() as s:
+            work = s.budgeted(quote="$0.01", cost=cost)(complete)
+            assert (await work())["usage"] == USAGE
+            assert s.stats().posted_nusd == 10_000_000
+
+    run(main())
+
+
+def test_a_stream_may_be_read_by_hand_or_left_by_its_block():
+    async def fn(**kwargs):
+        return Chunks(None, USAGE)
+
+    async def main():
+        async with scheduler() as s:
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            assert (await anext(chunks)).usage is None
+            assert (await anext(chunks)).usage == USAGE
+            with pytest.raises(StopAsyncIteration):
+                await anext(chunks)
+            assert s.stats().posted_nusd == 30_000
+
+            async with await s.call(fn, model="m", messages=MESSAGES, max_tokens=10) as left:
+                await anext(left)
+            await s.join()
+            assert s.stats().suspense_nusd > 0
+
+    run(main())
+
+
+def test_functions_that_block_are_called_in_their_thread_and_may_stream():
+    def fn(**kwargs):
+        return iter([{"usage": None}, {"usage": USAGE}]) if kwargs.get("stream") else {
+            "usage": USAGE, "thread": threading.get_ident(),
+        }  # fmt: skip
+
+    with BlockingScheduler(
+        Scheduler(budgets=Budget("team", "$1"), providers=Simulated(), prices=PRICES)
+    ) as s:
+        assert s.call(fn, model="m", messages=MESSAGES)["thread"] == threading.get_ident()
+        chunks = s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
+        assert [chunk["usage"] for chunk in chunks] == [None, USAGE]
+        assert s.stats().posted_nusd == 60_000
+        with s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True) as left:
+            next(left)
+        assert s.stats().suspense_nusd > 0
+        with pytest.raises(ConfigError, match="is async"):
+            s.call(complete, model="m", messages=MESSAGES)

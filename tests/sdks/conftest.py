@@ -64,6 +64,20 @@ def guarded() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def failing_server() -> Iterator[str]:
+    with running_server("--record", "--fail", "500=1") as url:
+        yield url.removesuffix("/v1")
+
+
+@pytest.fixture
+def failing(failing_server: str) -> Service:
+    """A server that answers all with 500."""
+    made = Service(failing_server, {})
+    made.before = made.look()
+    return made
+
+
+@pytest.fixture(scope="session")
 def slow_server() -> Iterator[str]:
     with running_server("--record", "--latency", "30s") as url:
         yield url.removesuffix("/v1")

@@ -252,3 +252,20 @@ async def test_prices_are_found_in_litellms_way_of_naming_models(litellm, option
                     litellm.acompletion, messages=said("Hi"), **{**options, "model": model}
                 )
             assert caught.value.needed > 0
+
+
+async def test_one_call_is_one_request_whatever_the_sdk_would_do(litellm, options, failing):
+    more = {**options, "api_base": f"{failing.url}/v1"}
+    del more["max_retries"]
+    router = litellm.Router(model_list=[{"model_name": "small", "litellm_params": more}])
+    quick = {"max_attempts": 1, "prices": {"openai/sim-small": "1/4", "small": "1/4"}}
+    async with make_scheduler(**quick) as s:
+        for function, model in (
+            (litellm.acompletion, more["model"]),
+            (router.acompletion, "small"),
+        ):
+            before = failing.since("received")
+            with pytest.raises(litellm.InternalServerError):
+                call = more if model == more["model"] else {}
+                await s.call(function, messages=said("Hi"), **{**call, "model": model})
+            assert failing.since("received") - before == 1
