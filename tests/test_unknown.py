@@ -158,6 +158,7 @@ def test_a_policy_sees_to_what_a_process_before_it_left():
     async def main(s):
         await lose(s)
         provider.on_unknown = "release after 1m"
+        await s.aclose()
         async with Scheduler(s.store, providers=provider, clock=VirtualClock()) as later:
             await asyncio.sleep(61)
             return balance(later)

@@ -68,6 +68,7 @@ class Followed:
         if hasattr(done, "__await__"):
             await done
         self._end()
+        await self._visit.settled()
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,6 +106,7 @@ class Followed:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+        self._visit.settled_sync()
 
     def _seen(self, chunk: Any) -> Any:
         if _usage(chunk):

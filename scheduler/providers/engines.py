@@ -152,14 +152,12 @@ class QuickEngine:
                         raise too_long(response.status, self._max_body_bytes)
                     patience.pause()
                     await take(chunk.to_bytes())
-        except TimeoutError as exc:
-            if not patience.has_ended:
-                raise  # its reader's own
-            raise _silent(self._timeout_s, headers) from exc
         except Exception as exc:
+            if isinstance(exc, TimeoutError) and patience.has_ended:
+                raise _silent(self._timeout_s, headers) from exc
             explained = explain_quick(exc, self._timeout_s)
             if explained is None:
-                raise
+                raise  # its reader's own, a timeout perhaps
             explained.request_id = call_id(headers)
             raise explained from exc
 

@@ -260,12 +260,11 @@ async def test_one_call_is_one_request_whatever_the_sdk_would_do(litellm, option
     router = litellm.Router(model_list=[{"model_name": "small", "litellm_params": more}])
     quick = {"max_attempts": 1, "prices": {"openai/sim-small": "1/4", "small": "1/4"}}
     async with make_scheduler(**quick) as s:
-        for function, model in (
-            (litellm.acompletion, more["model"]),
-            (router.acompletion, "small"),
+        for function, asked in (
+            (litellm.acompletion, more),
+            (router.acompletion, {"model": "small"}),
         ):
             before = failing.since("received")
             with pytest.raises(litellm.InternalServerError):
-                call = more if model == more["model"] else {}
-                await s.call(function, messages=said("Hi"), **{**call, "model": model})
+                await s.call(function, messages=said("Hi"), **asked)
             assert failing.since("received") - before == 1
