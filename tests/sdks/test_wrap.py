@@ -358,3 +358,16 @@ async def test_a_scheduler_that_closes_while_a_call_waits_says_so(kit, service, 
     assert kit.status(caught.value) == 503
     assert time.monotonic() - began_s < 5
     assert service.since("received") == 0
+
+
+@every
+async def test_a_broken_connection_is_tried_again_by_the_scheduler_only(kit, connect):
+    async with make_scheduler(max_attempts=2, retry_wait_s=lambda attempt: 0) as s:
+        client = s.wrap(connect(kit, "http://127.0.0.1:9", False))
+        tried = []
+        s.on(events.Settled, tried.append)
+        with pytest.raises(Exception, match="onnect"):
+            await kit.ask(client, "Anybody there?")
+
+        assert (len(tried), s.stats().failed) == (2, 1)
+        assert counted(s) == 0
