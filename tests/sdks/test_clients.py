@@ -173,11 +173,12 @@ def test_an_async_client_of_another_loop_waits_there(service):
         await asyncio.to_thread(s.set_limit, "team", "$1")
         answer = await call
         chunks = [chunk async for chunk in await OPENAI.stream(client, "In pieces")]
-        cancelled = asyncio.create_task(OPENAI.ask(client, "Never mind"))
         await asyncio.to_thread(s.pause, "team")
-        await until(lambda: s.stats().parked or s.stats().succeeded == 3)
+        cancelled = asyncio.create_task(OPENAI.ask(client, "Never mind"))
+        await until(lambda: s.stats().parked == {"paused": 1})
         cancelled.cancel()
         await asyncio.wait([cancelled])
+        await until(lambda: s.stats().cancelled == 1)
         await client.close()
         return answer, chunks
 
@@ -260,7 +261,8 @@ async def test_only_what_is_unmistakably_a_call_is_taken_for_one(service):
                     ("/v1/responses", {"input": "a survey's"}),
                     ("/messages", {"messages": []}),
                 ):
-                    await client.post(f"{service.url}{url}", json=body)
+                    answer = await client.post(f"{service.url}{url}", json=body)
+                    assert "nothing was sent" not in answer.text
 
         assert s.stats().failed == s.stats().queued == 0
 
@@ -273,6 +275,21 @@ def test_importing_patches_nothing():
     for module in (httpx, httpx2):
         for kind in (module.Client, module.AsyncClient):
             assert kind.send.__module__.startswith(module.__name__)
+
+
+async def test_an_sdk_that_would_try_again_is_told_not_to(failing):
+    import openai
+
+    async with make_scheduler(max_attempts=2, retry_wait_s=lambda attempt: 0) as s:
+        inner = s.http_client("httpx2" if IS_NEWEST else "httpx")
+        async with openai.AsyncOpenAI(
+            api_key="k", base_url=f"{failing.url}/v1", http_client=inner, max_retries=2
+        ) as client:
+            with pytest.raises(openai.InternalServerError):
+                await OPENAI.ask(client, "Hi")
+
+        assert failing.since("received") == 2
+        assert s.stats().failed == 1
 
 
 async def test_two_schedulers_keep_their_calls_apart(service, connect):

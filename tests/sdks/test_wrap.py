@@ -225,6 +225,7 @@ async def test_a_stream_that_is_left_keeps_counting_and_frees_its_place(kit, ser
         answer = await call
 
         assert len(kit.text(answer).split()) == 12
+        assert s.stats().cancelled == 1
         assert s.stats().suspense_nusd > 0
         assert counted(s) >= service.since("billed_nusd")
 
