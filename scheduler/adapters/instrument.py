@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.adapters.http import Door
@@ -45,12 +44,7 @@ class Instrumented:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self()
 
 

@@ -42,6 +42,13 @@ class Service:
         return self.look()["records"][len(self.before["records"]) :]
 
 
+def since_now(url: str) -> Service:
+    """A service as a test finds it."""
+    made = Service(url, {})
+    made.before = made.look()
+    return made
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     options = ("--record", "--output-sigma", "0", "--output-tokens", "12", "--latency", "2ms")
@@ -51,9 +58,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def service(server: str) -> Service:
-    made = Service(server, {})
-    made.before = made.look()
-    return made
+    return since_now(server)
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +77,7 @@ def failing_server() -> Iterator[str]:
 @pytest.fixture
 def failing(failing_server: str) -> Service:
     """A server that answers all with 500."""
-    made = Service(failing_server, {})
-    made.before = made.look()
-    return made
+    return since_now(failing_server)
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +88,7 @@ def slow_server() -> Iterator[str]:
 
 @pytest.fixture
 def slow_service(slow_server: str) -> Service:
-    made = Service(slow_server, {})
-    made.before = made.look()
-    return made
+    return since_now(slow_server)
 
 
 @pytest.fixture
