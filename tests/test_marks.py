@@ -93,3 +93,19 @@ def test_a_budget_is_ensured_without_undoing_a_raise():
             assert limits == {"app": "$9", "ann": "$5"}
 
     run(main())
+
+
+async def in_two_processes(path):
+    budgets = Budget("app", "$9")
+    async with (
+        Scheduler(path, budgets=budgets, providers=Bench(), poll_interval=60) as one,
+        Scheduler(path, budgets=budgets, providers=Bench(), poll_interval=60) as other,
+    ):
+        await one.ensure(Budget("ann", "$1", parent="app"))
+        await one.set_limit("ann", "$5")
+        await other.ensure(Budget("ann", "$1", parent="app"))  # it has not heard of it yet
+        return {each.budget.name: each.budget.spec for each in one.stats().budgets}
+
+
+def test_a_budget_that_another_process_made_is_left_alone(tmp_path):
+    assert asyncio.run(in_two_processes(tmp_path / "s.db")) == {"app": "$9", "ann": "$5"}

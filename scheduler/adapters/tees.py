@@ -107,8 +107,7 @@ class AsyncTee(Tee):
         except StopAsyncIteration:
             self.is_over = True
             self.end()
-            await self._visit.settled()
-            raise
+            raise  # the response closes itself then, and with it this
         except Exception as exc:
             self.end(exc)
             raise
@@ -152,7 +151,6 @@ class SyncTee(Tee):
         except StopIteration:
             self.is_over = True
             self.end()
-            self._visit.settled_sync()
             raise
         except Exception as exc:
             self.end(exc)

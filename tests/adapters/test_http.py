@@ -14,7 +14,7 @@ import pytest
 
 from scheduler import Budget, ConfigError, Request, Scheduler, SchedulerClosed, refusal_of
 from scheduler.adapters import tees
-from scheduler.adapters.places import place_of_thread
+from scheduler.adapters.places import Here, place_of_thread
 
 pytestmark = pytest.mark.anyio
 URL = "http://h/v1/chat/completions"
@@ -202,8 +202,10 @@ def test_clients_whose_calls_could_not_be_counted_are_not_wrapped(name):
 
 
 async def test_a_stream_that_begins_with_an_error_is_tried_again():
-    answers = [events({"error": {"type": "overloaded_error", "message": "busy"}}, done=False)] * 2
+    busy = {"error": {"type": "overloaded_error", "message": "busy"}}
+    answers = [events(busy, done=False), events(busy, done=False)]
     answers.append(events(PART, END))
+    first = answers[0]
     async with make_scheduler(max_attempts=3) as s:
         client = wrapped(s, lambda request: answers.pop(0))
         async with (
@@ -212,6 +214,7 @@ async def test_a_stream_that_begins_with_an_error_is_tried_again():
         ):
             lines = [line async for line in response.aiter_lines() if line]
 
+        assert first.is_closed
         assert [json.loads(line[6:]) for line in lines[:-1]] == [PART]
         assert s.stats().succeeded == 1
         assert s.stats().posted_nusd >= 30_000
@@ -492,3 +495,16 @@ async def test_no_secret_is_in_what_is_kept_of_a_call(tmp_path):
 async def test_a_thread_that_is_the_schedulers_own_is_refused():
     with pytest.raises(ConfigError, match="could never answer"):
         place_of_thread(asyncio.get_running_loop())
+
+
+async def test_what_another_thread_tells_happens_in_the_schedulers_loop():
+    place, told = Here(), []
+
+    def tell():
+        told.append(threading.get_ident())
+
+    await asyncio.to_thread(place.tell, tell)
+    await until(lambda: told)
+    place.tell(tell)
+
+    assert told == [threading.get_ident()] * 2
