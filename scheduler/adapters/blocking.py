@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +15,10 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
-
-from anyio.from_thread import BlockingPortal
 
 from scheduler.adoption import Family
 from scheduler.budget import Budget
@@ -67,13 +67,14 @@ class BlockingScheduler:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        started: Future[BlockingPortal] = Future()
+        self._tasks: dict[Future[Any], asyncio.Task[Any]] = {}  # what is waited for
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         # A daemon, so that a program that forgets to close it can end.
         self._thread = threading.Thread(
-            target=_serve, args=(scheduler, started), name="scheduler", daemon=True
+            target=self._serve, args=(started,), name="scheduler", daemon=True
         )
         self._thread.start()
-        self._portal = started.result()
+        self._loop, self._stop = started.result()
         self._is_closed, self._process_id = False, os.getpid()
         atexit.register(self.close)
 
@@ -92,47 +93,103 @@ class BlockingScheduler:
         """End everything, as `Scheduler.aclose` does; more than once is once."""
         if self._is_closed or os.getpid() != self._process_id:
             return
+        self._refuse_to_wait()
         self._is_closed = True
         atexit.unregister(self.close)
+        closing = self.scheduler.aclose(drain=drain)
         try:
-            self._portal.call(_close, self.scheduler, drain)
+            asyncio.run_coroutine_threadsafe(closing, self._loop).result()
         finally:
-            self._portal.start_task_soon(self._portal.stop).result()
+            self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         """Have it done in the loop, and wait; what is waited for ends with whoever waits."""
-        future = self._begin(function, *args)
+        self._refuse_to_wait()
+        future: Future[Any] = Future()
         try:
+            self._begin(future, function, *args)
             return future.result()
         except BaseException:
             future.cancel()
             raise
 
-    def _begin(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def _begin(self, future: Future[Any], function: Callable[..., Any], *args: Any) -> None:
+        """Have it done in the loop; cancelling `future`, now or later, cancels it.
+
+        Ctrl-C may come at any step: whoever is to cancel it has the future before it begins.
+        """
         self._refuse_if_closed()
-        return self._portal.start_task_soon(function, *args)
+        try:
+            self._loop.call_soon_threadsafe(self._start, future, function, args)
+        except RuntimeError:  # closed in this very moment
+            raise SchedulerClosed from None
+
+    # In its own thread
+
+    def _serve(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        async def serve() -> None:
+            async with self.scheduler:
+                stop = asyncio.Event()
+                started.set_result((asyncio.get_running_loop(), stop))
+                await stop.wait()
+            if self._tasks:
+                await asyncio.wait(self._tasks.values())  # they have been told that it is over
+
+        try:
+            asyncio.run(serve())
+        except BaseException as exc:
+            if started.done():
+                raise
+            started.set_exception(exc)
+
+    def _start(
+        self, future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        if future.cancelled() or self.scheduler.is_closed:
+            _end(future, error=SchedulerClosed())
+            return
+        # Kept in this thread only: where the last reference to a task is dropped, Python runs
+        # code in which Ctrl-C is lost.
+        task = self._tasks[future] = asyncio.create_task(function(*args))
+        task.add_done_callback(partial(self._ended, future))
+        future.add_done_callback(self._given_up)
+
+    def _ended(self, future: Future[Any], task: asyncio.Task[Any]) -> None:
+        del self._tasks[future]
+        if task.cancelled():
+            future.cancel()
+            _end(future)
+        elif (error := task.exception()) is not None:
+            _end(future, error=error)
+        else:
+            _end(future, task.result())
+
+    def _given_up(self, future: Future[Any]) -> None:
+        """A future is done, in whatever thread: cancelled by who waited, or since its task is."""
+        if future.cancelled():
+            with contextlib.suppress(RuntimeError):  # the loop is no more
+                self._loop.call_soon_threadsafe(self._cancel, future)
+
+    def _cancel(self, future: Future[Any]) -> None:
+        task = self._tasks.get(future)
+        if task is not None:
+            task.cancel()
 
     # Requests
 
     def run(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> Response:
         """Answer one request, however long it has to wait; raises as `Scheduler.run`."""
-
-        async def run() -> Response:
-            return await self.scheduler.run(request, on_exceeded=on_exceeded)
-
-        response: Response = self._do(run)
+        response: Response = self._do(_run, self.scheduler, request, on_exceeded)
         return response
 
     def submit(
         self, request: Request, *, on_exceeded: OnExceeded | None = None
     ) -> Future[Response]:
         """Put a request in the queue; what `Scheduler.submit` raises comes in the future, too."""
-
-        async def run() -> Response:
-            return await self.scheduler.run(request, on_exceeded=on_exceeded)
-
-        return self._begin(run)
+        future: Future[Response] = Future()
+        self._begin(future, _run, self.scheduler, request, on_exceeded)
+        return future
 
     def stream(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> BlockingStream:
         """Answer one request in pieces, as `Scheduler.stream` does."""
@@ -140,7 +197,7 @@ class BlockingScheduler:
         async def begin() -> ResponseStream:
             return self.scheduler.stream(request, on_exceeded=on_exceeded)
 
-        return BlockingStream(self._do, self._do(begin))
+        return BlockingStream(self, self._do(begin))
 
     def map(
         self,
@@ -151,6 +208,7 @@ class BlockingScheduler:
         return_exceptions: bool = False,
     ) -> Iterator[Response]:
         """Answer requests as they complete, taking in only a few ahead; as `Scheduler.map`."""
+        self._refuse_to_wait()
         size = window or 4 * self.scheduler.concurrency
         source, index, is_over = iter(requests), 0, False
         done: SimpleQueue[Future[Response]] = SimpleQueue()
@@ -163,10 +221,11 @@ class BlockingScheduler:
                     except StopIteration:
                         is_over = True
                         break
-                    future = self.submit(request)
+                    future: Future[Response] = Future()
                     taken[future], index = (index, request), index + 1
                     if not ordered:
                         future.add_done_callback(done.put)
+                    self._begin(future, _run, self.scheduler, request, None)
                 if not taken:
                     return
                 future = next(iter(taken)) if ordered else done.get()
@@ -254,6 +313,10 @@ class BlockingScheduler:
         """Call `callback` with every event of a kind, in the scheduler's thread; see `events`."""
         return self.scheduler.on(kind, callback)
 
+    def _refuse_to_wait(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this would wait for itself: it is the scheduler's own thread")
+
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise SchedulerClosed
@@ -270,8 +333,8 @@ class BlockingScheduler:
 class BlockingStream:
     """The events of one answer as they come; see `ResponseStream`."""
 
-    def __init__(self, do: Callable[..., Any], stream: ResponseStream) -> None:
-        self._do, self._stream = do, stream
+    def __init__(self, scheduler: BlockingScheduler, stream: ResponseStream) -> None:
+        self._scheduler, self._do, self._stream = scheduler, scheduler._do, stream
 
     def __iter__(self) -> Iterator[StreamEvent]:
         return self
@@ -306,29 +369,29 @@ class BlockingStream:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Nobody reads on. The stream would notice, but has to in its own thread.
+        stream = getattr(self, "_stream", None)
+        if stream is not None:
+            with contextlib.suppress(SchedulerClosed):
+                self._scheduler._begin(Future(), stream.aclose)
+
 
 async def _next(stream: ResponseStream) -> StreamEvent | None:
     return await anext(stream, None)
 
 
-async def _close(scheduler: Scheduler, drain: bool) -> None:
-    await scheduler.aclose(drain=drain)
+async def _run(scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None) -> Response:
+    return await scheduler.run(request, on_exceeded=on_exceeded)
 
 
-def _serve(scheduler: Scheduler, started: Future[BlockingPortal]) -> None:
-    """The life of the thread."""
-
-    async def serve() -> None:
-        async with scheduler, BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    try:
-        asyncio.run(serve())
-    except BaseException as exc:
-        if started.done():
-            raise
-        started.set_exception(exc)
+def _end(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # nobody waits for it any more
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _outcome(
