@@ -53,7 +53,9 @@ class UnderWay:
 
     def __init__(self, owner: object) -> None:
         self.owner, self.is_live = owner, True
-        self.outer = _under_way.get()
+        self.outer: UnderWay | None = _under_way.get()
+        while self.outer is not None and not self.outer.is_live:
+            self.outer = self.outer.outer  # it would be kept for nothing
 
     def __enter__(self) -> None:
         _under_way.set(self)
@@ -138,7 +140,9 @@ async def _try(
         lost = CallFailed("the provider gave the call up by itself")  # nobody here cancelled it
         lost.__cause__ = exc
         return _failed(claimed, lost, retry, now_ms())
-    except Exception as exc:
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise  # the loop ends, and everything with it
+    except BaseException as exc:
         logger.debug("provider %s raised %r", provider, exc)
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
         unknown.__cause__ = exc

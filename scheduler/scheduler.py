@@ -533,6 +533,8 @@ class Scheduler(Adoption):
         """The event loop it was opened in. Raises `SchedulerClosed` before and after."""
         self._open_pump()
         assert self._loop is not None
+        if self._loop.is_closed():
+            raise SchedulerClosed("the scheduler's event loop has ended; nothing was sent")
         return self._loop
 
     def now_ms(self) -> int:

@@ -34,7 +34,7 @@ def refusal_of(exc: BaseException) -> SchedulerError | None:
     return error if isinstance(error, SchedulerError) else None
 
 
-def explain(exc: Exception, secrets: Secrets = ()) -> CallFailed:
+def explain(exc: BaseException, secrets: Secrets = ()) -> CallFailed:
     """The exception as one of ours: was it billed, is it worth another attempt, and when?
 
     Args:
@@ -50,7 +50,7 @@ def explain(exc: Exception, secrets: Secrets = ()) -> CallFailed:
     return error
 
 
-def _explain(exc: Exception, secrets: Secrets) -> CallFailed:
+def _explain(exc: BaseException, secrets: Secrets) -> CallFailed:
     kind, text = type(exc).__name__, str(exc) or type(exc).__name__
     said = f"{kind}: {text}"
     if kind == "BudgetExceededError" or "crossed budget" in text:
@@ -98,7 +98,10 @@ def _causes(exc: BaseException) -> Iterator[BaseException]:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        # What was merely being handled may be another attempt's, one that was answered even.
+        # LiteLLM alone says by it what it translates.
+        is_litellms = type(cause).__module__.startswith("litellm")
+        cause = cause.__cause__ or (cause.__context__ if is_litellms else None)
 
 
 def _by_status(exc: BaseException, said: str, secrets: Secrets) -> CallFailed:

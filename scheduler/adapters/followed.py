@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any, Self
 
-from scheduler.errors import CallFailed
+from scheduler.errors import CallFailed, StreamBroken
 from scheduler.providers.base import Answer
 
 if TYPE_CHECKING:
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
 _USAGES = ("usage", "usage_metadata")
 
 
-def is_stream(result: Any) -> bool:
-    """Whether a result is read in pieces, and says only then what it cost."""
-    has_pieces = hasattr(result, "__anext__") or hasattr(result, "__next__")
-    has_aiter = hasattr(result, "__aiter__") and not hasattr(result, "model_dump")
-    return (has_pieces or has_aiter) and not _usage(result)
+def is_stream(result: Any, was_asked_for: bool) -> bool:
+    """Whether a result is read in pieces, and says only then what it cost.
+
+    Args:
+        result: What a function gave back; files and the like can be read in pieces, too.
+        was_asked_for: The call said ``stream=True``.
+    """
+    if inspect.isasyncgen(result) or inspect.isgenerator(result):
+        return True
+    ways = ("__anext__", "__next__", "__aiter__")
+    return was_asked_for and any(hasattr(result, way) for way in ways) and not _usage(result)
 
 
 def _usage(chunk: Any) -> Any:
@@ -31,16 +38,22 @@ def _usage(chunk: Any) -> Any:
 class Followed:
     """Looks like the stream it follows.
 
-    Read to its end it is settled by the last usage in it; left before, it keeps counting all
-    that was reserved.
+    Read to its end it is settled by the last usage in it; left before, or broken off, it keeps
+    counting all that was reserved.
+
+    Attributes:
+        is_told: The scheduler has heard of its end.
+        pieces: How many its reader has taken.
     """
 
     def __init__(self, visit: FunctionVisit, stream: Any, ended: asyncio.Future[Answer]) -> None:
         self._visit, self._stream, self._ended = visit, stream, ended
-        self._last, self._is_told = stream, False
+        self._last, self.is_told, self.pieces = stream, False, 0
         self._chunks: Any = None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy asks before there is anything
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     # In an event loop
@@ -57,7 +70,7 @@ class Followed:
             self._end(is_over=True)
             await self._visit.settled()
             raise
-        except Exception as exc:
+        except BaseException as exc:  # cancelled: its source is not to be read on
             self._end(exc)
             raise
 
@@ -90,7 +103,7 @@ class Followed:
             self._end(is_over=True)
             self._visit.settled_sync()
             raise
-        except Exception as exc:
+        except BaseException as exc:
             self._end(exc)
             raise
 
@@ -109,19 +122,22 @@ class Followed:
         self._visit.settled_sync()
 
     def _seen(self, chunk: Any) -> Any:
+        self.pieces += 1
         if _usage(chunk):
             self._last = chunk
         return chunk
 
-    def _end(self, error: Exception | None = None, *, is_over: bool = False) -> None:
+    def _end(self, error: BaseException | None = None, *, is_over: bool = False) -> None:
         """Tell, once, what it amounts to."""
-        if self._is_told:
+        if self.is_told:
             return
-        self._is_told = True
+        self.is_told = True
+        outcome: Answer | CallFailed | None = None
         if is_over:
-            outcome: Answer | CallFailed | None = self._visit.read(self._last)
-        else:
-            outcome = None if error is None else self._visit.explain(error)
+            outcome = self._visit.read(self._last)
+        elif isinstance(error, Exception):
+            # Whatever it says: a part was answered, and its reader has it.
+            outcome = StreamBroken(self._visit.explain(error).message, self.pieces)
         with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
             self._visit.tell(_settle, self._visit, self._ended, outcome)
 

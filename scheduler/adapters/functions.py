@@ -14,20 +14,32 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
+from scheduler.adapters.arguments import (
+    TELLING,
+    as_json,
+    member,
+    name_of,
+    once,
+    read_arguments,
+    require_async,
+    with_arguments,
+)
 from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
-from scheduler.adapters.visit import Visit
+from scheduler.adapters.visit import LOOPS_OWN, Visit
+from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
+from scheduler.providers.answers import hide
 from scheduler.providers.base import Answer, Provider, Tariff
 from scheduler.providers.function import Dollars
 from scheduler.providers.known import KNOWN
-from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, GENERATE, RESPONSES, Quote, Request
+from scheduler.request import Quote, Request
 from scheduler.usage import extract_usage, reported_cost_nusd
 
 if TYPE_CHECKING:
@@ -35,17 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scheduler.functions")
 
-# Arguments that tell what a call may cost. No others are kept: there may be keys among them.
-_PROMPTS = ("messages", "prompt", "contents", "input")
-_TELLING = (
-    "model", *_PROMPTS, "system", "instructions", "suffix", "tools", "functions", "tool_choice",
-    "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "response_format",
-    "reasoning_effort", "service_tier", "stream", "modalities", "audio", "prediction",
-    "web_search_options", "dimensions",
-)  # fmt: skip
 _SECRET_WORDS = ("key", "token", "secret", "password", "authorization")
-_PLAIN = (str, int, float, bool, type(None))
-_WITHOUT_RETRIES = {"num_retries": 0, "max_retries": 0}
 
 Cost = Callable[[Any], Dollars | None]
 
@@ -66,7 +68,7 @@ class FunctionVisit(Visit):
         self._request, self._call, self._cost = request, call, cost
         self._secrets = _secrets(call.keywords)
         self._result: Any = None
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def make_request(self) -> Request:
         """What is asked."""
@@ -75,14 +77,18 @@ class FunctionVisit(Visit):
     async def send(self, request: Request) -> Answer:
         """Call the function."""
         self._failure = None
+        call = self._as_admitted(request)
         try:
-            result = await self._place.run(self._as_admitted(request))
-        except Exception as exc:
+            result = await self._place.run(call)
+        except LOOPS_OWN:
+            raise
+        except BaseException as exc:
             self._failure = exc
             raise self.explain(exc) from exc
-        if is_stream(result):
+        if is_stream(result, bool(call.keywords.get("stream"))):
             ended = self.loop.create_future()
             self._result = Followed(self, result, ended)
+            watch(self.scheduler, self._result)
             self._place.wake()
             answer: Answer = await ended
             return answer
@@ -94,13 +100,17 @@ class FunctionVisit(Visit):
         was = self._request.body
         changed = {
             name: value for name, value in request.body.items()
-            if name in _TELLING and was.get(name) != value
+            if name in TELLING and was.get(name) != value
         }  # fmt: skip
-        return partial(self._call, **changed) if changed else self._call
+        return with_arguments(self._call, changed) if changed else self._call
 
-    def explain(self, exc: Exception) -> CallFailed:
-        """What an exception of the function means."""
-        return explain(exc, self._secrets)
+    def explain(self, exc: BaseException) -> CallFailed:
+        """What an exception of the function means: it may have made several calls."""
+        if isinstance(exc, CallFailed):
+            return exc
+        error = CallFailed(f"the function raised {type(exc).__name__}: {exc}")
+        error.message = hide(error.message, self._secrets)
+        return error
 
     def read(self, result: Any) -> Answer:
         """What a result says of its cost."""
@@ -137,10 +147,10 @@ def _secrets(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _usage_body(result: Any) -> dict[str, Any] | None:
     """What a result says of its usage, as an answer's body has it."""
-    usage = _as_json(_member(result, "usage"))
+    usage = as_json(member(result, "usage"))
     if isinstance(usage, dict):
         return {"usage": usage}
-    dump = getattr(_member(result, "usage_metadata"), "model_dump", None)  # Google's
+    dump = getattr(member(result, "usage_metadata"), "model_dump", None)  # Google's
     if callable(dump):
         return {"usageMetadata": dump(by_alias=True, exclude_none=True)}
     return None
@@ -151,19 +161,10 @@ def _reported_nusd(result: Any, body: Mapping[str, Any] | None) -> int | None:
 
     LiteLLM's zero is not believed, since that is what it says of models it has no price for.
     """
-    cost = _member(getattr(result, "_hidden_params", None), "response_cost")
+    cost = member(getattr(result, "_hidden_params", None), "response_cost")
     if cost:
         return reported_cost_nusd({"usage": {"cost": cost}})
     return reported_cost_nusd(body)
-
-
-def _member(thing: Any, name: str) -> Any:
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-
-
-def _as_json(thing: Any) -> Any:
-    dump = getattr(thing, "model_dump", None)
-    return dump(exclude_none=True) if callable(dump) else thing
 
 
 # What is called, for queue, limits and ledger
@@ -241,7 +242,11 @@ def _provider(scheduler: Scheduler, name: str, tariff: Tariff) -> str:
 
 
 class _ModelVisit(FunctionVisit):
-    """One call of a function that names its model."""
+    """One call of a function that names its model, and makes one call of it."""
+
+    def explain(self, exc: BaseException) -> CallFailed:
+        """What an exception of the function means."""
+        return explain(exc, self._secrets)
 
     def make_request(self) -> Request:
         """What is asked, at a provider that is added when there is a price."""
@@ -252,85 +257,6 @@ class _ModelVisit(FunctionVisit):
         return self._request
 
 
-def read_arguments(function: Callable[..., Any], call: partial[Any]) -> Request:
-    """The request that a call of a function amounts to.
-
-    Raises:
-        ConfigError: Its arguments name no model, or no prompt.
-    """
-    said = _by_name(call)
-    body = {name: _plain(said[name]) for name in _TELLING if said.get(name) is not None}
-    model, name = body.get("model"), _name_of(function)
-    if not isinstance(model, str) or not model or not any(each in body for each in _PROMPTS):
-        lacks = "model=…" if not model else f"any of {', '.join(_PROMPTS)}"
-        raise ConfigError(
-            "call",
-            f"{name} was called without {lacks}, so nobody knows what it may cost; it was not "
-            "called. Name it, or use s.budgeted(quote=…)",
-        )
-    if "contents" in body:  # Google's
-        cap = _member(said.get("config"), "max_output_tokens")
-        body["generationConfig"] = {"maxOutputTokens": cap} if cap else {}
-    package = (getattr(function, "__module__", None) or type(function).__module__).partition(".")[0]
-    return Request(body, url=_url_of(name, body), provider=f"{package}/{model}")
-
-
-def _by_name(call: partial[Any]) -> dict[str, Any]:
-    """All arguments by their names, as far as the function tells them."""
-    try:
-        bound = inspect.signature(call.func).bind_partial(*call.args, **call.keywords)
-    except (TypeError, ValueError):
-        return call.keywords
-    return {**bound.arguments, **call.keywords}
-
-
-def _url_of(name: str, body: Mapping[str, Any]) -> str:
-    if "messages" in body:
-        return CHAT
-    if "prompt" in body:
-        return COMPLETIONS
-    if "contents" in body:
-        return GENERATE
-    return EMBEDDINGS if "embed" in name.lower() else RESPONSES
-
-
-def _plain(value: Any) -> Any:
-    """An argument as JSON has it; what has no form there as text, for its length."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    dumped = _as_json(value)
-    return str(value) if dumped is value else _plain(dumped)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return f"{module}.{name}"
-
-
-def _once(function: Callable[..., Any], call: partial[Any]) -> partial[Any]:
-    """The call without retries of its own, of which nobody would hear here.
-
-    Raises:
-        ConfigError: It is a method of an SDK's client that tries again by itself.
-    """
-    if _name_of(function).startswith("litellm."):
-        return partial(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
-    client = getattr(getattr(function, "__self__", None), "_client", None)
-    retries = getattr(client, "max_retries", 0)
-    if isinstance(retries, int) and retries:
-        raise ConfigError(
-            "call",
-            f"the client of {_name_of(function)} tries again up to {retries} times by itself, which "
-            "nobody would count; nothing was sent. Use s.wrap(client), or give it max_retries=0",
-        )
-    return call
-
-
 async def call(
     scheduler: Scheduler,
     function: Callable[..., Awaitable[Any]],
@@ -339,13 +265,13 @@ async def call(
     on_exceeded: OnExceeded | None,
 ) -> Any:
     """See `Scheduler.call`."""
-    _require_async(function)
+    require_async(function)
     if is_within_call(scheduler.store):  # it is a part of that call
         return await function(*args, **kwargs)
-    once = _once(function, partial(function, *args, **kwargs))
+    single = once(function, partial(function, *args, **kwargs))
     place = place_of_coroutine(scheduler.loop)
-    request = read_arguments(function, once)
-    visit = _ModelVisit(scheduler, request, on_exceeded, place, once)
+    request = read_arguments(function, single)
+    visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
     await place.wait(visit.start, visit.give_up)
     return visit.outcome()
 
@@ -359,13 +285,13 @@ def call_in_thread(
 ) -> Any:
     """As `call`, for a function that blocks; called in this thread."""
     if inspect.iscoroutinefunction(function):
-        raise ConfigError("call", f"{_name_of(function)} is async; give its sync counterpart")
+        raise ConfigError("call", f"{name_of(function)} is async; give its sync counterpart")
     if is_within_call(scheduler.store):
         return function(*args, **kwargs)
-    once = _once(function, partial(function, *args, **kwargs))
+    single = once(function, partial(function, *args, **kwargs))
     place = place_of_thread(scheduler.loop)
-    request = read_arguments(function, once)
-    visit = _ModelVisit(scheduler, request, on_exceeded, place, once)
+    request = read_arguments(function, single)
+    visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
     place.wait(visit.start, visit.give_up)
     return visit.outcome()
 
@@ -387,8 +313,8 @@ def budgeted(
     def decorate(
         function: Callable[..., Awaitable[Any]],
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
-        _require_async(function)
-        name = _name_of(function)
+        require_async(function)
+        name = name_of(function)
 
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -410,16 +336,3 @@ def budgeted(
         return wrapped
 
     return decorate
-
-
-def _require_async(function: Callable[..., Any]) -> None:
-    bare = function
-    while isinstance(bare, partial):
-        bare = bare.func
-    bare = inspect.unwrap(bare)
-    if inspect.isfunction(bare) and not inspect.iscoroutinefunction(bare):
-        raise ConfigError(
-            "call",
-            f"{_name_of(bare)} is not async and would block everything; give its async "
-            "counterpart, or use scheduler.open() and call it there",
-        )

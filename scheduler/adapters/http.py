@@ -28,8 +28,9 @@ from scheduler.adapters.dialects import (
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
-from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, Watch, show, tee_of
-from scheduler.adapters.visit import Visit
+from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, show, tee_of
+from scheduler.adapters.visit import LOOPS_OWN, Visit
+from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import (
     CallFailed,
@@ -204,10 +205,11 @@ class HttpVisit(Visit):
         self._door, self._client, self._http, self._call = door, client, request, call
         self._is_streamed, self._post = bool(options.get("stream")), partial(post, **options)
         self._said = read_marks(headers)
-        self._came: Any = None  # a response that came in whole, even if nobody hears of it here
+        self._came: Any = None  # a response that has come, even if nobody hears of it here
+        self._good: Any = None  # one that is an answer
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
-        self._failure: Exception | None = None  # what was raised instead
+        self._failure: BaseException | None = None  # what was raised instead
         self._is_sent = False
 
     def make_request(self) -> Request:
@@ -224,9 +226,9 @@ class HttpVisit(Visit):
                 400, f"{request.model!r} is asked at {request.provider!r}, which this client cannot "
                 "reach; nothing was sent", "fallback_elsewhere",
             )  # fmt: skip
-        unread, self._unread, self._answer, self._failure = self._unread, None, None, None
-        if unread is not None:
-            await self._place.run(unread.let_go)
+        if self._unread is not None:
+            await self._place.run(self._unread.let_go)
+        self._unread = self._came = self._answer = self._failure = None
         was_closed, began_s, self._is_sent = self._client.is_closed, time.perf_counter(), True
         try:
             response = await self._place.run(self._post_once, self._as_sent(request))
@@ -238,9 +240,9 @@ class HttpVisit(Visit):
                 return self._read_stream(request, response, took)
             if self._is_streamed:
                 await self._place.run(self.read, response)
-        except CallFailed:
+        except (CallFailed, *LOOPS_OWN):
             raise
-        except Exception as exc:
+        except BaseException as exc:
             self._failure = exc
             if was_closed:
                 self._is_sent = False
@@ -252,7 +254,9 @@ class HttpVisit(Visit):
         if self._is_streamed:  # to be read by whoever wanted to, as they like
             unread = self._family.ByteStream(content)
             self._answer = self._shown(response, took, stream=unread)
-        return read_answer(response.status_code, response.headers, content, self._secrets())
+        answer = read_answer(response.status_code, response.headers, content, self._secrets())
+        self._good = self._answer
+        return answer
 
     # What a client does where it is: a sync one in its thread
 
@@ -265,7 +269,7 @@ class HttpVisit(Visit):
         """Read all of it."""
         await response.aread()
 
-    def explain(self, exc: Exception) -> CallFailed:
+    def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
         family, secrets = self._family, self._secrets()
         if isinstance(exc, family.HTTPStatusError):  # from a hook of the user's own
@@ -327,7 +331,7 @@ class HttpVisit(Visit):
             answer: Answer = tee.judge()
             return answer
         self._unread = None  # it is its reader's
-        Watch(self, tee)
+        watch(self.scheduler, tee)
         del tee  # likewise, so that it is noticed when they drop it
         self._place.wake()
         return await ended
@@ -385,11 +389,13 @@ class HttpVisit(Visit):
         if answer is not None and isinstance(error, CallFailed):
             answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
-        for came in (answer, self._came):
-            if came is not None and 200 <= came.status_code < 300:
-                return came  # paid, but not written down: its reservation keeps counting
         if self._failure is not None and isinstance(error, CallFailed):
             raise self._failure
+        good, came = self._good, self._came
+        if good is None and not self._is_streamed and came is not None and came.is_success:
+            good = came  # while it was on its way the scheduler was closed
+        if good is not None and not isinstance(error, CallFailed):
+            return good  # paid, but not written down: its reservation keeps counting
         if isinstance(error, SchedulerClosed) and self._is_sent:
             error = SchedulerClosed(
                 "the scheduler was closed while this call was under way; it may be billed, and what "

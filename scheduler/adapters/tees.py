@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import TYPE_CHECKING, Any, Self
-from weakref import ReferenceType, ref
 
 from scheduler.errors import CallFailed
 from scheduler.providers.base import Answer
@@ -15,8 +13,6 @@ from scheduler.request import StreamEvent
 
 if TYPE_CHECKING:
     from scheduler.adapters.http import HttpVisit
-
-FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 60.0
 
 
 def show(transcript: Transcript, chunk: bytes) -> bytes:
@@ -182,28 +178,3 @@ def tee_of(family: Any, kind: type[Tee]) -> Any:
         base = family.AsyncByteStream if kind is AsyncTee else family.SyncByteStream
         found = _KINDS[family.__name__, kind] = type(kind.__name__, (kind, base), {})
     return found
-
-
-class Watch:
-    """Finds streams that nobody reads and nobody closed, while others wait for their place.
-
-    SDKs hold streams in circles of references, so that one which was left by ``break`` is noticed
-    by the garbage collector only, and that does not run while all that is left to do is to wait.
-    """
-
-    def __init__(self, visit: HttpVisit, tee: Tee) -> None:
-        self._scheduler, self._loop = visit.scheduler, visit.loop
-        self._tee: ReferenceType[Tee] = ref(tee)
-        self._pieces, self._pause_s = -1, FIRST_LOOK_S
-        self._loop.call_later(self._pause_s, self._look)
-
-    def _look(self) -> None:
-        tee = self._tee()
-        if tee is None or tee.is_told or self._scheduler.is_closed:
-            return
-        is_idle, self._pieces = tee.pieces == self._pieces, tee.pieces
-        del tee
-        if is_idle and self._scheduler.is_waiting:
-            gc.collect()
-            self._pause_s = min(LONGEST_LOOK_S, 2 * self._pause_s)
-        self._loop.call_later(self._pause_s, self._look)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
 
+LOOPS_OWN = (asyncio.CancelledError, GeneratorExit)
+"""What ends a task, and is no word of the call's."""
+
+
 class Visit(ABC):
     """A call on its way through the scheduler.
 

@@ -305,7 +305,7 @@ class HttpxEngine:
             await self._client.aclose()
 
 
-def explain_httpx(exc: Exception, timeout_s: float, family: Any = None) -> CallFailed:
+def explain_httpx(exc: BaseException, timeout_s: float, family: Any = None) -> CallFailed:
     """What an exception of httpx's means, or of its continuation httpx2, given as `family`."""
     if family is None:
         import httpx as family

@@ -266,7 +266,7 @@ def test_a_stream_that_nobody_reads_on_keeps_counting_and_frees_its_place(is_beg
 
     async def main():
         async with scheduler() as s:
-            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
             if is_begun:
                 async for _ in chunks:
                     break
@@ -444,14 +444,16 @@ def test_a_stream_may_be_read_by_hand_or_left_by_its_block():
 
     async def main():
         async with scheduler() as s:
-            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
             assert (await anext(chunks)).usage is None
             assert (await anext(chunks)).usage == USAGE
             with pytest.raises(StopAsyncIteration):
                 await anext(chunks)
             assert s.stats().posted_nusd == 30_000
 
-            async with await s.call(fn, model="m", messages=MESSAGES, max_tokens=10) as left:
+            async with await s.call(
+                fn, model="m", messages=MESSAGES, max_tokens=10, stream=True
+            ) as left:
                 await anext(left)
             await s.join()
             assert s.stats().suspense_nusd > 0

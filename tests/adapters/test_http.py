@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from scheduler import Budget, ConfigError, Request, Scheduler, SchedulerClosed, refusal_of
-from scheduler.adapters import tees
+from scheduler.adapters import watch
 from scheduler.adapters.places import Here, place_of_thread
 
 pytestmark = pytest.mark.anyio
@@ -233,7 +233,7 @@ async def test_a_stream_that_is_nothing_but_an_error_comes_through_as_it_is():
 async def test_a_stream_that_nobody_reads_and_nobody_closed_gives_its_place_to_who_waits(
     monkeypatch,
 ):
-    monkeypatch.setattr(tees, "FIRST_LOOK_S", 0.05)
+    monkeypatch.setattr(watch, "FIRST_LOOK_S", 0.05)
     async with make_scheduler(concurrency=1) as s:
         client = wrapped(s, lambda request: events(PART, END))
 
@@ -255,7 +255,7 @@ async def test_a_stream_that_nobody_reads_and_nobody_closed_gives_its_place_to_w
 
 
 async def test_a_stream_that_somebody_reads_slowly_is_left_to_them(monkeypatch):
-    monkeypatch.setattr(tees, "FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr(watch, "FIRST_LOOK_S", 0.01)
     async with make_scheduler(concurrency=1) as s:
         client = wrapped(s, lambda request: events(PART, END))
         async with client.stream("POST", URL, json=BODY | {"stream": True}) as response:
