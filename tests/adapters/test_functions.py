@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
+import io
 import threading
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -17,11 +20,11 @@ from scheduler import (
     DeadlineExceeded,
     PriceUnknown,
     ProviderRefused,
-    Retry,
     Scheduler,
     SchedulerClosed,
     Simulated,
 )
+from scheduler.calls import UnderWay
 from scheduler.money import usd
 from scheduler.testing import VirtualClock, run
 
@@ -239,11 +242,15 @@ STREAMS = [
 
 @pytest.mark.parametrize(("stream", "where", "cost_nusd"), STREAMS)
 def test_a_stream_is_settled_by_the_last_usage_in_it(stream, where, cost_nusd):
+    s = None
+
     async def fn(**kwargs):
+        assert s.stats().failed == 0  # what was begun is never begun anew
         return stream
 
     async def main():
-        async with scheduler(retry=Retry(lambda state: True)) as s:
+        nonlocal s
+        async with scheduler() as s:
             ceiling_nusd = s.quote(_request(max_tokens=10)).ceiling_nusd
             chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
             assert chunks.name == "a stream"
@@ -479,3 +486,197 @@ def test_functions_that_block_are_called_in_their_thread_and_may_stream():
         assert s.stats().suspense_nusd > 0
         with pytest.raises(ConfigError, match="is async"):
             s.call(complete, model="m", messages=MESSAGES)
+
+
+class Refused(Exception):
+    """As an SDK has it."""
+
+    def __init__(self, status_code):
+        super().__init__("refused")
+        self.status_code = status_code
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+def test_a_budgeted_function_that_raises_may_have_paid_for_something_before(status):
+    tries = []
+
+    async def main():
+        async with scheduler() as s:
+
+            @s.budgeted(quote="$0.01", cost="$0.001")
+            async def work():
+                tries.append(1)  # and paid for
+                raise Refused(status)
+
+            with pytest.raises(Refused):
+                await work()
+            assert s.stats().suspense_nusd == 10_000_000
+
+    run(main())
+    assert len(tries) == 1
+
+
+def test_an_exception_that_was_merely_being_handled_says_nothing_of_the_call():
+    async def fn(**kwargs):
+        try:
+            raise Refused(400)
+        except Refused:  # a backup is asked instead, and paid
+            raise ValueError("what it said is no JSON")  # noqa: B904 - as careless as people are
+
+    async def main():
+        async with scheduler() as s:
+            with pytest.raises(ValueError, match="no JSON"):
+                await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            assert s.stats().suspense_nusd > 0
+
+    run(main())
+
+
+class Stop(BaseException):
+    """No Exception, as `pytest.fail` raises it."""
+
+
+def test_what_is_no_exception_reaches_the_caller_and_its_place_is_freed():
+    async def fn(**kwargs):
+        raise Stop
+
+    async def main():
+        async with scheduler(concurrency=1) as s:
+            for _ in range(2):
+                with pytest.raises(Stop):
+                    await s.call(fn, model="m", messages=MESSAGES, max_tokens=10)
+            assert s.stats().running == 0 < s.stats().suspense_nusd
+
+    run(main())
+
+
+def test_a_stream_that_was_given_up_is_not_taken_for_one_that_has_ended():
+    class Slow(Chunks):
+        async def __aiter__(self):
+            yield SimpleNamespace(usage={"prompt_tokens": 1, "completion_tokens": 1})
+            await asyncio.sleep(100)
+
+    async def fn(**kwargs):
+        return Slow()
+
+    async def main():
+        async with scheduler() as s:
+            chunks = await s.call(fn, model="m", messages=MESSAGES, max_tokens=10, stream=True)
+            await anext(chunks)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(chunks), 1)
+            with pytest.raises(StopAsyncIteration):
+                await anext(chunks)
+            await s.join()
+            assert s.stats().posted_nusd == 0 < s.stats().suspense_nusd
+
+    run(main())
+
+
+def test_a_file_is_no_stream():
+    async def speak():
+        return io.BytesIO(b"sound")
+
+    async def main():
+        async with scheduler() as s:
+            spoken = await s.budgeted(quote="$0.02", cost="$0.01")(speak)()
+            assert spoken.read() == b"sound"
+            assert s.stats().posted_nusd == 10_000_000
+
+    run(main())
+
+
+def test_retries_are_found_behind_partials_and_decorators():
+    class Completions:
+        _client = SimpleNamespace(max_retries=2)
+
+        async def create(self, **kwargs):
+            raise AssertionError("not called")
+
+    @functools.wraps(Completions().create)
+    async def raw(**kwargs):
+        raise AssertionError("not called")
+
+    async def main():
+        async with scheduler() as s:
+            for function in (functools.partial(Completions().create, n=1), raw):
+                with pytest.raises(ConfigError, match="tries again up to 2 times"):
+                    await s.call(function, model="m", messages=MESSAGES)
+
+    run(main())
+
+
+def test_a_fallback_reaches_a_model_that_is_given_by_its_place():
+    asked = []
+
+    async def fn(model, messages, max_tokens=None):
+        asked.append(model)
+        return {"usage": USAGE}
+
+    async def main():
+        options = {"on_exceeded": "fallback", "fallback": ["m"], "clock": VirtualClock()}
+        async with Scheduler(
+            budgets=Budget("team", "$0.0005"), providers=Simulated(),
+            prices=PRICES | {"dear": "100/400"}, **options,
+        ) as s:  # fmt: skip
+            await s.call(fn, "dear", MESSAGES, max_tokens=5)
+
+    run(main())
+    assert asked == ["m"]
+
+
+def test_a_cap_that_a_function_cannot_take_is_told_before_it_is_called():
+    async def fn(*, model, messages):
+        raise AssertionError("not called")
+
+    async def main():
+        async with scheduler(cap_output=5) as s:
+            with pytest.raises(ProviderRefused, match="does not take max_tokens"):
+                await s.call(fn, model="m", messages=MESSAGES)
+            assert s.stats().suspense_nusd == s.stats().posted_nusd == 0
+
+    run(main())
+
+
+CONFIGS = [
+    ({"max_output_tokens": 9}, 1),
+    ({"maxOutputTokens": 9}, 1),
+    (SimpleNamespace(model_dump=lambda **_: {"max_output_tokens": 9, "candidate_count": 8}), 2),
+    ({"max_output_tokens": 9, "system_instruction": "word " * 99}, 3),
+    ({"max_output_tokens": 9, "tools": [{"function_declarations": [{"name": "x" * 999}]}]}, 3),
+]
+
+
+@pytest.mark.parametrize(("config", "times"), CONFIGS)
+def test_googles_config_counts(config, times):
+    from scheduler.adapters.arguments import read_arguments
+
+    async def fn(**kwargs):
+        """Never called."""
+
+    def quote(config):
+        call = functools.partial(fn, model="m", contents="Hi", config=config)
+        return scheduler().prices.tariff().quote(read_arguments(fn, call)).ceiling_nusd
+
+    plain = quote({"max_output_tokens": 9})
+    assert quote(config) == plain if times == 1 else quote(config) > 1.3 * plain
+
+
+def test_work_that_goes_on_from_call_to_call_keeps_none_of_them():
+    async def step(left):
+        return asyncio.create_task(go_on(left - 1)) if left else None
+
+    async def go_on(left):
+        return await s.budgeted(quote="$0.001", cost=0)(step)(left)
+
+    async def main():
+        nonlocal s
+        async with scheduler() as s:
+            task = await go_on(30)
+            while task is not None:
+                task = await task
+            gc.collect()
+            assert sum(isinstance(each, UnderWay) for each in gc.get_objects()) < 20
+
+    s = None
+    run(main())

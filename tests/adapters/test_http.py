@@ -313,6 +313,57 @@ async def test_a_whole_answer_to_who_wanted_to_stream_can_be_read_in_every_way()
             assert response.elapsed.total_seconds() >= 0
 
 
+async def test_what_breaks_off_before_its_first_event_is_raised_not_shown():
+    answers = [
+        events({"error": {"type": "overloaded_error", "message": "busy"}}, done=False),
+        httpx2.RemoteProtocolError("dropped"),
+        httpx2.RemoteProtocolError("dropped"),
+    ]
+
+    def answer(request):
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    async with make_scheduler(max_attempts=3) as s:
+        client = wrapped(s, answer)
+        request = client.build_request("POST", URL, json=BODY | {"stream": True})
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.send(request, stream=True)
+
+        assert s.stats().failed == 1
+
+
+async def test_a_refusal_after_a_stream_that_was_an_error_is_a_refusal():
+    busy = {"error": {"type": "overloaded_error", "message": "busy"}}
+    slow = {"retry_wait_s": lambda attempt: 60, "max_attempts": 3}
+    async with make_scheduler(**slow) as s:
+        client = wrapped(s, lambda request: events(busy, done=False), marks={"max_wait": 0.2})
+        request = client.build_request("POST", URL, json=BODY | {"stream": True})
+        response = await client.send(request, stream=True)
+
+        assert response.status_code == 429
+        assert b"not sent in time" in await response.aread()
+
+
+async def test_what_is_no_exception_reaches_the_client_and_its_place_is_freed():
+    class Stop(BaseException):
+        pass
+
+    async def hook(response):
+        raise Stop
+
+    async with make_scheduler(concurrency=1) as s:
+        client = wrapped(s, lambda request: httpx2.Response(200, json=ANSWER),
+                         event_hooks={"response": [hook]})  # fmt: skip
+        for _ in range(2):
+            with pytest.raises(Stop):
+                await client.post(URL, json=BODY)
+
+        assert s.stats().running == 0 < s.stats().suspense_nusd
+
+
 # Clients
 
 
