@@ -123,9 +123,10 @@ class Adoption:
     ) -> T_:
         """Call an async function such as ``litellm.acompletion`` when there is money for it.
 
-        What it may cost at most is told by ``model`` and ``messages`` (or ``input``, ``prompt``)
-        among its keyword arguments, and by the prices known here; what it did cost, by its
-        result: LiteLLM's ``response_cost``, or its usage. For others see `budgeted`.
+        What it may cost at most is told by ``model`` and ``messages`` (or ``input``, ``prompt``,
+        ``contents``) among its arguments, and by the prices known here; what it did cost, by its
+        result: LiteLLM's ``response_cost``, or its usage. It is taken to make one call: for
+        others see `budgeted`. Its own retries are switched off (LiteLLM's) or refused.
 
         Args:
             function: What is called, each time it is admitted: again, if it fails in a way that
@@ -136,6 +137,7 @@ class Adoption:
 
         Raises:
             RequestRejected: It was not called.
+            ConfigError: It names no model or no prompt, or tries again by itself.
             Exception: What the function raised last, with a note on attempts and money.
         """
         from scheduler.adapters.functions import call
@@ -152,6 +154,9 @@ class Adoption:
         **marks: Unpack[Marks],
     ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
         """Decorate an async function: it is called when there is money for it.
+
+        It may make any number of calls; what it raises is taken for an unknown outcome, whose
+        quote keeps counting, unless it raises a `CallFailed` itself.
 
         Args:
             quote: The most a call may cost, in dollars, or a function of its arguments to that.

@@ -100,7 +100,7 @@ class FunctionVisit(Visit):
         was = self._request.body
         changed = {
             name: value for name, value in request.body.items()
-            if name in TELLING and was.get(name) != value
+            if name in (*TELLING, "generationConfig") and was.get(name) != value
         }  # fmt: skip
         return with_arguments(self._call, changed) if changed else self._call
 

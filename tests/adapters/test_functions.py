@@ -629,10 +629,15 @@ def test_a_cap_that_a_function_cannot_take_is_told_before_it_is_called():
     async def fn(*, model, messages):
         raise AssertionError("not called")
 
+    async def google(*, model, contents, config=None):
+        raise AssertionError("not called")
+
     async def main():
         async with scheduler(cap_output=5) as s:
             with pytest.raises(ProviderRefused, match="does not take max_tokens"):
                 await s.call(fn, model="m", messages=MESSAGES)
+            with pytest.raises(ProviderRefused, match="does not take generationConfig"):
+                await s.call(google, model="m", contents="Hi")
             assert s.stats().suspense_nusd == s.stats().posted_nusd == 0
 
     run(main())
