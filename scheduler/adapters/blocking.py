@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal
@@ -109,6 +109,7 @@ class BlockingScheduler:
         future: Future[Any] = Future()
         try:
             self._begin(future, function, *args)
+            _wait(future)
             return future.result()
         except BaseException:
             future.cancel()
@@ -230,7 +231,7 @@ class BlockingScheduler:
                     return
                 future = next(iter(taken)) if ordered else done.get()
                 if ordered:
-                    wait([future])  # it stays among those that end if this does
+                    _wait(future)  # it stays among those that end if this does
                 yield _outcome(future, *taken.pop(future), return_exceptions)
         finally:
             for future in taken:
@@ -383,6 +384,13 @@ async def _next(stream: ResponseStream) -> StreamEvent | None:
 
 async def _run(scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None) -> Response:
     return await scheduler.run(request, on_exceeded=on_exceeded)
+
+
+def _wait(future: Future[Any]) -> None:
+    """Wait for a future. Its own way to wait may answer Ctrl-C with an error of its lock."""
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    future.add_done_callback(done.put)
+    done.get()
 
 
 def _end(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
