@@ -92,12 +92,12 @@ def slow_service(slow_server: str) -> Service:
 
 
 @pytest.fixture
-async def connect(anyio_backend: str) -> AsyncIterator[Callable[[Kit, str, bool], Any]]:
+async def connect(anyio_backend: str) -> AsyncIterator[Callable[..., Any]]:
     """Makes clients, and closes them at the end."""
     made = []
 
-    def make(kit: Kit, url: str, sync: bool) -> Any:
-        made.append(kit.client(url, sync))
+    def make(kit: Kit, url: str, sync: bool, *timeout_s: float) -> Any:
+        made.append(kit.client(url, sync, *timeout_s))
         return made[-1]
 
     yield make

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-TIMEOUT_S = 0.4  # of the SDK: parking takes longer
+TIMEOUT_S = 1.0  # of SDKs that are to be parked for longer; others are patient
+PATIENT_S = 60.0
 MODEL = "sim-small"
 
 
@@ -18,7 +19,7 @@ class Kit:
 
     Attributes:
         package: As pip names it.
-        client: From URL (without ``/v1``) and whether it is sync, to a client.
+        client: From URL (without ``/v1``), whether it is sync, and its timeout, to a client.
         ask: From client, prompt and headers to an answer, or what to await for it.
         stream: Likewise to chunks.
         text: Of an answer.
@@ -30,7 +31,7 @@ class Kit:
     """
 
     package: str
-    client: Callable[[str, bool], Any]
+    client: Callable[..., Any]
     ask: Callable[..., Any]
     stream: Callable[..., Any]
     text: Callable[[Any], str]
@@ -52,8 +53,8 @@ def said(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-def options(url: str, base: str = "") -> dict[str, Any]:
-    return {"api_key": "sk-test-0123456789", "base_url": url + base, "timeout": TIMEOUT_S}
+def options(url: str, timeout_s: float) -> dict[str, Any]:
+    return {"api_key": "sk-test-0123456789", "base_url": url, "timeout": timeout_s}
 
 
 # OpenAI and its like
@@ -69,16 +70,16 @@ def chat_tokens(answer: Any) -> tuple[int, int]:
     return answer.usage.prompt_tokens, answer.usage.completion_tokens
 
 
-def openai_client(url: str, sync: bool) -> Any:
+def openai_client(url: str, sync: bool, timeout_s: float = PATIENT_S) -> Any:
     import openai
 
-    return (openai.OpenAI if sync else openai.AsyncOpenAI)(**options(url, "/v1"))
+    return (openai.OpenAI if sync else openai.AsyncOpenAI)(**options(f"{url}/v1", timeout_s))
 
 
-def groq_client(url: str, sync: bool) -> Any:
+def groq_client(url: str, sync: bool, timeout_s: float = PATIENT_S) -> Any:
     import groq
 
-    return (groq.Groq if sync else groq.AsyncGroq)(**options(url))
+    return (groq.Groq if sync else groq.AsyncGroq)(**options(url, timeout_s))
 
 
 OPENAI = Kit(
@@ -131,10 +132,10 @@ RESPONSES = Kit(
 # Anthropic
 
 
-def anthropic_client(url: str, sync: bool) -> Any:
+def anthropic_client(url: str, sync: bool, timeout_s: float = PATIENT_S) -> Any:
     import anthropic
 
-    return (anthropic.Anthropic if sync else anthropic.AsyncAnthropic)(**options(url))
+    return (anthropic.Anthropic if sync else anthropic.AsyncAnthropic)(**options(url, timeout_s))
 
 
 def message(client: Any, prompt: str, headers: dict[str, str] | None = None, **more: Any) -> Any:
@@ -159,10 +160,10 @@ ANTHROPIC = Kit(
 # Mistral: one client for both, with methods of its own for async
 
 
-def mistral_client(url: str, sync: bool) -> Any:
+def mistral_client(url: str, sync: bool, timeout_s: float = PATIENT_S) -> Any:
     from mistralai.client import Mistral
 
-    return Mistral(api_key="sk-test-0123456789", server_url=url, timeout_ms=int(TIMEOUT_S * 1000))
+    return Mistral(api_key="sk-test-0123456789", server_url=url, timeout_ms=int(timeout_s * 1000))
 
 
 def mistral(name: str) -> Callable[..., Any]:
@@ -195,12 +196,12 @@ MISTRAL = Kit(
 # Google: one client for both, with a part of its own for async
 
 
-def google_client(url: str, sync: bool) -> Any:
+def google_client(url: str, sync: bool, timeout_s: float = PATIENT_S) -> Any:
     from google import genai
 
     return genai.Client(
         api_key="sk-test-0123456789",
-        http_options={"base_url": url, "timeout": int(TIMEOUT_S * 1000)},
+        http_options={"base_url": url, "timeout": int(timeout_s * 1000)},
     )
 
 

@@ -65,11 +65,11 @@ async def test_calls_park_beyond_the_sdks_own_timeout_and_go_on_after_a_raise(
     kit, service, connect
 ):
     async with make_scheduler() as s:
-        client = s.wrap(connect(kit, service.url, False))
+        client = s.wrap(connect(kit, service.url, False, TIMEOUT_S))
         await room_for_one_more(s, kit.ask(client, "Question 0"))
         calls = [asyncio.create_task(kit.ask(client, f"Question {n}")) for n in range(1, 7)]
         await parked(s, 5)
-        await asyncio.sleep(2 * TIMEOUT_S)
+        await asyncio.sleep(1.5 * TIMEOUT_S)
         assert [call.done() for call in calls].count(True) == 1
         assert service.since("calls") == 2
 
@@ -270,7 +270,7 @@ async def test_other_endpoints_are_left_alone(kit, service, connect):
 @every
 async def test_sync_clients_wait_in_their_threads(kit, service, connect):
     async with make_scheduler() as s:
-        client = s.wrap(connect(kit, service.url, True))
+        client = s.wrap(connect(kit, service.url, True, TIMEOUT_S))
 
         def ask(n):
             return asyncio.create_task(asyncio.to_thread(ask_sync, kit, client, f"Question {n}"))
