@@ -194,11 +194,13 @@ class BlockingScheduler:
 
     def stream(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> BlockingStream:
         """Answer one request in pieces, as `Scheduler.stream` does."""
+        stream = BlockingStream(self)
 
-        async def begin() -> ResponseStream:
-            return self.scheduler.stream(request, on_exceeded=on_exceeded)
+        async def begin() -> None:
+            stream._stream = self.scheduler.stream(request, on_exceeded=on_exceeded)
 
-        return BlockingStream(self, self._do(begin))
+        self._do(begin)
+        return stream
 
     def map(
         self,
@@ -334,8 +336,10 @@ class BlockingScheduler:
 class BlockingStream:
     """The events of one answer as they come; see `ResponseStream`."""
 
-    def __init__(self, scheduler: BlockingScheduler, stream: ResponseStream) -> None:
-        self._scheduler, self._do, self._stream = scheduler, scheduler._do, stream
+    _stream: ResponseStream  # from its beginning on
+
+    def __init__(self, scheduler: BlockingScheduler) -> None:
+        self._scheduler, self._do = scheduler, scheduler._do
 
     def __iter__(self) -> Iterator[StreamEvent]:
         return self
