@@ -67,9 +67,9 @@ def instrument(
 
     For code that makes its clients itself, where they cannot be wrapped. Clients of httpx and
     httpx2 are reached, also those that exist already, and so is every SDK that uses one. Only
-    what is unmistakably a call to a model (its path and its body say so) is taken for one. What
-    such a call costs if it is refused, and how, is as for `Scheduler.wrap`; but the SDK's own
-    retries of broken connections stay, each a call of its own.
+    what is unmistakably a call to a model (its path and its body say so) is taken for one.
+    Answers, streams and refusals are as for `Scheduler.wrap`; but the SDK's own retries of broken
+    connections stay, each a call of its own.
 
     Args:
         scheduler: Who says when.
