@@ -94,7 +94,8 @@ class OtherLoop:
 
     def wake(self) -> None:
         """Let the caller go on."""
-        self._here.call_soon_threadsafe(self._place.wake)
+        with contextlib.suppress(RuntimeError):  # the caller's loop has ended, and they with it
+            self._here.call_soon_threadsafe(self._place.wake)
 
     async def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
         """Start in the scheduler's loop, and wait for `wake` in this one."""
