@@ -192,6 +192,7 @@ if __name__ == "__main__":
         print("forked" in str(error))
 """
     )
+    assert run(DATASETS + "opened().close()", tmp_path).returncode == 0  # the file is there
     # Threads and forks: datasets' own business, of which Python from 3.12 on warns.
     done = run(program, tmp_path, PYTHONWARNINGS="default")
 

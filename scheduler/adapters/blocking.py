@@ -10,10 +10,10 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from queue import SimpleQueue
@@ -53,6 +53,31 @@ def open(*args: Any, **options: Any) -> BlockingScheduler:
     return BlockingScheduler(Scheduler(*args, **options))
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Something done in the loop for somebody in another thread.
+
+    There is no lock in it: one that Ctrl-C strikes inside, as it may in a `Future`, stays shut,
+    and the loop would wait at it for ever.
+    """
+
+    begin: Callable[[], Coroutine[Any, Any, Any]]
+    on_end: Callable[[_Call], None]
+    result: Any = None
+    error: BaseException | None = None
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
+        on_end = self.on_end
+        del self.begin, self.on_end  # and what they hold on to
+        on_end(self)
+
+    def outcome(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
 class BlockingScheduler:
     """A scheduler whose methods block; they may be called from any thread.
 
@@ -67,7 +92,7 @@ class BlockingScheduler:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self._tasks: dict[Future[Any], asyncio.Task[Any]] = {}  # what is waited for
+        self._tasks: dict[_Call, asyncio.Task[Any]] = {}
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         # A daemon, so that a program that forgets to close it can end.
         self._thread = threading.Thread(
@@ -96,9 +121,13 @@ class BlockingScheduler:
         self._refuse_to_wait()
         self._is_closed = True
         atexit.unregister(self.close)
-        closing = self.scheduler.aclose(drain=drain)
+        done: SimpleQueue[_Call] = SimpleQueue()
+        closing = _Call(partial(self.scheduler.aclose, drain=drain), done.put)
         try:
-            asyncio.run_coroutine_threadsafe(closing, self._loop).result()
+            self._loop.call_soon_threadsafe(self._start, closing)
+            done.get()
+            with contextlib.suppress(SchedulerClosed):  # by somebody in its loop
+                closing.outcome()
         finally:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -106,25 +135,27 @@ class BlockingScheduler:
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
         """Have it done in the loop, and wait; what is waited for ends with whoever waits."""
         self._refuse_to_wait()
-        future: Future[Any] = Future()
+        done: SimpleQueue[_Call] = SimpleQueue()
+        call = _Call(partial(function, *args), done.put)
         try:
-            self._begin(future, function, *args)
-            _wait(future)
-            return future.result()
+            self._begin(call)
+            done.get()
         except BaseException:
-            future.cancel()
+            self._give_up(call)
             raise
+        return call.outcome()
 
-    def _begin(self, future: Future[Any], function: Callable[..., Any], *args: Any) -> None:
-        """Have it done in the loop; cancelling `future`, now or later, cancels it.
-
-        Ctrl-C may come at any step: whoever is to cancel it has the future before it begins.
-        """
+    def _begin(self, call: _Call) -> None:
         self._refuse_if_closed()
         try:
-            self._loop.call_soon_threadsafe(self._start, future, function, args)
+            self._loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:  # closed in this very moment
             raise SchedulerClosed from None
+
+    def _give_up(self, call: _Call) -> None:
+        """End it, whether it has begun or not; Ctrl-C may come while it begins."""
+        with contextlib.suppress(RuntimeError):  # the loop is no more
+            self._loop.call_soon_threadsafe(self._cancel, call)
 
     # In its own thread
 
@@ -144,36 +175,26 @@ class BlockingScheduler:
                 raise
             started.set_exception(exc)
 
-    def _start(
-        self, future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> None:
-        if future.cancelled() or self.scheduler.is_closed:
-            _end(future, error=SchedulerClosed())
+    def _start(self, call: _Call) -> None:
+        if self.scheduler.is_closed:
+            call.end(error=SchedulerClosed())
             return
         # Kept in this thread only: where the last reference to a task is dropped, Python runs
         # code in which Ctrl-C is lost.
-        task = self._tasks[future] = asyncio.create_task(function(*args))
-        task.add_done_callback(partial(self._ended, future))
-        future.add_done_callback(self._given_up)
+        task = self._tasks[call] = asyncio.create_task(call.begin())
+        task.add_done_callback(partial(self._ended, call))
 
-    def _ended(self, future: Future[Any], task: asyncio.Task[Any]) -> None:
-        del self._tasks[future]
+    def _ended(self, call: _Call, task: asyncio.Task[Any]) -> None:
+        del self._tasks[call]
         if task.cancelled():
-            future.cancel()
-            _end(future)
+            call.end(error=SchedulerClosed())
         elif (error := task.exception()) is not None:
-            _end(future, error=error)
+            call.end(error=error)
         else:
-            _end(future, task.result())
+            call.end(task.result())
 
-    def _given_up(self, future: Future[Any]) -> None:
-        """A future is done, in whatever thread: cancelled by who waited, or since its task is."""
-        if future.cancelled():
-            with contextlib.suppress(RuntimeError):  # the loop is no more
-                self._loop.call_soon_threadsafe(self._cancel, future)
-
-    def _cancel(self, future: Future[Any]) -> None:
-        task = self._tasks.get(future)
+    def _cancel(self, call: _Call) -> None:
+        task = self._tasks.get(call)
         if task is not None:
             task.cancel()
 
@@ -189,7 +210,14 @@ class BlockingScheduler:
     ) -> Future[Response]:
         """Put a request in the queue; what `Scheduler.submit` raises comes in the future, too."""
         future: Future[Response] = Future()
-        self._begin(future, _run, self.scheduler, request, on_exceeded)
+        call = _Call(partial(_run, self.scheduler, request, on_exceeded), partial(_settle, future))
+
+        def ended(future: Future[Response]) -> None:
+            if future.cancelled():
+                self._give_up(call)
+
+        future.add_done_callback(ended)
+        self._begin(call)
         return future
 
     def stream(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> BlockingStream:
@@ -197,9 +225,13 @@ class BlockingScheduler:
         stream = BlockingStream(self)
 
         async def begin() -> None:
-            stream._stream = self.scheduler.stream(request, on_exceeded=on_exceeded)
+            stream._begun.append(self.scheduler.stream(request, on_exceeded=on_exceeded))
 
-        self._do(begin)
+        try:
+            self._do(begin)
+        except BaseException:
+            stream._drop()  # Ctrl-C may come when it has begun
+            raise
         return stream
 
     def map(
@@ -214,8 +246,8 @@ class BlockingScheduler:
         self._refuse_to_wait()
         size = window or 4 * self.scheduler.concurrency
         source, index, is_over = iter(requests), 0, False
-        done: SimpleQueue[Future[Response]] = SimpleQueue()
-        taken: dict[Future[Response], tuple[int, Request]] = {}
+        done: SimpleQueue[_Call] = SimpleQueue()
+        taken: dict[_Call, tuple[int, Request, SimpleQueue[_Call]]] = {}
         try:
             while True:
                 while not is_over and len(taken) < size:
@@ -224,20 +256,19 @@ class BlockingScheduler:
                     except StopIteration:
                         is_over = True
                         break
-                    future: Future[Response] = Future()
-                    taken[future], index = (index, request), index + 1
-                    if not ordered:
-                        future.add_done_callback(done.put)
-                    self._begin(future, _run, self.scheduler, request, None)
+                    queue: SimpleQueue[_Call] = SimpleQueue() if ordered else done
+                    call = _Call(partial(_run, self.scheduler, request, None), queue.put)
+                    taken[call], index = (index, request, queue), index + 1
+                    self._begin(call)
                 if not taken:
                     return
-                future = next(iter(taken)) if ordered else done.get()
-                if ordered:
-                    _wait(future)  # it stays among those that end if this does
-                yield _outcome(future, *taken.pop(future), return_exceptions)
+                # Until it is done, it stays among those that end if this does.
+                call = next(iter(taken.values()))[2].get() if ordered else done.get()
+                position, request, _ = taken.pop(call)
+                yield _outcome(call, position, request, return_exceptions)
         finally:
-            for future in taken:
-                future.cancel()
+            for call in taken:
+                self._give_up(call)
 
     def call(
         self, function: Callable[..., T_], /, *args: Any, on_exceeded: OnExceeded | None = None,
@@ -336,17 +367,16 @@ class BlockingScheduler:
 class BlockingStream:
     """The events of one answer as they come; see `ResponseStream`."""
 
-    _stream: ResponseStream  # from its beginning on
-
     def __init__(self, scheduler: BlockingScheduler) -> None:
-        self._scheduler, self._do = scheduler, scheduler._do
+        self._scheduler = scheduler
+        self._begun: list[ResponseStream] = []  # the one, once it has begun
 
     def __iter__(self) -> Iterator[StreamEvent]:
         return self
 
     def __next__(self) -> StreamEvent:
         try:
-            event: StreamEvent | None = self._do(_next, self._stream)
+            event: StreamEvent | None = self._scheduler._do(_next, self._begun[0])
         except KeyboardInterrupt:
             self.close()  # the call ends, too, not only the wait for its next event
             raise
@@ -356,12 +386,12 @@ class BlockingStream:
 
     def response(self) -> Response:
         """The whole answer; events not read yet are skipped."""
-        response: Response = self._do(self._stream.response)
+        response: Response = self._scheduler._do(self._begun[0].response)
         return response
 
     def close(self) -> None:
         """End the call, if it is still under way or waits."""
-        self._do(self._stream.aclose)
+        self._scheduler._do(self._begun[0].aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -375,11 +405,18 @@ class BlockingStream:
         self.close()
 
     def __del__(self) -> None:
-        # Nobody reads on. The stream would notice, but has to in its own thread.
-        stream = getattr(self, "_stream", None)
-        if stream is not None:
-            with contextlib.suppress(SchedulerClosed):
-                self._scheduler._begin(Future(), stream.aclose)
+        if hasattr(self, "_begun"):
+            self._drop()
+
+    def _drop(self) -> None:
+        """Nobody reads on. The stream would notice, but has to in its own thread."""
+        with contextlib.suppress(SchedulerClosed):
+            self._scheduler._begin(_Call(partial(_leave, self._begun), _forget))
+
+
+async def _leave(streams: list[ResponseStream]) -> None:
+    for stream in streams:
+        await stream.aclose()
 
 
 async def _next(stream: ResponseStream) -> StreamEvent | None:
@@ -390,29 +427,25 @@ async def _run(scheduler: Scheduler, request: Request, on_exceeded: OnExceeded |
     return await scheduler.run(request, on_exceeded=on_exceeded)
 
 
-def _wait(future: Future[Any]) -> None:
-    """Wait for a future. Its own way to wait may answer Ctrl-C with an error of its lock."""
-    done: SimpleQueue[Future[Any]] = SimpleQueue()
-    future.add_done_callback(done.put)
-    done.get()
-
-
-def _end(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+def _settle(future: Future[Any], call: _Call) -> None:
     if not future.set_running_or_notify_cancel():
         return  # nobody waits for it any more
-    if error is not None:
-        future.set_exception(error)
+    if call.error is not None:
+        future.set_exception(call.error)
     else:
-        future.set_result(result)
+        future.set_result(call.result)
 
 
-def _outcome(
-    future: Future[Response], index: int, request: Request, return_exceptions: bool
-) -> Response:
-    error = future.exception()
+def _forget(call: _Call) -> None:
+    pass
+
+
+def _outcome(call: _Call, index: int, request: Request, return_exceptions: bool) -> Response:
+    error = call.error
     if error is None:
         # A copy: requests with the same key share one response.
-        return replace(future.result(), index=index)
+        response: Response = replace(call.result, index=index)
+        return response
     if not return_exceptions or not isinstance(error, SchedulerError):
         raise error
     error.index, error.key = index, request.key  # type: ignore[attr-defined]

@@ -146,6 +146,45 @@ def test_closed_by_another_thread_nobody_waits_on():
             assert isinstance(future.exception(10), SchedulerClosed)
 
 
+def test_a_future_that_is_cancelled_takes_its_request_along():
+    with scheduler.open(budgets="$0", providers=Simulated()) as s:
+        parked = threading.Event()
+        s.on(scheduler.events.Parked, lambda e: parked.set())
+        waiting, sure = s.submit(ask()), s.submit(ask())
+        assert parked.wait(10)
+
+        assert waiting.cancel()
+
+        while s.stats().cancelled < 1:
+            time.sleep(0.01)
+        s.set_limit("default", None)
+        assert sure.result(10).cost > 0
+        assert s.stats().succeeded == 1
+
+
+def test_its_own_thread_is_not_blocked():
+    with scheduler.open(budgets="$1", providers=Simulated()) as s:
+        ways = [s.stats, s.close, lambda: s.run(ask()), lambda: list(s.map([ask()]))]
+        found: list[str] = []
+        more: list[Any] = []
+
+        def settled(event: object) -> None:
+            stop()
+            for way in ways:
+                try:
+                    way()
+                except RuntimeError as error:
+                    found.append(str(error))
+            more.append(s.submit(ask()))
+
+        stop = s.on(scheduler.events.Settled, settled)
+        s.run(ask())
+        while not more:
+            time.sleep(0.01)
+        assert more[0].result(10).cost > 0
+        assert found == ["this would wait for itself: it is the scheduler's own thread"] * 4
+
+
 # Tags
 
 
