@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
@@ -141,6 +142,7 @@ class Scheduler(Adoption):
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the one it was opened in
+        self._process_id = 0  # likewise
 
     # Opening and closing
 
@@ -160,7 +162,7 @@ class Scheduler(Adoption):
             await self.store.aclose()
             raise
         self._state = "open"
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._process_id = asyncio.get_running_loop(), os.getpid()
         self.store.use(Gates(self._intake.rules(self.concurrency)))
         self._pump = Pump(
             self.store,
@@ -535,6 +537,11 @@ class Scheduler(Adoption):
         assert self._loop is not None
         if self._loop.is_closed():
             raise SchedulerClosed("the scheduler's event loop has ended; nothing was sent")
+        if os.getpid() != self._process_id:
+            raise SchedulerClosed(
+                "the scheduler is that of the process this one was forked from; nothing was sent. Open "
+                "one here"
+            )
         return self._loop
 
     def now_ms(self) -> int:

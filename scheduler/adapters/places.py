@@ -135,8 +135,8 @@ class Thread:
 
     def wait(self, start: Callable[[], None], give_up: Callable[[], None]) -> None:
         """Start in the scheduler's loop; do what is asked of this thread until `wake`."""
-        self.tell(start)
         try:
+            self.tell(start)
             while (job := self._jobs.get()) is not None:
                 job()
         except BaseException:  # Ctrl-C: while it waited, or while it was sending

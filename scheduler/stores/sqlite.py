@@ -196,15 +196,16 @@ class SqliteStore(Store):
 
     def _version_of(self, db: sqlite3.Connection) -> int:
         """The schema's version; 0 if the file is empty."""
+        # In this order: another process may make the file meanwhile, and whoever saw no tables
+        # before, or its mark after, does not take it for a stranger's.
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables or application:
-                raise StoreForeign(
-                    f"{self.path} is a SQLite database of another program; nothing was changed. "
-                    "Name another file with --store sqlite:///FILE.db"
-                )
+        if application != APPLICATION_ID and (tables or application):
+            raise StoreForeign(
+                f"{self.path} is a SQLite database of another program; nothing was changed. "
+                "Name another file with --store sqlite:///FILE.db"
+            )
         if version > SCHEMA_VERSION:
             raise StoreTooNew(str(self.path), version, SCHEMA_VERSION)
         return int(version)

@@ -559,3 +559,14 @@ async def test_what_another_thread_tells_happens_in_the_schedulers_loop():
     place.tell(tell)
 
     assert told == [threading.get_ident()] * 2
+
+
+async def test_a_fork_of_the_schedulers_process_is_told_to_open_its_own(monkeypatch):
+    async with make_scheduler() as s:
+        client = wrapped(s, None, sync=True)
+        with monkeypatch.context() as patched:
+            patched.setattr("os.getpid", lambda: -1)
+            answer = client.post(URL, json=BODY)
+
+        assert answer.status_code == 503
+        assert "forked from; nothing was sent. Open one here" in answer.text

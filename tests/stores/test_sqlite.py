@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -440,3 +441,25 @@ def test_pids_of_dead_processes_are_recognised():
     assert not is_dead(me, Process("elsewhere", 2**22 + 1, ""))
     if me.started:
         assert is_dead(me, Process(me.host, os.getpid(), str(int(me.started) - 1)))
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_file_that_another_process_makes_meanwhile_is_no_strangers(tmp_path, reads):
+    """Between any two of the reads that tell whose file it is."""
+    path = tmp_path / "s.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        done: list[str] = []
+
+        class Watched:
+            def execute(self, sql):
+                if len(done) == reads:
+                    asyncio.run(make(path))
+                done.append(sql)
+                return db.execute(sql)
+
+        assert SqliteStore(path)._version_of(Watched()) in (0, SCHEMA_VERSION)
+        assert len(done) > reads
+
+
+async def make(path):
+    await (await opened(path)).aclose()
