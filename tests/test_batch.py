@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler import batch
-from scheduler.batch import BadLine, BatchLine, LineFile, LineOptions, read_lines
+from scheduler.batch import input as batch_input
+from scheduler.batch import results
+from scheduler.batch.files import LineFile
+from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_lines
 from scheduler.errors import ConfigError
 from scheduler.request import (
     CHAT,
@@ -182,7 +184,7 @@ def test_what_is_written_as_input_is_read_as_the_same_request(extra, key):
     request = Request({**extra, "model": "m", "messages": MESSAGES}, key=key, job="j")
     request.body.pop("stream", None)
 
-    again = good(batch.input_line(request), job="j")
+    again = good(results.input_line(request), job="j")
 
     assert (again.key, again.url, again.body) == (key, CHAT, request.body)
     assert again.digest() == request.digest()
@@ -204,12 +206,12 @@ def test_an_input_that_cannot_be_a_batch_file_is_refused(tmp_path, data, problem
         path.write_bytes(data)
 
     with pytest.raises(ConfigError, match=problem):
-        batch.check_input(path)
+        batch_input.check_input(path)
 
 
 def test_a_folder_is_no_batch_file(tmp_path):
     with pytest.raises(ConfigError, match="Is a directory"):
-        batch.check_input(tmp_path)
+        batch_input.check_input(tmp_path)
 
 
 def test_a_success_is_an_openai_result_line_with_what_it_cost():
@@ -217,7 +219,7 @@ def test_a_success_is_an_openai_result_line_with_what_it_cost():
         {"x": 1}, request_id="req_9", usage=Usage(7, 3), cost_nusd=1_500, attempts=2, parked_ms=2500
     )
 
-    assert batch.result_line(4, "a", response) == {
+    assert results.result_line(4, "a", response) == {
         "id": "batch_req_4",
         "custom_id": "a",
         "response": {"status_code": 200, "request_id": "req_9", "body": {"x": 1}},
@@ -246,7 +248,7 @@ def test_a_success_is_an_openai_result_line_with_what_it_cost():
     ],
 )
 def test_a_failure_is_an_openai_result_line_with_code_and_message(error, request_id, response):
-    line = batch.error_line(request_id, "a", error, 20_000_000, 3)
+    line = results.error_line(request_id, "a", error, 20_000_000, 3)
 
     assert line == {
         "id": request_id and f"batch_req_{request_id}",

@@ -61,7 +61,8 @@ def prune(
 @contextlib.contextmanager
 def _writer(path: Path | None) -> Iterator[Archive | None]:
     """What writes a page to the file, and waits for the disk."""
-    from scheduler.batch import LineFile, error_line, result_line
+    from scheduler.batch.files import LineFile
+    from scheduler.batch.results import error_line, result_line
 
     if path is None:
         yield None

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scheduler.batch import MAX_LINE_BYTES, LineOptions
+from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.cli.options import ConfigOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scheduler.batch import BadLine, BatchLine
+    from scheduler.batch.input import BadLine, BatchLine
     from scheduler.budget import Cap
     from scheduler.cli.options import Sending
     from scheduler.request import Quote, Request
@@ -218,7 +218,7 @@ def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quo
 
 
 def _lines(source: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
-    from scheduler.batch import check_input, read_lines
+    from scheduler.batch.input import check_input, read_lines
 
     if source == "-":
         yield from read_lines(sys.stdin.buffer, "<stdin>", options)
@@ -238,7 +238,7 @@ def _read(
     quote_one: Callable[[Request], Quote],
     cap: Cap | None,
 ) -> None:
-    from scheduler.batch import BadLine
+    from scheduler.batch.input import BadLine
     from scheduler.errors import PriceUnknown
 
     for line in lines:

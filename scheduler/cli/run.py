@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scheduler.batch import MAX_LINE_BYTES, LineOptions
+from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.cli.options import ConfigOption
@@ -170,7 +170,7 @@ def _check_words(on_exhausted: str, progress: str) -> None:
 
 def _files(source: str, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
-    from scheduler.batch import check_input
+    from scheduler.batch.input import check_input
     from scheduler.cli.runner import Files
 
     path = None if source == "-" else Path(source)

@@ -23,17 +23,9 @@ from typing import Any, BinaryIO
 
 from scheduler import events
 from scheduler.admission import ParkReason, Shortfall
-from scheduler.batch import (
-    BadLine,
-    BatchLine,
-    LineFile,
-    LineOptions,
-    error_line,
-    input_line,
-    line_id,
-    read_lines,
-    result_line,
-)
+from scheduler.batch.files import LineFile
+from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_lines
+from scheduler.batch.results import error_line, input_line, line_id, result_line
 from scheduler.calls import describe
 from scheduler.cli.exits import Exit
 from scheduler.cli.process import open_stdin, signals_to

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scheduler.batch import BatchLine, LineOptions, read_lines
+from scheduler.batch.input import BatchLine, LineOptions, read_lines
 from scheduler.budget import Budget
 from scheduler.cli.options import make_provider, parse_prices
 from scheduler.config import load_config
