@@ -16,11 +16,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+from scheduler.billing import (
+    ONLY_TEXT,
+    YOCTO_PER_NANO,
+    YOCTO_PER_USD,
+    YOCTO_PER_USD_A_MILLION,
+    Asked,
+    Rates,
+    Steps,
+)
 from scheduler.errors import PriceUnknown
 from scheduler.providers.base import Answer, Tariff
-from scheduler.rates import YOCTO_PER_USD_A_MILLION, Listing, Rates, Steps, look_up
+from scheduler.rates import Listing, look_up
 from scheduler.request import (
     CHAT,
     COMPLETIONS,
@@ -33,8 +42,9 @@ from scheduler.request import (
     Quote,
     Request,
     Tokens,
+    Usage,
 )
-from scheduler.tokens import TokenBound, bare_name, bound_input_tokens
+from scheduler.tokens import Input, TokenBound, bare_name, count_input
 
 DEFAULT_OUTPUT = 16_384
 EXPECTED_OUTPUT = 300  # tokens of an ordinary answer, for forecasts only
@@ -159,16 +169,29 @@ class PriceBook:
                   for model, price in (brought or {}).items()}  # fmt: skip
         return _BookTariff(self, price_source, listed)
 
-    def rates(self, model: str, price_source: str | None = None, tier: str | None = None) -> Rates:
-        """Rates of a model now. Raises `PriceUnknown`."""
+    def rates(
+        self, model: str, price_source: str | None = None, tier: str | None = None,
+        with_media: bool = False,
+    ) -> Rates:  # fmt: skip
+        """Rates of a model now. Raises `PriceUnknown`.
+
+        Args:
+            model: As requests name it.
+            price_source: As for `tariff`.
+            tier: The service tier, or speed; None: the standard one.
+            with_media: Have prices for sound and pictures too, even if others' must stand in.
+        """
         if model in self._own:
             return self._own[model][1]
         listing = self._find(model, price_source, tier)
+        if with_media:
+            listing = listing.with_media()
         return listing.fixed or listing.now(self._at_ms())
 
     def ceilings(
-        self, model: str, price_source: str | None = None, tier: str | None = None
-    ) -> tuple[Rates, ...]:
+        self, model: str, price_source: str | None = None, tier: str | None = None,
+        with_media: bool = False,
+    ) -> tuple[Rates, ...]:  # fmt: skip
         """All rates a call sent from now on may be billed by. Raises `PriceUnknown`.
 
         Those of the tier, which come first, of the standard one to which a provider may fall
@@ -177,8 +200,12 @@ class PriceBook:
         if model in self._own:
             return (self._own[model][1],)
         listing = self._find(model, price_source, tier)
+        if with_media:
+            listing = listing.with_media()
         found = listing.possible(0 if listing.fixed else self._at_ms())
-        return found if tier in _STANDARD_TIERS else found + self.ceilings(model, price_source)
+        if tier in _STANDARD_TIERS:
+            return found
+        return found + self.ceilings(model, price_source, None, with_media)
 
     def describe(self, model: str, price_source: str | None = None) -> PriceInfo:
         """A model's prices for people. Raises `PriceUnknown`."""
@@ -232,25 +259,46 @@ class _BookTariff:
     def quote(self, request: Request) -> Quote:
         if request.url == MODERATIONS:
             return _FREE  # at every provider that has it
+        found = self._input(request)
+        asked = found.asked
         fixed = self._fixed(request.model)
         candidates = (
             (fixed,) if fixed is not None
-            else self._book.ceilings(request.model, self._source, _tier(request.body))
+            else self._book.ceilings(
+                request.model, self._source, _tier(request.body), asked is not ONLY_TEXT
+            )
         )  # fmt: skip
-        rates = candidates[0]
-        into, is_bound = self._bound_input(request)
+        rates, why = candidates[0], found.why_unbound
+        into = _within_context(found, rates)
         output = bound_output_tokens(request, rates.context_tokens)
-        out = output.tokens
-        ceiling_nusd = max([each.most_nusd(into, out) for each in candidates])
-        likely = rates.plain_nusd(into // EXPECTED_BYTES_PER_TOKEN, min(out, EXPECTED_OUTPUT))
+        out, beside = output.tokens, 0
+        if asked is not ONLY_TEXT:
+            asked = _as_billed(request, asked)
+            beside = _preview_nusd(request, candidates, asked.web_searches)
+            unknown = rates.unknown(asked)
+            if unknown:
+                # Said first: what is missing is a price, which can be given.
+                why = f"no price is known for {unknown}: the dearest that is known stands in"
+        ceiling_nusd = max([each.most_nusd(into, out, asked) for each in candidates]) + beside
+        if not why and not output.is_bound:
+            why = "nothing caps the output"
+        if not why and not all(each.is_complete for each in candidates):
+            why = "the model also bills by what has no price here"
+        likely = rates.plain_nusd(
+            found.media + (into - found.media) // EXPECTED_BYTES_PER_TOKEN
+            if into > found.media
+            else into,
+            min(out, EXPECTED_OUTPUT),
+        )
         least = rates.plain_nusd(into // LEAST_BYTES_PER_TOKEN, min(out, 1))
         return Quote(
             ceiling_nusd,
             min(ceiling_nusd, likely),
             into + out,
             min(ceiling_nusd, least),
-            is_bound and output.is_bound and all(each.is_complete for each in candidates),
+            not why,
             self._tokens(request, into),
+            why,
         )
 
     def _tokens(self, request: Request, into: int) -> Tokens:
@@ -260,23 +308,94 @@ class _BookTariff:
         stated = stated_output_tokens(request)
         return Tokens(into, stated)
 
-    def _bound_input(self, request: Request) -> TokenBound:
-        if self._book.count_tokens is not None:
-            return TokenBound(self._book.count_tokens(request))
-        return bound_input_tokens(request.url, request.body)
+    def _input(self, request: Request) -> Input:
+        if self._book.count_tokens is None:
+            return count_input(request.url, request.body)
+        told = count_input(request.url, request.body)  # what it asks for beside text
+        return told._replace(
+            tokens=self._book.count_tokens(request), media=0,
+            why_unbound=told.why_unbound if told.asked is not ONLY_TEXT else "",
+        )  # fmt: skip
 
     def cost_nusd(self, request: Request, answer: Answer) -> int | None:
         if answer.cost_nusd is not None:
             return answer.cost_nusd
         if request.url == MODERATIONS:
             return 0
-        if answer.usage is None:
+        usage = answer.usage
+        if usage is None:
             return None
+        usage = _as_billed(request, usage)
         tier = _tier(answer.body) or _tier(request.body)
         fixed = self._fixed(request.model)
         if fixed is None:
-            fixed = self._book.rates(request.model, self._source, tier)
-        return fixed.cost_nusd(answer.usage)
+            fixed = self._book.rates(
+                request.model, self._source, tier, _has_media(usage) and _deals_in_media(request)
+            )
+        beside = _preview_nusd(request, (fixed,), usage.web_searches) if usage.web_searches else 0
+        return fixed.cost_nusd(usage) + beside
+
+
+def _within_context(found: Input, rates: Rates) -> int:
+    """Its tokens: what is an estimate cannot be more than the model takes in at all."""
+    most = rates.context_tokens
+    if not found.media or most is None or found.tokens <= most or most < rates.input[-1][0]:
+        return found.tokens
+    return max(found.tokens - found.media, most)
+
+
+_Counted = TypeVar("_Counted", Usage, Asked)
+_DEALS_IN_MEDIA = ("audio", "realtime", "voice", "omni", "sonic", "speech", "image", "video")
+_ALWAYS_SEARCH = ("search-preview", "search-api")  # for every call, without saying so
+# OpenAI's pages on pricing (November 2026): a search of the preview tool, by a model that does
+# not reason, costs $25 a thousand; the catalogue has the newer tool's price.
+_PREVIEW_SEARCH = YOCTO_PER_USD * 25 // 1000
+_FOR_A_PROMPT = ("gemini-1", "gemini-2")  # billed for searching at all, newer ones by the query
+
+
+def _has_media(usage: Usage) -> bool:
+    return bool(
+        usage.input_audio_tokens or usage.output_audio_tokens
+        or usage.output_image_tokens or usage.output_video_tokens
+    )  # fmt: skip
+
+
+def _deals_in_media(request: Request) -> bool:
+    """Whether a model's answers, or this one, can have sound or pictures in them or before them."""
+    name = request.model.lower()
+    if any(word in name for word in _DEALS_IN_MEDIA):
+        return True
+    return count_input(request.url, request.body).asked is not ONLY_TEXT
+
+
+def _as_billed(request: Request, counted: _Counted) -> _Counted:
+    """The same with as many searches as are billed."""
+    name, searches = bare_name(request.model), counted.web_searches
+    if request.url == CHAT and any(word in name for word in _ALWAYS_SEARCH):
+        billed = max(1, searches)
+    elif name.startswith(_FOR_A_PROMPT):
+        billed = min(1, searches)
+    else:
+        return counted
+    if billed == searches:
+        return counted
+    if isinstance(counted, Usage):
+        return replace(counted, web_searches=billed)
+    return counted._replace(web_searches=billed)
+
+
+def _preview_nusd(request: Request, candidates: tuple[Rates, ...], searches: int) -> int:
+    """What searches cost beyond their listed price, in nano-dollars, where the old tool is used."""
+    name = bare_name(request.model)
+    tools = request.body.get("tools")
+    is_preview = "search-preview" in name or any(
+        isinstance(tool, dict) and str(tool.get("type")).startswith("web_search_preview")
+        for tool in (tools if isinstance(tools, list) else ())
+    )
+    if not is_preview or name.startswith(_REASONING) or "gpt" not in name:
+        return 0
+    more = max(0, _PREVIEW_SEARCH - min(each.web_search for each in candidates))
+    return -(-more * searches // YOCTO_PER_NANO)
 
 
 def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:

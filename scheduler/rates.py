@@ -1,166 +1,22 @@
-"""What a model's tokens cost, in integers; the same rates for quotes and bills.
+"""What the catalogue of genai-prices knows of a model: its rates, at any time.
 
-Rates are in yocto-dollars (1e-24 USD) per token, so every published price is exact:
-a dollar per million tokens is 10**18. A cost is summed exactly and rounded up to
-nano-dollars once. Prices may step up with the length of the input; a step applies to
-all tokens of the call, as providers bill it.
-
->>> Rates.parse("0.15/0.60").cost_nusd(Usage(1_000, 100))
-210000
+Where it has no price for something that providers are known to ask more for than for text,
+the dearest it lists for that stands in, and the rates say that it is a guess.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import Decimal
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from scheduler.errors import ConfigError, PriceUnknown
+from scheduler.billing import YOCTO_PER_USD, Rates, Steps, dearest_of, yocto
+from scheduler.errors import PriceUnknown
 from scheduler.request import Usage
-
-YOCTO_PER_NANO = 10**15
-YOCTO_PER_USD_A_MILLION = 10**18  # yocto-dollars per token for one dollar per million tokens
-MAX_USD_A_MILLION = 100_000  # above it a price was surely meant per token or per thousand
-
-Steps = tuple[tuple[int, int], ...]  # (input tokens above which it holds, yocto-dollars per token)
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Prices of one model.
-
-    A kind of token without a price of its own counts as what it is part of: cached
-    input as input, reasoning as output.
-
-    Attributes:
-        long_cache_write: For caches kept longer.
-        per_call: Yocto-dollars for each call, beside its tokens.
-        context_tokens: The most tokens a call may have; None: not known.
-        is_complete: False: the model also bills by something that is not counted here.
-    """
-
-    input: Steps
-    output: Steps = ((0, 0),)
-    cache_read: Steps | None = None
-    cache_write: Steps | None = None
-    long_cache_write: Steps | None = None
-    input_audio: Steps | None = None
-    output_audio: Steps | None = None
-    reasoning: Steps | None = None
-    per_call: int = 0
-    context_tokens: int | None = None
-    is_complete: bool = True
-    _dear_input: Steps = field(init=False, repr=False, compare=False)
-    _dear_output: Steps = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        kinds_in = (
-            self.input, self.cache_read, self.cache_write, self.long_cache_write, self.input_audio,
-        )  # fmt: skip
-        object.__setattr__(self, "_dear_input", _dearest(kinds_in))
-        kinds_out = (self.output, self.output_audio, self.reasoning)
-        object.__setattr__(self, "_dear_output", _dearest(kinds_out))
-
-    @classmethod
-    def parse(cls, price: str, what: str = "price") -> Rates:
-        """Read a price of the user's own: ``"IN/OUT"`` or ``"IN/OUT/CACHED"``, USD per million.
-
-        Raises:
-            ConfigError: Not such a price, negative, or absurd.
-        """
-        parts = price.replace("$", "").split("/")
-        if not 2 <= len(parts) <= 3:
-            raise ConfigError(
-                what, f"{price!r} is not IN/OUT in USD per million tokens, like 0.10/0.20"
-            )
-        steps = [((0, _yocto_per_token(part, what)),) for part in parts]
-        return cls(steps[0], steps[1], steps[2] if len(steps) > 2 else None)
-
-    def cost_nusd(self, usage: Usage) -> int:
-        """What a call with this usage costs, rounded up to nano-dollars."""
-        length, rest_in, rest_out = usage.input_tokens, usage.input_tokens, usage.output_tokens
-        total = self.per_call
-        # Without a price of their own they are ordinary ones.
-        long_written = usage.long_cache_write_tokens if self.long_cache_write is not None else 0
-        for steps, count in (
-            (self.cache_read, usage.cached_tokens),
-            (self.long_cache_write, usage.long_cache_write_tokens),
-            (self.cache_write, usage.cache_write_tokens - long_written),
-            (self.input_audio, usage.input_audio_tokens),
-        ):
-            if steps is not None and count:
-                count = min(count, rest_in)
-                rest_in -= count
-                total += _at(steps, length) * count
-        for steps, count in (
-            (self.output_audio, usage.output_audio_tokens),
-            (self.reasoning, usage.reasoning_tokens),
-        ):
-            if steps is not None and count:
-                count = min(count, rest_out)
-                rest_out -= count
-                total += _at(steps, length) * count
-        total += _at(self.input, length) * rest_in + _at(self.output, length) * rest_out
-        return -(-total // YOCTO_PER_NANO)
-
-    def plain_nusd(self, input_tokens: int, output_tokens: int) -> int:
-        """What a call costs whose tokens are all of the ordinary kind."""
-        total = self.per_call + _at(self.input, input_tokens) * input_tokens
-        total += _at(self.output, input_tokens) * output_tokens
-        return -(-total // YOCTO_PER_NANO)
-
-    def most_nusd(self, input_tokens: int, output_tokens: int) -> int:
-        """The most that a call with up to so many tokens can cost, however they split."""
-        total = self.per_call + _at(self._dear_input, input_tokens) * input_tokens
-        total += _at(self._dear_output, input_tokens) * output_tokens
-        return -(-total // YOCTO_PER_NANO)
-
-
-def _at(steps: Steps, length: int) -> int:
-    """The rate for an input of this length."""
-    rate = steps[0][1]
-    if len(steps) > 1:
-        for above, stepped in steps:
-            if length > above:
-                rate = stepped
-    return rate
-
-
-def _dearest(kinds: Iterable[Steps | None]) -> Steps:
-    """Steps of the highest rate of any kind for an input of any length up to the given one."""
-    listed = [steps for steps in kinds if steps is not None]
-    highest = max(steps[0][1] for steps in listed)
-    dearest = [(0, highest)]
-    for above, rate in sorted(step for steps in listed for step in steps[1:]):
-        highest = max(highest, rate)
-        dearest.append((above, highest))
-    return tuple(dearest)
-
-
-def _yocto_per_token(text: str, what: str) -> int:
-    try:
-        price = Decimal(text.strip())
-    except InvalidOperation:
-        raise ConfigError(what, f"{text!r} is not a price in USD per million tokens") from None
-    if not price.is_finite() or not 0 <= price <= MAX_USD_A_MILLION:
-        raise ConfigError(
-            what,
-            f"{text!r} is not between 0 and {MAX_USD_A_MILLION:,} USD per million tokens; is it "
-            "meant per thousand?",
-        )
-    return _yocto(price)
-
-
-def _yocto(usd_a_million: Decimal) -> int:
-    """Yocto-dollars a token; what is finer, which no provider publishes, is rounded up."""
-    return int((usd_a_million * YOCTO_PER_USD_A_MILLION).to_integral_value(ROUND_CEILING))
-
-
-# The catalogue
 
 _FIELDS = {
     "input_mtok": "input",
@@ -170,30 +26,105 @@ _FIELDS = {
     "cache_write_1h_mtok": "long_cache_write",
     "input_audio_mtok": "input_audio",
     "output_audio_mtok": "output_audio",
+    "cache_audio_read_mtok": "cache_audio",
+    "input_image_mtok": "input_image",
+    "output_image_mtok": "output_image",
+    "cache_image_read_mtok": "cache_image",
+    "input_video_mtok": "input_video",
+    "output_video_mtok": "output_video",
+    "cache_video_read_mtok": "cache_video",
     "output_reasoning_mtok": "reasoning",
+    "output_citation_mtok": "citation",
 }
 _STAND_INS = {"input": "input_text_mtok", "output": "output_text_mtok"}
-# Billed only for tools the provider runs, which make a quote no bound anyway; or a finer
-# kind than usage tells apart, and cheaper than the kind it is counted as.
-_BESIDE = ("web_searches_kcount", "storage_searches_kcount", "cache_audio_read_mtok")
+_CALLS = {  # USD per thousand
+    "requests_kcount": "per_call",
+    "web_searches_kcount": "web_search",
+    "storage_searches_kcount": "file_search",
+    "code_executions_kcount": "code_session",
+}
+_HOURS = ("audio_hours", "input_audio_hours")  # of sound, the latter a part of the former
+# What providers are known to ask more for than for text.
+_DEAR_KINDS = ("input_audio_mtok", "output_audio_mtok", "output_image_mtok", "output_video_mtok")
+# Their lists name a price for sound wherever it differs from that of text.
+_TELLS_OF_AUDIO = ("google",)
 
 
-def from_catalogue(prices: Any, context_tokens: int | None) -> Rates:
-    """Rates from a `genai_prices.types.ModelPrice`."""
+def from_catalogue(
+    prices: Any, context_tokens: int | None, provider: str = "", model: str = "",
+    with_media: bool = False,
+) -> Rates:  # fmt: skip
+    """Rates from a `genai_prices.types.ModelPrice`.
+
+    Args:
+        prices: What the catalogue has.
+        context_tokens: The model's context window.
+        provider: The catalogue's id of the provider.
+        model: And of the model.
+        with_media: Have prices for sound and pictures too, even if others' must stand in.
+    """
     listed = {name: value for name, value in vars(prices).items() if value is not None}
-    fields: dict[str, Any] = {}
-    is_complete = True
-    for name, value in listed.items():
-        if name in _FIELDS:
-            fields[_FIELDS[name]] = _steps(value)
-        elif name == "requests_kcount":
-            fields["per_call"] = _yocto(value * 1000)  # USD per thousand calls
-        elif name not in _STAND_INS.values():
-            is_complete = is_complete and name in _BESIDE
+    fields: dict[str, Any] = {
+        field: _steps(listed[name]) for name, field in _FIELDS.items() if name in listed
+    }
     for kind, stand_in in _STAND_INS.items():
         if kind not in fields:
             fields[kind] = _steps(listed[stand_in]) if stand_in in listed else ((0, 0),)
-    return Rates(**fields, context_tokens=context_tokens, is_complete=is_complete)
+    for name, field in _CALLS.items():
+        if name in listed:
+            fields[field] = yocto(_base(listed[name]) * 1000)
+    hours = [_base(listed[name]) for name in _HOURS if name in listed]
+    if hours:
+        fields["audio_second"] = -(-int(max(hours) * YOCTO_PER_USD) // 3600)
+    known = {*_FIELDS, *_CALLS, *_HOURS, *_STAND_INS.values()}
+    guessed = set[str]()
+    for name in _DEAR_KINDS if with_media else ():
+        if name in listed or (provider in _TELLS_OF_AUDIO and "audio" in name):
+            continue
+        own = fields["input" if name.startswith("input") else "output"]
+        guess = dearest_listed(provider, name) or 0
+        fields[_FIELDS[name]] = dearest_of((own, ((0, guess),)))
+        guessed.add(_FIELDS[name])
+    for name, field in _CALLS.items():
+        if name not in listed and field != "per_call":
+            guessed.add(field)
+            found = dearest_listed(provider, name)
+            if found is not None:
+                fields[field] = found
+    return Rates(
+        **fields, context_tokens=context_tokens, guessed=frozenset(guessed | {"made_image"}),
+        is_complete=listed.keys() <= known
+        and ("image" not in model.lower() or "output_image_mtok" in listed),
+    )  # fmt: skip
+
+
+@lru_cache(512)
+def dearest_listed(provider: str, name: str) -> int | None:
+    """The dearest price the catalogue has for a kind, at a provider or else at any; None: none.
+
+    In yocto-dollars for a token, or for a call.
+    """
+    from genai_prices.data_snapshot import get_snapshot
+
+    found: dict[bool, int] = {}
+    scale = 1000 if name in _CALLS else 1
+    for each in get_snapshot().providers:
+        for info in each.models:
+            dated = info.prices if isinstance(info.prices, list) else None
+            for prices in [info.prices] if dated is None else [one.prices for one in dated]:
+                value = vars(prices).get(name)
+                if value is not None:
+                    own = each.id == provider
+                    found[own] = max(found.get(own, 0), yocto(_base(value) * scale))
+    return found.get(True, found.get(False))
+
+
+def _base(price: Any) -> Decimal:
+    """A price, or the dearest of its tiers."""
+    tiers: Iterable[Any] = getattr(price, "tiers", ())
+    base: Decimal = getattr(price, "base", price)
+    dearest: Decimal = max([base, *(tier.price for tier in tiers)])
+    return dearest
 
 
 def _steps(price: Any) -> Steps:
@@ -201,8 +132,8 @@ def _steps(price: Any) -> Steps:
     tiers = getattr(price, "tiers", ())
     base = getattr(price, "base", price)
     return (
-        (0, _yocto(base)),
-        *((tier.start, _yocto(tier.price)) for tier in tiers),
+        (0, yocto(base)),
+        *((tier.start, yocto(tier.price)) for tier in tiers),
     )
 
 
@@ -214,10 +145,16 @@ class Listing:
         fixed: The rates, if they depend on neither date nor hour; else None.
     """
 
-    __slots__ = ("_constraints", "_context", "_minute", "_model", "_possible", "fixed", "provider")
+    __slots__ = (
+        "_constraints", "_context", "_has_media", "_media", "_minute", "_model", "_possible",
+        "_tier", "fixed", "provider",
+    )  # fmt: skip
 
-    def __init__(self, provider: str, model: Any, tier: str | None) -> None:
-        self.provider, self._model = provider, model
+    def __init__(
+        self, provider: str, model: Any, tier: str | None, with_media: bool = False
+    ) -> None:
+        self.provider, self._model, self._tier = provider, model, tier
+        self._has_media, self._media = with_media, self if with_media else None
         self._context = None if tier is None else {"service_tier": tier, "speed": tier}
         dated = [*(model.prices if isinstance(model.prices, list) else ())]
         dated += model.price_variants or () if tier is not None else ()
@@ -225,6 +162,12 @@ class Listing:
         self._minute = -1  # for which `_possible` holds
         self._possible: tuple[Rates, ...] = ()
         self.fixed: Rates | None = None if self._constraints else self._compile(_EPOCH)
+
+    def with_media(self) -> Listing:
+        """The same, with prices for sound and pictures even where others' must stand in."""
+        if self._media is None:
+            self._media = Listing(self.provider, self._model, self._tier, True)
+        return self._media
 
     def now(self, at_ms: int) -> Rates:
         """The rates at an instant."""
@@ -257,7 +200,9 @@ class Listing:
 
     def _compile(self, at: datetime) -> Rates:
         prices = self._model.get_prices(at, self._context)
-        return from_catalogue(prices, self._model.context_window)
+        return from_catalogue(
+            prices, self._model.context_window, self.provider, self._model.id, self._has_media
+        )
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -269,11 +214,12 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
     Args:
         model: As requests name it.
         price_source: The catalogue's id of the provider, or its base URL. None, or a URL
-            the catalogue does not know: by the model's name alone.
+            the catalogue does not know: by the model's name alone, wherever it is if it costs
+            the same everywhere.
         tier: Service tier or speed; None: the standard one.
 
     Raises:
-        PriceUnknown: It is not there.
+        PriceUnknown: It is not there, or at several providers for different prices.
     """
     if not model:
         raise PriceUnknown("", price_source or "", "the request names no model")
@@ -286,11 +232,91 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
             provider, info = snapshot.find_provider_model(name, None, provider_id, url)
         except LookupError:
             continue
-        return Listing(provider.id, info, tier)
+        if _has_price(info):
+            return Listing(provider.id, info, tier)
+    if _is_elsewhere(price_source, snapshot):
+        found = _anywhere(model, snapshot, tier)
+        if found is not None:
+            return found
     names = {info.id for provider in snapshot.providers for info in provider.models}
     near = difflib.get_close_matches(model, names, 3, 0.75)
     hint = f"the catalogue has {', '.join(near)}" if near else ""
     raise PriceUnknown(model, price_source or "", hint)
+
+
+def _has_price(info: Any) -> bool:
+    """Whether a listing has any price: some are there for their names alone, which is not free."""
+    return bool(isinstance(info.prices, list) or vars(info.prices))
+
+
+def _is_elsewhere(price_source: str | None, snapshot: Any) -> bool:
+    """Whether nobody said whose prices hold: a proxy, a gateway or a server of one's own."""
+    if price_source is None:
+        return True
+    if "://" not in price_source:
+        return False
+    try:
+        snapshot.find_provider(None, None, price_source)
+    except LookupError:
+        return True
+    return False
+
+
+def _anywhere(model: str, snapshot: Any, tier: str | None) -> Listing | None:
+    """The model at whoever has it, if all of them ask the same; None: nobody has it.
+
+    Raises:
+        PriceUnknown: They ask different prices; it says who asks which.
+    """
+    for name in dict.fromkeys((model, model.rpartition("/")[2])):
+        asks: dict[frozenset[tuple[Steps, Steps]], list[Listing]] = {}
+        for provider in snapshot.providers:
+            info = provider.find_model(name)
+            if info is None or not _has_price(info):
+                continue
+            listing = Listing(provider.id, info, tier)
+            prices = frozenset((rates.input, rates.output) for rates in listing.possible(0))
+            if prices != _FREE:  # for trial at one place, which says nothing about another
+                asks.setdefault(prices, []).append(listing)
+        if len(asks) == 1:
+            # Of equal ones the one that grants the fewest discounts.
+            return max(next(iter(asks.values())), key=_dearness)
+        if asks:
+            raise PriceUnknown(model, "", _who_asks_what(asks.values()))
+    return None
+
+
+_FREE = frozenset({(((0, 0),), ((0, 0),))})
+_MANY = 10**6
+
+
+def _dearness(listing: Listing) -> tuple[int, int]:
+    rates = listing.possible(0)[0]
+    cached = rates.cost_nusd(Usage(_MANY, _MANY, cached_tokens=_MANY))
+    return cached, rates.most_nusd(_MANY, _MANY)
+
+
+def _who_asks_what(asks: Iterable[list[Listing]]) -> str:
+    """Providers with their prices, for people; the dearest first."""
+    by_price = sorted(asks, key=lambda listings: _dearness(listings[0]), reverse=True)
+    shown = [
+        f"{', '.join(each.provider for each in listings[:3])}"
+        f"{' and others' if len(listings) > 3 else ''} {_in_words(listings[0])}"
+        for listings in by_price[:MOST_SHOWN]
+    ]
+    rest = f"; {len(by_price) - MOST_SHOWN} more prices" if len(by_price) > MOST_SHOWN else ""
+    return f"several ask different prices for it: {'; '.join(shown)}{rest}"
+
+
+MOST_SHOWN = 8  # prices of one model in an error
+
+
+def _in_words(listing: Listing) -> str:
+    rates = listing.possible(0)[0]
+    return "/".join(
+        f"{(Decimal(steps[0][1]) / yocto(Decimal(1))).normalize():f}"
+        for steps in (rates.input, rates.output)
+    )
 
 
 def _ways_to_ask(

@@ -81,11 +81,17 @@ class RequestState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens a provider says one call used.
+    """What a provider says one call used.
 
     `cached_tokens` and `cache_write_tokens` are parts of `input_tokens`;
     `long_cache_write_tokens`, kept for longer, are part of `cache_write_tokens`;
-    `reasoning_tokens` are part of `output_tokens`.
+    `reasoning_tokens` and `citation_tokens` are parts of `output_tokens`. Those of audio,
+    images (and pages of documents) and video are parts of the input or the output, and of
+    what was cached of it. The rest is counted beside tokens: seconds of sound that were heard,
+    and what the provider did itself to answer.
+
+    `code_sessions` are containers it ran code in; `web_searches` the searches it made or the
+    sources it read, as it counts them.
     """
 
     input_tokens: int = 0
@@ -96,6 +102,19 @@ class Usage:
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
     long_cache_write_tokens: int = 0
+    cached_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    cached_image_tokens: int = 0
+    output_image_tokens: int = 0
+    input_video_tokens: int = 0
+    cached_video_tokens: int = 0
+    output_video_tokens: int = 0
+    citation_tokens: int = 0
+    audio_seconds: int = 0
+    web_searches: int = 0
+    file_searches: int = 0
+    code_sessions: int = 0
+    made_images: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -124,7 +143,7 @@ class Quote:
 
     `ceiling_nusd` is what gets reserved. It is a true upper bound when
     `is_bound`; otherwise the provider may bill more, which is posted as it is
-    and counted as an overrun. `expected_nusd` is a guess for forecasts only, and
+    and counted as an overrun, and `why_unbound` says why. `expected_nusd` is a guess for forecasts only, and
     `tokens` one for rate limits.
     """
 
@@ -134,6 +153,7 @@ class Quote:
     least_nusd: int = 0
     is_bound: bool = True
     tokens: Tokens = UNTOLD_TOKENS
+    why_unbound: str = ""
 
 
 @dataclass(slots=True)

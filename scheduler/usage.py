@@ -1,4 +1,4 @@
-"""What an answer says about itself: tokens used, and sometimes its cost.
+"""What an answer says about itself: tokens used, what its provider did, and sometimes its cost.
 
 Providers count in four dialects, and differ in what a count includes:
 
@@ -29,18 +29,27 @@ from scheduler.money import MAX_USD, NUSD_PER_USD
 from scheduler.request import Usage
 
 MAX_TOKENS = 10**12
+MAX_CALLS = 10**6  # of a provider's own tools for one answer
 _TICKS_PER_NUSD = 10  # xAI counts in ticks of 1e-10 dollars
 _NOTHING: Mapping[str, Any] = {}
 
 
 def extract_usage(body: Any) -> Usage | None:
-    """Tokens a JSON answer says it used; None if it does not say, or says nonsense."""
+    """What a JSON answer says it used; None if it does not say, or says nonsense."""
     if not isinstance(body, dict):
         return None
     usage = body.get("usage")
     if not isinstance(usage, dict):
         told = body.get("usageMetadata")
-        return _of_google(told) if isinstance(told, dict) else None
+        return _of_google(told, body) if isinstance(told, dict) else None
+    found = _tokens(usage)
+    if found is None:
+        return None
+    beside = _beside(usage, body)
+    return replace(found, **beside) if beside else found
+
+
+def _tokens(usage: Mapping[str, Any]) -> Usage | None:
     if "prompt_tokens" in usage:
         into, out = usage["prompt_tokens"], usage.get("completion_tokens") or 0
         inside = usage.get("prompt_tokens_details")
@@ -60,6 +69,8 @@ def extract_usage(body: Any) -> Usage | None:
         written = _part(usage.get("cache_creation_input_tokens"), MAX_TOKENS)
         if has_cache_on_top:
             into += read + written
+    if "citation_tokens" in usage:
+        return _of_perplexity(usage, into, out)
     total = usage.get("total_tokens")
     if _is_count(total) and total > into + out:
         out = total - into
@@ -78,18 +89,123 @@ def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, writt
     outside = outside if isinstance(outside, dict) else _NOTHING
     cached = _part(inside.get("cached_tokens") or read, into)
     written = inside.get("cache_write_tokens") or inside.get("cache_creation_tokens") or written
-    return Usage(
+    found = Usage(
         into,
         out,
         cached,
         _part(written, into - cached),
-        _part(outside.get("reasoning_tokens"), out),
+        _part(outside.get("reasoning_tokens") or outside.get("thinking_tokens"), out),
         _part(inside.get("audio_tokens"), into),
         _part(outside.get("audio_tokens"), out),
     )
+    media = {}
+    for name, place, field, whole in _MEDIA_PARTS:
+        count = _part((inside if place == "in" else outside).get(name), into if whole else out)
+        if count:
+            media[field] = count
+    kept = inside.get("cached_tokens_details")
+    if isinstance(kept, dict):
+        for name, field in _KEPT_PARTS:
+            if count := _part(kept.get(name), cached):
+                media[field] = count
+    return replace(found, **media) if media else found
 
 
-def _of_google(told: Mapping[str, Any]) -> Usage | None:
+# What details count, where, as which field; whether it is a part of the input.
+_MEDIA_PARTS = (
+    ("image_tokens", "in", "input_image_tokens", True),
+    ("video_tokens", "in", "input_video_tokens", True),
+    ("image_tokens", "out", "output_image_tokens", False),
+    ("video_tokens", "out", "output_video_tokens", False),
+)
+_KEPT_PARTS = (
+    ("audio_tokens", "cached_audio_tokens"),
+    ("image_tokens", "cached_image_tokens"),
+)
+
+
+def _of_perplexity(usage: Mapping[str, Any], into: int, out: int) -> Usage:
+    """Its reasoning and citations come on top of the completion, and of the total."""
+    thought = _part(usage.get("reasoning_tokens"), MAX_TOKENS)
+    cited = _part(usage.get("citation_tokens"), MAX_TOKENS)
+    return Usage(
+        into, out + thought + cited, reasoning_tokens=thought, citation_tokens=cited
+    )  # fmt: skip
+
+
+# Beside tokens
+
+
+def _beside(usage: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, int]:
+    """What is billed beside tokens, by the names of `Usage`; nothing in nearly all answers."""
+    found: dict[str, int] = {}
+    tools, inside = usage.get("server_tool_use"), usage.get("prompt_tokens_details")
+    details = usage.get("tool_calls_details")
+    web = details.get("search_web") if isinstance(details, dict) else None
+    searches = [
+        usage.get("num_search_queries"), usage.get("num_sources_used"),
+        tools.get("web_search_requests") if isinstance(tools, dict) else None,
+        inside.get("web_search_requests") if isinstance(inside, dict) else None,
+        web.get("invocation") if isinstance(web, dict) else None,
+    ]  # fmt: skip
+    output = body.get("output")
+    if isinstance(output, list):
+        found = _of_items(output)
+        searches.append(found.pop("web_searches", 0))
+    elif _cites_the_web(body.get("choices")):
+        searches.append(1)
+    most = max([_part(each, MAX_CALLS) for each in searches])
+    if most:
+        found["web_searches"] = most
+    if isinstance(tools, dict) and _part(tools.get("code_execution_requests"), MAX_CALLS):
+        found["code_sessions"] = 1
+    seconds = max(_seconds(usage.get("prompt_audio_seconds")), _seconds(usage.get("seconds")))
+    if seconds:
+        found["audio_seconds"] = seconds
+    return found
+
+
+def _of_items(output: list[Any]) -> dict[str, int]:
+    """What the items of a response tell of the tools that OpenAI ran."""
+    found, containers = dict[str, int](), set[str]()
+    for item in output:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind == "web_search_call":
+            action = item.get("action")
+            # To open a page that was found, or to look through it, is no search.
+            if not isinstance(action, dict) or action.get("type") in (None, "search"):
+                found["web_searches"] = found.get("web_searches", 0) + 1
+        elif kind == "code_interpreter_call":
+            containers.add(str(item.get("container_id")))
+            found["code_sessions"] = len(containers)
+        elif isinstance(kind, str) and kind in _CALL_ITEMS:
+            name = _CALL_ITEMS[kind]
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+_CALL_ITEMS = {"file_search_call": "file_searches", "image_generation_call": "made_images"}
+
+
+def _cites_the_web(choices: Any) -> bool:
+    """Whether a chat's answer cites pages, which it has only after a search."""
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        cited = message.get("annotations") if isinstance(message, dict) else None
+        for each in cited if isinstance(cited, list) else ():
+            if isinstance(each, dict) and each.get("type") == "url_citation":
+                return True
+    return False
+
+
+def _seconds(value: object) -> int:
+    """A duration, begun seconds counted whole; nonsense is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return math.ceil(value) if 0 < value <= MAX_TOKENS else 0
+
+
+def _of_google(told: Mapping[str, Any], body: Mapping[str, Any]) -> Usage | None:
     prompt = told.get("promptTokenCount")
     # Zeros are left out.
     tools, shown, thoughts = (
@@ -102,25 +218,59 @@ def _of_google(told: Mapping[str, Any]) -> Usage | None:
     total = told.get("totalTokenCount")
     if _is_count(total) and total > into + out:
         out = total - into
-    return Usage(
-        into,
-        out,
-        _part(told.get("cachedContentTokenCount"), prompt),
-        reasoning_tokens=thoughts,
-        input_audio_tokens=_audio(told, into, "promptTokensDetails", "toolUsePromptTokensDetails"),
-        output_audio_tokens=_audio(told, out, "candidatesTokensDetails"),
-    )
+    cached = _part(told.get("cachedContentTokenCount"), prompt)
+    found = Usage(into, out, cached, reasoning_tokens=thoughts)
+    parts: dict[str, int] = {}
+    for names, whole, fields in (
+        (("promptTokensDetails", "toolUsePromptTokensDetails"), into, _READ),
+        (("cacheTokensDetails",), cached, _KEPT),
+        (("candidatesTokensDetails",), out, _MADE),
+    ):
+        parts |= _by_modality(told, names, whole, fields)
+    searches = _groundings(body.get("candidates"))
+    if searches:
+        parts["web_searches"] = searches
+    return replace(found, **parts) if parts else found
 
 
-def _audio(told: Mapping[str, Any], whole: int, *names: str) -> int:
-    """Tokens of audio in the lists of tokens by modality."""
-    listed = [each for name in names if isinstance(told.get(name), list) for each in told[name]]
-    counts = [
-        _part(each.get("tokenCount"), whole)
-        for each in listed
-        if isinstance(each, dict) and each.get("modality") == "AUDIO"
-    ]
-    return min(sum(counts), whole)
+_READ = {"AUDIO": "input_audio_tokens", "IMAGE": "input_image_tokens",
+         "DOCUMENT": "input_image_tokens", "VIDEO": "input_video_tokens"}  # fmt: skip
+_KEPT = {"AUDIO": "cached_audio_tokens", "IMAGE": "cached_image_tokens",
+         "DOCUMENT": "cached_image_tokens", "VIDEO": "cached_video_tokens"}  # fmt: skip
+_MADE = {"AUDIO": "output_audio_tokens", "IMAGE": "output_image_tokens",
+         "DOCUMENT": "output_image_tokens", "VIDEO": "output_video_tokens"}  # fmt: skip
+
+
+def _by_modality(
+    told: Mapping[str, Any], lists: tuple[str, ...], whole: int, fields: Mapping[str, str]
+) -> dict[str, int]:
+    """Tokens in the lists of tokens by modality, under the names of `Usage`."""
+    found: dict[str, int] = {}
+    for name in lists:
+        listed = told.get(name)
+        for each in listed if isinstance(listed, list) else ():
+            modality = each.get("modality") if isinstance(each, dict) else None
+            field = fields.get(modality) if isinstance(modality, str) else None
+            count = 0 if field is None else _part(each.get("tokenCount"), whole)
+            if field is not None and count:
+                found[field] = min(found.get(field, 0) + count, whole)
+    return found
+
+
+def _groundings(candidates: Any) -> int:
+    """How often Google searched for an answer: as many queries as there are, or one."""
+    queries, is_grounded = set[str](), False
+    for each in candidates if isinstance(candidates, list) else ():
+        told = each.get("groundingMetadata") if isinstance(each, dict) else None
+        if not isinstance(told, dict):
+            continue
+        asked = told.get("webSearchQueries")
+        queries |= {
+            text for text in (asked if isinstance(asked, list) else ())
+            if isinstance(text, str) and text.strip()
+        }  # fmt: skip
+        is_grounded = is_grounded or bool(told.get("groundingChunks"))
+    return len(queries) or int(is_grounded)
 
 
 def _is_count(value: object) -> TypeGuard[int]:

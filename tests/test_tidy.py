@@ -20,6 +20,8 @@ LAYERS = [
         "usage",
         "tokens",
         "rates",
+        "billing",
+        "media",
         "ledger",
         "admission",
         "matching",

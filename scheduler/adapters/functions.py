@@ -146,14 +146,29 @@ def _secrets(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _usage_body(result: Any) -> dict[str, Any] | None:
-    """What a result says of its usage, as an answer's body has it."""
+    """What a result says of its usage, and of its provider's own tools, as a body has it."""
     usage = as_json(member(result, "usage"))
     if isinstance(usage, dict):
-        return {"usage": usage}
+        return {"usage": usage} | _listed(result, "output", "choices")
     dump = getattr(member(result, "usage_metadata"), "model_dump", None)  # Google's
     if callable(dump):
-        return {"usageMetadata": dump(by_alias=True, exclude_none=True)}
+        return {"usageMetadata": dump(by_alias=True, exclude_none=True)} | _listed(
+            result, "candidates"
+        )
     return None
+
+
+def _listed(result: Any, *names: str) -> dict[str, Any]:
+    """Lists of a result as its JSON has them."""
+    found = {name: member(result, name) for name in names}
+    return {
+        name: [
+            each.model_dump(by_alias=True, exclude_none=True)
+            if callable(getattr(each, "model_dump", None)) else each
+            for each in items
+        ]
+        for name, items in found.items() if isinstance(items, list)
+    }  # fmt: skip
 
 
 def _reported_nusd(result: Any, body: Mapping[str, Any] | None) -> int | None:
