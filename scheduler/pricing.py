@@ -406,10 +406,10 @@ def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBo
     most = _known_max_output(request.model) or context_tokens
     if most is not None:
         cap = min(cap or most, most)
-    return TokenBound(min((cap or DEFAULT_OUTPUT) * _answers(request), MAX_TOKENS), cap > 0)
+    return TokenBound(min((cap or DEFAULT_OUTPUT) * answers_of(request), MAX_TOKENS), cap > 0)
 
 
-def _answers(request: Request) -> int:
+def answers_of(request: Request) -> int:
     """How many answers are generated, and billed."""
     settings, names = _settings(request), _COUNTS.get(request.url, _USUAL_COUNTS)
     answers = max([_count(settings[name]) for name in names if name in settings], default=1)
@@ -420,7 +420,7 @@ def _answers(request: Request) -> int:
 
 def stated_output_tokens(request: Request) -> int:
     """The output cap in a body, over all its answers; 0: it sets none."""
-    return min(_stated_cap(request) * _answers(request), MAX_TOKENS)
+    return min(_stated_cap(request) * answers_of(request), MAX_TOKENS)
 
 
 def _stated_cap(request: Request) -> int:

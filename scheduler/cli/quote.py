@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,88 +18,14 @@ from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.batch.input import BadLine, BatchLine
-    from scheduler.budget import Cap
+    from scheduler.cli.forecast import Forecast, Never, Total
     from scheduler.cli.options import Sending
     from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
 
-MAX_WINDOWS = 100_000
-
-
-@dataclass(slots=True)
-class Total:
-    """Sums over quotes."""
-
-    requests: int = 0
-    least_nusd: int = 0
-    expected_nusd: int = 0
-    ceiling_nusd: int = 0
-    unbounded: int = 0
-
-    def add(self, quote: Quote) -> None:
-        """Count one more."""
-        self.requests += 1
-        self.least_nusd += quote.least_nusd
-        self.expected_nusd += quote.expected_nusd
-        self.ceiling_nusd += quote.ceiling_nusd
-        self.unbounded += not quote.is_bound
-
-
-@dataclass(slots=True)
-class Forecast:
-    """What a batch will cost and when it would be done.
-
-    Attributes:
-        fits_now: Requests that fit what is available now, in order, at their expected cost.
-        done_at_ms: When the window begins in which the last ones fit; None: not without a raise.
-        windows: How many more windows are needed.
-    """
-
-    total: Total = field(default_factory=Total)
-    by_model: dict[str, Total] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
-    bad: list[str] = field(default_factory=list)
-    fits_now: int = 0
-    windows: int = 0
-    done_at_ms: int | None = None
-    has_limit: bool = False
-    _left_nusd: int = 0
-    _stuck: bool = False
-
-    def begin(self, status: CapStatus | None, now_ms: int) -> None:
-        """Start with what one cap has now; None: no limit."""
-        self.done_at_ms = now_ms
-        self.has_limit = status is not None
-        if status is not None:
-            self._left_nusd = max(0, status.available or 0)
-
-    def spend(self, quote: Quote, cap: Cap | None) -> None:
-        """Fit one more request, in this window or a later one."""
-        if cap is None or cap.limit is None:
-            self.fits_now += 1
-            return
-        while not self._stuck and quote.expected_nusd > self._left_nusd:
-            self._next_window(cap)
-        if not self._stuck:
-            self._left_nusd -= quote.expected_nusd
-            self.fits_now += not self.windows
-
-    def _next_window(self, cap: Cap) -> None:
-        assert cap.limit is not None
-        now_ms = self.done_at_ms or 0
-        reset_ms = cap.window.resets_at_ms(now_ms)
-        if reset_ms is None and cap.window.span_ms:
-            reset_ms = now_ms + cap.window.span_ms + cap.window.bucket_ms
-        if (
-            reset_ms is None
-            or self.windows >= MAX_WINDOWS
-            or not cap.limit
-            or self._left_nusd >= cap.limit
-        ):
-            self._stuck, self.done_at_ms = True, None
-            return
-        self.windows += 1
-        self.done_at_ms, self._left_nusd = reset_ms, cap.limit
+MOST_SHOWN = 20  # bad lines
+FEW_AT_ONCE = 16  # so few or fewer are worth a word
+CENT_NUSD = 10**7
 
 
 def register(app: typer.Typer) -> None:
@@ -137,33 +62,33 @@ def quote(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a batch will cost before it runs; sends nothing."""
+    """Say what a batch will cost before it runs, and what of it can start; sends nothing."""
     import time
 
+    from scheduler.cli.forecast import Forecast
     from scheduler.cli.options import Sending, parse_prices
 
     now_ms = time.time_ns() // 1_000_000
     status, stored = asyncio.run(_stored(store, now_ms))
-    cap = _usd_cap(budget, status, now_ms)
+    caps = _caps(budget, status, now_ms)
     sending = Sending(config, base_url, cap_output=cap_output)
     quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
     forecast = Forecast()
-    forecast.begin(cap, now_ms)
+    forecast.begin(caps, now_ms)
     _read(
         forecast,
         _lines(input_file, LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes)),
         quote_one,
-        None if cap is None else cap.cap,
     )
     if as_json:
         from scheduler.cli.output import emit_json
 
-        emit_json(_as_json(forecast, cap))
+        emit_json(_as_json(forecast, caps))
     else:
-        _show(forecast, cap, now_ms)
+        _show(forecast, caps, now_ms)
     if forecast.unknown:
         raise typer.Exit(Exit.CONFIG)
-    if forecast.bad:
+    if forecast.bad or forecast.never:
         raise typer.Exit(Exit.FAILED)
 
 
@@ -183,23 +108,21 @@ async def _stored(url: str, now_ms: int) -> tuple[list[Any], dict[str, str]]:
         await store.aclose()
 
 
-def _usd_cap(budget: str | None, statuses: list[Any], now_ms: int) -> CapStatus | None:
-    """The tightest cap in dollars: of the given budget, with what the stored one has spent."""
-    from scheduler.budget import Budget, Unit
+def _caps(budget: str | None, statuses: list[Any], now_ms: int) -> list[CapStatus]:
+    """The caps of the given budget, with what the stored one has spent of them."""
+    from scheduler.budget import Budget
     from scheduler.stats import CapStatus
 
     stored = next((s for s in statuses if s.budget.name == "default"), None)
-    caps = [] if stored is None else [c for c in stored.caps if c.cap.unit is Unit.USD]
+    caps = [] if stored is None else list(stored.caps)
     if budget is not None:
-        spent = {c.cap.window: c for c in caps}
+        spent = {(c.cap.unit, c.cap.window): c for c in caps}
         caps = []
         for cap in Budget("default", budget).caps:
-            known = spent.get(cap.window)
+            known = spent.get((cap.unit, cap.window))
             posted, reserved = (known.posted, known.reserved) if known else (0, 0)
-            if cap.unit is Unit.USD:
-                caps.append(CapStatus(cap, cap.limit, posted, reserved, 0, now_ms, None))
-    limited = [cap for cap in caps if cap.limit is not None]
-    return min(limited, key=lambda cap: cap.available or 0, default=None)
+            caps.append(CapStatus(cap, cap.limit, posted, reserved, 0, now_ms, None))
+    return [cap for cap in caps if cap.limit is not None]
 
 
 def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quote]:
@@ -236,7 +159,6 @@ def _read(
     forecast: Forecast,
     lines: Iterator[BatchLine | BadLine],
     quote_one: Callable[[Request], Quote],
-    cap: Cap | None,
 ) -> None:
     from scheduler.batch.input import BadLine
     from scheduler.errors import PriceUnknown
@@ -248,27 +170,50 @@ def _read(
         request = line.request
         try:
             quoted = quote_one(request)
-        except PriceUnknown:
+        except PriceUnknown as error:
             forecast.unknown[request.model] = forecast.unknown.get(request.model, 0) + 1
+            forecast.unknown_why[request.model] = str(error)
             continue
-        forecast.total.add(quoted)
-        forecast.by_model.setdefault(request.model, Total()).add(quoted)
-        forecast.spend(quoted, cap)
+        forecast.add(request, quoted, quote_one)
 
 
-def _as_json(forecast: Forecast, cap: CapStatus | None) -> dict[str, Any]:
+def _as_json(forecast: Forecast, caps: list[CapStatus]) -> dict[str, Any]:
     from scheduler.cli.output import iso
 
-    zone = "UTC" if cap is None else cap.cap.window.zone
+    zone = "UTC" if not caps else caps[0].cap.window.zone
     return {
         **_sums(forecast.total),
         "by_model": {model: _sums(total) for model, total in forecast.by_model.items()},
         "unknown_prices": forecast.unknown,
         "bad_lines": len(forecast.bad),
-        "budget": None if cap is None else str(cap.cap),
+        "budget": ", ".join(str(each.cap) for each in caps) or None,
         "fits_now": forecast.fits_now,
+        "at_once": forecast.at_once if caps else None,
+        "never_start": forecast.never_start,
+        "never": [_never_json(each) for each in forecast.never.values()],
         "more_windows": forecast.windows,
         "done_at": iso(forecast.done_at_ms, zone),
+        "why_unbounded": forecast.unbounded,
+    }
+
+
+def _never_json(never: Never) -> dict[str, Any]:
+    from scheduler.budget import Unit
+    from scheduler.money import decimal_usd
+
+    def amount(value: int) -> str | int:
+        return decimal_usd(value) if never.cap.unit is Unit.USD else value
+
+    return {
+        "requests": never.requests,
+        "budget": str(never.cap),
+        "unit": str(never.cap.unit),
+        "room": amount(never.room),
+        "needs_at_least": amount(never.least or 0),
+        "needs_at_most": amount(never.needs),
+        "cap_output": never.cap_output,
+        "max_tokens": never.max_tokens,
+        "too_long_prompts": never.by_prompt,
     }
 
 
@@ -284,8 +229,8 @@ def _sums(total: Total) -> dict[str, Any]:
     }
 
 
-def _show(forecast: Forecast, cap: CapStatus | None, now_ms: int) -> None:
-    from scheduler.cli.output import plural, say, table, until
+def _show(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> None:
+    from scheduler.cli.output import plural, say, table
     from scheduler.money import format_usd
 
     rows = [
@@ -304,25 +249,61 @@ def _show(forecast: Forecast, cap: CapStatus | None, now_ms: int) -> None:
             ("model", "requests", "least", "expected", "most"), rows, "requests least expected most"
         )
     )
-    if cap is None:
-        print("no limit in dollars: everything fits now")
-    elif forecast.windows == 0 and forecast.done_at_ms is not None:
-        print(f"within {cap.cap}: all of them fit now, at their expected cost")
-    else:
-        zone = cap.cap.window.zone
-        when = "not without a raise"
-        if forecast.done_at_ms is not None:
-            when = f"after {until(forecast.done_at_ms, zone, now_ms)}"
-        print(
-            f"within {cap.cap}: {forecast.fits_now:,} of {total.requests:,} fit now, at their "
-            f"expected cost; the rest would be done {when}"
-        )
-    if total.unbounded:
-        say(f"for {plural(total.unbounded, 'request')} 'most' is an estimate, not a bound")
+    print(_what_fits(forecast, caps, now_ms))
+    for never in forecast.never.values():
+        print(_what_never_starts(never))
+    for why, count in forecast.unbounded.items():
+        say(f"for {plural(count, 'request')} 'most' is an estimate, not a bound: {why}")
     for model, count in forecast.unknown.items():
-        say(
-            f"no price is known for {model!r} ({plural(count, 'request')}): "
-            f"scheduler prices set {model} --in 0.10 --out 0.20"
-        )
-    for problem in forecast.bad[:20]:
+        say(f"{plural(count, 'request')}: {forecast.unknown_why[model]}")
+    for problem in forecast.bad[:MOST_SHOWN]:
         say(f"error: {problem}")
+
+
+def _what_fits(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> str:
+    """What starts now, how many at once, and when the rest would."""
+    from scheduler.cli.output import plural, until
+
+    if not caps:
+        return "no limit: everything fits now"
+    within = " and ".join(str(each.cap) for each in caps)
+    able = forecast.total.requests - forecast.never_start
+    if forecast.fits_now == able and able:
+        which = "all of them fit" if not forecast.never else f"all others ({able:,}) fit"
+        words = f"within {within}: {which} now, at their expected cost"
+    else:
+        words = f"within {within}: {forecast.fits_now:,} of {forecast.total.requests:,} fit now"
+        words += ", at their expected cost"
+        if forecast.unfit:
+            words += f"; {plural(forecast.unfit, 'request')} not without a raise"
+        elif forecast.windows:
+            zone = caps[0].cap.window.zone
+            words += f"; the rest would be done after {until(forecast.last_ms, zone, now_ms)}"
+    if forecast.at_once < min(forecast.fits_now, FEW_AT_ONCE):
+        words += (
+            f"; no more than {forecast.at_once:,} at the same time, since each puts aside the most "
+            "that it may cost until it ends"
+        )
+    return words
+
+
+def _what_never_starts(never: Never) -> str:
+    """How many, what they need, and every option that changes it."""
+    from scheduler.budget import Unit
+    from scheduler.cli.output import plural
+
+    raise_to = never.raise_to
+    if never.cap.unit is Unit.USD:
+        raise_to = -(-raise_to // CENT_NUSD) * CENT_NUSD  # rounded up: it must be enough
+    ways = []
+    if never.cap_output is not None:
+        ways.append(f"--cap-output {never.cap_output} for bodies that set no output cap")
+    if never.max_tokens is not None:
+        ways.append(f"at most {never.max_tokens} as max_tokens in those that set one")
+    if never.by_prompt:
+        ways.append(f"shorter prompts in {never.by_prompt:,}")
+    return (
+        f"{plural(never.requests, 'request')} can never start: up to {never.cap.format_amount(never.needs)} is put "
+        f"aside for one, and {never.cap} never has more than {never.cap.format_amount(never.room)}. "
+        f"What changes it: {'; '.join([*ways, f'a limit of at least {never.cap.format_amount(raise_to)}'])}"
+    )
