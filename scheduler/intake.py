@@ -23,6 +23,7 @@ from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
+from scheduler.providers.known import KNOWN
 from scheduler.request import Priority, Quote, Request
 from scheduler.routing import Router
 from scheduler.stats import BudgetStatus
@@ -67,7 +68,28 @@ class Intake:
         self.prices, self.book = prices, BudgetBook()
         self._clock, self._on_exceeded, self._prevention = clock, on_exceeded, prevention
         self._tariffs: dict[str, Tariff] = {}
-        self._router = Router(self.providers, routes)
+        self._router = Router(self.providers, routes, self._is_of)
+
+    def _is_of(self, name: str, model: str) -> bool:
+        """Whether a prefix names the provider of a model.
+
+        A gateway or a server of one's own, which is the default, has names such as
+        ``mistral:latest``: there a service's name is its prefix only before a model that this
+        service is known to have, or that was priced for it.
+        """
+        default, provider = self.providers[self.default_provider], self.providers.get(name)
+        known = KNOWN.get(name)
+        is_at_home = default.price_source is not None and "://" not in default.price_source
+        if default is provider or is_at_home or known is None:
+            return True
+        if known.price_source is None or known.base_url is None:
+            return True  # its models are whatever somebody put there
+        source: str | None = known.price_source
+        if provider is not None:
+            if provider.prices or provider.tariff is not None:
+                return True
+            source = provider.price_source
+        return source is None or self.prices.knows(model, source)
 
     def concurrency(self, most: int, *only: Provider) -> dict[str, int]:
         """Most calls at once of each provider; `most` where it sets no limit itself."""
@@ -206,7 +228,9 @@ class Intake:
         """How a provider's calls are priced."""
         tariff = self._tariffs.get(provider.name)
         if tariff is None:
-            tariff = provider.tariff or self.prices.tariff(provider.price_source, provider.prices)
+            tariff = provider.tariff or self.prices.tariff(
+                provider.price_source, provider.prices, provider.name
+            )
             self._tariffs[provider.name] = tariff
         return tariff
 

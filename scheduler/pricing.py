@@ -154,9 +154,18 @@ class PriceBook:
         found = self._own.get(model)
         return None if found is None else found[1]
 
+    def knows(self, model: str, price_source: str) -> bool:
+        """Whether there is a price for a model at a provider."""
+        try:
+            self.rates(model, price_source)
+        except PriceUnknown:
+            return False
+        return True
+
     def tariff(
-        self, price_source: str | None = None, brought: Mapping[str, str] | None = None
-    ) -> Tariff:
+        self, price_source: str | None = None, brought: Mapping[str, str] | None = None,
+        provider: str | None = None,
+    ) -> Tariff:  # fmt: skip
         """Prices as one provider's calls are billed.
 
         Args:
@@ -164,10 +173,12 @@ class PriceBook:
                 model ``"*"`` stands for all others.
             price_source: The catalogue's id of the provider, or its base URL. None, or
                 a URL the catalogue does not know: found by the model's name alone.
+            provider: Its name, by which the user's prices may tell its models from others':
+                ``"mistral:mistral-large-latest"``.
         """
         listed = {model: Rates.parse(price, f"price of {model}")
                   for model, price in (brought or {}).items()}  # fmt: skip
-        return _BookTariff(self, price_source, listed)
+        return _BookTariff(self, price_source, listed, provider)
 
     def rates(
         self, model: str, price_source: str | None = None, tier: str | None = None,
@@ -248,13 +259,21 @@ class _BookTariff:
     """A price book as one provider's tariff."""
 
     def __init__(
-        self, book: PriceBook, price_source: str | None, brought: Mapping[str, Rates]
-    ) -> None:
+        self, book: PriceBook, price_source: str | None, brought: Mapping[str, Rates],
+        provider: str | None,
+    ) -> None:  # fmt: skip
         self._book, self._source, self._brought = book, price_source, brought
+        self._prefix = "" if provider is None else f"{provider}:"
 
     def _fixed(self, model: str) -> Rates | None:
         """What the user or the provider says it costs."""
-        return self._book.own_rates(model) or self._brought.get(model) or self._brought.get("*")
+        own = self._book.own_rates
+        return (
+            own(self._prefix + model)
+            or own(model)
+            or self._brought.get(model)
+            or self._brought.get("*")
+        )
 
     def quote(self, request: Request) -> Quote:
         if request.url == MODERATIONS:

@@ -240,13 +240,22 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
             return found
     names = {info.id for provider in snapshot.providers for info in provider.models}
     near = difflib.get_close_matches(model, names, 3, 0.75)
-    hint = f"the catalogue has {', '.join(near)}" if near else ""
-    raise PriceUnknown(model, price_source or "", hint)
+    hint = f"the catalogue has {', '.join(near)}; " if near else ""
+    raise PriceUnknown(model, price_source or "", hint + _in_python(model))
+
+
+def _in_python(model: str) -> str:
+    return f"in Python: Scheduler(prices={{{model!r}: 'IN/OUT'}})"
 
 
 def _has_price(info: Any) -> bool:
-    """Whether a listing has any price: some are there for their names alone, which is not free."""
-    return bool(isinstance(info.prices, list) or vars(info.prices))
+    """Whether a listing has a price of tokens: some are there for their names alone."""
+    dated = info.prices if isinstance(info.prices, list) else None
+    return any(
+        name.endswith("_mtok") and value is not None
+        for prices in ([info.prices] if dated is None else [each.prices for each in dated])
+        for name, value in vars(prices).items()
+    )
 
 
 def _is_elsewhere(price_source: str | None, snapshot: Any) -> bool:
@@ -268,10 +277,11 @@ def _anywhere(model: str, snapshot: Any, tier: str | None) -> Listing | None:
     Raises:
         PriceUnknown: They ask different prices; it says who asks which.
     """
-    for name in dict.fromkeys((model, model.rpartition("/")[2])):
+    bare = model.rpartition("/")[2]
+    for name in dict.fromkeys((model, bare, f"*/{bare}")):
         asks: dict[frozenset[tuple[Steps, Steps]], list[Listing]] = {}
         for provider in snapshot.providers:
-            info = provider.find_model(name)
+            info = _find(provider, name)
             if info is None or not _has_price(info):
                 continue
             listing = Listing(provider.id, info, tier)
@@ -282,8 +292,17 @@ def _anywhere(model: str, snapshot: Any, tier: str | None) -> Listing | None:
             # Of equal ones the one that grants the fewest discounts.
             return max(next(iter(asks.values())), key=_dearness)
         if asks:
-            raise PriceUnknown(model, "", _who_asks_what(asks.values()))
+            raise PriceUnknown(model, "", _who_asks_what(model, asks.values()))
     return None
+
+
+def _find(provider: Any, name: str) -> Any:
+    """A provider's model, by its name, or as ``*/name`` by what its id ends with."""
+    start, _, end = name.partition("*/")
+    if start or not end:
+        return provider.find_model(name)
+    end = f"/{end.lower()}"
+    return next((each for each in provider.models if each.id.lower().endswith(end)), None)
 
 
 _FREE = frozenset({(((0, 0),), ((0, 0),))})
@@ -296,7 +315,7 @@ def _dearness(listing: Listing) -> tuple[int, int]:
     return cached, rates.most_nusd(_MANY, _MANY)
 
 
-def _who_asks_what(asks: Iterable[list[Listing]]) -> str:
+def _who_asks_what(model: str, asks: Iterable[list[Listing]]) -> str:
     """Providers with their prices, for people; the dearest first."""
     by_price = sorted(asks, key=lambda listings: _dearness(listings[0]), reverse=True)
     shown = [
@@ -305,7 +324,11 @@ def _who_asks_what(asks: Iterable[list[Listing]]) -> str:
         for listings in by_price[:MOST_SHOWN]
     ]
     rest = f"; {len(by_price) - MOST_SHOWN} more prices" if len(by_price) > MOST_SHOWN else ""
-    return f"several ask different prices for it: {'; '.join(shown)}{rest}"
+    return (
+        f"several ask different prices for it, in USD per million tokens: {'; '.join(shown)}{rest}. "
+        f"Say which by that price; {_in_python(model)}, or on the provider "
+        f"price_source = {by_price[0][0].provider!r}"
+    )
 
 
 MOST_SHOWN = 8  # prices of one model in an error

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -30,13 +30,22 @@ class Router:
         routes: From a model, or a pattern with ``*``, to a provider, or to
             ``"provider:model"`` to ask for another model there. An exact name comes before a
             pattern, the longest pattern before shorter ones.
+        is_of: Whether what follows a provider's name is a model of that provider; else the
+            whole is a name of somebody else's, such as ``mistral:latest`` at a local server.
+            None: a provider's name is always one.
 
     Raises:
         ConfigError: A route leads to a provider that is not there.
     """
 
-    def __init__(self, providers: Collection[str], routes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        providers: Collection[str],
+        routes: Mapping[str, str] | None = None,
+        is_of: Callable[[str, str], bool] | None = None,
+    ) -> None:
         self._providers, self._routes = providers, dict(routes or {})
+        self._is_of = is_of or (lambda provider, model: True)
         self._patterns = sorted(
             (each for each in self._routes if "*" in each), key=len, reverse=True
         )
@@ -52,9 +61,14 @@ class Router:
         target = self._routes.get(model)
         if target is None:
             provider, colon, rest = model.partition(":")
-            if colon and rest and provider in self._providers:
+            is_prefix = bool(colon and rest) and (
+                provider in self._providers or provider in UNMISTAKABLE
+            )
+            if is_prefix and not self._is_of(provider, rest):
+                is_prefix = False
+            if is_prefix and provider in self._providers:
                 return provider, rest
-            if colon and provider in UNMISTAKABLE:
+            if is_prefix or (colon and not rest and provider in UNMISTAKABLE):
                 raise ConfigError(
                     "model", f"{model!r}: no provider is named {provider!r}; add [provider.{provider}] "
                     "to the configuration, or its key to the environment. Nothing was sent",

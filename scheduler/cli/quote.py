@@ -185,6 +185,7 @@ def _as_json(forecast: Forecast, caps: list[CapStatus]) -> dict[str, Any]:
         **_sums(forecast.total),
         "by_model": {model: _sums(total) for model, total in forecast.by_model.items()},
         "unknown_prices": forecast.unknown,
+        "why_unknown": forecast.unknown_why,
         "bad_lines": len(forecast.bad),
         "budget": ", ".join(str(each.cap) for each in caps) or None,
         "fits_now": forecast.fits_now,
