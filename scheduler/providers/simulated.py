@@ -124,6 +124,12 @@ class Reply:
         return self.content or b""
 
 
+def _tier_of(body: Mapping[str, Any]) -> str | None:
+    """The service tier or speed that is asked for."""
+    told = [body.get(name) for name in ("speed", "service_tier", "serviceTier")]
+    return next((each for each in told if isinstance(each, str) and each), None)
+
+
 class Simulated(Provider):
     """Answers like a provider, without one.
 
@@ -324,8 +330,9 @@ class Simulated(Provider):
             self._spoil(reply, fault, url)
         if reply.usage is not None:
             reply.nusd = (
-                0 if url == MODERATIONS else self._price_list.nusd(reply.model, reply.usage)
-            )
+                0 if url == MODERATIONS
+                else self._price_list.nusd(reply.model, reply.usage, _tier_of(body))
+            )  # fmt: skip
         return reply
 
     def _lengths(self, question: Question) -> list[int]:
