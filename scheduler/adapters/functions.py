@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scheduler.adapters.arguments import (
     TELLING,
@@ -27,6 +27,7 @@ from scheduler.adapters.arguments import (
 from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
+from scheduler.adapters.routers import ByReach, Deployment, place_of, reach
 from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
@@ -265,7 +266,15 @@ class _ModelVisit(FunctionVisit):
 
     def make_request(self) -> Request:
         """What is asked, at a provider that is added when there is a price."""
-        name, tariff = self._request.provider or "", _ByModel(self.scheduler.prices)
+        book = self.scheduler.prices
+        name, tariff = self._request.provider or "", cast("Tariff", _ByModel(book))
+        reached: tuple[Deployment, ...] = ()
+        if book.own_rates(self._request.model) is None:
+            fallbacks = self._call.keywords.get("fallbacks")
+            reached = reach(self._call.func, self._request.model, fallbacks)
+        if reached:  # a router's alias
+            name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
+            self._request = replace(self._request, provider=name)
         if name not in self.scheduler.providers:
             tariff.quote(self._request)  # raises `PriceUnknown`
         _provider(self.scheduler, name, tariff)

@@ -208,6 +208,34 @@ async def test_a_routers_cooldown_is_waited_out(litellm, options):
         assert s.stats().succeeded == 1
 
 
+async def test_a_routers_alias_is_priced_through_its_own_list(litellm, service):
+    def deployment(name, model):
+        params = {"model": model, "api_base": f"{service.url}/v1", "api_key": "sk-test"}
+        return {"model_name": name, "litellm_params": params}
+
+    router = litellm.Router(
+        model_list=[deployment("fast", "openai/gpt-4o-mini"), deployment("fast", "openai/gpt-4.1"),
+                    deployment("big", "openai/gpt-4o")],
+        fallbacks=[{"fast": ["big"]}], model_group_alias={"quick": "fast"},
+    )  # fmt: skip
+    async with make_scheduler("$0.00001", prices={}) as s:
+        calls = [
+            asyncio.create_task(
+                s.call(router.acompletion, model=name, messages=said("Hi"), max_tokens=100)
+            )
+            for name in ("quick", "fast")
+        ]
+        await until(lambda: s.stats().parked == {"larger_than_limit": 2})
+        most = max(each.missing for each in s.stats().shortfalls) + 10_000
+        assert most > 100 * 10_000  # as GPT-4o, to which both may come
+        await s.set_limit("team", "$1")
+        answers = await asyncio.gather(*calls)
+
+        assert all(answer.choices for answer in answers)
+        assert service.since("billed_nusd") <= s.stats().posted_nusd
+    litellm.callbacks.clear()
+
+
 async def test_what_it_raises_in_the_end_is_its_own_with_a_note(litellm, options, guarded):
     more = {**options, "api_base": f"{guarded}/v1"}
     async with make_scheduler() as s:
