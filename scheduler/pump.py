@@ -93,7 +93,8 @@ class Pump:
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
-        self.suspended: Callable[[], None] = lambda: None  # called when an outcome is unknown
+        # Called with the reservation when an outcome is unknown.
+        self.suspended: Callable[[int], None] = lambda reservation_id: None
         self.is_closed = False
         self._intake, self._retry, self._clock, self._poll_s = intake, retry, clock, poll_s
         self._loop = asyncio.get_running_loop()
@@ -454,7 +455,7 @@ class Pump:
         elif settlement.outcome is Outcome.SUSPEND:
             tally.suspense_nusd += claimed.ceiling_nusd
             tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
-            self.suspended()
+            self.suspended(claimed.reservation_id)
         if lives_on is not None:
             self._follow_elsewhere(ended, lives_on)
         elif settlement.state is RequestState.QUEUED:

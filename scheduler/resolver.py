@@ -2,15 +2,17 @@
 
 It runs only where there is something to do: a provider that can be asked, or one whose
 policy is not to charge in full. It sleeps until the next outcome becomes unknown, the next
-policy is due, or the provider is to be asked again.
+policy is due, or the provider is to be asked again; then it looks at these and at no others,
+however many are unknown. What other processes left is found by when it became unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from scheduler.calls import is_sane
 from scheduler.clock import Clock
@@ -30,6 +32,8 @@ LONGEST_SLEEP_S = 3600.0
 LOOKED_UP = "the provider was asked"
 PAUSE_S = 0.5
 LONGEST_LOOK_UP_S = 30.0
+FIND_EVERY_MS = 60_000  # look for what other processes left
+LATE_MS = 120_000  # what became unknown may be written so much later: its turn waited for the file
 
 
 class Resolver:
@@ -49,6 +53,10 @@ class Resolver:
         self._signal = asyncio.Event()
         self._signal.set()  # a process before this one may have left something
         self._look_at_ms: dict[int, int] = {}  # reservation to when its provider is asked next
+        self._told: set[int] = set()  # reservations of this process that became unknown
+        self._due_ms: dict[int, int] = {}  # reservation to when it is looked at next
+        self._queue: list[tuple[int, int]] = []  # the same as a heap; stale where they differ
+        self._find_at_ms = self._since_ms = 0
         self._silent: set[str] = set()  # providers that gave no answer in time, in this pass
         self._task: asyncio.Task[None] | None = None
 
@@ -62,6 +70,8 @@ class Resolver:
 
     def start(self) -> None:
         """Begin, if there can be anything to do; also when there is a provider more."""
+        self._find_at_ms = self._since_ms = 0  # what was nobody's business may be its
+        self._signal.set()
         if self._task is None and self.is_needed:
             self._task = asyncio.create_task(self._run(), name="scheduler resolver")
 
@@ -71,9 +81,11 @@ class Resolver:
             policy = self._policies[provider.name] = parse_policy(provider.on_unknown)
         return policy
 
-    def wake(self) -> None:
+    def wake(self, reservation_id: int) -> None:
         """An outcome became unknown."""
-        self._signal.set()
+        if self._task is not None:
+            self._told.add(reservation_id)
+            self._signal.set()
 
     async def aclose(self) -> None:
         """Stop; what is unknown stays so for the next process."""
@@ -89,6 +101,10 @@ class Resolver:
             except Exception as exc:  # the store's, or of prices of the caller's own
                 logger.warning("cannot look at unknown outcomes: %r", exc)
                 due_ms = self._clock.now_ms() + 60_000
+                # What it was about to look at is found again.
+                self._find_at_ms = self._since_ms = 0
+                self._due_ms.clear()
+                self._queue.clear()
             timeout_s = None
             if due_ms is not None:
                 timeout_s = min(LONGEST_SLEEP_S, max(0, due_ms - self._clock.now_ms()) / 1000)
@@ -98,21 +114,40 @@ class Resolver:
             await asyncio.sleep(PAUSE_S)  # many at once are looked at together
 
     async def _pass(self) -> int | None:
-        """Look at everything in suspense once; returns when to look again."""
-        due_ms: list[int] = []
-        after_id = 0
-        seen: set[int] = set()
+        """Look at what is new and what is due; returns when to look again."""
         self._silent.clear()
-        while page := await self._store.suspended(limit=PAGE, after_id=after_id):
-            after_id = page[-1].id
-            seen.update(each.id for each in page)
-            for start in range(0, len(page), LOOKS_AT_ONCE):
-                some = page[start : start + LOOKS_AT_ONCE]
-                found = await asyncio.gather(*(self._settle(each, due_ms) for each in some))
-                await self._write([each for each in found if each is not None])
-        for gone in self._look_at_ms.keys() - seen:
-            del self._look_at_ms[gone]
-        return min(due_ms, default=None)
+        now_ms = self._clock.now_ms()
+        told, self._told = self._told, set()
+        again_ms = [self._find_at_ms] if told and now_ms < self._find_at_ms else []
+        if now_ms >= self._find_at_ms:
+            await self._find(now_ms)
+        ids = [each for each in told if each not in self._due_ms]
+        while self._queue and self._queue[0][0] <= now_ms:
+            due_ms, reservation_id = heapq.heappop(self._queue)
+            if self._due_ms.get(reservation_id) == due_ms:
+                del self._due_ms[reservation_id]
+                ids.append(reservation_id)
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            unknown = await self._store.suspended_of(page)
+            for gone in set(page) - {each.id for each in unknown}:
+                self._look_at_ms.pop(gone, None)
+            await self._look(unknown)
+        return min([*again_ms, *(due_ms for due_ms, _ in self._queue[:1])], default=None)
+
+    async def _find(self, now_ms: int) -> None:
+        """Look at everything that became unknown since this was done last."""
+        since_ms, after_id = self._since_ms, 0
+        while page := await self._store.suspended_since(since_ms, after_id=after_id, limit=PAGE):
+            since_ms, after_id = page[-1].suspended_at_ms, page[-1].id
+            await self._look([each for each in page if each.id not in self._due_ms])
+        self._find_at_ms, self._since_ms = now_ms + FIND_EVERY_MS, now_ms - LATE_MS
+
+    async def _look(self, unknown: Sequence[Unknown]) -> None:
+        for start in range(0, len(unknown), LOOKS_AT_ONCE):
+            some = unknown[start : start + LOOKS_AT_ONCE]
+            found = await asyncio.gather(*map(self._settle, some))
+            await self._write([each for each in found if each is not None])
 
     async def _write(self, settlements: list[Settlement]) -> None:
         if not settlements:
@@ -122,26 +157,37 @@ class Resolver:
         done = await asyncio.shield(self._store.resolve(settlements, now_ms))
         self._resolved([each for each, new in zip(settlements, done, strict=True) if new])
 
-    async def _settle(self, unknown: Unknown, due_ms: list[int]) -> Settlement | None:
+    async def _settle(self, unknown: Unknown) -> Settlement | None:
         """What is to be done about one; notes when to look again if nothing is."""
         provider = self._intake.providers.get(unknown.provider)
         if provider is None:
             return None  # another process's
         now_ms = self._clock.now_ms()
-        look_at_ms = self._look_at_ms.setdefault(unknown.id, now_ms)
-        if provider.can_look_up and look_at_ms <= now_ms:
-            found = await self._ask(provider, unknown)
-            if found is not None:
-                return found
-            again_ms = next_look_ms(unknown.suspended_at_ms, now_ms)
-            self._look_at_ms[unknown.id] = again_ms or (1 << 62)
-        if provider.can_look_up and self._look_at_ms[unknown.id] < 1 << 62:
-            due_ms.append(self._look_at_ms[unknown.id])
+        due_ms: list[int] = []
+        if provider.can_look_up:
+            look_at_ms: int | None = self._look_at_ms.get(unknown.id, now_ms)
+            if look_at_ms is not None and look_at_ms <= now_ms:
+                found = await self._ask(provider, unknown)
+                if found is not None:
+                    self._look_at_ms.pop(unknown.id, None)
+                    return found
+                look_at_ms = next_look_ms(unknown.suspended_at_ms, now_ms)
+            if look_at_ms is not None:
+                self._look_at_ms[unknown.id] = look_at_ms
+                due_ms.append(look_at_ms)
+            else:
+                self._look_at_ms.pop(unknown.id, None)
         policy = self._policy(provider)
         if policy.is_due(unknown.suspended_at_ms, now_ms):
-            return self._assume(provider, unknown, policy)
-        if policy.assumption is not Assumption.CHARGE:
+            assumed = self._assume(provider, unknown, policy)
+            if assumed is not None:
+                self._look_at_ms.pop(unknown.id, None)
+                return assumed
+        elif policy.assumption is not Assumption.CHARGE:
             due_ms.append(unknown.suspended_at_ms + policy.after_ms)
+        if due_ms:
+            self._due_ms[unknown.id] = min(due_ms)
+            heapq.heappush(self._queue, (min(due_ms), unknown.id))
         return None
 
     async def _ask(self, provider: Provider, unknown: Unknown) -> Settlement | None:

@@ -415,6 +415,22 @@ class Store(ABC):
         """Attempts whose outcome is unknown, oldest first, a page at a time."""
 
     @abstractmethod
+    async def suspended_since(
+        self, since_ms: int, *, after_id: int = 0, limit: int = 1000
+    ) -> list[Unknown]:
+        """Attempts whose outcome became unknown at that instant or later, in that order.
+
+        Args:
+            since_ms: The instant.
+            after_id: Of those of that very instant, only those with a higher id.
+            limit: Most of them.
+        """
+
+    @abstractmethod
+    async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
+        """Those of these attempts whose outcome is unknown."""
+
+    @abstractmethod
     async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
         """Settle what is in suspense; whether each settlement changed anything.
 

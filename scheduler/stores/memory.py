@@ -17,8 +17,8 @@ from typing import Any
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
-from scheduler.ledger import Account, Crossing, Needs, ReservationState, cost_in
-from scheduler.request import RequestState, Response
+from scheduler.ledger import Account, Crossing, ReservationState, cost_in
+from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import (
     Archive,
@@ -38,95 +38,10 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.memory_rows import Hold, Row
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
-
-
-class _Row:
-    """One request."""
-
-    __slots__ = (
-        "attempts",
-        "cost_nusd",
-        "delivered",
-        "digest",
-        "ended_at_ms",
-        "error",
-        "expected_nusd",
-        "expires_at_ms",
-        "id",
-        "is_delayed",
-        "lane",
-        "needs",
-        "parked_mark_ms",
-        "parked_ms",
-        "request",
-        "reservation_id",
-        "response",
-        "state",
-        "submitted_at_ms",
-        "ticket",
-        "tokens",
-    )  # fmt: skip
-
-    def __init__(self, id: int, new: NewRequest, lane: Lane, now_ms: int) -> None:
-        self.id, self.request, self.lane = id, new.request, lane
-        self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        self.digest, self.expected_nusd, self.tokens = new.digest, new.expected_nusd, new.tokens
-        self.expires_at_ms = new.expires_at_ms
-        self.state = RequestState.QUEUED
-        self.submitted_at_ms = now_ms
-        self.parked_mark_ms = lane.parked_clock_ms(now_ms)
-        self.parked_ms = self.attempts = self.cost_nusd = 0
-        self.reservation_id = self.ticket = self.ended_at_ms = 0
-        self.response: Response | None = None
-        self.error: Any = None
-        self.delivered = self.is_delayed = False
-
-    @property
-    def key(self) -> str | None:
-        return self.request.key
-
-    @property
-    def why_parked(self) -> Shortfall | None:
-        waits = self.state is RequestState.QUEUED and not self.is_delayed
-        return self.lane.shortfall if waits else None
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it still waits for an answer."""
-        return not self.state.is_final
-
-    def finished(self) -> Finished:
-        return Finished(
-            self.id, self.request.key, self.state, self.response, self.error, self.cost_nusd,
-            self.attempts,
-        )  # fmt: skip
-
-
-class _Hold:
-    """One reservation."""
-
-    __slots__ = (
-        "budgets", "id", "is_assumed", "job", "made_at_ms", "model", "needs", "nusd", "provider",
-        "provider_id", "request", "request_id", "settled_at_ms", "state", "tokens", "why",
-    )  # fmt: skip
-
-    def __init__(self, id: int, row: _Row, made_at_ms: int) -> None:
-        self.id, self.request_id, self.needs = id, row.id, row.needs
-        self.budgets, self.made_at_ms = row.lane.key.budgets, made_at_ms
-        self.model, self.job = row.request.model, row.request.job
-        self.request, self.provider = row.request, row.lane.key.provider
-        self.state, self.is_assumed = ReservationState.PENDING, False
-        self.nusd = self.tokens = self.settled_at_ms = 0
-        self.provider_id: str | None = None
-        self.why: str | None = None
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing can change it any more: an assumption may still be corrected."""
-        return self.state.is_end and not self.is_assumed
 
 
 class _Budget:
@@ -148,13 +63,19 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._now_ms = 0
-        self._rows: dict[int, _Row] = {}
-        self._keys: dict[tuple[str, str], _Row] = {}
+        self._rows: dict[int, Row] = {}
+        self._keys: dict[tuple[str, str], Row] = {}
         self._lanes = Lanes()
         self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
-        self._holds: dict[int, _Hold] = {}
+        self._holds: dict[int, Hold] = {}
+        self._undelivered: dict[int, Row] = {}  # ended rows, in the order they ended
+        self._delivered: list[tuple[int, int]] = []  # heap of (ended at, request id)
+        self._stays: list[tuple[int, int]] = []  # of these, what this sweep may not forget
+        self._sweep = 0, False  # what is being pruned
+        self._unknown: dict[int, Hold] = {}  # those in suspense, in the order they became so
+        self._open: Counter[int] = Counter()  # request id → reservations in `_holds`
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._journal = Journal()
@@ -267,7 +188,7 @@ class MemoryStore(Store):
         return is_first
 
     def _move(
-        self, hold: _Hold, new: ReservationState, settlement: Settlement, now_ms: int,
+        self, hold: Hold, new: ReservationState, settlement: Settlement, now_ms: int,
         crossings: list[Crossing],
     ) -> None:  # fmt: skip
         old, hold.state = hold.state, new
@@ -277,6 +198,9 @@ class MemoryStore(Store):
         hold.is_assumed, hold.settled_at_ms = settlement.is_assumed, now_ms
         hold.provider_id = settlement.provider_id or hold.provider_id
         hold.why = settlement.why or hold.why
+        self._unknown.pop(hold.id, None)
+        if new is ReservationState.SUSPENSE:
+            self._unknown[hold.id] = hold
         accounts = self._accounts_of(hold.budgets)
         for account in accounts:
             cost = cost_in(account.index, hold.nusd, hold.tokens)
@@ -294,12 +218,15 @@ class MemoryStore(Store):
                 if oldest is not None and oldest.state.is_end:
                     self._fold(oldest)
 
-    def _fold(self, hold: _Hold) -> None:
+    def _fold(self, hold: Hold) -> None:
         """What nothing can change any more needs no row of its own."""
         del self._holds[hold.id]
+        self._open[hold.request_id] -= 1
+        if not self._open[hold.request_id]:
+            del self._open[hold.request_id]
         self._journal.add(hold, self._accounts_of(hold.budgets))
 
-    def _answered_late(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
+    def _answered_late(self, row: Row, settlement: Settlement, now_ms: int) -> None:
         """The answer of an attempt given up for lost has come: the request needs no other."""
         if row.state is RequestState.QUEUED:
             self._leave_lane(row, now_ms)
@@ -307,7 +234,7 @@ class MemoryStore(Store):
         row.error = None
         self._end(row)
 
-    def _end_attempt(self, row: _Row, settlement: Settlement, now_ms: int) -> None:
+    def _end_attempt(self, row: Row, settlement: Settlement, now_ms: int) -> None:
         row.state = settlement.state
         row.attempts -= not settlement.is_attempt
         if settlement.state is not RequestState.QUEUED:
@@ -322,13 +249,15 @@ class MemoryStore(Store):
         else:
             self._enqueue(row, now_ms)
 
-    def _end(self, row: _Row) -> None:
+    def _end(self, row: Row) -> None:
         self._ended[row.state] += 1
         row.ended_at_ms = self._now_ms
         if row.request.key is None:
             del self._rows[row.id]
+        else:
+            self._undelivered[row.id] = row
 
-    def _enqueue(self, row: _Row, now_ms: int) -> None:
+    def _enqueue(self, row: Row, now_ms: int) -> None:
         lane = row.lane
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
@@ -354,13 +283,13 @@ class MemoryStore(Store):
         self._drop(row, RequestState.CANCELLED, now_ms)
         return True
 
-    def _drop(self, row: _Row, state: RequestState, now_ms: int) -> None:
+    def _drop(self, row: Row, state: RequestState, now_ms: int) -> None:
         """End a request that waits."""
         self._leave_lane(row, now_ms)
         row.state = state
         self._end(row)
 
-    def _leave_lane(self, row: _Row, now_ms: int) -> None:
+    def _leave_lane(self, row: Row, now_ms: int) -> None:
         """It no longer waits; its place in the heap is found empty later."""
         if not row.is_delayed:
             row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
@@ -391,9 +320,9 @@ class MemoryStore(Store):
                     done = known.finished() if known.state.is_final else None
                     return self._known(known, finished=done)
                 self._ended[known.state] -= 1
-                del self._rows[known.id]
+                self._remove(known)
         lane = self._lane(new.lane)
-        row = _Row(next(self._ids) if known is None else known.id, new, lane, now_ms)
+        row = Row(next(self._ids) if known is None else known.id, new, lane, now_ms)
         if known is not None:
             row.cost_nusd, row.submitted_at_ms = known.cost_nusd, known.submitted_at_ms
         self._rows[row.id] = row
@@ -415,7 +344,7 @@ class MemoryStore(Store):
         self._enqueue(row, now_ms)
 
     @staticmethod
-    def _known(row: _Row, **more: Any) -> Submitted:
+    def _known(row: Row, **more: Any) -> Submitted:
         return Submitted(
             row.id, row.state, is_known=True, submitted_at_ms=row.submitted_at_ms, **more
         )
@@ -433,10 +362,10 @@ class MemoryStore(Store):
         lanes = self._lanes.open_lanes()
         if not lanes:
             return
-        passed: list[list[_Row]] = []
+        passed: list[list[Row]] = []
         views = []
         for lane in lanes:
-            seen: list[_Row] = []
+            seen: list[Row] = []
             passed.append(seen)
             accounts = self._accounts_of(lane.key.budgets)
             gates = self.gates.of(lane.key.provider, lane.key.model)
@@ -458,7 +387,7 @@ class MemoryStore(Store):
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             self._lanes.settle(lane, verdict, now_ms)
 
-    def _candidates(self, lane: Lane, seen: list[_Row]) -> Iterator[Candidate]:
+    def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Candidate]:
         queue = self._queues[lane.id]
         while queue:
             request_id, ticket = heapq.heappop(queue)
@@ -467,9 +396,10 @@ class MemoryStore(Store):
                 seen.append(row)
                 yield row
 
-    def _start(self, row: _Row, now_ms: int) -> Claimed:
-        hold = _Hold(next(self._ids), row, now_ms)
+    def _start(self, row: Row, now_ms: int) -> Claimed:
+        hold = Hold(next(self._ids), row, now_ms)
         self._holds[hold.id] = hold
+        self._open[row.id] += 1
         lane = row.lane
         row.state, row.reservation_id = RequestState.RUNNING, hold.id
         row.attempts += 1
@@ -480,7 +410,7 @@ class MemoryStore(Store):
             row.submitted_at_ms, row.parked_ms,
         )  # fmt: skip
 
-    def _refuse(self, row: _Row, now_ms: int) -> None:
+    def _refuse(self, row: Row, now_ms: int) -> None:
         row.error = {"code": "budget_exceeded"}
         self._drop(row, RequestState.FAILED, now_ms)
 
@@ -587,7 +517,7 @@ class MemoryStore(Store):
         ordered = sorted((row for row in found if row.state in wanted), key=lambda row: row.id)
         return ordered[:limit]
 
-    def _queue_row(self, row: _Row, now_ms: int) -> QueueRow:
+    def _queue_row(self, row: Row, now_ms: int) -> QueueRow:
         lack = row.why_parked
         parked_ms = row.parked_ms
         if row.state is RequestState.QUEUED and not row.is_delayed:
@@ -624,17 +554,26 @@ class MemoryStore(Store):
     async def suspended(
         self, *, job: str | None = None, limit: int = 1000, after_id: int = 0
     ) -> list[Unknown]:
-        found = [
-            Unknown(
-                hold.id, hold.request_id, hold.request.key, hold.job, hold.model, hold.provider,
-                hold.made_at_ms, hold.settled_at_ms, hold.needs[0], hold.needs[1],
-                hold.provider_id, hold.why, hold.request,
-            )
-            for hold in self._holds.values()
-            if hold.state is ReservationState.SUSPENSE and hold.id > after_id
-            and job in (None, hold.job)
-        ]  # fmt: skip
-        return sorted(found, key=lambda each: each.id)[:limit]
+        found = sorted(
+            reservation_id
+            for reservation_id, hold in self._unknown.items()
+            if reservation_id > after_id and job in (None, hold.job)
+        )
+        return await self.suspended_of(found[:limit])
+
+    async def suspended_since(
+        self, since_ms: int, *, after_id: int = 0, limit: int = 1000
+    ) -> list[Unknown]:
+        newer: list[tuple[int, int]] = []
+        for hold in reversed(self._unknown.values()):  # it keeps the order in which they became so
+            if hold.settled_at_ms < since_ms:
+                break
+            if (hold.settled_at_ms, hold.id) > (since_ms, after_id):
+                newer.append((hold.settled_at_ms, hold.id))
+        return await self.suspended_of([each for _, each in sorted(newer)[:limit]])
+
+    async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
+        return [self._unknown[each].as_unknown() for each in ids if each in self._unknown]
 
     async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
         now_ms, result = self._look(now_ms), TurnResult()
@@ -670,30 +609,65 @@ class MemoryStore(Store):
             if row.state is RequestState.QUEUED:
                 self._drop(row, RequestState.CANCELLED, now_ms)
             if row.state.is_final:
-                del self._rows[row.id]
+                self._remove(row)
+
+    def _remove(self, row: Row) -> None:
+        """Forget one that has ended."""
+        del self._rows[row.id]
+        self._undelivered.pop(row.id, None)
 
     async def delivered(self, ids: Sequence[int]) -> None:
         for request_id in ids:
-            if request_id in self._rows:
-                self._rows[request_id].delivered = True
+            row = self._rows.get(request_id)
+            if row is not None and not row.delivered:
+                row.delivered = True
+                if self._undelivered.pop(row.id, None) is not None:
+                    heapq.heappush(self._delivered, (row.ended_at_ms, row.id))
 
     async def prune(
         self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000,
         archive: Archive | None = None,
     ) -> list[Finished]:  # fmt: skip
-        open_ids = {hold.request_id for hold in self._holds.values() if not hold.is_final}
-        found = [
-            row
-            for row in self._rows.values()
-            if row.state.is_final
-            and row.ended_at_ms < before_ms
-            and (undelivered or row.delivered)
-            and row.id not in open_ids
-        ][:limit]
+        if self._sweep != (before_ms, undelivered):
+            self._end_sweep()
+            self._sweep = before_ms, undelivered
+        found = self._take_delivered(before_ms, limit)
+        if undelivered:
+            for row in self._undelivered.values():
+                if len(found) == limit or row.ended_at_ms >= before_ms:
+                    break
+                if row.id not in self._open:
+                    found.append(row)
         page = [row.finished() for row in found]
-        if archive is not None and page:
-            archive(page)
+        try:
+            if archive is not None and page:
+                archive(page)
+        except BaseException:
+            self._stays += [(row.ended_at_ms, row.id) for row in found if row.delivered]
+            self._end_sweep()
+            raise
         for row in found:
-            del self._rows[row.id]
+            self._remove(row)
             self._keys.pop((row.request.job, row.key or ""), None)
+        if len(page) < limit:
+            self._end_sweep()
         return page
+
+    def _take_delivered(self, before_ms: int, most: int) -> list[Row]:
+        """Those that ended before then and may be forgotten; what may not is set aside."""
+        found: list[Row] = []
+        while self._delivered and self._delivered[0][0] < before_ms and len(found) < most:
+            at_ms, request_id = heapq.heappop(self._delivered)
+            row = self._rows.get(request_id)
+            if row is None or not row.delivered or row.ended_at_ms != at_ms:
+                continue  # forgotten or asked again meanwhile
+            if row.id in self._open:
+                self._stays.append((at_ms, request_id))
+            else:
+                found.append(row)
+        return found
+
+    def _end_sweep(self) -> None:
+        for entry in self._stays:
+            heapq.heappush(self._delivered, entry)
+        self._stays.clear()

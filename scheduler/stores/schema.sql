@@ -104,6 +104,8 @@ CREATE INDEX requests_expiring ON requests (expires_at_ms)
 CREATE INDEX requests_running ON requests (id) WHERE state = 'running';
 CREATE INDEX requests_undelivered ON requests (job_id, id)
   WHERE is_delivered = 0 AND state IN ('succeeded', 'failed', 'cancelled', 'expired');
+CREATE INDEX requests_ended ON requests (lane_id, is_delivered, coalesce(ended_at_ms, submitted_at_ms))
+  WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired');
 
 CREATE TABLE responses (
   request_id INTEGER PRIMARY KEY,
@@ -131,6 +133,8 @@ CREATE TABLE reservations (
 ) STRICT;
 CREATE INDEX reservations_open ON reservations (worker_id) WHERE state IN ('pending', 'suspense');
 CREATE INDEX reservations_suspense ON reservations (id) WHERE state = 'suspense';
+CREATE INDEX reservations_unknown ON reservations (coalesce(settled_at_ms, made_at_ms))
+  WHERE state = 'suspense';
 CREATE INDEX reservations_of_request ON reservations (request_id);
 
 -- What pruned reservations posted, so that balances can still be recomputed.

@@ -113,6 +113,7 @@ class SqliteStore(Store):
         self.path, self._create, self._patience_s = path, create, patience_s
         self._transactions = Transactions(this_process(), self.lease_ms)
         self._transactions.store_prompts = store_prompts
+        self._sweep = sqlite_prune.Sweep()
         self._connection: _Connection | None = None
         self._version = 0  # `PRAGMA data_version` when last looked
         self._foreign = False  # another process wrote since the last turn
@@ -282,6 +283,17 @@ class SqliteStore(Store):
         """See `Store.suspended`."""
         return await self._run(_reading(sqlite_views.suspended), job, limit, after_id)
 
+    async def suspended_since(
+        self, since_ms: int, *, after_id: int = 0, limit: int = PAGE
+    ) -> list[Unknown]:
+        """See `Store.suspended_since`."""
+        read = _reading(sqlite_views.suspended_since)
+        return await self._run(read, since_ms, after_id, limit)
+
+    async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
+        """See `Store.suspended_of`."""
+        return await self._run(_reading(sqlite_views.suspended_of), ids)
+
     async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
         """See `Store.resolve`."""
         return await self._run(
@@ -384,7 +396,7 @@ class SqliteStore(Store):
         """See `Store.prune`; the file does not shrink, its free pages are used again."""
         return await self._run(
             _writing(sqlite_prune.prune, self._patience_s),
-            self._transactions, before_ms, now_ms, undelivered, limit, archive,
+            self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
         )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_gates import load_gates, save_gates
 from scheduler.stores.sqlite_settle import DELAYED, Settling
+from scheduler.stores.sqlite_upgrade import add_indexes
 from scheduler.stores.views import budget_status, is_tried_again
 
 
@@ -143,6 +144,7 @@ class Transactions(Settling):
             return
         db, me = self._db, self.process
         if not self.worker_id:
+            add_indexes(db)
             (self.worker_id,) = db.execute(
                 "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
                 (me.host, me.pid, me.started, now_ms),

@@ -1,6 +1,6 @@
 """Bringing a SQLite file of an older version up to date.
 
-Every version has its steps here, in SQL; `schema.sql` is what they lead to.
+Every version has its steps here, in SQL; with the indexes, `schema.sql` is what they lead to.
 """
 
 from __future__ import annotations
@@ -67,6 +67,21 @@ STEPS: dict[int, tuple[str, ...]] = {
 }
 """From a version to the statements that lead to the next one."""
 
+INDEXES = (
+    "CREATE INDEX IF NOT EXISTS requests_ended ON requests"
+    " (lane_id, is_delivered, coalesce(ended_at_ms, submitted_at_ms))"
+    " WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired')",
+    "CREATE INDEX IF NOT EXISTS reservations_unknown ON reservations"
+    " (coalesce(settled_at_ms, made_at_ms)) WHERE state = 'suspense'",
+)
+"""What the newest files have besides; older programs work with them as well, so no new version."""
+
+
+def add_indexes(db: sqlite3.Connection) -> None:
+    """Give a file the indexes that its maker did not know, inside the caller's transaction."""
+    for statement in INDEXES:
+        db.execute(statement)
+
 
 def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process, now_ms: int) -> Path:
     """Take all steps from `version` on, inside the caller's transaction; returns where a copy is.
@@ -88,6 +103,7 @@ def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process, now_m
     for step in sorted(each for each in STEPS if each >= version):
         for statement in STEPS[step]:
             db.execute(statement)
+    add_indexes(db)
     return saved
 
 

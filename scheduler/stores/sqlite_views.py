@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from scheduler.errors import ConfigError, StoreError
 from scheduler.ledger import Account
@@ -192,18 +193,44 @@ def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
     return [decode_finished(row) for row in rows]
 
 
+_BECAME_UNKNOWN = "coalesce(h.settled_at_ms, h.made_at_ms)"  # as in the index
+_UNKNOWN = (
+    "SELECT h.id, h.request_id, r.key, j.name, h.model, l.provider, h.made_at_ms,"
+    f" {_BECAME_UNKNOWN}, h.ceiling_nusd, h.ceiling_tokens, h.provider_id, h.why, r.payload"
+    " FROM reservations h JOIN requests r ON r.id = h.request_id"
+    " JOIN lanes l ON l.id = r.lane_id JOIN jobs j ON j.id = r.job_id"
+    " WHERE h.state = 'suspense'"
+)
+
+
 def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int) -> list[Unknown]:
     """`Store.suspended`."""
-    rows = db.execute(
-        "SELECT h.id, h.request_id, r.key, j.name, h.model, l.provider, h.made_at_ms,"
-        " coalesce(h.settled_at_ms, h.made_at_ms), h.ceiling_nusd, h.ceiling_tokens,"
-        " h.provider_id, h.why, r.payload"
-        " FROM reservations h JOIN requests r ON r.id = h.request_id"
-        " JOIN lanes l ON l.id = r.lane_id JOIN jobs j ON j.id = r.job_id"
-        f" WHERE h.state = 'suspense' AND h.id > ?{'' if job is None else ' AND j.name = ?'}"
-        " ORDER BY h.id LIMIT ?",
+    return _read_unknown(db.execute(
+        f"{_UNKNOWN} AND h.id > ?{'' if job is None else ' AND j.name = ?'} ORDER BY h.id LIMIT ?",
         (after_id, *(() if job is None else (job,)), limit),
-    )
+    ))  # fmt: skip
+
+
+def suspended_since(
+    db: sqlite3.Connection, since_ms: int, after_id: int, limit: int
+) -> list[Unknown]:
+    """`Store.suspended_since`."""
+    return _read_unknown(db.execute(
+        f"{_UNKNOWN} AND {_BECAME_UNKNOWN} >= ?1 AND ({_BECAME_UNKNOWN} > ?1 OR h.id > ?2)"
+        f" ORDER BY {_BECAME_UNKNOWN}, h.id LIMIT ?3",
+        (since_ms, after_id, limit),
+    ))  # fmt: skip
+
+
+def suspended_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[Unknown]:
+    """`Store.suspended_of`."""
+    return _read_unknown(db.execute(
+        f"{_UNKNOWN} AND h.id IN (SELECT value FROM json_each(?)) ORDER BY h.id",
+        (json.dumps(list(ids)),),
+    ))  # fmt: skip
+
+
+def _read_unknown(rows: Iterable[tuple[Any, ...]]) -> list[Unknown]:
     found = []
     for *known, payload in rows:
         known.append(_request(payload))

@@ -1,0 +1,108 @@
+"""Rows of the memory store: a request, and a reservation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scheduler.admission import Shortfall
+from scheduler.ledger import Needs, ReservationState
+from scheduler.request import RequestState, Response
+from scheduler.stores.base import Finished, NewRequest, Unknown
+from scheduler.stores.lanes import Lane
+
+
+class Row:
+    """One request."""
+
+    __slots__ = (
+        "attempts",
+        "cost_nusd",
+        "delivered",
+        "digest",
+        "ended_at_ms",
+        "error",
+        "expected_nusd",
+        "expires_at_ms",
+        "id",
+        "is_delayed",
+        "lane",
+        "needs",
+        "parked_mark_ms",
+        "parked_ms",
+        "request",
+        "reservation_id",
+        "response",
+        "state",
+        "submitted_at_ms",
+        "ticket",
+        "tokens",
+    )  # fmt: skip
+
+    def __init__(self, id: int, new: NewRequest, lane: Lane, now_ms: int) -> None:
+        self.id, self.request, self.lane = id, new.request, lane
+        self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
+        self.digest, self.expected_nusd, self.tokens = new.digest, new.expected_nusd, new.tokens
+        self.expires_at_ms = new.expires_at_ms
+        self.state = RequestState.QUEUED
+        self.submitted_at_ms = now_ms
+        self.parked_mark_ms = lane.parked_clock_ms(now_ms)
+        self.parked_ms = self.attempts = self.cost_nusd = 0
+        self.reservation_id = self.ticket = self.ended_at_ms = 0
+        self.response: Response | None = None
+        self.error: Any = None
+        self.delivered = self.is_delayed = False
+
+    @property
+    def key(self) -> str | None:
+        """What its caller calls it."""
+        return self.request.key
+
+    @property
+    def why_parked(self) -> Shortfall | None:
+        """Why its lane is shut, if it waits there."""
+        waits = self.state is RequestState.QUEUED and not self.is_delayed
+        return self.lane.shortfall if waits else None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it still waits for an answer."""
+        return not self.state.is_final
+
+    def finished(self) -> Finished:
+        """Its outcome."""
+        return Finished(
+            self.id, self.request.key, self.state, self.response, self.error, self.cost_nusd,
+            self.attempts,
+        )  # fmt: skip
+
+
+class Hold:
+    """One reservation."""
+
+    __slots__ = (
+        "budgets", "id", "is_assumed", "job", "made_at_ms", "model", "needs", "nusd", "provider",
+        "provider_id", "request", "request_id", "settled_at_ms", "state", "tokens", "why",
+    )  # fmt: skip
+
+    def __init__(self, id: int, row: Row, made_at_ms: int) -> None:
+        self.id, self.request_id, self.needs = id, row.id, row.needs
+        self.budgets, self.made_at_ms = row.lane.key.budgets, made_at_ms
+        self.model, self.job = row.request.model, row.request.job
+        self.request, self.provider = row.request, row.lane.key.provider
+        self.state, self.is_assumed = ReservationState.PENDING, False
+        self.nusd = self.tokens = self.settled_at_ms = 0
+        self.provider_id: str | None = None
+        self.why: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can change it any more: an assumption may still be corrected."""
+        return self.state.is_end and not self.is_assumed
+
+    def as_unknown(self) -> Unknown:
+        """The same for who asks about it."""
+        return Unknown(
+            self.id, self.request_id, self.request.key, self.job, self.model, self.provider,
+            self.made_at_ms, self.settled_at_ms, self.needs[0], self.needs[1], self.provider_id,
+            self.why, self.request,
+        )  # fmt: skip
