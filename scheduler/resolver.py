@@ -117,31 +117,37 @@ class Resolver:
         """Look at what is new and what is due; returns when to look again."""
         self._silent.clear()
         now_ms = self._clock.now_ms()
-        told, self._told = self._told, set()
-        again_ms = [self._find_at_ms] if told and now_ms < self._find_at_ms else []
+        ids, self._told = self._told, set()
+        again_ms = [self._find_at_ms] if ids and now_ms < self._find_at_ms else []
         if now_ms >= self._find_at_ms:
-            await self._find(now_ms)
-        ids = [each for each in told if each not in self._due_ms]
+            ids |= await self._find(now_ms)
+        ids -= self._due_ms.keys()
         while self._queue and self._queue[0][0] <= now_ms:
             due_ms, reservation_id = heapq.heappop(self._queue)
             if self._due_ms.get(reservation_id) == due_ms:
                 del self._due_ms[reservation_id]
-                ids.append(reservation_id)
-        for start in range(0, len(ids), PAGE):
-            page = ids[start : start + PAGE]
+                ids.add(reservation_id)
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), PAGE):
+            page = ordered[start : start + PAGE]
             unknown = await self._store.suspended_of(page)
             for gone in set(page) - {each.id for each in unknown}:
                 self._look_at_ms.pop(gone, None)
             await self._look(unknown)
         return min([*again_ms, *(due_ms for due_ms, _ in self._queue[:1])], default=None)
 
-    async def _find(self, now_ms: int) -> None:
-        """Look at everything that became unknown since this was done last."""
-        since_ms, after_id = self._since_ms, 0
-        while page := await self._store.suspended_since(since_ms, after_id=after_id, limit=PAGE):
-            since_ms, after_id = page[-1].suspended_at_ms, page[-1].id
-            await self._look([each for each in page if each.id not in self._due_ms])
+    async def _find(self, now_ms: int) -> set[int]:
+        """Everything that became unknown since this was asked last."""
+        found: set[int] = set()
+        since_ms, after_id, is_more = self._since_ms, 0, True
+        while is_more:
+            page = await self._store.suspended_since(since_ms, after_id=after_id)
+            found.update(reservation_id for _, reservation_id in page)
+            is_more = bool(page)
+            if page:
+                since_ms, after_id = page[-1]
         self._find_at_ms, self._since_ms = now_ms + FIND_EVERY_MS, now_ms - LATE_MS
+        return found
 
     async def _look(self, unknown: Sequence[Unknown]) -> None:
         for start in range(0, len(unknown), LOOKS_AT_ONCE):

@@ -416,9 +416,9 @@ class Store(ABC):
 
     @abstractmethod
     async def suspended_since(
-        self, since_ms: int, *, after_id: int = 0, limit: int = 1000
-    ) -> list[Unknown]:
-        """Attempts whose outcome became unknown at that instant or later, in that order.
+        self, since_ms: int, *, after_id: int = 0, limit: int = 10_000
+    ) -> list[tuple[int, int]]:
+        """When attempts became unknown, and their ids: from that instant on, in that order.
 
         Args:
             since_ms: The instant.

@@ -562,15 +562,14 @@ class MemoryStore(Store):
         return await self.suspended_of(found[:limit])
 
     async def suspended_since(
-        self, since_ms: int, *, after_id: int = 0, limit: int = 1000
-    ) -> list[Unknown]:
+        self, since_ms: int, *, after_id: int = 0, limit: int = 10_000
+    ) -> list[tuple[int, int]]:
         newer: list[tuple[int, int]] = []
         for hold in reversed(self._unknown.values()):  # it keeps the order in which they became so
             if hold.settled_at_ms < since_ms:
                 break
-            if (hold.settled_at_ms, hold.id) > (since_ms, after_id):
-                newer.append((hold.settled_at_ms, hold.id))
-        return await self.suspended_of([each for _, each in sorted(newer)[:limit]])
+            newer.append((hold.settled_at_ms, hold.id))
+        return sorted(each for each in newer if each > (since_ms, after_id))[:limit]
 
     async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
         return [self._unknown[each].as_unknown() for each in ids if each in self._unknown]

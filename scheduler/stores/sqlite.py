@@ -284,8 +284,8 @@ class SqliteStore(Store):
         return await self._run(_reading(sqlite_views.suspended), job, limit, after_id)
 
     async def suspended_since(
-        self, since_ms: int, *, after_id: int = 0, limit: int = PAGE
-    ) -> list[Unknown]:
+        self, since_ms: int, *, after_id: int = 0, limit: int = 10 * PAGE
+    ) -> list[tuple[int, int]]:
         """See `Store.suspended_since`."""
         read = _reading(sqlite_views.suspended_since)
         return await self._run(read, since_ms, after_id, limit)

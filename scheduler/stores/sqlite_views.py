@@ -213,13 +213,15 @@ def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int
 
 def suspended_since(
     db: sqlite3.Connection, since_ms: int, after_id: int, limit: int
-) -> list[Unknown]:
+) -> list[tuple[int, int]]:
     """`Store.suspended_since`."""
-    return _read_unknown(db.execute(
-        f"{_UNKNOWN} AND {_BECAME_UNKNOWN} >= ?1 AND ({_BECAME_UNKNOWN} > ?1 OR h.id > ?2)"
+    rows = db.execute(
+        f"SELECT {_BECAME_UNKNOWN}, h.id FROM reservations h WHERE h.state = 'suspense'"
+        f" AND {_BECAME_UNKNOWN} >= ?1 AND ({_BECAME_UNKNOWN} > ?1 OR h.id > ?2)"
         f" ORDER BY {_BECAME_UNKNOWN}, h.id LIMIT ?3",
         (since_ms, after_id, limit),
-    ))  # fmt: skip
+    )
+    return list(rows)
 
 
 def suspended_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[Unknown]:
