@@ -28,69 +28,42 @@ from scheduler.billing import (
     Steps,
 )
 from scheduler.errors import PriceUnknown
+from scheduler.outputs import (
+    DEFAULT_OUTPUT,
+    MAX_OUTPUT,
+    REASONING,
+    answers_of,
+    bound_output_tokens,
+    known_max_output,
+    prompt_only,
+    stated_output_tokens,
+    with_output_cap,
+)
 from scheduler.providers.base import Answer, Tariff
 from scheduler.rates import Listing, look_up
 from scheduler.request import (
     CHAT,
-    COMPLETIONS,
-    EMBED_CONTENT,
-    EMBEDDINGS,
-    GENERATE,
-    MESSAGES,
     MODERATIONS,
-    RESPONSES,
     Quote,
     Request,
     Tokens,
     Usage,
 )
-from scheduler.tokens import Input, TokenBound, bare_name, count_input
+from scheduler.tokens import Input, bare_name, count_input
 
-DEFAULT_OUTPUT = 16_384
+__all__ = [
+    "DEFAULT_OUTPUT", "MAX_OUTPUT", "PriceBook", "PriceInfo", "answers_of", "bound_output_tokens",
+    "prompt_only", "stated_output_tokens", "with_output_cap",
+]  # fmt: skip
+
 EXPECTED_OUTPUT = 300  # tokens of an ordinary answer, for forecasts only
 EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
-MAX_TOKENS = 10**21  # no bound is above it, and one this high is refused
+_MANY = 10**6  # searches: as many as there are
 MAX_CACHED = 10_000  # models remembered, found or not
 _STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only", "unspecified")
 _TIERS = ("speed", "service_tier", "serviceTier")
 _FREE = Quote(0, 0)
-
-# What caps the output at each endpoint; a name that the endpoint does not know caps nothing.
-_CAPS = {
-    CHAT: ("max_completion_tokens", "max_tokens"),
-    COMPLETIONS: ("max_tokens",),
-    RESPONSES: ("max_output_tokens",),
-    MESSAGES: ("max_tokens",),
-    GENERATE: ("max_output_tokens", "maxOutputTokens"),
-}
-_COUNTS = {GENERATE: ("candidateCount", "candidate_count")}
-_USUAL_COUNTS = ("n", "best_of")
-_CONFIGS = ("generation_config", "generationConfig")  # where Google's bodies have both
-_REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # these refuse chat's old name for the cap
-_ALL_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-
-# Most output tokens of one request by the beginning of the model's name, the longest holds;
-# from the providers' model pages (November 2026), the larger number where they disagree.
-# Anthropic's models are missing on purpose: their API demands a cap.
-MAX_OUTPUT = {
-    "gpt-3.5-turbo": 4_096,
-    "gpt-4-turbo": 4_096,
-    "gpt-4o": 16_384,
-    "gpt-4.1": 32_768,
-    "gpt-5": 128_000,
-    "gpt-5-pro": 272_000,
-    "gpt-5.5": 272_000,
-    "o1": 100_000,
-    "o3": 100_000,
-    "o4-mini": 100_000,
-    "gemini-2.0-flash": 8_192,
-    "gemini-2.0-flash-thinking": 65_536,
-    "gemini-2.5": 65_536,
-    "gemini-3": 65_536,
-    "gemini-4": 65_536,  # what is longer comes in several requests, each with a token to go on
-}
-
 
 _Place = tuple[str, str | None, str | None]  # model, price source, tier
 
@@ -230,7 +203,7 @@ class PriceBook:
             cached=None if rates.cache_read is None else _usd_a_million(rates.cache_read),
             cache_write=None if rates.cache_write is None else _usd_a_million(rates.cache_write),
             has_steps=len(rates.input) > 1,
-            max_output_tokens=_known_max_output(model),
+            max_output_tokens=known_max_output(model),
             context_tokens=rates.context_tokens,
         )
 
@@ -387,15 +360,19 @@ def _deals_in_media(request: Request) -> bool:
     return count_input(request.url, request.body).asked is not ONLY_TEXT
 
 
+@lru_cache(1024)
+def _billed_searches(model: str) -> tuple[int, int]:
+    """The fewest and the most searches that are billed for a call of a model."""
+    name = bare_name(model)
+    least = any(word in name for word in _ALWAYS_SEARCH)
+    return int(least), 1 if name.startswith(_FOR_A_PROMPT) else _MANY
+
+
 def _as_billed(request: Request, counted: _Counted) -> _Counted:
     """The same with as many searches as are billed."""
-    name, searches = bare_name(request.model), counted.web_searches
-    if request.url == CHAT and any(word in name for word in _ALWAYS_SEARCH):
-        billed = max(1, searches)
-    elif name.startswith(_FOR_A_PROMPT):
-        billed = min(1, searches)
-    else:
-        return counted
+    least, most = _billed_searches(request.model)
+    searches = counted.web_searches
+    billed = min(max(least if request.url == CHAT else 0, searches), most)
     if billed == searches:
         return counted
     if isinstance(counted, Usage):
@@ -411,81 +388,10 @@ def _preview_nusd(request: Request, candidates: tuple[Rates, ...], searches: int
         isinstance(tool, dict) and str(tool.get("type")).startswith("web_search_preview")
         for tool in (tools if isinstance(tools, list) else ())
     )
-    if not is_preview or name.startswith(_REASONING) or "gpt" not in name:
+    if not is_preview or name.startswith(REASONING) or "gpt" not in name:
         return 0
     more = max(0, _PREVIEW_SEARCH - min(each.web_search for each in candidates))
     return -(-more * searches // YOCTO_PER_NANO)
-
-
-def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
-    """Most tokens the output of a request can be."""
-    if request.url in (EMBEDDINGS, MODERATIONS, EMBED_CONTENT):
-        return TokenBound(0)
-    cap = _stated_cap(request)
-    most = _known_max_output(request.model) or context_tokens
-    if most is not None:
-        cap = min(cap or most, most)
-    return TokenBound(min((cap or DEFAULT_OUTPUT) * answers_of(request), MAX_TOKENS), cap > 0)
-
-
-def answers_of(request: Request) -> int:
-    """How many answers are generated, and billed."""
-    settings, names = _settings(request), _COUNTS.get(request.url, _USUAL_COUNTS)
-    answers = max([_count(settings[name]) for name in names if name in settings], default=1)
-    if request.url == COMPLETIONS:
-        answers *= _prompts(request.body.get("prompt"))
-    return answers
-
-
-def stated_output_tokens(request: Request) -> int:
-    """The output cap in a body, over all its answers; 0: it sets none."""
-    return min(_stated_cap(request) * answers_of(request), MAX_TOKENS)
-
-
-def _stated_cap(request: Request) -> int:
-    cap, settings = 0, _settings(request)
-    for name in _CAPS.get(request.url, _ALL_CAPS):
-        value = settings.get(name)
-        if type(value) is int and value > cap:
-            cap = value
-    return cap
-
-
-def _settings(request: Request) -> Mapping[str, Any]:
-    """What has the cap and the number of answers in it: the body, or a part of it."""
-    if request.url != GENERATE:
-        return request.body
-    found = [request.body.get(name) for name in _CONFIGS]
-    return {key: value for each in found if isinstance(each, dict) for key, value in each.items()}
-
-
-def _with_settings(request: Request, changes: Mapping[str, Any]) -> Request:
-    if request.url != GENERATE:
-        return replace(request, body={**request.body, **changes})
-    body = {name: value for name, value in request.body.items() if name not in _CONFIGS}
-    config = {**_settings(request), **changes}
-    return replace(request, body={**body, _CONFIGS[-1]: config})
-
-
-def with_output_cap(request: Request, tokens: int) -> Request:
-    """The request with an output cap written into its body, if it has none."""
-    names, settings = _CAPS.get(request.url), _settings(request)
-    if names is None or any(settings.get(name) is not None for name in names):
-        return request
-    name = names[-1]
-    if request.url == CHAT and bare_name(request.model).startswith(_REASONING):
-        name = names[0]
-    return _with_settings(request, {name: tokens})
-
-
-def prompt_only(request: Request) -> Request:
-    """The request with an output of one token at most: its quote is what the prompt costs."""
-    names, settings = _CAPS.get(request.url), _settings(request)
-    if names is None:
-        return request
-    ones = [name for name in names if name in settings] or [names[-1]]
-    ones += [name for name in _COUNTS.get(request.url, _USUAL_COUNTS) if name in settings]
-    return _with_settings(request, dict.fromkeys(ones, 1))
 
 
 def _tier(body: Any) -> str | None:
@@ -499,25 +405,6 @@ def _tier(body: Any) -> str | None:
             if tier is not None and isinstance(tier, str):
                 return tier
     return None
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value > 0 else 1
-
-
-def _prompts(prompt: object) -> int:
-    """How many prompts there are: a list of texts or of token lists is answered one by one."""
-    is_many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    return len(prompt) if is_many and isinstance(prompt, list) else 1
-
-
-@lru_cache(1024)
-def _known_max_output(model: str) -> int | None:
-    name = bare_name(model)
-    if ":" in name:
-        return None  # a gateway's variant, which may have another limit
-    found = max((start for start in MAX_OUTPUT if name.startswith(start)), key=len, default=None)
-    return None if found is None else MAX_OUTPUT[found]
 
 
 def _usd_a_million(steps: Steps) -> Decimal:

@@ -45,8 +45,28 @@ def extract_usage(body: Any) -> Usage | None:
     found = _tokens(usage)
     if found is None:
         return None
+    if _TELL_MORE.isdisjoint(usage) and "output" not in body and not _may_cite(body):
+        inside = usage.get("prompt_tokens_details")
+        if not isinstance(inside, dict) or "web_search_requests" not in inside:
+            return found  # as nearly always
     beside = _beside(usage, body)
     return replace(found, **beside) if beside else found
+
+
+_TELL_MORE = frozenset({
+    "server_tool_use", "tool_calls_details", "num_search_queries", "num_sources_used",
+    "prompt_audio_seconds", "seconds",
+})  # fmt: skip
+
+
+def _may_cite(body: Mapping[str, Any]) -> bool:
+    """Whether any answer of a chat has annotations, of whatever kind."""
+    choices = body.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if isinstance(message, dict) and message.get("annotations"):
+            return True
+    return False
 
 
 def _tokens(usage: Mapping[str, Any]) -> Usage | None:
@@ -98,6 +118,8 @@ def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, writt
         _part(inside.get("audio_tokens"), into),
         _part(outside.get("audio_tokens"), out),
     )
+    if _TELL_MEDIA.isdisjoint(inside) and _TELL_MEDIA.isdisjoint(outside):
+        return found
     media = {}
     for name, place, field, whole in _MEDIA_PARTS:
         count = _part((inside if place == "in" else outside).get(name), into if whole else out)
@@ -118,6 +140,7 @@ _MEDIA_PARTS = (
     ("image_tokens", "out", "output_image_tokens", False),
     ("video_tokens", "out", "output_video_tokens", False),
 )
+_TELL_MEDIA = frozenset({"image_tokens", "video_tokens", "cached_tokens_details"})
 _KEPT_PARTS = (
     ("audio_tokens", "cached_audio_tokens"),
     ("image_tokens", "cached_image_tokens"),
