@@ -318,3 +318,15 @@ def test_a_price_of_ones_own_says_nothing_of_searches_so_they_cost_the_dearest_k
 
     assert book.tariff().cost_nusd(request, answer) == 2 * 35 * 10**6
     assert "no price is known for web searches" in book.tariff().quote(request).why_unbound
+
+
+def test_searches_of_a_translated_chat_are_counted_too():
+    from scheduler.providers.anthropic_chat import to_chat
+
+    message = {
+        "model": "claude-sonnet-4-5", "content": [{"type": "text", "text": "x"}],
+        "usage": {"input_tokens": 10, "output_tokens": 5,
+                  "server_tool_use": {"web_search_requests": 3}},
+    }  # fmt: skip
+
+    assert extract_usage(to_chat(message)).web_searches == 3

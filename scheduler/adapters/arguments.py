@@ -21,9 +21,11 @@ TELLING = (
     "model", *_PROMPTS, "system", "instructions", "suffix", "tools", "functions", "tool_choice",
     "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "response_format",
     "reasoning_effort", "service_tier", "stream", "modalities", "audio", "prediction",
-    "web_search_options", "dimensions",
+    "web_search_options", "max_tool_calls", "dimensions",
 )  # fmt: skip
-_GOOGLE_CONFIG = ("maxOutputTokens", "candidateCount", "systemInstruction", "tools")
+_GOOGLE_CONFIG = (
+    "maxOutputTokens", "candidateCount", "systemInstruction", "tools", "responseModalities",
+)  # fmt: skip
 _PLAIN = (str, int, float, bool, type(None))
 _WITHOUT_RETRIES = {"num_retries": 0, "max_retries": 0}
 

@@ -164,4 +164,5 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_tokens": into, "completion_tokens": out, "total_tokens": into + out,
         "prompt_tokens_details": {"cached_tokens": read, "cache_creation_tokens": written},
     }  # fmt: skip
-    return told | ({"cache_creation": usage["cache_creation"]} if "cache_creation" in usage else {})
+    kept = ("cache_creation", "server_tool_use")  # billed at rates of their own
+    return told | {name: usage[name] for name in kept if name in usage}
