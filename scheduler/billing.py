@@ -195,9 +195,10 @@ class Rates:
             + (self.audio_second or 0) * usage.audio_seconds
         )
 
-    def plain_nusd(self, input_tokens: int, output_tokens: int) -> int:
-        """What a call costs whose tokens are all of the ordinary kind."""
-        total = self.per_call + _at(self.input, input_tokens) * input_tokens
+    def plain_nusd(self, input_tokens: int, output_tokens: int, asked: Asked = ONLY_TEXT) -> int:
+        """What a call costs whose tokens are all of the ordinary kind, with what is beside them."""
+        total = self.per_call + (self._beside_nusd(asked) if asked is not ONLY_TEXT else 0)
+        total += _at(self.input, input_tokens) * input_tokens
         total += _at(self.output, input_tokens) * output_tokens
         return -(-total // YOCTO_PER_NANO)
 

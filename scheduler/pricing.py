@@ -280,8 +280,10 @@ class _BookTariff:
             found.media + (into - found.media) // EXPECTED_BYTES_PER_TOKEN
             if into > found.media
             else into,
-            min(out, EXPECTED_OUTPUT),
-        )
+            min(out, EXPECTED_OUTPUT), _once(asked),
+        )  # fmt: skip
+        if beside:
+            likely += _preview_nusd(request, candidates, 1)
         least = rates.plain_nusd(into // LEAST_BYTES_PER_TOKEN, min(out, 1))
         return Quote(
             ceiling_nusd,
@@ -343,6 +345,14 @@ _ALWAYS_SEARCH = ("search-preview", "search-api")  # for every call, without say
 # not reason, costs $25 a thousand; the catalogue has the newer tool's price.
 _PREVIEW_SEARCH = YOCTO_PER_USD * 25 // 1000
 _FOR_A_PROMPT = ("gemini-1", "gemini-2")  # billed for searching at all, newer ones by the query
+
+
+def _once(asked: Asked) -> Asked:
+    """What is likely of what is asked for: each tool runs once."""
+    if asked is ONLY_TEXT:
+        return asked
+    tools = ("web_searches", "file_searches", "code_sessions", "made_images")
+    return asked._replace(**{name: min(1, getattr(asked, name)) for name in tools})
 
 
 def _has_media(usage: Usage) -> bool:

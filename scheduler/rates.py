@@ -239,7 +239,7 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
         if found is not None:
             return found
     names = {info.id for provider in snapshot.providers for info in provider.models}
-    near = difflib.get_close_matches(model, names, 3, 0.75)
+    near = difflib.get_close_matches(model, names - {model}, 3, 0.75)
     hint = f"the catalogue has {', '.join(near)}; " if near else ""
     raise PriceUnknown(model, price_source or "", hint + _in_python(model))
 

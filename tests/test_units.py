@@ -330,3 +330,13 @@ def test_searches_of_a_translated_chat_are_counted_too():
     }  # fmt: skip
 
     assert extract_usage(to_chat(message)).web_searches == 3
+
+
+def test_what_is_expected_has_the_fees_in_it():
+    plain = Request.chat("gpt-4o", "hi", max_tokens=9)
+    for request, fee in (
+        (Request.chat("gpt-4o-search-preview", "hi", max_tokens=9), 2.5),
+        (Request.responses("gpt-4o", "hi", tools=[{"type": "web_search"}]), 1),
+    ):
+        expected = BOOK.tariff("openai").quote(request).expected_nusd
+        assert expected >= fee * CENT > BOOK.tariff("openai").quote(plain).expected_nusd
