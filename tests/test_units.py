@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Answer
+from scheduler.providers.streaming import Assembly
 from scheduler.rates import Listing, dearest_listed
-from scheduler.request import GENERATE, MESSAGES, Request, Usage
+from scheduler.request import GENERATE, MESSAGES, RESPONSES, Request, StreamEvent, Usage
 from scheduler.stores.codec import decode_response, encode_response
 from scheduler.usage import extract_usage
 
@@ -340,3 +342,35 @@ def test_what_is_expected_has_the_fees_in_it():
     ):
         expected = BOOK.tariff("openai").quote(request).expected_nusd
         assert expected >= fee * CENT > BOOK.tariff("openai").quote(plain).expected_nusd
+
+
+def streamed(url, *chunks):
+    """The usage of a stream, as it is put together from its events."""
+    assembly = Assembly(Request({"model": "m", "stream": True}, url=url))
+    for chunk in chunks:
+        assembly.take(StreamEvent(json.dumps(chunk), chunk.get("type")))
+    return extract_usage(assembly.whole())
+
+
+def test_a_stream_tells_the_same_as_an_answer_in_one_piece():
+    response = {
+        "object": "response", "usage": {"input_tokens": 10, "output_tokens": 5},
+        "output": [{"type": "web_search_call", "action": {"type": "search"}}, {"type": "message"}],
+    }  # fmt: skip
+    assert streamed(
+        RESPONSES,
+        {"type": "response.created", "response": {"object": "response"}},
+        {"type": "response.completed", "response": response},
+    ) == Usage(10, 5, web_searches=1)
+    assert streamed(
+        MESSAGES,
+        {"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"},
+         "usage": {"output_tokens": 5, "server_tool_use": {"web_search_requests": 2}}},
+        {"type": "message_stop"},
+    ) == Usage(10, 5, web_searches=2)  # fmt: skip
+    last = grounded("a", "b")
+    last["candidates"][0]["finishReason"] = "STOP"
+    assert streamed(
+        GENERATE, {"candidates": [{"content": {"parts": [{"text": "x"}]}}]}, last
+    ) == Usage(10, 5, web_searches=2)
