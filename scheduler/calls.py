@@ -2,6 +2,7 @@
 
     answer with a price or usage      post what it cost
     answer without usage              post the ceiling, marked as estimated
+    no answer, but its bill is told   post that; it failed all the same
     not sent, or refused by the
       provider before doing work      void
     anything else, cancelling too     suspend: it may have been billed
@@ -132,21 +133,21 @@ async def _try(
         answer = await send(request)
         return _succeeded(tariff, claimed, answer, started_at_ms)
     except CallFailed as error:
-        return _failed(claimed, error, retry, now_ms())
+        return _failed(tariff, claimed, error, retry, now_ms())
     except asyncio.CancelledError as exc:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             return _cancelled(claimed)
         lost = CallFailed("the provider gave the call up by itself")  # nobody here cancelled it
         lost.__cause__ = exc
-        return _failed(claimed, lost, retry, now_ms())
+        return _failed(tariff, claimed, lost, retry, now_ms())
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise  # the loop ends, and everything with it
     except BaseException as exc:
         logger.debug("provider %s raised %r", provider, exc)
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
         unknown.__cause__ = exc
-        return _failed(claimed, unknown, retry, now_ms())
+        return _failed(tariff, claimed, unknown, retry, now_ms())
 
 
 def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:
@@ -178,18 +179,28 @@ def is_sane(amount: object) -> bool:
     return type(amount) is int and 0 <= amount <= MAX_AMOUNT
 
 
-def _failed(claimed: Claimed, error: CallFailed, retry: Retry, now_ms: int) -> Attempt:
+def _failed(
+    tariff: Tariff, claimed: Claimed, error: CallFailed, retry: Retry, now_ms: int
+) -> Attempt:
     void = error.is_billed is False
-    outcome = Outcome.VOID if void else Outcome.SUSPEND
+    posted_nusd = None if void else _told_nusd(tariff, claimed, error)
+    counted_nusd = claimed.ceiling_nusd if posted_nusd is None else posted_nusd
     error.attempts = claimed.attempt
-    error.cost_nusd = claimed.spent_nusd + (0 if void else claimed.ceiling_nusd)
+    error.cost_nusd = claimed.spent_nusd + (0 if void else counted_nusd)
     settlement = Settlement(
-        claimed.reservation_id, claimed.request_id, outcome, RequestState.FAILED
-    )
-    if not void:
-        settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
+        claimed.reservation_id, claimed.request_id, Outcome.VOID if void else Outcome.SUSPEND,
+        RequestState.FAILED,
+    )  # fmt: skip
     ended = Attempt(claimed, settlement, error=error)
-    is_about_provider = error.credit is not None or isinstance(error, RateLimited)
+    if posted_nusd is not None:
+        settlement.outcome, settlement.nusd = Outcome.POST, posted_nusd
+        usage = error.used.usage
+        settlement.tokens = claimed.ceiling_tokens if usage is None else usage.total_tokens
+        ended.overrun_nusd = max(0, posted_nusd - claimed.ceiling_nusd)
+    elif not void:
+        settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
+    # What cost something is an attempt, whatever it was refused for: else it is paid without end.
+    is_about_provider = error.credit is not None or (isinstance(error, RateLimited) and void)
     delay_ms = None
     if error.is_retryable and not is_about_provider:
         delay_ms = retry.delay_ms(claimed.attempt, error, now_ms - claimed.submitted_at_ms)
@@ -203,6 +214,26 @@ def _failed(claimed: Claimed, error: CallFailed, retry: Retry, now_ms: int) -> A
     else:
         settlement.error = describe(error)
     return ended
+
+
+def _told_nusd(tariff: Tariff, claimed: Claimed, error: CallFailed) -> int | None:
+    """What a failed answer told of its cost, as it is to be posted; None: its ceiling counts on.
+
+    Where that is the least it cost, and is above the ceiling, the ceiling is added for the rest.
+    """
+    if error.used is None:
+        return None
+    try:
+        told_nusd = tariff.cost_nusd(claimed.request, error.used)
+    except Exception as exc:
+        logger.debug("the cost of a failed answer could not be told: %r", exc)
+        return None
+    if told_nusd is None or not is_sane(told_nusd):
+        return None
+    if error.is_billed is True:
+        return told_nusd
+    rest_nusd = claimed.ceiling_nusd
+    return told_nusd + rest_nusd if told_nusd > rest_nusd else None
 
 
 def _cancelled(claimed: Claimed) -> Attempt:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from scheduler.errors import ConfigError
 from scheduler.limits import Limits
 from scheduler.providers.base import Provider
-from scheduler.providers.known import KNOWN, Known
+from scheduler.providers.known import KNOWN, Known, asks_usage_at
 
 DEFAULT_FILE = "scheduler.toml"
 KEY_COMMAND_S = 10
@@ -55,6 +55,7 @@ class ProviderTable(LimitTable):
     api_key_command: list[str] | None = None
     headers: dict[str, str] = Field(default_factory=dict)
     timeout: str | int | float = 600
+    silence_timeout: str | int | float = "5m"
     counting: str | None = None
     price: str | None = None
     prices: dict[str, str] = Field(default_factory=dict)
@@ -196,21 +197,26 @@ def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) 
         raise ConfigError(f"{where}.base_url", f"is needed for {kind}")
     key = _key(table, known, where)
     headers = dict(table.headers)
+    silence = None if table.silence_timeout == "off" else table.silence_timeout
     if kind == "anthropic":
         from scheduler.providers.anthropic import Anthropic
 
         return Anthropic(
-            name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout
-        )
+            name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
+            silence_timeout=silence,
+        )  # fmt: skip
     from scheduler.providers.openai import OpenAI
 
     if known.key_header is not None and key:
         headers[known.key_header], key = key, ""
     provider = OpenAI(
         name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
+        silence_timeout=silence,
         key_variable=table.api_key_env or next(iter(known.key_variables), "an API key"),
     )  # fmt: skip
     provider.extra_body = dict(known.body)
+    if table.base_url is None or kind != "openai":  # that kind stands for any service elsewhere
+        provider.asks_usage = asks_usage_at(None, kind)
     if table.base_url is None or kind == "azure":
         provider.price_source = known.price_source or provider.price_source
     provider.counting = known.counting

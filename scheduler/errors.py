@@ -20,7 +20,7 @@
     │   └── ProviderError          an error answer: status, code, body
     │       ├── RateLimited        429
     │       ├── ProviderOverloaded 5xx
-    │       ├── CredentialsRefused 401, 403
+    │       ├── CredentialsRefused 401; 400 or 403 that say that the key is refused
     │       └── ProviderRefused    any other 4xx
     ├── StoreError                 queue and ledger could not be read or written
     │   ├── StoreLocked            another process holds it
@@ -259,8 +259,10 @@ class CallFailed(SchedulerError):
     """The request was tried and has no usable answer.
 
     Attributes:
-        is_billed: False: this attempt provably cost nothing. None: nobody knows,
-            so its reservation keeps counting.
+        is_billed: False: this attempt provably cost nothing. True: it cost what is in `used`.
+            None: nobody knows, so its reservation keeps counting.
+        used: What the failed answer said of its usage and cost, an `Answer` without content;
+            unless `is_billed` is True, it cost at least that. None: it said nothing.
         is_retryable: Whether another attempt makes sense.
         retry_after_ms: How long the provider asked to wait; None: it did not say.
         attempts: How often it was tried in all; set when it is given up.
@@ -273,6 +275,7 @@ class CallFailed(SchedulerError):
     """
 
     is_billed: bool | None = None
+    used: Any = None
     is_retryable: bool = False
     retry_after_ms: int | None = None
     attempts: int = 1
@@ -392,14 +395,14 @@ class ProviderOverloaded(ProviderError):
 
 
 class CredentialsRefused(ProviderError):
-    """401 or 403: the key is missing, wrong or not allowed; not billed."""
+    """The key itself is missing, wrong or not allowed, or its account is; not billed."""
 
     is_billed = False
     default_code = "unauthorized"
 
 
 class ProviderRefused(ProviderError):
-    """Another 4xx: the request itself is wrong; not billed, and not worth another attempt."""
+    """Another 4xx: this request is refused; not billed, and not worth another attempt."""
 
     is_billed = False
     default_code = "bad_request"

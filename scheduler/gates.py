@@ -492,7 +492,9 @@ class Gate(Metered):
         self._refusals += is_new
         pause_ms = 0
         if report.retry_after_ms is not None:
-            pause_ms = report.retry_after_ms + MARGIN_MS
+            # Refused again and again when it said to come back: later each time, whatever it says.
+            least_ms = min(LONGEST_PAUSE_MS, MARGIN_MS << min(self._refusals, 16))
+            pause_ms = max(report.retry_after_ms + MARGIN_MS, least_ms)
         elif is_new:
             pause_ms = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS << min(self._refusals, 16))
         self.paused_until_ms = max(self.paused_until_ms, report.at_ms + pause_ms)

@@ -1,7 +1,7 @@
 r"""Server-sent events from bytes, however these are cut; by the rules of the HTML standard.
 
-Lines end in CR, LF or both. An event is dispatched by an empty line; one that was not ended
-when the bytes end is dropped, as the standard has it: whoever sent it broke off.
+Lines end in CR, LF or both. An event is dispatched by an empty line; what of one that was not
+ended when the bytes end, `EventParser.close` tells.
 
 >>> parser = EventParser()
 >>> parser.feed(b"data: {}\n"), parser.feed(b"\nevent: ping\r\ndata: 1\r\ndata: 2\r\n\r\n")
@@ -61,6 +61,10 @@ class EventParser:
         if len(rest) + self._size > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES:,} bytes")
         return events
+
+    def close(self) -> list[StreamEvent]:
+        """There are no more bytes: what is still open, as some servers leave out the last line."""
+        return self.feed(b"\n\n") if self._rest or self._data else []
 
     def _line(self, line: bytes, events: list[StreamEvent]) -> None:
         if self._is_start:

@@ -40,8 +40,9 @@ from scheduler.providers.answers import hide
 from scheduler.providers.base import Answer, Provider, Tariff
 from scheduler.providers.function import Dollars
 from scheduler.providers.known import KNOWN
+from scheduler.providers.meaning import usage_told
 from scheduler.request import Quote, Request
-from scheduler.usage import extract_usage, reported_cost_nusd
+from scheduler.usage import reported_cost_nusd
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
@@ -124,7 +125,7 @@ class FunctionVisit(Visit):
                 logger.warning("what a call cost cannot be told, so its quote counts: %r", exc)
                 return Answer(None)
         body = _usage_body(result)
-        return Answer(body, usage=extract_usage(body), cost_nusd=_reported_nusd(result, body))
+        return Answer(body, usage=usage_told(body), cost_nusd=_reported_nusd(result, body))
 
     def outcome(self) -> Any:
         """The function's result, or what it raised; or why it was not called."""

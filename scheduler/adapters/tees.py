@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.errors import CallFailed
+from scheduler.providers.answers import call_id
 from scheduler.providers.base import Answer
-from scheduler.providers.engines import call_id
 from scheduler.providers.streaming import DONE, Transcript
 from scheduler.request import StreamEvent
 

@@ -1,15 +1,8 @@
-"""What does an HTTP answer mean? An answer, or an error that says whether it was billed.
+"""An HTTP answer read: the answer, or an error that says whether it was billed.
 
-    2xx, a JSON object                       an answer
-    2xx, anything else                       BadAnswer            unknown
-    3xx                                      ProviderRefused      not billed: never followed
-    401, 403                                 CredentialsRefused   not billed
-    429                                      RateLimited          not billed
-    other 4xx                                ProviderRefused      not billed
-    503, 529 with the provider's own error   ProviderOverloaded   not billed: it did no work
-    other 5xx                                ProviderOverloaded   unknown
-
-`read_answer` is the only judge of this, for real providers and for the simulated one.
+What is an error, and what it means for money, is decided in `scheduler.providers.meaning`; its
+module docstring has the table. `read_answer` is the only reader, for real providers, wrapped
+clients and the simulated one; streams come to the same two functions with what they amount to.
 """
 
 from __future__ import annotations
@@ -22,18 +15,27 @@ from pydantic_core import from_json
 
 from scheduler.errors import (
     BadAnswer,
-    CredentialsRefused,
+    CallFailed,
     ProviderError,
-    ProviderOverloaded,
     ProviderRefused,
-    RateLimited,
     brief,
     cut,
 )
 from scheduler.providers.base import Answer
-from scheduler.providers.credit import Credit, credit_of
-from scheduler.providers.limit_headers import read_limits, retry_after_ms
-from scheduler.usage import extract_usage, reported_cost_nusd
+from scheduler.providers.credit import Credit
+from scheduler.providers.limit_headers import read_limits
+from scheduler.providers.meaning import (
+    Problem,
+    Told,
+    error_in,
+    has_output,
+    judge,
+    problem_of,
+    status_told,
+    usage_told,
+)
+from scheduler.providers.waits import retry_after_ms
+from scheduler.usage import reported_cost_nusd
 
 MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
@@ -43,9 +45,9 @@ HIDDEN = "[hidden]"
 
 Secrets = Sequence[str]
 
-_DID_NO_WORK = frozenset({503, 529})
-_RETRYABLE_REFUSALS = frozenset({408, 409, 425})
-_RESULTS = ("choices", "output", "data", "results", "candidates")
+MAX_ID_CHARS = 200
+_IDS = ("x-generation-id", "x-request-id", "request-id")  # OpenRouter's, most others', Anthropic's
+_CONTENTS = frozenset({"choices", "output", "data", "results", "candidates", "content", "error"})
 
 
 def read_answer(
@@ -66,16 +68,40 @@ def read_answer(
         raise read_error(status, headers, content, secrets)
     body = _decode(content)
     if type(body) is not dict:
-        _raise_bad_answer(status, content, secrets, was_json=body is not _NOTHING)
-    if body.get("error") and not any(body.get(name) for name in _RESULTS):
-        message, codes = _message(body, content, secrets)
-        said = f" {codes[0]}" if codes else ""
-        problem = f"a success status with an error in it{said}: {message}"
-        raise BadAnswer(problem, status, _kept(body, content, secrets))
+        found = _unwrapped(body)
+        if found is None or error_in(found) is None:
+            _raise_bad_answer(status, content, secrets, was_json=body is not _NOTHING)
+        body = found
+    return answer_of(body, status, headers, secrets)
+
+
+def answer_of(
+    body: dict[str, Any], status: int, headers: Mapping[str, str], secrets: Secrets = ()
+) -> Answer:
+    """The answer that a body with a success status is. Raises `CallFailed` if it is none."""
+    problem = problem_of(body)
+    if problem is not None:
+        raise read_problem(problem, body, status, headers, secrets)
     return Answer(
-        body, status, extract_usage(body), reported_cost_nusd(body), headers.get("x-request-id"),
-        headers, read_limits(headers),
+        body, status, usage_told(body), reported_cost_nusd(body),
+        request_id(headers, secrets), headers, read_limits(headers),
     )  # fmt: skip
+
+
+def request_id(headers: Mapping[str, str], secrets: Secrets = ()) -> str | None:
+    """The service's own id for a call; a key that it repeats there is hidden."""
+    told = headers.get("x-request-id") or headers.get("request-id")
+    return None if not told else clean_id(told, secrets)
+
+
+def clean_id(told: str | None, secrets: Secrets) -> str | None:
+    """An id as it may be kept and shown: short, on one line, without a key."""
+    return None if told is None else cut(" ".join(hide(told, secrets).split()), MAX_ID_CHARS)
+
+
+def call_id(headers: Mapping[str, str]) -> str | None:
+    """The service's own id for a call, by which it may be asked what became of it."""
+    return next((headers[name] for name in _IDS if headers.get(name)), None)
 
 
 _NOTHING = object()
@@ -138,8 +164,9 @@ def hide(text: str, secrets: Secrets) -> str:
     return text
 
 
-def _kept(body: dict[str, Any], content: bytes, secrets: Secrets) -> Any:
+def _kept(body: dict[str, Any], content: bytes | None, secrets: Secrets) -> Any:
     """What an error keeps of a body: all of it, or the beginning of a long or odd one."""
+    content = _encoded(body) if content is None else content
     if len(content) <= MAX_KEPT_BYTES:
         try:
             return _hide_in(body, secrets)
@@ -166,8 +193,7 @@ def read_error(
 ) -> ProviderError:
     """Turn an error status and its body into the error that stands for it."""
     decoded = _decode(content)
-    if type(decoded) is list and decoded and type(decoded[0]) is dict:
-        decoded = decoded[0]  # Gemini's endpoint for OpenAI's clients wraps its errors so
+    decoded = _unwrapped(decoded) or decoded
     is_json = type(decoded) is dict
     if is_json:
         message, codes = _message(decoded, content, secrets)
@@ -179,37 +205,98 @@ def read_error(
         # What comes behind the path may be a secret of the other side.
         where = hide(headers.get("location", "elsewhere").partition("?")[0], secrets)
         message = f"redirected to {cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
-    credit = credit_of(status, frozenset(codes), message)
-    kind = RateLimited if credit is Credit.HELD else _kind(status)
-    wait_ms = retry_after_ms(headers, message, content)
-    code = codes[0] if codes else None
-    error = kind(status, message or "no reason given", code, body, wait_ms)
-    error.limits = read_limits(headers)
-    if kind is ProviderOverloaded and status in _DID_NO_WORK and is_json and "error" in decoded:
-        error.is_billed = False
-    if status in _RETRYABLE_REFUSALS:
-        error.is_retryable = True
+    is_own = is_json and ("error" in decoded or status < 500 or _is_error_object(decoded))
+    told = Told(status, codes, message, is_own)
+    return _error(told, headers, body, content)
+
+
+def read_problem(
+    problem: Problem,
+    body: Mapping[str, Any],
+    status: int,
+    headers: Mapping[str, str],
+    secrets: Secrets = (),
+) -> CallFailed:
+    """The error that stands for a body with a success status that is no answer.
+
+    Its `used` has what the body says of usage and cost: that is the bill, if there is any.
+    """
+    said, message = problem.error, problem.words
+    codes: tuple[str, ...] = ()
+    if said is not None:
+        whole = said if isinstance(said, dict) and error_in(said) is said else {"error": said}
+        message, codes = _message(whole, b"", secrets)
+        message = f"{problem.words}: {message}" if problem.words else message
+    meant = status_told(codes) or problem.status
+    kept = _kept(dict(body), None, secrets)
+    if meant is None:
+        if said is not None:
+            shown = f" {codes[0]}" if codes else ""
+            message = f"an error in it{shown}: {message}"
+        error: CallFailed = BadAnswer(f"a success status with {message}", status, kept)
+        error.is_retryable = problem.is_retryable
+    else:
+        told = Told(meant, codes, message, True, True, has_output(body))
+        error = _error(told, headers, kept, _encoded(said))
+    error.request_id = clean_id(call_id(headers), secrets)
+    tell(error, body, secrets)
+    return error
+
+
+def tell(
+    error: CallFailed, body: Mapping[str, Any], secrets: Secrets = (), *, is_final: bool = True
+) -> None:
+    """Note in an error what an answer says of its usage.
+
+    Args:
+        error: What went wrong with it.
+        body: The answer, as far as it came.
+        secrets: Texts not to keep.
+        is_final: It is the whole bill; False: it is at least that.
+    """
+    usage, cost_nusd = usage_told(body), reported_cost_nusd(body)
+    if cost_nusd is None and (usage is None or not usage.total_tokens):
+        return
+    rest = {name: value for name, value in body.items() if name not in _CONTENTS}
+    error.used = Answer(_hide_in(rest, secrets), 200, usage, cost_nusd)
+    if is_final:
+        error.is_billed = True
+
+
+def _error(told: Told, headers: Mapping[str, str], body: Any, content: bytes) -> ProviderError:
+    verdict, seen = judge(told), read_limits(headers)
+    wait_ms = retry_after_ms(headers, told.message, content, seen)
+    code = told.codes[0] if told.codes else None
+    if code is None and told.status == 403 and verdict.kind is ProviderRefused:
+        code = "forbidden"
+    error = verdict.kind(told.status, told.message or "no reason given", code, body, wait_ms)
+    error.limits = seen
+    error.is_billed, error.is_retryable = verdict.is_billed, verdict.is_retryable
     should_retry = headers.get("x-should-retry")
-    if should_retry in ("true", "false"):
+    if should_retry in ("true", "false") and not verdict.is_final:
         error.is_retryable = should_retry == "true"
-    if credit in (Credit.GONE, Credit.TOO_LARGE) or _is_too_large(message):
-        error.is_retryable = False
-    if credit is Credit.GONE:
+    if verdict.credit is Credit.GONE:
         error.credit = error.message
     return error
 
 
-def _is_too_large(message: str) -> bool:
-    """Whether a request is above the whole limit of a minute: waiting does not help."""
-    return "request too large" in message.lower()
+def _unwrapped(decoded: Any) -> dict[str, Any] | None:
+    """The object in a list: Gemini's endpoint for OpenAI's clients wraps its errors so."""
+    if type(decoded) is list and decoded and type(decoded[0]) is dict:
+        return decoded[0]
+    return None
 
 
-def _kind(status: int) -> type[ProviderError]:
-    if status in (401, 403):
-        return CredentialsRefused
-    if status == 429:
-        return RateLimited
-    return ProviderOverloaded if status >= 500 else ProviderRefused
+def _is_error_object(decoded: Mapping[str, Any]) -> bool:
+    """Whether it is an error as vLLM and Mistral write it."""
+    return str(decoded.get("object")).lower() == "error"
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return json.dumps(value, default=str).encode()
+    except (ValueError, RecursionError):
+        return b""
 
 
 def _message(
@@ -231,7 +318,17 @@ def _message(
     codes = [_code(found.get(name), secrets) for name in ("code", "type", "status")]
     if isinstance(error, str):
         codes.append(_code(error, secrets))
+    codes += _reasons(found, secrets)
     return text, tuple(code for code in codes if code)
+
+
+def _reasons(error: Mapping[str, Any], secrets: Secrets) -> list[str]:
+    """Codes that some put deeper: Google in a list of details, Azure in an inner error."""
+    details, inner = error.get("details"), error.get("innererror")
+    listed = [each.get("reason") for each in (details if isinstance(details, list) else ())
+              if isinstance(each, dict)]  # fmt: skip
+    listed.append(inner.get("code") if isinstance(inner, dict) else None)
+    return [_code(each, secrets) for each in listed[:10]]
 
 
 def _code(value: object, secrets: Secrets) -> str:

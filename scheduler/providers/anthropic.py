@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from scheduler.errors import ProviderRefused
 from scheduler.providers.anthropic_chat import Untranslatable, to_chat, to_messages
 from scheduler.providers.base import Answer, Emit
-from scheduler.providers.http import MAX_BODY_BYTES, HttpProvider
+from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider
 from scheduler.request import CHAT, MESSAGES, Duration, Request
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ class Anthropic(HttpProvider):
         api_key: Default: ``ANTHROPIC_API_KEY``. Not needed if the server is on this machine.
         base_url: Default: ``ANTHROPIC_BASE_URL``, else Anthropic's. Without ``/v1``.
         client: Your own client; see `OpenAI`.
-        timeout: For one attempt; in seconds, or ``"5m"``.
+        timeout: For one attempt, from connecting to the last byte, streams too; in seconds, or
+            ``"5m"``. Time that a stream's reader takes does not count.
+        silence_timeout: Between two events of a stream; comments and stray bytes are silence.
+            None: no limit.
         headers: Sent with every request, such as ``anthropic-beta``.
         max_body_bytes: Longer answers are refused.
         on_unknown: What a call costs that nobody heard back from; see `Provider.on_unknown`.
@@ -55,6 +58,7 @@ class Anthropic(HttpProvider):
         base_url: str | None = None,
         client: httpx.AsyncClient | None = None,
         timeout: Duration = 600,
+        silence_timeout: Duration | None = SILENCE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
@@ -70,6 +74,7 @@ class Anthropic(HttpProvider):
             headers,
             max_body_bytes,
             on_unknown,
+            silence_timeout,
         )
         if self.host == "api.anthropic.com":
             self.price_source = "anthropic"

@@ -61,7 +61,7 @@ class Provider(ABC):
 
     To add one, write `send`. Raise a `CallFailed` from `scheduler.errors` for
     anything but a good answer: its ``is_billed`` tells the ledger whether money
-    may have been spent (False: provably not; None: nobody knows), its
+    may have been spent (False: provably not; None: nobody knows; True: what its ``used`` says), its
     ``is_retryable`` whether another attempt makes sense. Any other exception
     counts as an unknown outcome, is not retried, and reaches the caller as the
     cause of a `CallFailed`.
@@ -101,6 +101,9 @@ class Provider(ABC):
 
     counting: str = "default"
     """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""
+
+    asks_usage: bool | None = None
+    """Whether its streams are asked for their usage; None: not known yet, so that is tried."""
 
     @abstractmethod
     async def send(self, request: Request) -> Answer:

@@ -15,15 +15,19 @@ Neither engine follows redirects or tries again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.errors import BadAnswer, CallFailed, CallTimeout, TransportFailed
+from scheduler.providers.answers import call_id
+from scheduler.providers.patience import Patience
 
 if TYPE_CHECKING:
     import httpx
     from pyreqwest.client import Client
+    from pyreqwest.http import HeaderMap
     from pyreqwest.response import Response
 
 CONNECT_TIMEOUT_S = 10.0
@@ -38,7 +42,8 @@ CHUNK_BYTES = 65_536
 _NEVER_CONNECTED = "client error (Connect)"
 
 Reply = tuple[int, Mapping[str, str], bytes]  # status, headers in lower case, body
-Take = Callable[[bytes], Awaitable[None]]  # of a stream's bytes; the next are read when it is done
+# Of a stream's bytes; the next are read when it is done. Says whether there was an event in them.
+Take = Callable[[bytes], Awaitable[bool]]
 
 
 class Engine(Protocol):
@@ -50,7 +55,8 @@ class Engine(Protocol):
     async def stream(self, url: str, content: bytes, take: Take) -> Reply:
         """As `post`, but hand over the body of an event stream as it comes; then none is returned.
 
-        The timeout holds until the head has come, and then between any two pieces.
+        The timeout bounds all of it, but for the time that its reader takes; and the silence
+        between two of its events is bounded too.
         """
 
     async def aclose(self) -> None:
@@ -70,10 +76,16 @@ class QuickEngine:
         timeout_s: For one request, from connecting to the last byte.
         max_body_bytes: Longer answers are refused.
         use_proxies: Whether to heed proxies in the environment.
+        silence_s: Between two events of a stream; None: no limit.
     """
 
     def __init__(
-        self, headers: Mapping[str, str], timeout_s: float, max_body_bytes: int, use_proxies: bool
+        self,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        max_body_bytes: int,
+        use_proxies: bool,
+        silence_s: float | None = None,
     ) -> None:
         from pyreqwest.client import ClientBuilder
 
@@ -91,10 +103,11 @@ class QuickEngine:
 
         timeout = timedelta(seconds=timeout_s)
         self._client: Client = builder().timeout(timeout).build()
-        # A stream may take longer than that in all, but not between two of its pieces.
+        # What a stream's reader takes of its time does not count, so another clock has the total.
         self._patient_builder = builder().read_timeout(timeout)
         self._patient: Client | None = None
         self._timeout_s, self._max_body_bytes = timeout_s, max_body_bytes
+        self._silence_s = silence_s
 
     async def post(self, url: str, content: bytes) -> Reply:
         """Send once, read the whole answer."""
@@ -110,14 +123,13 @@ class QuickEngine:
         headers: Mapping[str, str] = {}
         try:
             async with request as response:
-                headers = dict(response.headers.items())
+                headers = readable(response.headers)
                 return response.status, headers, await self._read(response, headers)
         except Exception as exc:
             explained = explain_quick(exc, self._timeout_s)
             if explained is None:
                 raise
-            explained.request_id = call_id(headers)
-            raise explained from exc
+            raise _of_call(explained, headers) from exc
 
     async def stream(self, url: str, content: bytes, take: Take) -> Reply:
         """Send once, hand over events as they come."""
@@ -133,33 +145,31 @@ class QuickEngine:
             )
         except ValueError as exc:
             raise TransportFailed(f"could not be sent: {exc}", False) from exc
-        patience = _Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, self._silence_s)
         try:
             async with patience, request as response:
-                headers = dict(response.headers.items())
+                headers = readable(response.headers)
                 if not is_stream(response.status, headers):
                     return response.status, headers, await self._read(response, headers)
                 size = 0
+                patience.begin()
                 while True:
-                    patience.renew()
-                    chunk = (
-                        await response.body_reader.read_chunk()
-                    )  # `read` waits for all it is given
+                    # `read` waits for all it is given
+                    chunk = await response.body_reader.read_chunk()
                     if chunk is None:
                         return response.status, headers, b""
                     size += len(chunk)
                     if size > self._max_body_bytes:
                         raise too_long(response.status, self._max_body_bytes)
                     patience.pause()
-                    await take(chunk.to_bytes())
+                    patience.resume(await take(chunk.to_bytes()))
         except Exception as exc:
             if isinstance(exc, TimeoutError) and patience.has_ended:
-                raise _silent(self._timeout_s, headers) from exc
+                raise _of_call(patience.error(), headers) from exc
             explained = explain_quick(exc, self._timeout_s)
             if explained is None:
                 raise  # its reader's own, a timeout perhaps
-            explained.request_id = call_id(headers)
-            raise explained from exc
+            raise _of_call(explained, headers) from exc
 
     async def _read(self, response: Response, headers: Mapping[str, str]) -> bytes:
         length = headers.get("content-length", "")
@@ -209,6 +219,7 @@ class HttpxEngine:
         timeout_s: For one request, from connecting to the last byte.
         max_body_bytes: Longer answers are refused.
         is_owned: Whether to close the client in the end.
+        silence_s: Between two events of a stream; None: no limit.
     """
 
     def __init__(
@@ -218,11 +229,13 @@ class HttpxEngine:
         timeout_s: float,
         max_body_bytes: int,
         is_owned: bool = False,
+        silence_s: float | None = None,
     ) -> None:
         import httpx
 
         self._client, self._headers, self._is_owned = client, httpx.Headers(headers), is_owned
         self._timeout_s, self._max_body_bytes = timeout_s, max_body_bytes
+        self._silence_s = silence_s
         # Five seconds, httpx's default, is hardly anybody's wish for a model's answer.
         is_default = client.timeout == httpx.Timeout(5.0)
         self._timeout: Any = (
@@ -250,15 +263,14 @@ class HttpxEngine:
             return response.status_code, response.headers, body
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as exc:
             explained = explain_httpx(exc, self._timeout_s)
-            explained.request_id = call_id(headers)
-            raise explained from exc
+            raise _of_call(explained, headers) from exc
 
     async def stream(self, url: str, content: bytes, take: Take) -> Reply:
         """Send once, hand over events as they come."""
         import httpx
 
         headers: Mapping[str, str] = {}
-        patience = _Patience(self._timeout_s)
+        patience = Patience(self._timeout_s, self._silence_s)
         try:
             request = self._client.build_request(
                 "POST", url, content=content, headers=self._headers, timeout=self._timeout
@@ -270,23 +282,22 @@ class HttpxEngine:
                     if not is_stream(response.status_code, headers):
                         return response.status_code, headers, await self._read(response)
                     size = 0
-                    patience.renew()
+                    patience.begin()
                     async for chunk in response.aiter_bytes():
                         size += len(chunk)
                         if size > self._max_body_bytes:
                             raise too_long(response.status_code, self._max_body_bytes)
                         patience.pause()
-                        await take(chunk)
-                        patience.renew()
+                        patience.resume(await take(chunk))
                     return response.status_code, headers, b""
                 finally:
                     await response.aclose()
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as exc:
-            if isinstance(exc, TimeoutError) and not patience.has_ended:
-                raise  # its reader's own
-            explained = explain_httpx(exc, self._timeout_s)
-            explained.request_id = call_id(headers)
-            raise explained from exc
+            if isinstance(exc, TimeoutError):
+                if not patience.has_ended:
+                    raise  # its reader's own
+                raise _of_call(patience.error(), headers) from exc
+            raise _of_call(explain_httpx(exc, self._timeout_s), headers) from exc
 
     async def _read(self, response: httpx.Response) -> bytes:
         length = response.headers.get("content-length", "")
@@ -327,35 +338,17 @@ def explain_httpx(exc: BaseException, timeout_s: float, family: Any = None) -> C
     return TransportFailed(f"the connection broke off: {said}")
 
 
-class _Patience:
-    """A timeout that begins anew with every sign of life, and stops while the reader takes its time.
-
-    `take` may itself raise `TimeoutError`: that is not ours, and is let through as it is.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> _Patience:
-        await self._timeout.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: Any) -> None:
-        await self._timeout.__aexit__(*exc)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is this timeout that ended the wait."""
-        return self._timeout.expired()
-
-    def renew(self) -> None:
-        """Something has come, or is asked for: wait from now on."""
-        self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
-
-    def pause(self) -> None:
-        """It is not the other side that takes its time."""
-        self._timeout.reschedule(None)
+def readable(headers: HeaderMap) -> dict[str, str]:
+    """Headers as they can be read: one that is no ASCII text is left out, an answer is not."""
+    try:
+        return dict(headers.items())
+    except ValueError:  # pyreqwest's, of any of them
+        pass
+    found: dict[str, str] = {}
+    for name in set(headers.keys()):
+        with contextlib.suppress(ValueError):
+            found[name] = headers.getall(name)[-1]
+    return found
 
 
 def is_stream(status: int, headers: Mapping[str, str]) -> bool:
@@ -364,15 +357,10 @@ def is_stream(status: int, headers: Mapping[str, str]) -> bool:
     return 200 <= status < 300 and kind.lower().lstrip().startswith("text/event-stream")
 
 
-def _silent(timeout_s: float, headers: Mapping[str, str]) -> CallTimeout:
-    error = CallTimeout(f"nothing came for {timeout_s:g} s")
+def _of_call(error: CallFailed, headers: Mapping[str, str]) -> CallFailed:
+    """The error with the service's own id for the call, if that has come."""
     error.request_id = call_id(headers)
     return error
-
-
-def call_id(headers: Mapping[str, str]) -> str | None:
-    """The service's own id for a call, by which it may be asked what became of it."""
-    return headers.get("x-generation-id") or headers.get("x-request-id")
 
 
 def too_long(status: int, max_body_bytes: int) -> BadAnswer:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scheduler.money import parse_usd
 from scheduler.providers.base import Answer, Provider
+from scheduler.providers.meaning import usage_told
 from scheduler.request import Quote, Request
-from scheduler.usage import extract_usage, reported_cost_nusd
+from scheduler.usage import reported_cost_nusd
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Unknown
@@ -64,7 +65,7 @@ class FunctionProvider(Provider):
         if type(result) is Answer:
             return result
         if type(result) is dict and "usage" in result:
-            return Answer(result, 200, extract_usage(result), reported_cost_nusd(result))
+            return Answer(result, 200, usage_told(result), reported_cost_nusd(result))
         return Answer(result)
 
     @property

@@ -10,7 +10,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,17 +17,20 @@ from pydantic import SecretStr
 from pydantic_core import PydanticSerializationError, to_json
 
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
-from scheduler.providers.answers import read_answer
+from scheduler.errors import CallFailed, ConfigError, CredentialsRefused, ProviderRefused
+from scheduler.providers.answers import clean_id, hide
+from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer, Emit, Provider
-from scheduler.providers.engines import Engine, HttpxEngine, QuickEngine
-from scheduler.providers.streaming import nobody_reads, read_stream, streamed_body
+from scheduler.providers.engines import Engine, HttpxEngine, QuickEngine, Reply, Take
+from scheduler.providers.known import asks_usage_at, refuses_field
+from scheduler.providers.streaming import nobody_reads, read_stream, read_whole, streamed_body
 from scheduler.request import Duration, Request
 
 if TYPE_CHECKING:
     import httpx
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+SILENCE_TIMEOUT = "5m"
 CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 PLAIN_HEADERS = frozenset({
     "accept", "accept-encoding", "accept-language", "connection", "content-type", "host",
@@ -61,6 +63,7 @@ class HttpProvider(Provider):
         headers: Mapping[str, str] | None,
         max_body_bytes: int,
         on_unknown: str,
+        silence_timeout: Duration | None = SILENCE_TIMEOUT,
     ) -> None:
         self.name, self.on_unknown = name, on_unknown
         self._key = SecretStr(_clean_key(key, self.key_variable))
@@ -74,6 +77,13 @@ class HttpProvider(Provider):
         self._timeout_s = parse_duration_ms(timeout, "timeout") / 1000
         if not self._timeout_s:
             raise ConfigError("timeout", "0 leaves no time for an answer")
+        self._silence_s = (
+            None if silence_timeout is None
+            else parse_duration_ms(silence_timeout, "silence_timeout") / 1000
+        )  # fmt: skip
+        if self._silence_s == 0:
+            raise ConfigError("silence_timeout", "0 leaves no time for an event; None is no limit")
+        self.asks_usage = asks_usage_at(self.host)
         self._engine: Engine | None = None
         self._urls: dict[str, str] = {}
         self._secrets = _Hidden(self._all_secrets())
@@ -115,17 +125,41 @@ class HttpProvider(Provider):
         content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
         if self._engine is None:
             self._engine = self._make_engine()
-        status, headers, body = await self._engine.post(url, content)
-        return read_answer(status, headers, body, self._secrets.texts)
+        secrets = self._secrets.texts
+        try:
+            status, headers, body = await self._engine.post(url, content)
+        except CallFailed as error:
+            raise _masked(error, secrets) from error.__cause__
+        return read_whole(request, status, headers, body, secrets)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Make one attempt whose answer comes in pieces."""
+        asks = self.asks_usage is not False and needs_asking(request)
+        try:
+            return await self._stream(request, emit, asks)
+        except ProviderRefused as error:
+            words = f"{error.message} {error.body}"
+            if not asks or not refuses_field(error.status, words, "stream_options"):
+                raise
+        # It did nothing but refuse what was added here, not asked for; the same attempt goes on.
+        self.asks_usage = False
+        return await self._stream(request, emit, asks=False)
+
+    async def _stream(self, request: Request, emit: Emit, asks: bool) -> Answer:
         url = self._urls.get(request.url) or self._join(request.url)
-        content = _encode({**self.extra_body, **streamed_body(request)})
+        content = _encode({**self.extra_body, **streamed_body(request, asks)})
         if self._engine is None:
             self._engine = self._make_engine()
-        post = partial(self._engine.stream, url, content)
-        return await read_stream(request, post, emit, self._secrets.texts)
+        secrets = self._secrets.texts
+
+        async def post(take: Take) -> Reply:
+            assert self._engine is not None
+            try:
+                return await self._engine.stream(url, content, take)
+            except CallFailed as error:
+                raise _masked(error, secrets) from error.__cause__
+
+        return await read_stream(request, post, emit, secrets, asked_for_usage=asks)
 
     async def aclose(self) -> None:
         """Drop all connections, but leave a client that was handed in open."""
@@ -161,10 +195,13 @@ class HttpProvider(Provider):
             )
         headers = self._headers()
         if self._client is not None:
-            return HttpxEngine(self._client, headers, self._timeout_s, self._max_body_bytes)
+            return HttpxEngine(
+                self._client, headers, self._timeout_s, self._max_body_bytes,
+                silence_s=self._silence_s,
+            )  # fmt: skip
         try:
             return QuickEngine(
-                headers, self._timeout_s, self._max_body_bytes, use_proxies=not self._is_local
+                headers, self._timeout_s, self._max_body_bytes, not self._is_local, self._silence_s
             )
         except ImportError:  # there is no build of it for every platform
             return self._make_httpx_engine(headers)
@@ -176,7 +213,9 @@ class HttpProvider(Provider):
             trust_env=not self._is_local,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        return HttpxEngine(client, headers, self._timeout_s, self._max_body_bytes, is_owned=True)
+        return HttpxEngine(
+            client, headers, self._timeout_s, self._max_body_bytes, True, self._silence_s
+        )
 
     def _headers(self) -> dict[str, str]:
         from scheduler import __version__
@@ -201,6 +240,14 @@ class HttpProvider(Provider):
             found += [headers[name], headers[name].split(" ")[-1]]
         # Placeholders such as "EMPTY" are no secrets, and hiding them would garble errors.
         return sorted({text for text in found if len(text) >= 8}, key=len, reverse=True)
+
+
+def _masked(error: CallFailed, secrets: list[str]) -> CallFailed:
+    """An engine's error without the keys that the other side may have repeated."""
+    error.message = hide(error.message, secrets)
+    error.args = (error.message, *error.args[1:])
+    error.request_id = clean_id(error.request_id, secrets)
+    return error
 
 
 class _Hidden:

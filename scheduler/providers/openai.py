@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from scheduler.providers.http import MAX_BODY_BYTES, HttpProvider, is_loopback
+from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider, is_loopback
 from scheduler.request import Duration
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ class OpenAI(HttpProvider):
         project: Default: ``OPENAI_PROJECT_ID``.
         client: Your own client, with your proxies, certificates, hooks and timeout. It is
             not closed here. Default: an engine that is about thirty times quicker.
-        timeout: For one attempt, from connecting to the last byte; in seconds, or ``"5m"``.
+        timeout: For one attempt, from connecting to the last byte, streams too; in seconds, or
+            ``"5m"``. Time that a stream's reader takes does not count.
+        silence_timeout: Between two events of a stream; comments and stray bytes are silence.
+            None: no limit.
         headers: Sent with every request, besides the usual ones.
         max_body_bytes: Longer answers are refused.
         key_variable: The environment variable that has the key.
@@ -57,6 +60,7 @@ class OpenAI(HttpProvider):
         project: str | None = None,
         client: httpx.AsyncClient | None = None,
         timeout: Duration = 600,
+        silence_timeout: Duration | None = SILENCE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
@@ -77,6 +81,7 @@ class OpenAI(HttpProvider):
             headers,
             max_body_bytes,
             on_unknown,
+            silence_timeout,
         )
         if self.host == "api.openai.com" or self.host.endswith(".api.openai.com"):
             self.price_source = self.counting = "openai"

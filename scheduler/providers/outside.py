@@ -9,10 +9,8 @@ from urllib.parse import urlsplit
 
 from scheduler.errors import ProviderRefused
 from scheduler.providers.base import Answer, Provider
-from scheduler.providers.known import KNOWN
+from scheduler.providers.known import KNOWN, asks_usage_at, kind_at
 from scheduler.request import Request
-
-_BY_HOST = {urlsplit(known.base_url).hostname: known for known in KNOWN.values() if known.base_url}
 
 
 class Outside(Provider):
@@ -26,9 +24,11 @@ class Outside(Provider):
         place = urlsplit(base_url)
         host = place.netloc.rpartition("@")[2]  # a password is nobody else's business
         self.name, self.base_url = host, f"{place.scheme}://{host}"
-        known = _BY_HOST.get(place.hostname)
+        kind = kind_at(place.hostname)
+        known = None if kind is None else KNOWN[kind]
         self.price_source = (known and known.price_source) or self.base_url
         self.counting = known.counting if known else "default"
+        self.asks_usage = asks_usage_at(place.hostname)
 
     async def send(self, request: Request) -> Answer:
         """Refuse: nobody gave it a key."""

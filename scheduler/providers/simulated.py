@@ -26,11 +26,10 @@ from pydantic_core import to_json
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
 from scheduler.providers import simulated_gemini as gemini
-from scheduler.providers.answers import read_answer
+from scheduler.providers.answers import answer_of, read_answer
 from scheduler.providers.base import Answer, Emit, Provider
 from scheduler.providers.engines import Reply as HttpReply
 from scheduler.providers.engines import Take
-from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.simulated_answers import (
     MAX_OUTPUT_TOKENS,
     Invalid,
@@ -233,11 +232,7 @@ class Simulated(Provider):
             raise TransportFailed("the connection was reset (simulated)")
         if reply.status != 200 or reply.body is None:
             return read_answer(reply.status, reply.headers, reply.encoded())
-        usage = reply.usage if usage_field(request.url) in reply.body else None
-        return Answer(
-            reply.body, 200, usage, None, reply.headers.get("x-request-id"), reply.headers,
-            read_limits(reply.headers),
-        )  # fmt: skip
+        return answer_of(reply.body, 200, reply.headers)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Make one attempt whose answer comes in pieces."""

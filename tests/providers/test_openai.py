@@ -294,7 +294,7 @@ def test_no_repr_shows_a_key():
         (400, {"error": {"message": "bad", "code": "x"}}, ProviderRefused, "x", False, False),
         (400, {"error": {"message": "bad", "type": "t"}}, ProviderRefused, "t", False, False),
         (401, {"error": {"message": "no"}}, CredentialsRefused, "unauthorized", False, False),
-        (403, {"detail": "no"}, CredentialsRefused, "unauthorized", False, False),
+        (403, {"detail": "no"}, ProviderRefused, "forbidden", False, False),
         (404, "Not Found", ProviderRefused, "bad_request", False, False),
         (408, {}, ProviderRefused, "bad_request", False, True),
         (409, {}, ProviderRefused, "bad_request", False, True),
@@ -349,7 +349,7 @@ async def test_every_answer_says_whether_it_was_billed(
         {**GOOD, "error": None},
         {k: v for k, v in GOOD.items() if k != "usage"},
         {"object": "list", "data": [], "usage": {"prompt_tokens": 1, "total_tokens": 1}},
-        {"output": [{"type": "message"}], "error": {"message": "cut"}, "status": "failed"},
+        {"output": [{"type": "message"}], "error": None, "status": "incomplete"},
         {},
     ],
 )
