@@ -93,19 +93,19 @@ class Assembly:
             self.is_done = True
             return None
         self.events += 1
-        if event.event == "error":
-            self._failed(_decoded(event) or text or "no words")
-            return event
         if not text or event.event.lower() in _KEPT_ALIVE:
             return event
         chunk = _decoded(event)
         if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
             chunk = chunk[0] if error_in(chunk[0]) is not None else chunk  # Google's, in a list
+        shown: StreamEvent | None = event
         if isinstance(chunk, dict):
-            return self._take(chunk, event)
-        if text != "null" and self.error is None:
+            shown = self._take(chunk, event)
+        if event.event == "error":
+            self._failed(chunk or text)
+        elif not isinstance(chunk, dict) and text != "null" and self.error is None:
             self.error = f"an event that cannot be read: {cut(text, 100)!r}"
-        return event
+        return shown
 
     def _take(self, chunk: dict[str, Any], event: StreamEvent) -> StreamEvent | None:
         kind, shown = chunk.get("type"), event

@@ -51,14 +51,18 @@ class Patience:
         waited_s = asyncio.get_running_loop().time() - self._since_s
         self._left_s -= waited_s
         self._quiet_s -= waited_s
-        self._timeout.reschedule(None)
+        self._reschedule(None)
 
     def resume(self, is_news: bool) -> None:
         """More is asked for; `is_news`: there was an event in what came last."""
         now_s = self._since_s = asyncio.get_running_loop().time()
         if is_news and self._silence_s is not None:
             self._quiet_s = self._silence_s
-        self._timeout.reschedule(now_s + max(0.0, min(self._left_s, self._quiet_s)))
+        self._reschedule(now_s + max(0.0, min(self._left_s, self._quiet_s)))
+
+    def _reschedule(self, at_s: float | None) -> None:
+        if not self.has_ended:  # bytes may come in the moment in which it runs out
+            self._timeout.reschedule(at_s)
 
     def error(self) -> CallTimeout:
         """What has run out."""
