@@ -44,9 +44,11 @@ from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, merge
 from scheduler.money import decimal_usd
 from scheduler.providers.answers import hide, read_answer, read_error
+from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx, is_stream
 from scheduler.providers.http import CREDENTIAL_HEADERS
+from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.outside import Outside
 from scheduler.providers.streaming import Transcript, streamed_body
 from scheduler.request import Request
@@ -68,12 +70,14 @@ class Door:
         on_exceeded: As on the scheduler, for these calls.
         marks: What was said of them when it was wrapped.
         is_strict: Only what is unmistakably a call to a model is taken for one.
+        strict_hosts: Where the usage of streams is not asked for: it was refused there.
     """
 
     scheduler: Scheduler
     on_exceeded: OnExceeded | None = None
     marks: Marks = field(default_factory=Marks)
     is_strict: bool = False
+    strict_hosts: set[str] = field(default_factory=set)
 
     async def send(
         self, client: Any, request: Any, options: dict[str, Any], post: Callable[..., Any]
@@ -231,7 +235,7 @@ class HttpVisit(Visit):
         self._unread = self._came = self._answer = self._failure = None
         was_closed, began_s, self._is_sent = self._client.is_closed, time.perf_counter(), True
         try:
-            response = await self._place.run(self._post_once, self._as_sent(request))
+            response = await self._ask(request)
             took = timedelta(seconds=time.perf_counter() - began_s)
             is_streamed = is_stream(response.status_code, response.headers)
             if self._is_streamed and is_streamed:
@@ -257,6 +261,19 @@ class HttpVisit(Visit):
         answer = read_answer(response.status_code, response.headers, content, self._secrets())
         self._good = self._answer
         return answer
+
+    async def _ask(self, request: Request) -> Any:
+        """Send it; once more without what was added, if that alone is refused, by its name."""
+        response = await self._place.run(self._post_once, self._as_sent(request))
+        is_added = self._asks_for_usage(request) and needs_asking(request)
+        if response.status_code not in (400, 422) or not is_added:
+            return response
+        if self._is_streamed:
+            await self._place.run(self.read, response)
+        if not refuses_field(response.status_code, response.text, "stream_options"):
+            return response
+        self._door.strict_hosts.add(self._http.url.host)
+        return await self._place.run(self._post_once, self._as_sent(request))
 
     # What a client does where it is: a sync one in its thread
 
@@ -300,13 +317,12 @@ class HttpVisit(Visit):
         )  # fmt: skip
 
     def _asks_for_usage(self, request: Request) -> bool:
-        """Whether the usage of a stream has to be asked for.
-
-        Mistral's streams tell it unasked, and its API refuses fields that it does not know.
-        """
+        """Whether the usage of a stream has to be asked for, and may be: `known.STREAM_OPTIONS`."""
         is_stream = bool(request.body.get("stream")) and self._call.dialect is Dialect.OPENAI
         agent = self._http.headers.get("user-agent", "")
-        return is_stream and "mistral" not in self._http.url.host and "mistral" not in agent
+        host = self._http.url.host
+        is_refused = "mistral" in host or "mistral" in agent or host in self._door.strict_hosts
+        return is_stream and not is_refused and asks_usage_at(host) is not False
 
     def _secrets(self) -> list[str]:
         headers, params = self._http.headers, self._http.url.params

@@ -63,7 +63,9 @@ class Tee:
         if self.is_told:
             return
         self.is_told = True
-        if error is None and not self.is_over and not self.transcript.assembly.is_complete:
+        assembly = self.transcript.assembly
+        has_ended = self.is_over or assembly.is_complete or assembly.error is not None
+        if error is None and not has_ended:
             self._visit.judged(self.ended, None, None)
             return
         try:

@@ -102,9 +102,6 @@ class Provider(ABC):
     counting: str = "default"
     """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""
 
-    asks_usage: bool | None = None
-    """Whether its streams are asked for their usage; None: not known yet, so that is tried."""
-
     @abstractmethod
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""

@@ -173,7 +173,7 @@ class QuickEngine:
 
     async def _read(self, response: Response, headers: Mapping[str, str]) -> bytes:
         length = headers.get("content-length", "")
-        if length.isdigit():
+        if length.isascii() and length.isdigit():
             if int(length) > self._max_body_bytes:
                 raise too_long(response.status, self._max_body_bytes)
             return (await response.bytes()).to_bytes()
@@ -301,7 +301,7 @@ class HttpxEngine:
 
     async def _read(self, response: httpx.Response) -> bytes:
         length = response.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        if length.isascii() and length.isdigit() and int(length) > self._max_body_bytes:
             raise too_long(response.status_code, self._max_body_bytes)
         body = bytearray()
         async for chunk in response.aiter_bytes():

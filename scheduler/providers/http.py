@@ -53,6 +53,9 @@ class HttpProvider(Provider):
     extra_body: Mapping[str, Any] = {}
     """Written into every body that does not say otherwise."""
 
+    asks_usage: bool | None = None
+    """Whether its streams are asked for their usage; None: not known yet, so that is tried."""
+
     def __init__(
         self,
         name: str,

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from scheduler.errors import ProviderRefused
 from scheduler.providers.base import Answer, Provider
-from scheduler.providers.known import KNOWN, asks_usage_at, kind_at
+from scheduler.providers.known import KNOWN, kind_at
 from scheduler.request import Request
 
 
@@ -28,7 +28,6 @@ class Outside(Provider):
         known = None if kind is None else KNOWN[kind]
         self.price_source = (known and known.price_source) or self.base_url
         self.counting = known.counting if known else "default"
-        self.asks_usage = asks_usage_at(place.hostname)
 
     async def send(self, request: Request) -> Answer:
         """Refuse: nobody gave it a key."""
