@@ -27,9 +27,13 @@ class Patience:
         self._left_s, self._quiet_s = total_s, math.inf
         self._timeout = asyncio.timeout(total_s)
         self._since_s = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels = 0
 
     async def __aenter__(self) -> Patience:
         await self._timeout.__aenter__()
+        self._task = asyncio.current_task()
+        self._cancels = self._task.cancelling() if self._task is not None else 0
         self._since_s = asyncio.get_running_loop().time()
         return self
 
@@ -47,7 +51,14 @@ class Patience:
         self.resume(is_news=True)
 
     def pause(self) -> None:
-        """Some bytes have come, and their reader takes their time."""
+        """Some bytes have come, and their reader takes their time.
+
+        Raises:
+            CancelledError: It was to end, by this or by somebody else, in the very moment in which
+                they came: pyreqwest gives them and forgets the rest, so it would never end.
+        """
+        if self._task is not None and self._task.cancelling() > self._cancels:
+            raise asyncio.CancelledError
         waited_s = asyncio.get_running_loop().time() - self._since_s
         self._left_s -= waited_s
         self._quiet_s -= waited_s
@@ -61,7 +72,7 @@ class Patience:
         self._reschedule(now_s + max(0.0, min(self._left_s, self._quiet_s)))
 
     def _reschedule(self, at_s: float | None) -> None:
-        if not self.has_ended:  # bytes may come in the moment in which it runs out
+        if not self.has_ended:
             self._timeout.reschedule(at_s)
 
     def error(self) -> CallTimeout:

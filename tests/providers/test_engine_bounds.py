@@ -40,10 +40,11 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: clo
 @contextlib.asynccontextmanager
 async def asked(engine, handler, **options):
     """A provider whose server is a function of the writer."""
-    tasks = []
+    tasks, writers = [], []
 
     async def accept(reader, writer):
         tasks.append(asyncio.current_task())
+        writers.append(writer)
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 await reader.readuntil(b"\r\n\r\n")
@@ -62,9 +63,9 @@ async def asked(engine, handler, **options):
         finally:
             await provider.aclose()
             server.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.gather(*tasks)
 
 
 def drips(first, drop, pause_s=0.01):

@@ -69,7 +69,7 @@ async def test_the_clients_own_settings_stay(family):
         seen.append((request.headers["x-own"], str(request.url)))
         if request.url.path == "/old/chat/completions":
             return module.Response(307, headers={"location": "/v1/chat/completions"})
-        content = gzip.compress(json.dumps({"choices": [], "usage": {
+        content = gzip.compress(json.dumps({"choices": [{}], "usage": {
             "prompt_tokens": 1, "completion_tokens": 1}}).encode())  # fmt: skip
         return module.Response(
             200, content=content, headers={"content-encoding": "gzip", "content-type": "text/json"}
