@@ -10,7 +10,7 @@ import os
 import subprocess
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from scheduler.errors import ConfigError
 from scheduler.limits import Limits
+from scheduler.providers.address import is_azure_url
 from scheduler.providers.base import Provider
 from scheduler.providers.known import KNOWN, Known, asks_usage_at
 
@@ -46,7 +47,13 @@ class LimitTable(_Strict):
         )  # fmt: skip
 
 
-class ProviderTable(LimitTable):
+class ModelTable(LimitTable):
+    """``[provider.NAME.models.MODEL]``: its limits, and the model that it is, for its price."""
+
+    priced_as: str | None = None
+
+
+class ProviderTable(ModelTable):
     """``[provider.NAME]``."""
 
     kind: str | None = None
@@ -60,7 +67,7 @@ class ProviderTable(LimitTable):
     price: str | None = None
     prices: dict[str, str] = Field(default_factory=dict)
     on_unknown: str = "charge"
-    models: dict[str, LimitTable] = Field(default_factory=dict)
+    models: dict[str, ModelTable] = Field(default_factory=dict)
 
 
 class DefaultsTable(_Strict):
@@ -183,6 +190,10 @@ def make_provider(name: str, table: ProviderTable, file: str = "") -> Provider:
     provider.on_unknown = table.on_unknown
     provider.limits = table.limits()
     provider.model_limits = {model: each.limits() for model, each in table.models.items()}
+    all_models = {"*": table.priced_as} if table.priced_as else {}
+    provider.priced_as = all_models | {
+        model: each.priced_as for model, each in table.models.items() if each.priced_as
+    }
     if table.counting is not None:
         provider.counting = table.counting
     listed = ({"*": table.price} if table.price is not None else {}) | table.prices
@@ -195,6 +206,9 @@ def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) 
     base_url = table.base_url or known.base_url
     if base_url is None:
         raise ConfigError(f"{where}.base_url", f"is needed for {kind}")
+    if kind == "openai" and is_azure_url(base_url):
+        kind, names = "azure", (*KNOWN["azure"].key_variables, *known.key_variables)
+        known = replace(KNOWN["azure"], key_variables=names)
     key = _key(table, known, where)
     headers = dict(table.headers)
     silence = None if table.silence_timeout == "off" else table.silence_timeout
@@ -207,14 +221,12 @@ def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) 
         )  # fmt: skip
     from scheduler.providers.openai import OpenAI
 
-    if known.key_header is not None and key:
-        headers[known.key_header], key = key, ""
     provider = OpenAI(
         name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
         silence_timeout=silence,
         key_variable=table.api_key_env or next(iter(known.key_variables), "an API key"),
     )  # fmt: skip
-    provider.extra_body = dict(known.body)
+    provider.extra_body, provider.key_header = dict(known.body), known.key_header
     if table.base_url is None or kind != "openai":  # that kind stands for any service elsewhere
         provider.asks_usage = asks_usage_at(None, kind)
     if table.base_url is None or kind == "azure":

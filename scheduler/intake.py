@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Cap
 from scheduler.clock import Clock
+from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
 from scheduler.gates import ProviderRules
@@ -228,9 +229,7 @@ class Intake:
         """How a provider's calls are priced."""
         tariff = self._tariffs.get(provider.name)
         if tariff is None:
-            tariff = provider.tariff or self.prices.tariff(
-                provider.price_source, provider.prices, provider.name
-            )
+            tariff = provider.tariff or tariff_of(provider, self.prices)
             self._tariffs[provider.name] = tariff
         return tariff
 

@@ -78,7 +78,7 @@ def test_the_example_configuration_is_one(monkeypatch):
 
     config = load_config(ROOT / "examples" / "scheduler.toml")
 
-    assert set(config.tables) == {"openai", "claude", "local"}
+    assert set(config.tables) == {"openai", "claude", "azure", "local"}
     assert config.defaults.fallback == ["gpt-4o-mini", "local:llama-3.3-8b"]
 
 

@@ -38,7 +38,7 @@ LAYERS = [
         "routing",
     },
     {"providers.base"},
-    {"pricing"},
+    {"pricing", "deployments"},
     {"clock"},
     {"stores", "providers"},
     {"retry", "config"},
@@ -57,7 +57,7 @@ LAYERS = [
     {"adapters"},
     {"cli", "__main__"},
 ]
-PURE = LAYERS[0] | LAYERS[1] | {"pricing"}
+PURE = LAYERS[0] | LAYERS[1] | {"pricing", "deployments"}
 IMPURE = {
     "asyncio",
     "anyio",

@@ -232,9 +232,10 @@ def check_config() -> Check:
 
 
 def _without_userinfo(url: str) -> str:
-    """A URL without the name and password it may hold."""
+    """A URL without the name, password and query it may hold."""
     scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return scheme + separator + rest
 
 
 def check_clock(at_ms: int) -> Check:

@@ -82,6 +82,15 @@ class Provider(ABC):
     prices: Mapping[str, str] | None = None
     """Prices it brings along, as `PriceBook` takes them; the user's own come first."""
 
+    priced_as: Mapping[str, str] = {}
+    """Which model a name stands for, where it is none itself, such as a deployment at Azure.
+
+    The model ``"*"`` stands for all others.
+    """
+
+    deployment: str | None = None
+    """The one deployment that all calls go to, where its URL says one."""
+
     on_unknown: str = "charge"
     """What to assume of a call nobody heard back from, unless somebody finds out.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallFailed, ConfigError, CredentialsRefused, ProviderRefused
+from scheduler.providers.address import read_address
 from scheduler.providers.answers import clean_id, hide
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer, Emit, Provider
@@ -37,7 +37,6 @@ PLAIN_HEADERS = frozenset({
     "user-agent",
 })  # fmt: skip
 
-_PATH = re.compile(r"/[\w\-./:~%]*(\?[\w\-.=&%]*)?", re.ASCII)
 _MAX_KNOWN_PATHS = 1000
 
 
@@ -70,11 +69,10 @@ class HttpProvider(Provider):
     ) -> None:
         self.name, self.on_unknown = name, on_unknown
         self._key = SecretStr(_clean_key(key, self.key_variable))
-        self.base_url = self.price_source = url = _clean_url(base_url, self.key_variable)
-        parts = urlsplit(url)
-        self.host = parts.hostname or ""
+        self._address = read_address(base_url, self.key_variable)
+        self.base_url = self.price_source = self._address.base
+        self.host = urlsplit(self.base_url).hostname or ""
         self._is_local = is_loopback(self.host)
-        self._has_path = bool(parts.path)
         self._own_headers = {key.lower(): SecretStr(text) for key, text in (headers or {}).items()}
         self._client, self._max_body_bytes = client, max_body_bytes
         self._timeout_s = parse_duration_ms(timeout, "timeout") / 1000
@@ -88,7 +86,7 @@ class HttpProvider(Provider):
             raise ConfigError("silence_timeout", "0 leaves no time for an event; None is no limit")
         self.asks_usage = asks_usage_at(self.host)
         self._engine: Engine | None = None
-        self._urls: dict[str, str] = {}
+        self._urls: dict[tuple[str, str], str] = {}
         self._secrets = _Hidden(self._all_secrets())
 
     def __repr__(self) -> str:
@@ -124,7 +122,7 @@ class HttpProvider(Provider):
         """Make one attempt."""
         if request.body.get("stream"):
             return await self.stream(request, nobody_reads)
-        url = self._urls.get(request.url) or self._join(request.url)
+        url = self._url_of(request)
         content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
         if self._engine is None:
             self._engine = self._make_engine()
@@ -149,7 +147,7 @@ class HttpProvider(Provider):
         return await self._stream(request, emit, asks=False)
 
     async def _stream(self, request: Request, emit: Emit, asks: bool) -> Answer:
-        url = self._urls.get(request.url) or self._join(request.url)
+        url = self._url_of(request)
         content = _encode({**self.extra_body, **streamed_body(request, asks)})
         if self._engine is None:
             self._engine = self._make_engine()
@@ -170,23 +168,14 @@ class HttpProvider(Provider):
         if engine is not None:
             await engine.aclose()
 
-    def _join(self, path: str) -> str:
-        """The full URL for an endpoint such as ``/v1/chat/completions``.
-
-        Only a path below the base URL is taken: a request file must not be able to send the
-        key somewhere else.
-        """
-        if not _PATH.fullmatch(path) or path.startswith("//") or ".." in path:
-            raise ProviderRefused(
-                400, f"{path!r} is not an endpoint such as '/v1/responses'; nothing was sent",
-                "invalid_url",
-            )  # fmt: skip
-        if self._has_path and (path == "/v1" or path.startswith("/v1/")):
-            url = f"{self.base_url}{path.removeprefix('/v1')}"
-        else:
-            url = f"{self.base_url}{path}"
-        if len(self._urls) < _MAX_KNOWN_PATHS:
-            self._urls[path] = url
+    def _url_of(self, request: Request) -> str:
+        """Where a request goes. Raises `ProviderRefused` if that is not below the base URL."""
+        place = (request.url, request.model if self._address.takes_deployment else "")
+        url = self._urls.get(place)
+        if url is None:
+            url = self._address.join(*place)
+            if len(self._urls) < _MAX_KNOWN_PATHS:
+                self._urls[place] = url
         return url
 
     def _make_engine(self) -> Engine:
@@ -236,7 +225,7 @@ class HttpProvider(Provider):
         return {"authorization": f"Bearer {key}"} if key else {}
 
     def _all_secrets(self) -> list[str]:
-        found = [self._key.get_secret_value()]
+        found = [self._key.get_secret_value(), *self._address.hidden]
         headers = {} if self._client is None else dict(self._client.headers)
         headers |= {name: text.get_secret_value() for name, text in self._own_headers.items()}
         for name in headers.keys() - PLAIN_HEADERS:
@@ -283,22 +272,6 @@ def _clean_key(key: str, variable: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(variable, "has characters in it that no key has")
     return key
-
-
-def _clean_url(url: str, variable: str) -> str:
-    try:
-        parts = urlsplit(url.strip())
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, port_is_fine = urlsplit(""), False
-    if "@" in url:  # even where it is no URL: what is wrong with it must not show the password
-        raise ConfigError("base_url", f"has a password or an '@' in it; use {variable} or headers")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
-        raise ConfigError("base_url", f"{url!r} is not a URL such as 'https://api.openai.com/v1'")
-    if parts.query or parts.fragment:
-        shown = url.partition("?")[0].partition("#")[0]
-        raise ConfigError("base_url", f"{shown!r} has more behind its path, which would be lost")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def is_loopback(host: str) -> bool:

@@ -7,11 +7,13 @@ and their answers are given back as they came.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from scheduler.providers.address import is_azure_url
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider, is_loopback
 from scheduler.request import Duration
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["OPENAI_URL", "OpenAI", "is_loopback"]
 
 OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_KEY, AZURE_KEY = "OPENAI_API_KEY", "AZURE_OPENAI_API_KEY"
+_TOKEN = re.compile(r"eyJ[\w\-]+\.[\w\-]+\.[\w\-]*", re.ASCII)  # of Entra: goes as a bearer token
 
 
 class OpenAI(HttpProvider):
@@ -33,6 +37,7 @@ class OpenAI(HttpProvider):
         api_key: Default: what is in `key_variable`. Not needed if the server is on this machine.
         base_url: Default: ``OPENAI_BASE_URL``, else OpenAI's. It includes ``/v1``, or
             whatever path the service has in its place; without any path ``/v1`` is added.
+            Azure's older forms are understood, too: see `scheduler.providers.address`.
         organization: Default: ``OPENAI_ORG_ID``.
         project: Default: ``OPENAI_PROJECT_ID``.
         client: Your own client, with your proxies, certificates, hooks and timeout. It is
@@ -43,12 +48,16 @@ class OpenAI(HttpProvider):
             None: no limit.
         headers: Sent with every request, besides the usual ones.
         max_body_bytes: Longer answers are refused.
-        key_variable: The environment variable that has the key.
+        key_variable: The environment variable that has the key. Default: ``OPENAI_API_KEY``;
+            for Azure ``AZURE_OPENAI_API_KEY``, if that is set.
         on_unknown: What a call costs that nobody heard back from; see `Provider.on_unknown`.
 
     Raises:
         ConfigError: A base URL or a key that cannot be used.
     """
+
+    key_header: str | None = None
+    """The header for the key, where it is not a bearer token."""
 
     def __init__(
         self,
@@ -64,18 +73,24 @@ class OpenAI(HttpProvider):
         headers: Mapping[str, str] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
     ) -> None:
-        self.key_variable = key_variable
         given = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
         if base_url is None and client is not None and str(client.base_url):
             base_url = str(client.base_url)
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        if key_variable is None:
+            is_azure = is_azure_url(base_url) and (
+                bool(os.environ.get(AZURE_KEY)) or not os.environ.get(OPENAI_KEY)
+            )
+            key_variable = AZURE_KEY if is_azure else OPENAI_KEY
+        self.key_variable = key_variable
         self._organization = organization or os.environ.get("OPENAI_ORG_ID")
         self._project = project or os.environ.get("OPENAI_PROJECT_ID")
         super().__init__(
             name,
             os.environ.get(key_variable, "") if given is None else given,
-            base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,
+            base_url,
             client,
             timeout,
             headers,
@@ -85,9 +100,14 @@ class OpenAI(HttpProvider):
         )
         if self.host == "api.openai.com" or self.host.endswith(".api.openai.com"):
             self.price_source = self.counting = "openai"
+        elif self._address.is_azure:
+            self.price_source = self.counting = "azure"
+            self.key_header, self.deployment = "api-key", self._address.deployment
 
     def _credentials(self, key: str) -> dict[str, str]:
         headers = super()._credentials(key)
+        if key and self.key_header is not None and not _TOKEN.fullmatch(key):
+            headers = {self.key_header: key}
         if self._organization:
             headers["openai-organization"] = self._organization
         if self._project:

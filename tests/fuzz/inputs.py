@@ -33,6 +33,7 @@ PRICES = ["m=0.1/0.2", "m=1/2/0.5", "a=b=$3/$4", "m=1e2/0"]
 URLS = [
     "http://127.0.0.1:9/v1", "https://api.openai.com/v1", "http://[::1]:80", "sim:",
     "sim:latency=0.2,seed=7,error_rate=0.1", "sim:rpm=60,tpm=1000",
+    "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-10-21",
 ]  # fmt: skip
 ANSWERS = [
     b'{"id":"c","choices":[{"message":{"content":"hi"}}],'
