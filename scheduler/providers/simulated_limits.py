@@ -74,13 +74,13 @@ class Window(Bucket):
 
     def __init__(self, unit: str, per_minute: int, hold_s: float = MINUTE_S) -> None:
         super().__init__(unit, per_minute, hold_s)
-        self._span_s, self._ends_at_s, self._now_s = hold_s, 0.0, 0.0
+        self.span_s, self._ends_at_s, self._now_s = hold_s, 0.0, 0.0
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """How long until the next window, if this one has not enough left."""
         self._now_s = now_s
         if now_s >= self._ends_at_s:
-            self.level, self._ends_at_s = self.holds, now_s + self._span_s
+            self.level, self._ends_at_s = self.holds, now_s + self.span_s
         return 0.0 if min(amount, self.holds) <= self.level else self._ends_at_s - now_s
 
     def told(self) -> tuple[int, int, float]:

@@ -5,11 +5,14 @@ divided by the time this one took:
 
     T = max( max over limits of (Σ charges − burst) / rate + shortest latency,
              Σ latencies / concurrency, longest latency )
+
+and for fixed windows (⌈Σ charges / limit⌉ − 1) windows in place of the first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from typing import Any
 
 from scheduler import Limits, RateLimited, Request, Scheduler
 from scheduler.providers.simulated import Simulated, Spread
+from scheduler.providers.simulated_limits import Bucket, Window
 from scheduler.testing import VirtualClock, run
 
 TWO_SECONDS = Spread(2.0, 0.3)
@@ -84,11 +88,20 @@ class Measured(Simulated):
     def lower_bound_s(self, concurrency: int, with_burst: bool = True) -> float:
         """No client can be quicker; without the burst: none that never uses it."""
         by_limit = [
-            max(0.0, self.taken[bucket.unit] - with_burst * bucket.holds) * 60 / bucket.per_minute
-            + min(self.latencies_s)
+            _least_s(bucket, self.taken[bucket.unit], with_burst) + min(self.latencies_s)
             for bucket in self.limiter.buckets
         ]
         return max([*by_limit, sum(self.latencies_s) / concurrency, max(self.latencies_s)])
+
+
+def _least_s(bucket: Bucket, taken: float, with_burst: bool) -> float:
+    """How long a limit keeps the last of them waiting.
+
+    A fixed window gives nothing back before it ends: so many whole windows must pass.
+    """
+    if isinstance(bucket, Window) and with_burst:
+        return (math.ceil(taken / bucket.holds - 1e-9) - 1) * bucket.span_s
+    return max(0.0, taken - with_burst * bucket.holds) * 60 / bucket.per_minute
 
 
 @dataclass

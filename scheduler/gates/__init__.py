@@ -1,0 +1,28 @@
+"""May a request go to its provider now? What holds it back that is not money; pure.
+
+A *gate* stands before a provider, and one before each of its models. It is shut for
+
+    a limit      of requests or tokens a minute, given or learned from headers: `limits.Meter`
+    a pause      the provider said when to come back
+    no credit    the provider says its own account is empty: one probe on a widening timer
+    down         it does not answer at all: likewise
+
+Where no limit is known, the number of calls under way adapts: it grows by what succeeds and
+shrinks when the provider refuses by surprise, and calls start evenly spaced.
+
+Gates are part of what a store decides on: a claim takes from them in the same transaction
+that reserves the money, so processes that share a store share a provider's limits. They are
+advice, not law: the provider corrects them, nothing but time is lost by an error.
+"""
+
+from scheduler.gates.front import DOWN_AFTER, FIRST_PROBE_MS, LONGEST_PROBE_MS, Front
+from scheduler.gates.metered import Metered
+from scheduler.gates.model import FIRST_WINDOW, MARGIN_MS, NEVER, Gate
+from scheduler.gates.registry import Gates, Pair
+from scheduler.gates.words import PROBE_LEASE_MS, Closed, GateStatus, Heard, ProviderRules, Report
+
+__all__ = [
+    "DOWN_AFTER", "FIRST_PROBE_MS", "FIRST_WINDOW", "LONGEST_PROBE_MS", "MARGIN_MS", "NEVER",
+    "PROBE_LEASE_MS", "Closed", "Front", "Gate", "GateStatus", "Gates", "Heard", "Metered", "Pair",
+    "ProviderRules", "Report",
+]  # fmt: skip
