@@ -127,7 +127,7 @@ def _simulated(options: str) -> Provider:
     """``sim:``, or ``sim:latency=0.2,seed=7,error_rate=0.1``."""
     from scheduler.providers.simulated import Simulated
 
-    kinds = {"latency": float, "seed": int, "error_rate": float, "rpm": int, "tpm": int,
+    kinds = {"latency": float, "seed": int, "error_rate": float, "rpm": int, "tpm": int, "rpd": int,
              "style": str}  # fmt: skip
     chosen: dict[str, Any] = {}
     for option in filter(None, options.split(",")):

@@ -32,6 +32,7 @@ def simulate(
         int | None, typer.Option("--output-tokens", min=1, help="How long answers are.")
     ] = None,
     rpm: Annotated[int | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
+    rpd: Annotated[int | None, typer.Option("--rpd", help="Most requests a day.")] = None,
     tpm: Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
     error_rate: Annotated[
         float, typer.Option("--error-rate", help="Share of calls that fail: 429, 500, 503.")
@@ -70,6 +71,7 @@ def simulate(
         error_rate=error_rate,
         fail={name: _share(share) for name, share in pairs(fail or (), "--fail")},
         rpm=rpm,
+        rpd=rpd,
         tpm=tpm,
         prices=dict(pairs(price or (), "--price")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from scheduler.gates.words import Closed, GateStatus, Heard, Report
@@ -19,12 +20,13 @@ from scheduler.limits import (
     span_name,
     span_of,
 )
-from scheduler.meters import WindowMeter, dump_meter, load_meter, make_meter
+from scheduler.meters import EXHAUSTED, WindowMeter, dump_meter, load_meter, make_meter
 from scheduler.request import Tokens
 
 # Of known limits that are refused all the same.
 SHARE_CUT, SHARE_STEP, LEAST_SHARE = 0.8, 0.002, 0.1
 MEAN_WEIGHT = 0.1
+MOST_SAID = 32
 FIRST_OUTPUT = 300.0  # tokens of an answer, until some have been seen
 
 
@@ -61,6 +63,7 @@ class Metered:
         self.is_dirty, self.version = False, 0  # changed since, and as of, the last common state
         self._marks: dict[int, Mark] = {}
         self._cut_at_ms = 0
+        self._said: dict[tuple[Dimension, int], int] = {}  # spans of limits, from words
 
     def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
         """When a request may go as far as this is concerned; `now_ms` or earlier: now."""
@@ -88,6 +91,8 @@ class Metered:
     def hear(self, report: Report) -> None:
         """Take in what came back."""
         mark = self._marks.pop(report.request_id, None)
+        if report.seen:
+            report.seen = tuple([self._with_span(seen) for seen in report.seen])
         if mark is not None:
             self._correct(report, mark)
         self._learn(report, mark)
@@ -128,6 +133,15 @@ class Metered:
             into -= cached
         return {Dimension.INPUT: into, Dimension.OUTPUT: out}.get(dimension, into + out)
 
+    def _with_span(self, seen: Seen) -> Seen:
+        """Once words have said that a limit is one of a day, the header of the same limit is, too."""
+        place = (seen.dimension, seen.limit)
+        if seen.span_ms is None:
+            return replace(seen, span_ms=self._said[place]) if place in self._said else seen
+        if len(self._said) < MOST_SAID:
+            self._said[place] = seen.span_ms
+        return seen
+
     def _learn(self, report: Report, mark: Mark | None) -> None:
         """Follow what the provider says of limits that are known."""
         for seen in report.seen:
@@ -148,8 +162,8 @@ class Metered:
             # It may have been written when the request came, or when the answer went.
             begins_ms = report.at_ms if mark is None else mark.at_ms
             meter.ends(begins_ms + seen.full_in_ms, report.at_ms + seen.full_in_ms)
-        if report.heard is Heard.LIMITED and not seen.remaining:
-            left = meter.level(report.at_ms, self.share)
+        if report.heard is Heard.LIMITED and (not seen.remaining or seen.span_ms is not None):
+            left = meter.level(report.at_ms, self.share) - seen.remaining
             if left > 0:
                 meter.take(left, report.at_ms, self.share)
             return
@@ -267,4 +281,7 @@ class Metered:
 
 def _is_of_long(told: Sequence[Seen], counting: Counting) -> bool:
     """Whether a refusal says that a limit of more than a minute is used up: that explains it."""
-    return any(not seen.remaining and span_of(seen, counting) > MINUTE_MS for seen in told)
+    return any(
+        seen.remaining <= (1 - EXHAUSTED) * seen.limit and span_of(seen, counting) > MINUTE_MS
+        for seen in told
+    )

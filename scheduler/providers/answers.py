@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -24,6 +25,7 @@ from scheduler.errors import (
 from scheduler.providers.base import Answer
 from scheduler.providers.credit import Credit
 from scheduler.providers.limit_headers import read_limits
+from scheduler.providers.limit_words import Said, merged, said_limits
 from scheduler.providers.meaning import (
     Problem,
     Told,
@@ -41,6 +43,7 @@ MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
 MAX_CODE_CHARS = 100
 MAX_KEPT_BYTES = 16_384  # of a refusal's body; of longer ones its beginning, as text
+_MAY_NAME_LIMITS = frozenset({402, 429})
 HIDDEN = "[hidden]"
 
 Secrets = Sequence[str]
@@ -207,7 +210,7 @@ def read_error(
         message = f"redirected to {cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
     is_own = is_json and ("error" in decoded or status < 500 or _is_error_object(decoded))
     told = Told(status, codes, message, is_own)
-    return _error(told, headers, body, content)
+    return _error(told, headers, body, content, decoded)
 
 
 def read_problem(
@@ -237,7 +240,7 @@ def read_problem(
         error.is_retryable = problem.is_retryable
     else:
         told = Told(meant, codes, message, True, True, has_output(body))
-        error = _error(told, headers, kept, _encoded(said))
+        error = _error(told, headers, kept, _encoded(said), dict(body))
     error.request_id = clean_id(call_id(headers), secrets)
     tell(error, body, secrets)
     return error
@@ -263,13 +266,21 @@ def tell(
         error.is_billed = True
 
 
-def _error(told: Told, headers: Mapping[str, str], body: Any, content: bytes) -> ProviderError:
-    verdict, seen = judge(told), read_limits(headers)
+def _error(
+    told: Told, headers: Mapping[str, str], kept: Any, content: bytes, decoded: Any
+) -> ProviderError:
+    seen, said = read_limits(headers), Said()
     wait_ms = retry_after_ms(headers, told.message, content, seen)
+    if told.status in _MAY_NAME_LIMITS:
+        said = said_limits(told.message, decoded, wait_ms is not None)
+        seen = merged(said.limits, seen)
+        wait_ms = max(wait_ms or 0, said.wait_ms or 0) or wait_ms
+        told = replace(told, names_limit=bool(said.limits) or said.wait_ms is not None)
+    verdict = judge(told)
     code = told.codes[0] if told.codes else None
     if code is None and told.status == 403 and verdict.kind is ProviderRefused:
         code = "forbidden"
-    error = verdict.kind(told.status, told.message or "no reason given", code, body, wait_ms)
+    error = verdict.kind(told.status, told.message or "no reason given", code, kept, wait_ms)
     error.limits = seen
     error.is_billed, error.is_retryable = verdict.is_billed, verdict.is_retryable
     should_retry = headers.get("x-should-retry")

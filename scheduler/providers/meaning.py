@@ -139,6 +139,7 @@ class Told:
         is_own: The service itself says it: a JSON object with an error, no proxy's page.
         is_inside: It was told in an answer whose HTTP status was a success.
         has_output: Something had been generated before it.
+        names_limit: It names a limit on rates, such as a day's.
     """
 
     status: int
@@ -147,6 +148,7 @@ class Told:
     is_own: bool = True
     is_inside: bool = False
     has_output: bool = False
+    names_limit: bool = False
 
 
 class Verdict(NamedTuple):
@@ -173,6 +175,8 @@ def judge(told: Told) -> Verdict:
     'CredentialsRefused'
     """
     credit = credit_of(told.status, frozenset(told.codes), told.message)
+    if credit is Credit.GONE and told.status == 429 and told.names_limit:
+        credit = Credit.FINE  # "you exceeded your quota" of a day is a matter of time, not of money
     kind = RateLimited if credit is Credit.HELD else _kind(told)
     can_pass = kind in (RateLimited, ProviderOverloaded) or told.status in RETRYABLE_REFUSALS
     # A request above the whole limit of a minute, or of a budget, is so for ever.

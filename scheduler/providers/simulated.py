@@ -147,6 +147,7 @@ class Simulated(Provider):
         itpm: Input tokens a minute, likewise.
         otpm: Output tokens a minute, likewise.
         concurrent: Calls at once, likewise.
+        rpd: Requests a day, likewise.
         style: How these are counted, and told; see `simulated_limits`.
         prices: Added to `SIMULATED_PRICES`, in the same form.
         bill_cancelled: Whether a call that is given up while it runs is billed, as most
@@ -171,6 +172,7 @@ class Simulated(Provider):
         itpm: int | None = None,
         otpm: int | None = None,
         concurrent: int | None = None,
+        rpd: int | None = None,
         style: str = "plain",
         prices: Mapping[str, str] | None = None,
         bill_cancelled: bool = True,
@@ -191,7 +193,9 @@ class Simulated(Provider):
         self._tokens_per_s = tokens_per_s
         self._length = output_tokens if isinstance(output_tokens, Spread) else Spread(output_tokens)
         self._faults = Faults(error_rate, fail)
-        self.limiter = Limiter(style, rpm=rpm, tpm=tpm, itpm=itpm, otpm=otpm, concurrent=concurrent)
+        self.limiter = Limiter(
+            style, rpm=rpm, tpm=tpm, itpm=itpm, otpm=otpm, concurrent=concurrent, rpd=rpd
+        )
         self._is_limited = bool(self.limiter.buckets) or concurrent is not None
         table = {**SIMULATED_PRICES, **(prices or {})}
         self.prices = table
@@ -370,9 +374,14 @@ class Simulated(Provider):
             headers["retry-after"] = str(math.ceil(retry_after_s))
         if fault is Fault.RATE_LIMITED and self.limiter.style.headers == "anthropic":
             url = MESSAGES  # its words, wherever it limits
+        words, more = "", dict[str, Any]()
+        if fault is Fault.RATE_LIMITED and retry_after_s is not None:
+            words, more = self.limiter.words(retry_after_s)
         body = error_body(
-            url, status, f"{message} (simulated).", kind, code, request_id=headers["x-request-id"]
-        )
+            url, status, words or f"{message} (simulated).", kind, code,
+            request_id=headers["x-request-id"],
+        )  # fmt: skip
+        body["error"].update(more)
         return Reply(status, headers, body, fault=fault)
 
     def _spoil(self, reply: Reply, fault: Fault, url: str) -> None:

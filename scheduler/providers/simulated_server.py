@@ -190,6 +190,7 @@ def main(words: Sequence[str] | None = None) -> int:
             error_rate=options.error_rate,
             fail=parse_shares(options.fail),
             rpm=options.rpm,
+            rpd=options.rpd,
             tpm=options.tpm,
             itpm=options.itpm,
             otpm=options.otpm,
@@ -263,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--error-rate", type=float, default=0.0, help="share of 429, 500 and 503")
     add("--fail", action="append", default=[], metavar="KIND=SHARE", help="reset=0.01, html=0.1")
     add("--rpm", type=int, help="requests a minute")
+    add("--rpd", type=int, help="requests a day")
     add("--tpm", type=int, help="tokens a minute")
     add("--itpm", type=int, help="input tokens a minute")
     add("--otpm", type=int, help="output tokens a minute")
