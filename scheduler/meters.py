@@ -15,6 +15,7 @@ from scheduler.limits import HEADROOM, Counting, Dimension, Meter, Seen, is_wind
 
 ENTRIES = 64  # times at which something was sent that are told apart
 GRAIN = 240  # of its span: what is sent that soon after another is one entry
+MARGIN_MS = 1_000  # at most, by which what was sent may have arrived later
 EXHAUSTED = 0.9  # of a limit: beyond that, a refusal is no surprise
 
 
@@ -48,9 +49,10 @@ class WindowMeter(Meter):
         at_ms = last_ms + self.span_ms
         begins_ms, ends_ms = self.ends_ms
         # What was sent right before the end may have arrived after it.
-        if last_ms <= begins_ms - self._grain_ms:
+        margin_ms = min(self._grain_ms, MARGIN_MS)
+        if last_ms <= begins_ms - margin_ms:
             at_ms = min(at_ms, ends_ms)
-        return at_ms + self._grain_ms
+        return at_ms + margin_ms
 
     def _forget(self, now_ms: float) -> None:
         old = 0

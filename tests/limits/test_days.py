@@ -35,7 +35,7 @@ def send_all(provider, count, at_once=16):
             futures = [s.submit(Request.chat("sim-small", f"{n}", max_tokens=5))
                        for n in range(count)]  # fmt: skip
             await asyncio.sleep(600)
-            told = [(each.why, each.until_ms) for each in s.stats().gates]
+            told = [(each.why, each.until_ms) for each in s.stats().limited]
             now_ms = s._clock.now_ms()
             await asyncio.gather(*futures)
         return loop.time() - began_s, told, now_ms
