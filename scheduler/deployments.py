@@ -45,7 +45,8 @@ class _Renamed:
 
     def _as_model(self, request: Request) -> Request:
         name = request.model or self._deployment
-        if name not in self._listed and self._prices.own_rates(name) is None:
+        own = self._prices.own_rates
+        if name not in self._listed and not (own(name) or own(f"{self._name}:{name}")):
             name = self._models.get(name) or self._models.get("*") or name
         return request if name == request.model else replace(
             request, body={**request.body, "model": name}

@@ -186,10 +186,12 @@ def load_meter(state: Sequence[Any], mine: Meter | None, now_ms: int) -> Meter:
     name, limit, span_ms, burst, due_ms, shift, is_given, is_wary = state[:8]
     more = state[8] if len(state) > 8 else None
     is_fixed = more is not None and more[0] == "window"
-    if mine is None or not (mine.is_given or is_given):
+    is_same_kind = more is None or is_fixed == isinstance(mine, WindowMeter)
+    if mine is not None and (mine.is_given or is_given):
+        if mine.limit == limit and not is_same_kind:
+            mine = _new(mine.dimension, mine.limit, mine.span_ms, mine.is_given, is_fixed)
+    elif mine is None or mine.limit != limit or not is_same_kind:  # else requests under way know it
         mine = _new(Dimension(name), int(limit), int(span_ms), bool(is_given), is_fixed)
-    elif mine.limit == limit and is_fixed != isinstance(mine, WindowMeter) and more is not None:
-        mine = _new(mine.dimension, mine.limit, mine.span_ms, mine.is_given, is_fixed)
     if mine.limit == limit:
         mine.burst, mine.is_wary = float(burst), bool(is_wary)
     mine.due_ms, mine.shift = min(float(due_ms), now_ms + 2.0 * mine.span_ms), float(shift)

@@ -156,6 +156,22 @@ def test_a_window_is_shared_and_what_is_to_come_is_not_believed():
     assert early.opens_at_ms(99, T0 - 10**9, 1.0) <= T0 - 10**9 + 2 * MINUTE_MS
 
 
+@pytest.mark.parametrize("full_in_ms", [100, 60_000])
+def test_what_is_under_way_is_corrected_though_others_wrote_meanwhile(full_in_ms):
+    gates = Gates({"p": ProviderRules()})
+    _, gate = gates.of("p", "m")
+    gate.take(1, Tokens(10, 10), T0)
+    seen = (Seen(TOKENS, 6000, 5980, full_in_ms),)
+    gates.hear([Report(1, "p", "m", Heard.ANSWERED, T0, usage=(10, 10, 0), seen=seen)])
+    gate.take(2, Tokens(1000, 1000), T0)
+    before = gate.meters["tokens"].level(T0, 1.0)
+
+    gate.load(json.loads(json.dumps(gate.dump())), T0)  # as another process wrote it
+    gates.hear([Report(2, "p", "m", Heard.UNSENT, T0)])
+
+    assert gate.meters["tokens"].level(T0, 1.0) > before + 1000
+
+
 def test_rows_of_older_versions_are_read():
     gates = Gates({"p": ProviderRules(Limits(600))})
     front, gate = gates.of("p", "m")
