@@ -158,3 +158,31 @@ def test_anthropic_refuses_in_its_own_words():
     with pytest.raises(RateLimited) as caught:
         run(main())
     assert caught.value.code == "rate_limit_error"
+
+
+def test_azure_tells_what_remains_but_not_of_how_much():
+    provider = Simulated(style="azure", rpm=600, tpm=60_000)
+
+    async def main():
+        return await provider.send(ask())
+
+    told = {name for name in run(main()).headers if name.startswith("x-ratelimit")}
+    assert told == {"x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"}
+
+
+@pytest.mark.parametrize("style", ["groq", "openrouter", "gemini", "openai"])
+def test_so_many_requests_a_day_and_no_more(style):
+    provider = Simulated(style=style, rpd=20)
+
+    async def main():
+        answers = await asyncio.gather(*(provider.send(ask(n)) for n in range(25)),
+                                       return_exceptions=True)  # fmt: skip
+        refused = [each for each in answers if isinstance(each, RateLimited)]
+        await asyncio.sleep(2 * 86_400)
+        await provider.send(ask())
+        return refused
+
+    refused = run(main())
+    assert len(refused) == 5
+    (day,) = {(seen.limit, seen.remaining) for seen in refused[0].limits}
+    assert day == (20, 0)
