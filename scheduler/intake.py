@@ -140,13 +140,42 @@ class Intake:
         request = self._router.route(request)
         return self.tariff(self._provider(request)).quote(self._as_sent(request))
 
+    def check(self, request: Request) -> Quote:
+        """Its quote, if all would take it that `prepare` and its provider ask of it by itself.
+
+        Raises:
+            RequestRejected, ConfigError: It would not be sent.
+        """
+        request, provider, quote = self._taken(request, self._on_exceeded)
+        provider.check(request)
+        return quote
+
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
         request = self._as_sent(request)
         digest = request.digest() if request.key is not None else ""
-        request = self._router.route(request)
-        provider = self._provider(request)
         on_exceeded = on_exceeded or self._on_exceeded
+        request, provider, quote = self._taken(request, on_exceeded)
+        priority = request.priority
+        if priority.__class__ is not Priority:
+            priority = Priority.parse(priority)
+        lane = LaneKey(
+            provider.name,
+            self.book.draws_on(request.model, request.tags, request.budget),
+            int(priority),
+            on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback),
+            request.model,
+        )
+        return NewRequest(
+            request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
+            digest, self._expiry(request),
+            tokens=quote.tokens,
+        )  # fmt: skip
+
+    def _taken(self, request: Request, on_exceeded: OnExceeded) -> tuple[Request, Provider, Quote]:
+        """A request as it would be sent, by whom, and its quote, if its size is allowed."""
+        request = self._router.route(self._as_sent(request))
+        provider = self._provider(request)
         if on_exceeded == "fallback" or request.fallback:
             request = self._with_fallback(request, on_exceeded)
         quote = self.tariff(provider).quote(request)
@@ -163,21 +192,7 @@ class Intake:
             max_cost_nusd = parse_usd(max_cost, "max_cost")
             if quote.ceiling_nusd > max_cost_nusd:
                 raise CostTooHigh(quote.ceiling_nusd, max_cost_nusd)
-        priority = request.priority
-        if priority.__class__ is not Priority:
-            priority = Priority.parse(priority)
-        lane = LaneKey(
-            provider.name,
-            self.book.draws_on(request.model, request.tags, request.budget),
-            int(priority),
-            on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback),
-            request.model,
-        )
-        return NewRequest(
-            request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
-            digest, self._expiry(request),
-            tokens=quote.tokens,
-        )  # fmt: skip
+        return request, provider, quote
 
     def prepare_instead(self, request: Request, lack: Shortfall) -> NewRequest:
         """What to ask in place of a request that may not wait: its next model, or, when none is

@@ -313,7 +313,7 @@ class Scheduler(Adoption):
         """
         batch = []
         for request in requests:
-            new = self._prepare(request, None)
+            new = self._prepare(request, None, is_checked=True)
             new.retry_failed = retry_failed
             batch.append(new)
         self._check_room(len(batch))
@@ -388,10 +388,12 @@ class Scheduler(Adoption):
         return self._intake.quote(request)
 
     def validate(self, request: Request) -> None:
-        """Raise what `submit` would raise for a request, and queue nothing."""
-        self._prepare(request, None)
+        """Raise what `submit` would raise for a request, or its provider; queue nothing."""
+        self._prepare(request, None, is_checked=True)
 
-    def _prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
+    def _prepare(
+        self, request: Request, on_exceeded: OnExceeded | None, is_checked: bool = False
+    ) -> NewRequest:
         pump = self._open_pump()
         if pump.broken is not None:
             raise StoreError(f"the store failed earlier: {pump.broken}") from pump.broken
@@ -399,6 +401,8 @@ class Scheduler(Adoption):
         if marks:
             request = apply(marks, request)
         new = self._intake.prepare(request, on_exceeded)
+        if is_checked:
+            self._intake.providers[new.lane.provider].check(new.request)
         self.store.prepare(new)
         return new
 

@@ -1,51 +1,49 @@
-"""Batch files, read: JSON lines become requests, or errors of lines.
+"""Batch files, read: records become requests, or errors of lines.
 
-One JSON object a line, in any of these forms:
-
-    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {…}}
-    {"model": "gpt-4o-mini", "messages": […]}          a raw body, with or without "custom_id"
-    {"prompt": "Say hello"}                             one user message
-
-A line without an id gets ``line-N``, so that a rerun knows it again.
+`run` and `quote` read by the same rules, so that the one tells what the other will do. A
+record without an id is called by its place, ``line-N``, so that a rerun knows it again.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from scheduler.errors import ConfigError, InputError
-from scheduler.request import (
-    CHAT,
-    EMBEDDINGS,
-    ENDPOINTS,
-    RESPONSES,
-    Priority,
-    Request,
-)
+from scheduler.batch.forms import Fields, form, read_key, salvage_key
+from scheduler.batch.records import MAX_LINE_BYTES, Record, lines
+from scheduler.batch.seen import Seen
+from scheduler.batch.source import Source
+from scheduler.errors import InputError
+from scheduler.request import Priority, Request
 
-MAX_LINE_BYTES = 16 * 1024 * 1024  # unless told otherwise
-MAX_KEY = 500
+__all__ = ["MAX_LINE_BYTES", "BadLine", "BatchLine", "LineOptions", "read_lines", "read_source"]
+
+BAD_LINE, DUPLICATE = "bad_line", "duplicate_custom_id"
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """A line that can be sent."""
+    """A line that can be sent.
+
+    Attributes:
+        named_by: The field that has its id; empty: it is called by its place.
+        dropped: Its columns that are not sent.
+    """
 
     number: int
     request: Request
+    named_by: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that cannot; `key` is its ``custom_id``, as far as it could be read."""
+    """A line that cannot; `key` is its id, as far as it could be read."""
 
     error: InputError
     key: str
+    code: str = BAD_LINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,7 @@ class LineOptions:
         model: For lines that name none; None: such a line is an error.
         limit: Read only so many lines; None: all.
         max_line_bytes: Longer lines are errors, and are not kept in memory.
+        id_column: The field that has a line's id; None: ``custom_id``, else ``id``.
     """
 
     job: str = ""
@@ -63,121 +62,72 @@ class LineOptions:
     priority: int = Priority.BATCH
     limit: int | None = None
     max_line_bytes: int = MAX_LINE_BYTES
+    id_column: str | None = None
 
 
-def check_input(path: Path) -> None:
-    """Refuse what cannot be a batch file, before anything is done.
+def read_source(source: Source, options: LineOptions) -> Iterator[BatchLine | BadLine]:
+    """Read an input, record by record; memory does not grow with it.
 
-    Raises:
-        ConfigError: Missing, a folder, empty, unreadable, or binary.
+    An id that stands on an earlier line too makes a bad line.
     """
+    seen = Seen()
     try:
-        with path.open("rb") as file:
-            head = file.read(8192)
-    except OSError as exc:
-        raise ConfigError("input", f"cannot read {path}: {exc.strerror}") from None
-    if not head.strip():
-        raise ConfigError("input", f"{path} is empty; give it one JSON object a line")
-    if b"\0" in head:
-        raise ConfigError("input", f"{path} is not text: it holds NUL bytes")
+        for line in _read(source.records(options.max_line_bytes), source.name, options):
+            yield line if isinstance(line, BadLine) else _once(line, source.name, seen)
+    finally:
+        seen.close()
 
 
 def read_lines(file: BinaryIO, name: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
-    """Read a batch file line by line; memory does not grow with it. Blank lines are skipped."""
-    most = options.max_line_bytes
-    for number, text in enumerate(_raw_lines(file, most), 1):
-        if options.limit is not None and number > options.limit:
+    """Read JSON lines, whatever else they may be."""
+    return _read(lines(file, options.max_line_bytes), name, options)
+
+
+def _read(
+    records: Iterable[Record], name: str, options: LineOptions
+) -> Iterator[BatchLine | BadLine]:
+    for record in records:
+        if options.limit is not None and int(record.place.rpartition("-")[2]) > options.limit:
             return
-        if isinstance(text, int):
-            problem = f"{text:,} bytes and more; the longest line allowed has {most:,}"
-            yield BadLine(InputError(name, number, problem), f"line-{number}")
-        elif text.strip():
-            yield _parse(text, number, name, options)
+        yield _parse(record, name, options)
 
 
-def _raw_lines(file: BinaryIO, most: int) -> Iterator[bytes | int]:
-    """Lines, or the size of one that is too long."""
-    while line := file.readline(most + 1):
-        if len(line) <= most or line.endswith(b"\n"):
-            yield line
-            continue
-        yield len(line)
-        while rest := file.readline(most):
-            if rest.endswith(b"\n"):
-                break
-
-
-def _parse(text: bytes, number: int, name: str, options: LineOptions) -> BatchLine | BadLine:
-    key = f"line-{number}"
+def _parse(record: Record, name: str, options: LineOptions) -> BatchLine | BadLine:
+    fields: Fields | None = None
     try:
-        fields = json.loads(text, parse_constant=_no_number, parse_float=_finite)
-        if not isinstance(fields, dict):
-            raise ValueError(f"not a JSON object but {type(fields).__name__}")
-        key = _key(fields, key)
-        request = _request(fields, options)
-    except json.JSONDecodeError as exc:
-        problem = f"not JSON: {exc.msg} at column {exc.colno}"
-    except UnicodeDecodeError:
-        problem = "not UTF-8 text"
-    except RecursionError:
-        problem = "nested too deep"
+        if record.problem:
+            raise ValueError(record.problem)
+        fields = Fields(record.data)
+        key, named_by = read_key(fields.named, options.id_column)
+        if fields.problem:
+            raise ValueError(fields.problem)
+        formed = form(fields.named, options.model)
     except ValueError as exc:
-        problem = str(exc)
+        named = {} if fields is None else fields.named
+        key = salvage_key(record.data, named, options.id_column) or record.place
+        return BadLine(InputError(name, record.number, str(exc)), key)
+    request = Request(
+        formed.body, url=formed.url, key=key or record.place, job=options.job,
+        priority=options.priority,
+    )  # fmt: skip
+    dropped = tuple(each for each in formed.dropped if each != named_by)
+    return BatchLine(record.number, request, named_by, dropped)
+
+
+def _once(line: BatchLine, name: str, seen: Seen) -> BatchLine | BadLine:
+    key = line.request.key or ""
+    try:
+        earlier = seen.add(key, line.request.digest(), line.number)
+    except RecursionError:
+        return BadLine(InputError(name, line.number, "nested too deep"), key)
+    if earlier is None:
+        return line
+    number, is_same = earlier
+    what = f"{line.named_by or 'custom_id'} {key!r}"
+    if is_same:
+        problem = f"{what} stands on an earlier line too (line {number:,}); it is sent once"
     else:
-        request.key, request.job, request.priority = key, options.job, options.priority
-        return BatchLine(number, request)
-    return BadLine(InputError(name, number, problem), key)
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _no_number(text[:20])
-
-
-def _key(fields: dict[str, Any], default: str) -> str:
-    key = fields.pop("custom_id", None)
-    if key is None:
-        return default
-    if not isinstance(key, str) or not key or len(key) > MAX_KEY:
-        raise ValueError(f"custom_id {key!r:.60} is not a text of 1 to {MAX_KEY} characters")
-    key.encode()  # a lone surrogate is no text
-    return key
-
-
-def _request(fields: dict[str, Any], options: LineOptions) -> Request:
-    if "body" in fields:
-        method, url, body = fields.get("method", "POST"), fields.get("url", CHAT), fields["body"]
-        if method != "POST":
-            raise ValueError(f"method {method!r:.20} is not 'POST'")
-        if url not in ENDPOINTS:
-            raise ValueError(f"url {url!r:.60} is not one of {', '.join(ENDPOINTS)}")
-        if not isinstance(body, dict):
-            raise ValueError(f"body is not an object but {type(body).__name__}")
-    else:
-        url, body = _raw_body(fields)
-    if not body.get("model") and options.model is not None:
-        body["model"] = options.model
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        raise ValueError("names no model; add one, or give -m MODEL for lines without")
-    body["model"].encode()  # a lone surrogate is no text
-    if url == CHAT and not isinstance(body.get("messages"), list):
-        raise ValueError("messages is not a list")
-    return Request(body, url=url)
-
-
-def _raw_body(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if "messages" in fields:
-        return CHAT, fields
-    if "input" in fields:
-        is_embedding = "embed" in str(fields.get("model", ""))
-        return (EMBEDDINGS if is_embedding else RESPONSES), fields
-    if "prompt" in fields:
-        prompt = fields.pop("prompt")
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt is not a text but {type(prompt).__name__}")
-        return CHAT, {**fields, "messages": [{"role": "user", "content": prompt}]}
-    raise ValueError("has none of body, messages, input or prompt")
+        problem = (
+            f"{what} was used before for another body (line {number:,}); nothing was sent for it"
+        )
+    return BadLine(InputError(name, line.number, problem), key, DUPLICATE)

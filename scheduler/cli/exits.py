@@ -43,6 +43,8 @@ def exit_for(error: SchedulerError) -> Exit:
     if isinstance(error, CredentialsRefused):
         return Exit.CREDENTIALS
     if isinstance(error, ConfigError):
+        if error.key == "input":
+            return Exit.USAGE
         return Exit.CREDENTIALS if error.key.upper().endswith("API_KEY") else Exit.CONFIG
     if isinstance(error, InputError):
         return Exit.USAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scheduler.batch.source import Source
     from scheduler.config import Config
     from scheduler.providers.base import Provider
 
@@ -86,6 +88,27 @@ class Sending:
                 tokens_per_minute=self.max_tokens_per_minute or limits.tokens_per_minute,
             )
         return found
+
+
+def open_input(given: str) -> Source:
+    """The input that the command line names, opened and recognised; ``-`` is stdin.
+
+    Raises:
+        ConfigError: It is none; says what it is, and how to make one of it.
+    """
+    from scheduler.batch.source import open_source
+
+    return open_source(None if given == "-" else Path(given))
+
+
+def check_store(url: str) -> None:
+    """Refuse a store that could not be read again. Raises `ConfigError`."""
+    from scheduler.cli.look import store_path
+
+    path = store_path(url)
+    if path is not None and path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise ConfigError("--store", f"{path} is {what}, not a file; nothing was sent")
 
 
 def known_by_key(taken: set[str]) -> list[Provider]:

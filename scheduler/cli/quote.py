@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +12,9 @@ from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.look import DEFAULT_STORE, JsonOption
 from scheduler.cli.options import ConfigOption
-from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scheduler.batch.input import BadLine, BatchLine
+    from scheduler.batch.source import Source
     from scheduler.cli.forecast import Forecast, Never, Total
     from scheduler.cli.options import Sending
     from scheduler.request import Quote, Request
@@ -35,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def quote(
     input_file: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="JSONL file, or - for stdin.")
+        str, typer.Argument(metavar="PROMPTS", help="JSON lines or an array; - for stdin.")
     ],
     budget: Annotated[
         str | None,
@@ -53,6 +50,12 @@ def quote(
         list[str] | None, typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The field that names a line; default custom_id, then id."
+        ),
+    ] = None,
     max_line_bytes: Annotated[
         int, typer.Option(min=1, help="Longer lines are errors, and not kept in memory.")
     ] = MAX_LINE_BYTES,
@@ -66,8 +69,10 @@ def quote(
     import time
 
     from scheduler.cli.forecast import Forecast
-    from scheduler.cli.options import Sending, parse_prices
+    from scheduler.cli.options import Sending, check_store, open_input, parse_prices
 
+    source = open_input(input_file)
+    check_store(store)
     now_ms = time.time_ns() // 1_000_000
     status, stored = asyncio.run(_stored(store, now_ms))
     caps = _caps(budget, status, now_ms)
@@ -75,11 +80,11 @@ def quote(
     quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
     forecast = Forecast()
     forecast.begin(caps, now_ms)
-    _read(
-        forecast,
-        _lines(input_file, LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes)),
-        quote_one,
+    options = LineOptions(
+        model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
     )
+    with source:
+        _read(forecast, source, options, quote_one)
     if as_json:
         from scheduler.cli.output import emit_json
 
@@ -132,47 +137,44 @@ def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quo
     from scheduler.pricing import PriceBook
 
     settings = sending.settings(needs_key=False)
-    prevention = Prevention(cap_output=settings["cap_output"])
+    prevention = Prevention(
+        settings["max_prompt_tokens"], settings["max_cost"], settings["fallback"],
+        settings["cap_output"],
+    )  # fmt: skip
     intake = Intake(
-        settings["providers"], PriceBook(prices), SystemClock(), "wait", prevention,
+        settings["providers"], PriceBook(prices), SystemClock(), settings["on_exceeded"], prevention,
         settings["routes"],
     )  # fmt: skip
-    return intake.quote
-
-
-def _lines(source: str, options: LineOptions) -> Iterator[BatchLine | BadLine]:
-    from scheduler.batch.input import check_input, read_lines
-
-    if source == "-":
-        yield from read_lines(sys.stdin.buffer, "<stdin>", options)
-        return
-    path = Path(source)
-    try:
-        check_input(path)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error.problem), param_hint="PROMPTS") from None
-    with path.open("rb") as file:
-        yield from read_lines(file, source, options)
+    return intake.check
 
 
 def _read(
     forecast: Forecast,
-    lines: Iterator[BatchLine | BadLine],
+    source: Source,
+    options: LineOptions,
     quote_one: Callable[[Request], Quote],
 ) -> None:
-    from scheduler.batch.input import BadLine
+    from scheduler.batch.input import BadLine, read_source
+    from scheduler.cli.feeding import refused, told_columns
+    from scheduler.cli.output import say
     from scheduler.errors import PriceUnknown
 
-    for line in lines:
+    told: set[str] = set()
+    for line in read_source(source, options):
         if isinstance(line, BadLine):
             forecast.bad.append(str(line.error))
             continue
+        if words := told_columns(line, told):
+            say(words)
         request = line.request
         try:
             quoted = quote_one(request)
         except PriceUnknown as error:
             forecast.unknown[request.model] = forecast.unknown.get(request.model, 0) + 1
             forecast.unknown_why[request.model] = str(error)
+            continue
+        except Exception as exc:  # as a run would: it is this line's affair
+            forecast.bad.append(str(refused(exc, source.name, line).error))
             continue
         forecast.add(request, quoted, quote_one)
 

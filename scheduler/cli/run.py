@@ -18,6 +18,7 @@ from scheduler.cli.options import ConfigOption
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scheduler.batch.source import Source
     from scheduler.cli.runner import Files, Outcome, RunOptions
 
 MODES = ("auto", "bar", "plain", "json", "none")
@@ -30,7 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     input_file: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="JSONL file, or - for stdin.")
+        str,
+        typer.Argument(
+            metavar="PROMPTS", help="JSON lines or an array, also gzipped; - for stdin."
+        ),
     ],
     output: Annotated[
         str | None,
@@ -70,6 +74,12 @@ def run(
         typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The field that names a line; default custom_id, then id."
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option(help="Forget earlier outcomes, send everything again.")
     ] = False,
@@ -119,17 +129,20 @@ def run(
 ) -> None:
     """Run a batch file. Run the same command again to go on where it stopped.
 
-    PROMPTS holds OpenAI Batch lines, raw bodies, {"messages": …} or {"prompt": …}.
+    PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, {"messages": …} or
+    {"prompt": …}.
     """
-    from scheduler.cli.options import Sending, parse_prices
+    from scheduler.cli.options import Sending, check_store, open_input, parse_prices
     from scheduler.cli.progress import progress as make_progress
     from scheduler.cli.runner import RunOptions
     from scheduler.duration import parse_duration_ms
 
     _check_words(on_exhausted, progress)
-    files = _files(input_file, output)
+    source = open_input(input_file)
+    files = _files(input_file, source, output)
+    check_store(store)
     options = RunOptions(
-        LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes),
+        LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column),
         stops=on_exhausted == "stop",
         max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
         retry_failed=retry_failed,
@@ -152,7 +165,8 @@ def run(
         "max_attempts": max_attempts,
     }
     shown = make_progress(progress)
-    outcome = asyncio.run(_run(settings, budget, files, options, shown, fresh))
+    with source:
+        outcome = asyncio.run(_run(settings, budget, source, files, options, shown, fresh))
     _tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
 
@@ -168,22 +182,25 @@ def _check_words(on_exhausted: str, progress: str) -> None:
         )
 
 
-def _files(source: str, output: str | None) -> Files:
+def _files(given: str, source: Source, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
-    from scheduler.batch.input import check_input
     from scheduler.cli.runner import Files
 
-    path = None if source == "-" else Path(source)
-    try:
-        if path is not None:
-            check_input(path)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error.problem), param_hint="PROMPTS") from None
+    # What is under /dev and /proc has another name in each run, and no place beside it.
+    has_place = given != "-" and not Path(given).absolute().is_relative_to("/dev")
+    has_place = has_place and not Path(given).absolute().is_relative_to("/proc")
+    path = Path(given) if has_place else None
     base = Path("stdin.jsonl") if path is None else path
-    results = base.with_suffix(".results.jsonl") if output is None else Path(output)
-    if output == "-":
-        stem = str(base.with_suffix(""))
-    else:
+    # Only an ordinary ending is left out: what differs in any other way stays apart.
+    stem = str(base.with_suffix("")) if base.suffix == ".jsonl" else str(base)
+    if output is None and stem == str(base) and base.with_suffix(".jsonl").is_file():
+        problem = (
+            f"the results of {base} would be taken for those of {stem}.jsonl; name them with -o"
+        )
+        if not base.suffix:
+            raise typer.BadParameter(problem, param_hint="--output-file")
+    results = Path(f"{stem}.results.jsonl") if output is None else Path(output)
+    if output not in (None, "-"):
         stem = str(results).removesuffix(".jsonl").removesuffix(".results")
     files = Files(
         path,
@@ -191,17 +208,19 @@ def _files(source: str, output: str | None) -> Files:
         Path(f"{stem}.errors.jsonl"),
         Path(f"{stem}.parked.jsonl"),
     )
-    _check_outputs(files)
+    _check_outputs(files, source)
     return files
 
 
-def _check_outputs(files: Files) -> None:
+def _check_outputs(files: Files, source: Source) -> None:
     """Nothing may be written over the input, which may be an earlier run's parked file."""
     for path in filter(None, (files.results, files.errors, files.parked)):
         problem = None
         if path.is_dir():
             problem = f"{path} is a folder"
-        elif files.input is not None and path.exists() and path.samefile(files.input):
+        elif path.exists() and not path.is_file():
+            raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
+        elif source.is_file(path):
             problem = f"{path} would be written, and is the input file itself; name another output"
         if problem is not None:
             raise typer.BadParameter(problem, param_hint="--output-file")
@@ -210,6 +229,7 @@ def _check_outputs(files: Files) -> None:
 async def _run(
     settings: dict[str, object],
     budget: str | None,
+    source: Source,
     files: Files,
     options: RunOptions,
     shown: object,
@@ -223,7 +243,7 @@ async def _run(
     async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
         if fresh:
             await _start_anew(s, files)
-        return await BatchRun(s, files, options, shown).run()  # type: ignore[arg-type]
+        return await BatchRun(s, source, files, options, shown).run()  # type: ignore[arg-type]
 
 
 async def _start_anew(s: object, files: Files) -> None:

@@ -12,52 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from scheduler import events
 from scheduler.admission import ParkReason, Shortfall
 from scheduler.batch.files import LineFile
-from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_lines
+from scheduler.batch.input import LineOptions
 from scheduler.batch.results import error_line, input_line, line_id, result_line
+from scheduler.batch.source import Source
 from scheduler.calls import describe
 from scheduler.cli.exits import Exit
-from scheduler.cli.process import open_stdin, signals_to
+from scheduler.cli.feeding import CHUNK, MAX_TOLD_BAD, NOT_FINAL, Feeding
+from scheduler.cli.process import signals_to
 from scheduler.cli.progress import Progress, Snapshot, why
 from scheduler.clock import SystemClock
 from scheduler.errors import (
     BudgetUnknown,
-    ConfigError,
-    CostTooHigh,
     CredentialsRefused,
     InputError,
-    PriceUnknown,
-    PromptTooLong,
-    RequestRejected,
 )
 from scheduler.money import decimal_usd, format_usd
 from scheduler.request import RequestState
 from scheduler.scheduler import Scheduler
 from scheduler.stats import CapStatus, Stats
-from scheduler.stores.base import Finished, Submitted
+from scheduler.stores.base import Finished
 
-CHUNK = 500
 TICK_S = 0.1
 GRACE_S = 30.0  # after SIGTERM, until what still runs is cancelled
-# An end that says nothing about the request itself: a rerun sends it again.
-NOT_FINAL = CredentialsRefused.__name__
-REFUSED: dict[type[RequestRejected], str] = {
-    PriceUnknown: "price_unknown",
-    CostTooHigh: "cost_too_high",
-    PromptTooLong: "prompt_too_long",
-}
-"""What refuses one line and not the others, and its code in the errors file."""
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
 
@@ -147,20 +134,26 @@ class BatchRun:
     """One run; `run` does it."""
 
     def __init__(
-        self, scheduler: Scheduler, files: Files, options: RunOptions, progress: Progress
+        self,
+        scheduler: Scheduler,
+        source: Source,
+        files: Files,
+        options: RunOptions,
+        progress: Progress,
     ) -> None:
         self.s, self.files, self.options, self.progress = scheduler, files, options, progress
         self.outcome = Outcome()
         self._job = files.job
         self._ends = _Ends()
-        self._total = 0
-        self._is_read = False
+        lines = replace(options.lines, job=files.job)
+        self._feeding = Feeding(
+            scheduler, source, lines, self, options.retry_failed, options.is_strict
+        )
         self._stopping = asyncio.Event()  # no more is read or admitted
         self._interrupts = 0
         self._problem: Exception | None = None
         self._budget: Sequence[str] | None = None
         self._told: tuple[object, ...] | None = None
-        self._rest: Iterator[BatchLine | BadLine] = iter(())
         self._exhausted_since_s: float | None = None
         self._locked: set[str] = set()  # providers that refuse the key
         self._codes: Counter[str] = Counter()
@@ -170,18 +163,17 @@ class BatchRun:
     async def run(self) -> Outcome:
         """Read, send, write, and say how it ended."""
         loop = asyncio.get_running_loop()
-        self._started_s, self._started_ms = loop.time(), SystemClock().now_ms()
+        self._started_s = loop.time()
         with contextlib.ExitStack() as stack:
             self._results = self._open_results(stack)
             self._errors = stack.enter_context(LineFile(self.files.errors))
-            self._input = self._open_input(stack)
             stack.enter_context(signals_to(self._interrupted))
             stack.callback(self.progress.close)
             self._choose_budget()
             stack.callback(self.s.on(events.Settled, self._on_settled))
             stack.callback(self.s.on(events.Expired, self._on_expired))
             await self._redeliver()
-            feeding = asyncio.create_task(self._feed())
+            feeding = asyncio.create_task(self._feeding.run(self._stopping, self._budget))
             try:
                 await self._watch(feeding)
             finally:
@@ -202,11 +194,6 @@ class BatchRun:
         if file.was_torn:
             self.progress.say(f"cut the torn last line of {self.files.results}")
         return file
-
-    def _open_input(self, stack: contextlib.ExitStack) -> BinaryIO:
-        if self.files.input is None:
-            return open_stdin(self._stopping)
-        return stack.enter_context(self.files.input.open("rb"))
 
     async def _redeliver(self) -> None:
         """Write outcomes that are in the store but did not reach their file."""
@@ -310,125 +297,37 @@ class BatchRun:
             after_id = rows[-1].id
             self._unkept.update(row.key or "" for row in rows if row.request is None)
             yield [row.request for row in rows if row.request is not None]
-        while chunk := await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK))):
-            yield [each.request for each in chunk if isinstance(each, BatchLine)]
-        if self._unkept and self.files.input is None:
+        while requests := await self._feeding.rest():
+            yield requests
+        if self._unkept and not self._feeding.can_reread:
+            where = "stdin" if self.files.input is None else "a pipe"
             self.progress.say(
-                f"{len(self._unkept):,} requests came from stdin and their prompts are not kept: to "
+                f"{len(self._unkept):,} requests came from {where} and their prompts are not kept: to "
                 "go on, give the same input again"
             )
-        if self._unkept and self.files.input is not None:
-            self._input.seek(0)
-            lines = self._lines()
-            while chunk := await asyncio.to_thread(lambda: list(itertools.islice(lines, CHUNK))):
-                yield [
-                    each.request
-                    for each in chunk
-                    if isinstance(each, BatchLine) and each.request.key in self._unkept
-                ]
+        elif self._unkept:
+            self._feeding.rewind()
+            while requests := await self._feeding.rest():
+                yield [request for request in requests if request.key in self._unkept]
 
-    # Lines in
+    # Lines in (see `Feeding`)
 
-    async def _feed(self) -> None:
-        """Put the whole input in the queue, a chunk at a time."""
-        if self.options.is_strict:
-            await self._check_all()
-        self._rest = self._lines()
-        while not self._stopping.is_set():
-            chunk = await asyncio.to_thread(lambda: list(itertools.islice(self._rest, CHUNK)))
-            if not chunk:
-                self._is_read = True
-                return
-            self._total += len(chunk)
-            await self._queue(chunk, self._name)
+    def known(self, is_success: bool) -> None:
+        """A line has its outcome from an earlier run."""
+        self.outcome.known += is_success
+        self.outcome.known_failed += not is_success
 
-    @property
-    def _name(self) -> str:
-        return "<stdin>" if self.files.input is None else str(self.files.input)
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.progress.say(text)
 
-    def _lines(self) -> Iterator[BatchLine | BadLine]:
-        options = replace(self.options.lines, job=self._job)
-        return read_lines(self._input, self._name, options)
-
-    async def _check_all(self) -> None:
-        if self.files.input is None:
-            raise ConfigError("--strict", "stdin cannot be read twice; give a file")
-
-        def bad_lines() -> list[InputError]:
-            return [each.error for each in self._lines() if isinstance(each, BadLine)]
-
-        bad = await asyncio.to_thread(bad_lines)
-        self._input.seek(0)
-        for error in bad[:20]:
-            self.progress.say(f"error: {error}")
-        if bad:
-            problem = f"{bad[0].problem}; with --strict nothing was sent"
-            raise InputError(self._name, bad[0].line, problem)
-
-    async def _queue(self, chunk: Sequence[BatchLine | BadLine], name: str) -> None:
-        lines: list[BatchLine] = []
-        for each in chunk:
-            if isinstance(each, BadLine):
-                self._bad(each.error, each.key, "bad_line")
-            else:
-                each.request.budget = self._budget
-                lines.append(each)
-        try:
-            submitted = await self._enqueue(lines, self.options.retry_failed)
-        except tuple(REFUSED):  # nothing of the chunk was queued: find which it was
-            lines = [line for line in lines if self._is_payable(line, name)]
-            submitted = await self._enqueue(lines, self.options.retry_failed)
-        again = []
-        for line, answer in zip(lines, submitted, strict=True):
-            if self._is_tried_again(answer):
-                again.append(line)
-            elif not self._is_twice(line, answer, name) and answer.finished is not None:
-                is_success = answer.finished.state is RequestState.SUCCEEDED
-                self.outcome.known += is_success
-                self.outcome.known_failed += not is_success
-        if again:
-            await self._enqueue(again, True)
-
-    async def _enqueue(self, lines: Sequence[BatchLine], retry_failed: bool) -> list[Submitted]:
-        requests = [line.request for line in lines]
-        return await self.s.enqueue(requests, retry_failed=retry_failed) if requests else []
-
-    def _is_payable(self, line: BatchLine, name: str) -> bool:
-        try:
-            self.s.validate(line.request)
-        except tuple(REFUSED) as exc:
-            code = REFUSED[type(exc)]
-            self._bad(InputError(name, line.number, str(exc)), line.request.key or "", code)
-            return False
-        return True
-
-    @staticmethod
-    def _is_tried_again(answer: Submitted) -> bool:
-        finished = answer.finished
-        return (
-            finished is not None
-            and finished.error is not None
-            and finished.error.get("type") == NOT_FINAL
-        )
-
-    def _is_twice(self, line: BatchLine, answer: Submitted, name: str) -> bool:
-        """Whether the line's id was used before; says so."""
-        key = line.request.key or ""
-        if answer.is_conflict:
-            problem = f"custom_id {key!r} was used before for another body; nothing was sent for it"
-        elif answer.is_known and answer.submitted_at_ms >= self._started_ms:
-            problem = f"custom_id {key!r} stands on an earlier line too; it is sent once"
-        else:
-            return False
-        self._bad(InputError(name, line.number, problem), key, "duplicate_custom_id")
-        return True
-
-    def _bad(self, error: InputError, key: str, code: str) -> None:
+    def bad(self, error: InputError, key: str, code: str) -> None:
+        """A line cannot be sent."""
         self.outcome.bad += 1
         self._codes[code] += 1
-        if self.outcome.bad <= 20:
+        if self.outcome.bad <= MAX_TOLD_BAD:
             self.progress.say(f"error: {error}")
-        elif self.outcome.bad == 21:
+        elif self.outcome.bad == MAX_TOLD_BAD + 1:
             self.progress.say(f"more bad lines follow; all are in {self.files.errors}")
         self._ends.errors.append(error_line(None, key, {"code": code, "message": str(error)}))
 
@@ -494,7 +393,7 @@ class BatchRun:
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))
-            if feeding.done() or self._total >= CHUNK:
+            if feeding.done() or self._feeding.total >= CHUNK:
                 self._check_exhausted(stats, feeding)
             self._explain(stats)
         self.progress.update(self._snapshot(self.s.stats()))
@@ -592,16 +491,18 @@ class BatchRun:
         failed = self.outcome.failed + self.outcome.known_failed + self.outcome.bad
         parked = sum(stats.parked.values())
         ended = self.outcome.succeeded + self.outcome.failed
-        left = self._total - done - failed
+        left = self._feeding.total - done - failed
         eta_ms = (
-            int(left * now_s / ended * 1000) if ended and self._is_read and not parked else None
+            int(left * now_s / ended * 1000)
+            if ended and self._feeding.is_read and not parked
+            else None
         )
         return Snapshot(
             at_ms=SystemClock().now_ms(),
             done=done,
             failed=failed,
-            total=self._total,
-            is_read=self._is_read,
+            total=self._feeding.total,
+            is_read=self._feeding.is_read,
             running=stats.running,
             parked=parked,
             shortfall=_worst(stats.shortfalls),
@@ -629,7 +530,7 @@ class BatchRun:
         outcome.cost_nusd, outcome.overruns = stats.posted_nusd, stats.overruns
         outcome.reserved_nusd = stats.reserved_nusd + stats.suspense_nusd
         if outcome.exit is Exit.DONE:
-            if self._codes["price_unknown"] and self._codes["price_unknown"] == self._total:
+            if self._codes["price_unknown"] and self._codes["price_unknown"] == self._feeding.total:
                 outcome.exit = Exit.CONFIG
             elif outcome.failed or outcome.known_failed or outcome.bad or self._problem is not None:
                 outcome.exit = Exit.FAILED

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from scheduler.errors import ProviderRefused
+from scheduler.errors import ConfigError, ProviderRefused
 from scheduler.providers.anthropic_chat import Untranslatable, to_chat, to_messages
 from scheduler.providers.base import Answer, Emit
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider
-from scheduler.request import CHAT, MESSAGES, Duration, Request
+from scheduler.request import CHAT, ENDPOINTS, MESSAGES, Duration, Request
 
 if TYPE_CHECKING:
     import httpx
@@ -82,6 +82,19 @@ class Anthropic(HttpProvider):
     def _credentials(self, key: str) -> dict[str, str]:
         return {"anthropic-version": VERSION, **({"x-api-key": key} if key else {})}
 
+    def check(self, request: Request) -> None:
+        """Refuse what has no translation, and endpoints that Anthropic does not have."""
+        try:
+            if request.url == CHAT:
+                self._translated(request)
+        except ProviderRefused as exc:
+            raise ConfigError("request", exc.message) from None
+        if request.url in ENDPOINTS and request.url not in (CHAT, MESSAGES):
+            raise ConfigError(
+                "request", f"Anthropic has no {request.url}, only {MESSAGES} and, translated, "
+                f"{CHAT}; nothing was sent",
+            )  # fmt: skip
+
     async def send(self, request: Request) -> Answer:
         """Make one attempt."""
         if request.url != CHAT:
@@ -105,4 +118,7 @@ class Anthropic(HttpProvider):
             raise ProviderRefused(
                 400, f"{exc} for Anthropic's Messages API; nothing was sent", "untranslatable"
             ) from None
+        except (AttributeError, LookupError, TypeError, ValueError) as exc:
+            problem = f"its messages or tools have not the form that OpenAI's have ({exc})"
+            raise ProviderRefused(400, f"{problem}; nothing was sent", "untranslatable") from None
         return replace(request, url=MESSAGES, body=body)

@@ -111,6 +111,13 @@ class Provider(ABC):
     counting: str = "default"
     """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""
 
+    def check(self, request: Request) -> None:  # noqa: B027 - optional: most take whatever comes
+        """Refuse what it could never send, before anything is queued or reserved.
+
+        Raises:
+            ConfigError: Says what cannot be sent, and what to do instead.
+        """
+
     @abstractmethod
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Never retries by itself: every attempt has its own reservation."""

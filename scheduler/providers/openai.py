@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from scheduler.errors import ConfigError
 from scheduler.providers.address import is_azure_url
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider, is_loopback
-from scheduler.request import Duration
+from scheduler.request import MESSAGES, Duration, Request
 
 if TYPE_CHECKING:
     import httpx
@@ -103,6 +104,14 @@ class OpenAI(HttpProvider):
         elif self._address.is_azure:
             self.price_source = self.counting = "azure"
             self.key_header, self.deployment = "api-key", self._address.deployment
+
+    def check(self, request: Request) -> None:
+        """Refuse Anthropic's endpoint where it is known not to be."""
+        if request.url == MESSAGES and self.price_source == "openai":
+            raise ConfigError(
+                "request", f"{self.host} has no {MESSAGES}, which is Anthropic's; nothing was sent. "
+                "Name the model as anthropic:MODEL, or give a base URL that has it",
+            )  # fmt: skip
 
     def _credentials(self, key: str) -> dict[str, str]:
         headers = super()._credentials(key)
