@@ -88,8 +88,9 @@ def encoding_of(head: bytes) -> str:
     for mark, encoding in _ENCODINGS:
         if head.startswith(mark):
             return encoding
-    guess = json.detect_encoding(head[:4]) if head[:1] in (b"{", b"[", b"\0") else "utf-8"
-    return guess if guess.startswith("utf-") else "utf-8"
+    guess = json.detect_encoding(head[:4])
+    is_json = head[:4].decode(guess, "ignore").startswith(("{", "["))
+    return guess if is_json and guess.startswith("utf-") else "utf-8"
 
 
 def refuse_binary(head: bytes, name: str) -> None:

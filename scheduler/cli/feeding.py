@@ -13,6 +13,7 @@ from typing import Protocol
 from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_source
 from scheduler.batch.source import Source
 from scheduler.errors import (
+    MAX_PROBLEM_CHARS,
     BudgetUnknown,
     ConfigError,
     CostTooHigh,
@@ -67,7 +68,7 @@ def refused(error: Exception, name: str, line: BatchLine) -> BadLine:
     """
     if isinstance(error, OF_ALL):
         raise error
-    problem = str(error)
+    problem = cut(str(error), MAX_PROBLEM_CHARS)
     if isinstance(error, RecursionError):
         problem = "nested too deep"
     elif not isinstance(error, SchedulerError):  # numbers or texts beyond what Python takes

@@ -71,19 +71,18 @@ def quote(
     from scheduler.cli.forecast import Forecast
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
 
-    source = open_input(input_file)
-    check_store(store)
-    now_ms = time.time_ns() // 1_000_000
-    status, stored = asyncio.run(_stored(store, now_ms))
-    caps = _caps(budget, status, now_ms)
-    sending = Sending(config, base_url, cap_output=cap_output)
-    quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
-    forecast = Forecast()
-    forecast.begin(caps, now_ms)
-    options = LineOptions(
-        model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
-    )
-    with source:
+    with open_input(input_file) as source:
+        check_store(store)
+        now_ms = time.time_ns() // 1_000_000
+        status, stored = asyncio.run(_stored(store, now_ms))
+        caps = _caps(budget, status, now_ms)
+        sending = Sending(config, base_url, cap_output=cap_output)
+        quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
+        forecast = Forecast()
+        forecast.begin(caps, now_ms)
+        options = LineOptions(
+            model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
+        )
         _read(forecast, source, options, quote_one)
     if as_json:
         from scheduler.cli.output import emit_json

@@ -138,34 +138,35 @@ def run(
     from scheduler.duration import parse_duration_ms
 
     _check_words(on_exhausted, progress)
-    source = open_input(input_file)
-    files = _files(input_file, source, output)
-    check_store(store)
-    options = RunOptions(
-        LineOptions(model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column),
-        stops=on_exhausted == "stop",
-        max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
-        retry_failed=retry_failed,
-        is_strict=strict,
-        store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
-    )
-    sending = Sending(
-        config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
-        max_prompt_tokens, max_cost, cap_output, fallback or (),
-    ).settings()  # fmt: skip
-    if on_unknown is not None:
-        for provider in sending["providers"]:
-            provider.on_unknown = on_unknown
-    settings = {
-        **sending,
-        "store": store,
-        "store_prompts": store_prompts,
-        "prices": parse_prices(price or ()),
-        "concurrency": concurrency,
-        "max_attempts": max_attempts,
-    }
-    shown = make_progress(progress)
-    with source:
+    with open_input(input_file) as source:
+        files = _files(input_file, source, output)
+        check_store(store)
+        options = RunOptions(
+            LineOptions(
+                model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
+            ),
+            stops=on_exhausted == "stop",
+            max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
+            retry_failed=retry_failed,
+            is_strict=strict,
+            store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
+        )
+        sending = Sending(
+            config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
+            max_prompt_tokens, max_cost, cap_output, fallback or (),
+        ).settings()  # fmt: skip
+        if on_unknown is not None:
+            for provider in sending["providers"]:
+                provider.on_unknown = on_unknown
+        settings = {
+            **sending,
+            "store": store,
+            "store_prompts": store_prompts,
+            "prices": parse_prices(price or ()),
+            "concurrency": concurrency,
+            "max_attempts": max_attempts,
+        }
+        shown = make_progress(progress)
         outcome = asyncio.run(_run(settings, budget, source, files, options, shown, fresh))
     _tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
@@ -187,18 +188,18 @@ def _files(given: str, source: Source, output: str | None) -> Files:
     from scheduler.cli.runner import Files
 
     # What is under /dev and /proc has another name in each run, and no place beside it.
-    has_place = given != "-" and not Path(given).absolute().is_relative_to("/dev")
-    has_place = has_place and not Path(given).absolute().is_relative_to("/proc")
-    path = Path(given) if has_place else None
+    place = Path(given).absolute()
+    is_passing = any(place.is_relative_to(each) for each in ("/dev", "/proc"))
+    path = None if given == "-" or is_passing else Path(given)
     base = Path("stdin.jsonl") if path is None else path
     # Only an ordinary ending is left out: what differs in any other way stays apart.
     stem = str(base.with_suffix("")) if base.suffix == ".jsonl" else str(base)
-    if output is None and stem == str(base) and base.with_suffix(".jsonl").is_file():
-        problem = (
-            f"the results of {base} would be taken for those of {stem}.jsonl; name them with -o"
+    ordinary = Path(f"{stem}.jsonl")
+    if output in (None, "-") and ordinary != base and ordinary.is_file():
+        raise typer.BadParameter(
+            f"what is made of {base} would be taken for what is made of {ordinary}; name them with -o",
+            param_hint="--output-file",
         )
-        if not base.suffix:
-            raise typer.BadParameter(problem, param_hint="--output-file")
     results = Path(f"{stem}.results.jsonl") if output is None else Path(output)
     if output not in (None, "-"):
         stem = str(results).removesuffix(".jsonl").removesuffix(".results")

@@ -146,7 +146,7 @@ def test_every_form_of_line_is_taken_and_stdin_too(place):
         ("[1]", "not a JSON object but list"),
         ('{"prompt": "no model"}', "names no model"),
         ('{"model": "sim-small"}', "has none of body, messages, input or prompt"),
-        ('{"custom_id": 5, "prompt": "x"}', "custom_id 5 is not a text"),
+        ('{"custom_id": [5], "prompt": "x"}', "custom_id [5] is not a text"),
         ('{"body": {"model": "sim-small"}, "url": "/v1/x"}', "url '/v1/x' is not one of"),
         ('{"body": [], "url": "/v1/chat/completions"}', "body is not an object"),
         ('{"method": "GET", "body": {}}', "method 'GET' is not 'POST'"),

@@ -17,6 +17,10 @@ LINES = [
     b'{"prompt":"hi","temperature":0.5}\r\n',
     b'{"model":"m","input":["a","b"]}',
 ]
+FILES = [
+    b'[{"custom_id":1,"params":{"model":"m","messages":[],"system":"s"}},\n {"id":2,"prompt":"x","label":null}]',
+    b'{"requests":[{"url":"/openai/deployments/d/embeddings","body":{"input":"x"}}]}',
+]
 CONTENTS = [  # Google's bodies
     b'{"contents":[{"role":"user","parts":[{"text":"hi"},{"inlineData":{"mimeType":"image/png","data":'
     b'"AA=="}}]}],"generationConfig":{"maxOutputTokens":5,"candidateCount":2},"tools":[{"functionDeclarations":'

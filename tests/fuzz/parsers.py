@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scheduler.batch.input import BatchLine, LineOptions, read_lines
+from scheduler.batch.input import BatchLine, LineOptions, read_source
+from scheduler.batch.source import Source
 from scheduler.budget import Budget
 from scheduler.cli.options import make_provider, parse_prices
 from scheduler.config import load_config
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import CallFailed, CostTooHigh, SchedulerError, StoreError
+from scheduler.errors import CallFailed, ConfigError, CostTooHigh, SchedulerError, StoreError
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.answers import read_answer
@@ -43,7 +44,10 @@ def takes(parse: Callable[[], Any], refusal: type[Exception] = SchedulerError) -
 
 
 def batch(data: bytes) -> bool:
-    lines = list(read_lines(io.BytesIO(data), "in.jsonl", LineOptions(model="m")))
+    found: list[Source] = []
+    if not takes(lambda: found.append(Source(io.BytesIO(data), "in.jsonl")), ConfigError):
+        return False
+    lines = list(read_source(found[0], LineOptions(model="m")))
     for line in lines:
         if isinstance(line, BatchLine):
             codec.encode_request(line.request)  # what is accepted can be stored

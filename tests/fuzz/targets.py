@@ -71,7 +71,7 @@ TARGETS = {
         st.tuples(st.just(200) | STATUSES, HEADERS, _json(inputs.ANSWERS[:4]) | inputs.near(inputs.ANSWERS)),
     ),
     "base-url": Target(parsers.base_url, inputs.near_text(inputs.URLS)),
-    "batch": Target(parsers.batch, _json(inputs.LINES)),
+    "batch": Target(parsers.batch, _json(inputs.LINES + inputs.FILES)),
     "budget": Target(parsers.budget, inputs.near_text(inputs.BUDGETS)),
     "config": Target(parsers.config, inputs.near(inputs.CONFIGS)),
     "duration": Target(parsers.duration, inputs.near_text(inputs.SPANS)),
