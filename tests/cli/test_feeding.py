@@ -75,7 +75,7 @@ HUGE = [
     ({"max_tokens": int("9" * 4000)}, "asks for up to"),
     ({"max_tokens": 10**18, "n": 10**18}, "asks for up to"),
     ({"model": "anthropic:claude-haiku-4-5"}, "no provider is named 'anthropic'"),
-    ({"model": "openrouter:x"}, "no provider is named 'openrouter'"),
+    ({"model": "openai:gpt-4o"}, "no provider is named 'openai'"),
     ({"model": "unheard-of"}, "no price is known"),
 ]
 
