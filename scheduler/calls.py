@@ -158,6 +158,9 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
     is_estimated = not is_sane(cost_nusd)
     if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd
+    if not answer.has_all_usage:
+        usage, is_estimated = None, True
+        cost_nusd = max(cost_nusd, claimed.ceiling_nusd)
     body = answer.body
     model = body.get("model") if isinstance(body, dict) else None
     response = Response(

@@ -163,6 +163,23 @@ def test_a_key_in_the_environment_makes_its_service_known_by_prefix(write, monke
     assert names == ["openai", "anthropic"]
 
 
+@pytest.mark.parametrize(("said", "seconds"), [("'90s'", 90), ("2.5", 2.5), ("'off'", None)])
+@pytest.mark.parametrize("kind", ["vllm", "anthropic"])
+def test_the_time_between_events_may_be_set(write, kind, said, seconds):
+    write(f"[provider.x]\nkind = '{kind}'\nsilence_timeout = {said}")
+    (provider,) = load_config().providers()
+
+    assert provider._silence_s == seconds
+
+
+def test_the_usage_is_asked_for_as_the_service_takes_it(write):
+    write("[provider.mistral]\n[provider.a]\nkind = 'mistral'\nbase_url = 'https://proxy.example/v1'\n"
+          "[provider.b]\nkind = 'openai'\nbase_url = 'https://proxy.example/v1'\n[provider.groq]")  # fmt: skip
+    asks = [provider.asks_usage for provider in load_config().providers()]
+
+    assert asks == [False, False, None, True]
+
+
 def test_azures_key_goes_into_its_own_header(write, monkeypatch):
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
     write("[provider.azure]\nbase_url = 'https://r.openai.azure.com/openai/v1'")

@@ -175,7 +175,8 @@ def test_a_whole_answer_is_posted_by_what_was_told_with_its_end(request_, events
     answer = outcome(sse(*events), request_)
 
     assert not isinstance(answer, CallFailed), answer
-    assert (answer.usage and answer.usage.total_tokens) == tokens
+    told = answer.usage.total_tokens if answer.usage and answer.has_all_usage else None
+    assert told == tokens
 
 
 @pytest.mark.parametrize(
@@ -281,6 +282,15 @@ def test_a_failed_response_is_no_answer_and_an_incomplete_one_is(status):
     assert (answer.is_billed, answer.used.usage.total_tokens) == (True, 14)
 
 
+def test_a_response_that_failed_at_once_is_an_error_by_its_code():
+    failed = {"type": "response.failed", "response": {"id": "r", "status": "failed"}}
+    assert type(outcome(sse(failed), RESPONSE)) is ProviderOverloaded
+    assert type(outcome(sse(ONE, failed, END, DONE))) is StreamBroken
+
+    failed["response"]["error"] = {"code": "rate_limit_exceeded", "message": "slow"}
+    assert type(outcome(sse(failed), RESPONSE)) is RateLimited
+
+
 # In the ledger
 
 
@@ -342,6 +352,18 @@ def test_a_broken_message_counts_all_that_it_reserved_never_less_than_it_told():
     posted, suspense, error = settled(sse(("message_start", many)), breaks=True)
     assert posted >= 9_000_000 + 100_000
     assert (suspense, error.cost_nusd) == (0, posted)
+
+
+def test_what_was_told_before_the_end_is_the_least_that_is_posted():
+    begun = {**START, "message": {"usage": {"input_tokens": 9_000, "output_tokens": 1}}}
+    ends = [
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    ]
+
+    assert settled(sse(begun, *ends), breaks=False)[:2] == (9_000_000 + 10_000, 0)
+    posted, suspense, _ = settled(sse(START, *ends), breaks=False)
+    assert (posted >= 100_000 + 25_000, suspense) == (True, 0)  # its ceiling
 
 
 def test_a_message_that_an_error_ended_is_posted_only_by_a_bill_told_with_it():

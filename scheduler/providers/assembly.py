@@ -158,6 +158,8 @@ class Assembly:
             self.has_whole_usage = isinstance(response.get("usage"), dict)
         if told is not None:
             self.body["usage"] = most_of(told, response.get("usage"))
+        if kind == "response.failed":
+            self._failed(response.get("error") or "the response has failed")
 
     # OpenAI's chunks
 

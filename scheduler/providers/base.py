@@ -27,6 +27,8 @@ class Answer:
         request_id: The provider's id for the call, for support tickets.
         headers: Response headers, lower-case names.
         limits: What the headers say about the provider's rate limits.
+        has_all_usage: False: usage and cost are of a part of the answer; it cost at least that,
+            and is posted at no less than its ceiling.
     """
 
     body: Any
@@ -36,6 +38,7 @@ class Answer:
     request_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[Seen, ...] = ()
+    has_all_usage: bool = True
 
 
 Emit = Callable[[StreamEvent], Awaitable[None]]

@@ -273,7 +273,8 @@ class Problem(NamedTuple):
 
 def problem_of(body: Mapping[str, Any]) -> Problem | None:
     """Why a body with a success status is no answer; None: it is one."""
-    if body.get("status") in ("failed", "cancelled") and "output" in body:
+    is_response = "output" in body or body.get("object") == "response"
+    if is_response and body.get("status") in ("failed", "cancelled"):
         failed = body["status"] == "failed"
         words = f"the response has {body['status']}" if failed else "the response was cancelled"
         return Problem(body.get("error"), words, SERVER_ERROR if failed else None)

@@ -201,8 +201,7 @@ class Transcript:
             broken = self._broken(error.message, told_id)
             broken.used, broken.is_billed = error.used, error.is_billed
             raise broken from error
-        if not assembly.knows_usage:
-            answer.usage = answer.cost_nusd = None  # what was told before the end is not all
+        answer.has_all_usage = assembly.knows_usage  # what was told before the end is not all
         return answer
 
     def _refused_at_once(self, headers: Mapping[str, str]) -> CallFailed:
