@@ -27,6 +27,7 @@
     │   ├── StoreForeign           the file is not ours
     │   ├── StoreTooNew            written by a newer version
     │   └── LedgerInconsistent     an audit found balances that do not add up
+    ├── OutputInUse                another run writes the same files
     ├── InputError(ValueError)     a line of a batch file: path, line, problem
     └── ConfigError(ValueError)    a wrong setting: key, problem
 
@@ -447,6 +448,20 @@ class InputError(SchedulerError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.problem}"
+
+
+class OutputInUse(SchedulerError):
+    """Another process writes this output file; nothing was read, changed or sent."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path, self.holder = path, holder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is being written by {self.holder}; nothing was read, changed or sent. Wait "
+            "for it to end, or name another output with -o"
+        )
 
 
 class ConfigError(SchedulerError, ValueError):

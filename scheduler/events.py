@@ -68,6 +68,9 @@ class Settled(Event):
         state: SUCCEEDED, FAILED or CANCELLED; QUEUED if it will be tried again.
         response: The answer, if it succeeded.
         error: Why it failed, if it did.
+        digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
+        is_superseded: Others had taken this process for dead and its request over: what the
+            attempt cost is booked, but what becomes of the request is theirs to say.
     """
 
     request_id: int
@@ -82,6 +85,8 @@ class Settled(Event):
     response: Response | None
     error: SchedulerError | None
     provider: str = ""
+    digest: str = ""
+    is_superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,14 @@ class Intake:
         provider.check(request)
         return quote
 
+    def digest(self, request: Request) -> str:
+        """Fingerprint of what would be sent; requests with the same ask the same."""
+        return self._as_sent(request).digest()
+
+    def provider_for(self, request: Request) -> str:
+        """The provider that a request goes to. Raises `ConfigError`."""
+        return self._provider(self._router.route(request)).name
+
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
         request = self._as_sent(request)

@@ -469,7 +469,7 @@ class Pump:
             tally.ended[settlement.state] += 1
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
-            self.announcer.emit(_settled_event(ended, now_ms, self._provider_of(claimed)))
+            self.announcer.emit(_settled_event(ended, now_ms, self._provider_of(claimed), lives_on))
 
     def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
         """A call has ended that others had given up for lost: its request went its own way."""
@@ -687,13 +687,15 @@ class Pump:
                 waiter.set_result(None)
 
 
-def _settled_event(ended: Attempt, now_ms: int, provider: str) -> events.Settled:
-    request, settlement = ended.claimed.request, ended.settlement
-    cost_nusd = settlement.nusd
+def _settled_event(
+    ended: Attempt, now_ms: int, provider: str, lives_on: bool | None
+) -> events.Settled:
+    claimed, settlement = ended.claimed, ended.settlement
+    request, cost_nusd = claimed.request, settlement.nusd
     if settlement.outcome is Outcome.SUSPEND:
-        cost_nusd = ended.claimed.ceiling_nusd
+        cost_nusd = claimed.ceiling_nusd
     return events.Settled(
-        now_ms, ended.claimed.request_id, request.key, request.job, request.model,
-        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state,
-        ended.claimed.attempt, ended.response, ended.error, provider,
+        now_ms, claimed.request_id, request.key, request.job, request.model,
+        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
+        ended.response, ended.error, provider, claimed.digest, lives_on is not None,
     )  # fmt: skip

@@ -387,6 +387,14 @@ class Scheduler(Adoption):
         """
         return self._intake.quote(request)
 
+    def digest(self, request: Request) -> str:
+        """Fingerprint of what would be sent for a request; the same for the same question."""
+        return self._intake.digest(request)
+
+    def provider_for(self, request: Request) -> str:
+        """The name of the provider that a request goes to."""
+        return self._intake.provider_for(request)
+
     def validate(self, request: Request) -> None:
         """Raise what `submit` would raise for a request, or its provider; queue nothing."""
         self._prepare(request, None, is_checked=True)

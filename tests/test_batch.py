@@ -332,14 +332,3 @@ def test_what_is_no_regular_file_is_refused_and_never_removed(tmp_path):
         LineFile(path)
 
     assert path.is_fifo()
-
-
-def test_the_ends_in_a_file_are_told_by_id_and_key_and_other_lines_are_passed_over(tmp_path):
-    path = tmp_path / "out.jsonl"
-    path.write_text(
-        '{"id": "batch_req_1", "custom_id": "a"}\nnot json\n[1]\n'
-        '{"id": null, "custom_id": "bad line"}\n{"id": "batch_req_2", "custom_id": "b"}\n'
-    )
-
-    with LineFile(path) as file:
-        assert list(file.ends()) == [("batch_req_1", "a"), ("batch_req_2", "b")]

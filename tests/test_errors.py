@@ -20,6 +20,7 @@ from scheduler.errors import (
     InputError,
     KeyConflict,
     LedgerInconsistent,
+    OutputInUse,
     PriceUnknown,
     PromptTooLong,
     ProviderOverloaded,
@@ -89,6 +90,8 @@ EXAMPLES = [
     (LedgerInconsistent("off"), "off"),
     (StoreTooNew("a.db", 9, 1), "a.db has schema version 9, this package knows up to 1; nothing was "
      "changed. Upgrade llm-budget-scheduler, or use another store"),
+    (OutputInUse("a.jsonl", "process 7"), "a.jsonl is being written by process 7; nothing was read, "
+     "changed or sent. Wait for it to end, or name another output with -o"),
     (InputError("p.jsonl", 3, "not JSON"), "p.jsonl:3: not JSON"),
     (ConfigError("--price", "wrong"), "--price: wrong"),
 ]  # fmt: skip

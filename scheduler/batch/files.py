@@ -1,111 +1,209 @@
-"""The files a batch writes: JSON lines that survive crashes."""
+"""The files a batch writes: JSON lines that survive crashes, editors and log rotation."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from scheduler.batch.lock import check_regular
+from scheduler.batch.results import line_text
 from scheduler.errors import ConfigError
+
+TRIES = 5  # how often a file that is replaced while it is written is opened again
 
 
 class LineFile:
-    """A JSONL file that is appended to, safely.
+    """A JSONL file that is appended to, safely; it is whatever file has this name.
 
-    Opening makes it if need be (mode 0600) and cuts a last line that was torn by a
-    crash. `append` returns when the lines are on the disk.
+    Opening makes it if need be (mode 0600) and cuts a last line that was torn by a crash. `append`
+    returns when the lines are on the disk, in the file of that name: one that was replaced, removed
+    or made shorter meanwhile is opened anew.
+
+    Attributes:
+        was_torn: A last line was cut when it was opened.
+        is_changed: Others changed it since it was opened, or since `look` said so: lines may be
+            missing from it.
 
     Raises:
         ConfigError: It cannot be written, or holds something else than JSON lines.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.was_torn = False
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as exc:
-            raise ConfigError("output", f"cannot write {path}: {exc.strerror}") from None
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            # It could not be read again to resume, and must not be removed when it is empty.
-            os.close(self._fd)
-            raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
-        try:
-            self._cut_torn_line()
-        except ConfigError:
-            os.close(self._fd)
-            raise
+    def __init__(self, path: Path, say: Callable[[str], None] = lambda text: None) -> None:
+        self.path, self._say = path, say
+        self.was_torn = self.is_changed = False
+        self._is_mine = not path.exists()
+        self._fd = -1
+        self._open()
 
-    def _cut_torn_line(self) -> None:
+    # Opening
+
+    def _open(self) -> None:
+        check_regular(self.path)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as exc:
+            raise ConfigError("output", f"cannot write {self.path}: {exc.strerror}") from None
+        self._close()
+        self._fd = fd
+        try:
+            self._mend()
+        except ConfigError:
+            self._close()
+            raise
+        self._note()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _mend(self) -> None:
+        """Have it end with a whole line: a torn one is cut, one without its newline gets it."""
         size = os.lseek(self._fd, 0, os.SEEK_END)
-        end = size
-        while end > 0:
-            start = max(0, end - 65_536)
-            os.lseek(self._fd, start, os.SEEK_SET)
-            block = os.read(self._fd, end - start)
-            newline = block.rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        end = self._end_of_lines(size)
         # Whatever else it is (a database, somebody's notes), it must stay as it is.
         begins = os.pread(self._fd, 1, 0) + os.pread(self._fd, 1, end)
         if begins.strip(b"{\0"):  # zeros are what a file system leaves after a power cut
             problem = f"{self.path} holds something else than lines of JSON, and was left as it is"
             raise ConfigError("output", f"{problem}; name another file")
-        if end != size:
+        if end == size:
+            return
+        if _is_object(os.pread(self._fd, size - end, end)):  # an editor left it so
+            os.write(self._fd, b"\n")
+        else:
             os.ftruncate(self._fd, end)
             self.was_torn = True
-        os.lseek(self._fd, 0, os.SEEK_END)
 
-    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    def _end_of_lines(self, size: int) -> int:
+        end = size
+        while end > 0:
+            start = max(0, end - 65_536)
+            newline = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+        return 0
+
+    # Whose it is
+
+    def _note(self) -> None:
+        """Remember how this process left it."""
+        self._left = _state(os.fstat(self._fd))
+
+    def look(self) -> bool:
+        """Make sure that it is the file of this name; whether others had changed it.
+
+        Raises:
+            OSError: There is none by that name, and none can be made.
+            ConfigError: What has the name now is no file of lines.
+        """
+        if self._fd < 0:
+            raise OSError(errno.EBADF, f"{self.path} is closed")
+        try:
+            named: os.stat_result | None = os.stat(self.path)
+        except FileNotFoundError:
+            named = None
+        if named is not None and _state(named) == self._left:
+            return False
+        self.is_changed = True
+        if named is None or not os.path.samestat(named, os.fstat(self._fd)):
+            happened = "was replaced by another file" if named else "was removed or renamed"
+            self._say(f"{self.path} {happened}; what follows goes to the one of that name")
+            self._is_mine = self._is_mine and named is not None
+            self._open()
+        elif named.st_size != self._left[2]:
+            is_shorter = named.st_size < self._left[2]
+            happened = "was made shorter" if is_shorter else "was written to"
+            self._say(f"{self.path} {happened} by somebody else meanwhile")
+            self._mend()
+        self._note()
+        return True
+
+    # Writing
+
+    def append(self, lines: Iterable[Mapping[str, Any] | str]) -> None:
         """Write whole lines and wait until they are on the disk; all of them or none.
+
+        Texts are written as they are, other lines as `line_text` writes them.
 
         Raises:
             OSError: The disk is full, or worse; the file ends with a whole line.
+            ConfigError: Something else has its name now.
         """
-        data = "".join(
-            json.dumps(line, separators=(",", ":"), default=str) + "\n" for line in lines
-        )
-        end = os.lseek(self._fd, 0, os.SEEK_END)
+        texts = (line if isinstance(line, str) else line_text(line) for line in lines)
+        data = "".join(text + "\n" for text in texts).encode()
+        for _ in range(TRIES):
+            self.look()
+            self._write(data)
+            if not self._is_elsewhere():
+                self._note()
+                return
+        raise OSError(errno.EBUSY, f"{self.path} is replaced again and again")
+
+    def _write(self, data: bytes) -> None:
+        end = os.fstat(self._fd).st_size
+        view = memoryview(data)
         try:
-            view = memoryview(data.encode())
             while view:
                 view = view[os.write(self._fd, view) :]
             os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, end)
+            self._note()
             raise
 
-    def ends(self) -> Iterator[tuple[str, str | None]]:
-        """The ``id`` and ``custom_id`` of every line that ends a request.
+    def _is_elsewhere(self) -> bool:
+        """Whether the name leads to another file than the one that was written."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return True
 
-        Both, since bad lines have a ``custom_id`` only, and another store counts its
-        requests from 1 again.
+    def rewrite(self, lines: Iterable[str]) -> None:
+        """Put these lines in place of all, at once: a crash leaves the old file or the new one.
+
+        Raises:
+            OSError: It could not be done; the file is as it was.
         """
+        path = self.path.resolve()
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), os.fstat(self._fd).st_mode & 0o777)
+                file.writelines(line + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        self._is_mine = True
+        self._open()
+
+    # Reading
+
+    def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Its lines that are objects, as text and read."""
         with self.path.open("rb") as file:
             for text in file:
                 try:
                     line = json.loads(text)
-                    name, key = line.get("id"), line.get("custom_id")
-                except (ValueError, AttributeError):
+                except (ValueError, RecursionError):
                     continue
-                if isinstance(name, str):
-                    yield name, key
+                if isinstance(line, dict):
+                    yield text.decode().rstrip("\r\n"), line
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no line yet."""
         return os.fstat(self._fd).st_size == 0
-
-    def clear(self) -> None:
-        """Remove all lines."""
-        os.ftruncate(self._fd, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +214,19 @@ class LineFile:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        os.close(self._fd)
-        with contextlib.suppress(FileNotFoundError):  # removed by somebody meanwhile
-            if error is None and self.path.stat().st_size == 0:
+        is_mine = self._is_mine and self._fd >= 0 and self.is_empty and not self._is_elsewhere()
+        self._close()
+        if is_mine:  # what others made stays, empty or not
+            with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

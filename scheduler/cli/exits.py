@@ -14,6 +14,7 @@ from scheduler.errors import (
     CredentialsRefused,
     InputError,
     LedgerInconsistent,
+    OutputInUse,
     PriceUnknown,
     SchedulerError,
     StoreError,
@@ -48,6 +49,8 @@ def exit_for(error: SchedulerError) -> Exit:
         return Exit.CREDENTIALS if error.key.upper().endswith("API_KEY") else Exit.CONFIG
     if isinstance(error, InputError):
         return Exit.USAGE
+    if isinstance(error, OutputInUse):
+        return Exit.PARKED
     if isinstance(error, LedgerInconsistent):
         return Exit.FAILED
     if isinstance(error, PriceUnknown | BudgetUnknown | StoreError):

@@ -53,6 +53,9 @@ class Sink(Protocol):
     def bad(self, error: InputError, key: str, code: str) -> None:
         """One cannot be sent."""
 
+    def is_answered(self, line: BatchLine) -> bool:
+        """Whether one has its answer, so that it need not be asked, whatever the store knows."""
+
     def known(self, is_success: bool) -> None:
         """One has its outcome from an earlier run."""
 
@@ -95,6 +98,7 @@ class Feeding:
 
     Attributes:
         total: Lines read so far, bad ones too.
+        read_to: The number of the last one.
         is_read: Whether that is all of them.
     """
 
@@ -107,7 +111,7 @@ class Feeding:
         retry_failed: bool = False,
         is_strict: bool = False,
     ) -> None:
-        self.total, self.is_read = 0, False
+        self.total, self.read_to, self.is_read = 0, 0, False
         self._s, self._source, self._options, self._sink = scheduler, source, options, sink
         self._retry_failed, self._is_strict = retry_failed, is_strict
         self._budget: Sequence[str] | None = None
@@ -131,7 +135,13 @@ class Feeding:
                 self.is_read = True
                 return
             self.total += len(chunk)
-            await self._queue(chunk)
+            try:
+                await self._queue(chunk)
+            except Exception:
+                self._lines = itertools.chain(
+                    chunk, self._lines
+                )  # it is not in the store: `rest` has it
+                raise
 
     async def rest(self) -> Sequence[Request]:
         """Some of what was not read, for whoever writes down what is left; empty at the end."""
@@ -212,8 +222,13 @@ class Feeding:
         for line in chunk:
             if isinstance(line, BadLine):
                 self._sink.bad(line.error, line.key, line.code)
+                self.read_to = max(self.read_to, line.error.line)
                 continue
+            self.read_to = max(self.read_to, line.number)
             line.request.budget = self._budget
+            if self._sink.is_answered(line):
+                self._sink.known(True)
+                continue
             lines.append(line)
             if line.dropped and (words := told_columns(line, self._columns)):
                 self._sink.say(words)

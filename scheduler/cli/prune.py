@@ -34,8 +34,8 @@ def prune(
 ) -> None:
     """Forget old requests and their answers; no balance changes, and no total of 'spend'.
 
-    Their keys become free: a batch file that is run again after that is paid for again. What is
-    waiting, running, or of unknown outcome stays. The file does not shrink, it is filled again.
+    Their keys become free: a batch file that is run again after that is paid for again, but for
+    lines whose answer stands in its results file. What is waiting, running, or of unknown outcome stays. The file does not shrink, it is filled again.
     """
     from scheduler.duration import parse_duration_ms
 
@@ -62,6 +62,7 @@ def prune(
 def _writer(path: Path | None) -> Iterator[Archive | None]:
     """What writes a page to the file, and waits for the disk."""
     from scheduler.batch.files import LineFile
+    from scheduler.batch.lock import OutputLock
     from scheduler.batch.results import error_line, result_line
 
     if path is None:
@@ -70,9 +71,9 @@ def _writer(path: Path | None) -> Iterator[Archive | None]:
 
     def line(each: Finished) -> dict[str, Any]:
         if each.response is not None:
-            return result_line(each.id, each.key, each.response)
+            return result_line(each.id, each.key, each.response, each.digest)
         error = each.error or {"code": each.state.value, "message": f"it was {each.state.value}"}
-        return error_line(each.id, each.key, error, each.cost_nusd, each.attempts)
+        return error_line(each.id, each.key, error, each.cost_nusd, each.attempts, each.digest)
 
-    with LineFile(path) as file:
+    with OutputLock([path]), LineFile(path) as file:
         yield lambda page: file.append(line(each) for each in page)

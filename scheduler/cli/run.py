@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -19,7 +18,8 @@ from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
-    from scheduler.cli.runner import Files, Outcome, RunOptions
+    from scheduler.cli.delivery import Files
+    from scheduler.cli.runner import Outcome, RunOptions
 
 MODES = ("auto", "bar", "plain", "json", "none")
 
@@ -67,8 +67,11 @@ def run(
         str, typer.Option(metavar="wait|stop", help="When the money is spent: wait, or exit 75.")
     ] = "wait",
     max_wait: Annotated[
-        str | None, typer.Option(help="Wait for money at most so long (2h), then exit 75.")
+        str | None, typer.Option(help="Wait at most so long (2h), whatever for, then exit 75.")
     ] = None,
+    grace: Annotated[
+        str, typer.Option(help="How long running calls may take after Ctrl-C or SIGTERM.")
+    ] = "30s",
     price: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens; may be repeated."),
@@ -149,6 +152,8 @@ def run(
             max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
             retry_failed=retry_failed,
             is_strict=strict,
+            is_fresh=fresh,
+            grace_s=parse_duration_ms(grace, "--grace") / 1000,
             store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
         )
         sending = Sending(
@@ -167,7 +172,7 @@ def run(
             "max_attempts": max_attempts,
         }
         shown = make_progress(progress)
-        outcome = asyncio.run(_run(settings, budget, source, files, options, shown, fresh))
+        outcome = asyncio.run(_run(settings, budget, source, files, options, shown))
     _tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
 
@@ -185,7 +190,7 @@ def _check_words(on_exhausted: str, progress: str) -> None:
 
 def _files(given: str, source: Source, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
-    from scheduler.cli.runner import Files
+    from scheduler.cli.delivery import Files, stem_of
 
     # What is under /dev and /proc has another name in each run, and no place beside it.
     place = Path(given).absolute()
@@ -193,7 +198,7 @@ def _files(given: str, source: Source, output: str | None) -> Files:
     path = None if given == "-" or is_passing else Path(given)
     base = Path("stdin.jsonl") if path is None else path
     # Only an ordinary ending is left out: what differs in any other way stays apart.
-    stem = str(base.with_suffix("")) if base.suffix == ".jsonl" else str(base)
+    stem = stem_of(path, None)
     ordinary = Path(f"{stem}.jsonl")
     if output in (None, "-") and ordinary != base and ordinary.is_file():
         raise typer.BadParameter(
@@ -201,8 +206,7 @@ def _files(given: str, source: Source, output: str | None) -> Files:
             param_hint="--output-file",
         )
     results = Path(f"{stem}.results.jsonl") if output is None else Path(output)
-    if output not in (None, "-"):
-        stem = str(results).removesuffix(".jsonl").removesuffix(".results")
+    stem = stem_of(path, None if output == "-" else results)
     files = Files(
         path,
         None if output == "-" else results,
@@ -234,31 +238,22 @@ async def _run(
     files: Files,
     options: RunOptions,
     shown: object,
-    fresh: bool,
 ) -> Outcome:
+    import time
+
+    from scheduler.batch.lock import OutputLock
     from scheduler.budget import Budget
+    from scheduler.cli.delivery import move_aside
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
     budgets = [] if budget is None else [Budget("default", budget)]
-    async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
-        if fresh:
-            await _start_anew(s, files)
-        return await BatchRun(s, source, files, options, shown).run()  # type: ignore[arg-type]
-
-
-async def _start_anew(s: object, files: Files) -> None:
-    """Forget outcomes; move earlier results aside rather than mix with them."""
-    import time
-
-    await s.store.forget(files.job, time.time_ns() // 1_000_000)  # type: ignore[attr-defined]
-    for path in (files.results, files.errors):
-        if path is not None and path.exists():
-            number = 1
-            while (aside := path.with_name(f"{path.name}.{number}")).exists():
-                number += 1
-            os.rename(path, aside)
-            print(f"moved {path} to {aside}", file=sys.stderr)
+    with OutputLock(files.outputs):  # before anything is touched
+        async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
+            if options.is_fresh:
+                await s.store.forget(files.job, time.time_ns() // 1_000_000)
+                move_aside(files)
+            return await BatchRun(s, source, files, options, shown).run()  # type: ignore[arg-type]
 
 
 def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:

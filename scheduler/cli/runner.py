@@ -6,62 +6,50 @@
 
 An outcome is in the store before it is in a file, and noted as delivered only once
 it is on the disk, so a crash at any point loses no result and pays for none twice.
+Whatever ends the reading, calls under way are let finish, settled and written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scheduler import events
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.batch.files import LineFile
-from scheduler.batch.input import LineOptions
-from scheduler.batch.results import error_line, input_line, line_id, result_line
+from scheduler.batch.held import Marks
+from scheduler.batch.input import BatchLine, LineOptions
+from scheduler.batch.results import input_line
 from scheduler.batch.source import Source
 from scheduler.calls import describe
-from scheduler.cli.exits import Exit
-from scheduler.cli.feeding import CHUNK, MAX_TOLD_BAD, NOT_FINAL, Feeding
+from scheduler.cli.delivery import Delivery, Files, parked_of
+from scheduler.cli.exits import Exit, exit_for
+from scheduler.cli.feeding import CHUNK, MAX_TOLD_BAD, Feeding
+from scheduler.cli.output import plural
+from scheduler.cli.patience import Patience, worst
 from scheduler.cli.process import signals_to
-from scheduler.cli.progress import Progress, Snapshot, why
+from scheduler.cli.progress import Progress, Snapshot
 from scheduler.clock import SystemClock
+from scheduler.duration import format_duration
 from scheduler.errors import (
     BudgetUnknown,
     CredentialsRefused,
     InputError,
+    ProviderError,
+    SchedulerError,
 )
 from scheduler.money import decimal_usd, format_usd
-from scheduler.request import RequestState
+from scheduler.request import Request, RequestState
 from scheduler.scheduler import Scheduler
 from scheduler.stats import CapStatus, Stats
-from scheduler.stores.base import Finished
 
 TICK_S = 0.1
-GRACE_S = 30.0  # after SIGTERM, until what still runs is cancelled
+GRACE_S = 30.0  # from what ends a run until what still runs is cancelled
+ALL_REFUSED = 20  # so many refusals and no answer say that it is not the prompts
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
-
-
-@dataclass(slots=True)
-class Files:
-    """Where a run reads and writes. `results` None: stdout."""
-
-    input: Path | None  # None: stdin
-    results: Path | None
-    errors: Path
-    parked: Path
-
-    @property
-    def job(self) -> str:
-        """Names the run, so that the same command goes on where it stopped."""
-        source = "-" if self.input is None else str(self.input.resolve())
-        return f"{source} → {'-' if self.results is None else self.results.resolve()}"
 
 
 @dataclass(slots=True)
@@ -70,8 +58,10 @@ class RunOptions:
 
     Attributes:
         stops: End with `Exit.PARKED` when the money is spent, instead of waiting.
-        max_wait_ms: Wait for money at most so long; None: as long as it takes.
+        max_wait_ms: Wait at most so long; None: as long as it takes.
         is_strict: Send nothing if any line is bad.
+        is_fresh: Earlier outcomes were forgotten.
+        grace_s: How long calls under way may take once the run is to end.
         store_option: ``" --store URL"`` for commands shown to people, or empty.
     """
 
@@ -80,6 +70,8 @@ class RunOptions:
     max_wait_ms: int | None = None
     retry_failed: bool = False
     is_strict: bool = False
+    is_fresh: bool = False
+    grace_s: float = GRACE_S
     store_option: str = ""
 
 
@@ -121,15 +113,6 @@ class Outcome:
         }
 
 
-@dataclass(slots=True)
-class _Ends:
-    """Result and error lines that are not on the disk yet."""
-
-    results: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-
-
 class BatchRun:
     """One run; `run` does it."""
 
@@ -141,22 +124,23 @@ class BatchRun:
         options: RunOptions,
         progress: Progress,
     ) -> None:
+        self._source = source
         self.s, self.files, self.options, self.progress = scheduler, files, options, progress
         self.outcome = Outcome()
         self._job = files.job
-        self._ends = _Ends()
-        lines = replace(options.lines, job=files.job)
-        self._feeding = Feeding(
-            scheduler, source, lines, self, options.retry_failed, options.is_strict
-        )
+        self._is_part = False  # the input is what another run of this job left
+        self._delivery = Delivery(files, progress.say)
+        self._patience = Patience(options.stops, options.max_wait_ms, options.store_option)
         self._stopping = asyncio.Event()  # no more is read or admitted
         self._interrupts = 0
-        self._problem: Exception | None = None
+        self._failure: Exception | None = None  # what ended it
         self._budget: Sequence[str] | None = None
-        self._told: tuple[object, ...] | None = None
-        self._exhausted_since_s: float | None = None
-        self._locked: set[str] = set()  # providers that refuse the key
+        self._locked: set[str] = set()  # providers to which nothing more goes
+        self._refusals: Counter[str] = Counter()  # of providers that have answered nothing else
+        self._answered: set[str] = set()  # providers that have
         self._codes: Counter[str] = Counter()
+        self._seen = Marks()  # ids of the input, where it is part of a job
+        self._is_superseded = False
         # Keys of requests that are to be sent again and whose body the store does not keep.
         self._unkept: set[str] = set()
 
@@ -165,115 +149,93 @@ class BatchRun:
         loop = asyncio.get_running_loop()
         self._started_s = loop.time()
         with contextlib.ExitStack() as stack:
-            self._results = self._open_results(stack)
-            self._errors = stack.enter_context(LineFile(self.files.errors))
+            stack.enter_context(self._delivery)
             stack.enter_context(signals_to(self._interrupted))
             stack.callback(self.progress.close)
             self._choose_budget()
+            await self._choose_job()
             stack.callback(self.s.on(events.Settled, self._on_settled))
             stack.callback(self.s.on(events.Expired, self._on_expired))
-            await self._redeliver()
+            self._feeding = Feeding(
+                self.s, self._source, replace(self.options.lines, job=self._job), self,
+                self.options.retry_failed, self.options.is_strict,
+            )  # fmt: skip
+            await self._delivery.start(
+                self.s.store, self._job, retry_failed=self.options.retry_failed,
+                is_part=self._is_part,
+            )  # fmt: skip
             feeding = asyncio.create_task(self._feeding.run(self._stopping, self._budget))
             try:
                 await self._watch(feeding)
+            except Exception as exc:
+                self._break_off(exc)
             finally:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
-                await self._write()
-            if feeding.done() and not feeding.cancelled() and feeding.exception() is not None:
-                raise feeding.exception()  # type: ignore[misc]
-            await self._write_parked()
+            await self._end()
         return self._finish()
 
-    # Files
-
-    def _open_results(self, stack: contextlib.ExitStack) -> LineFile | None:
-        if self.files.results is None:
-            return None
-        file = stack.enter_context(LineFile(self.files.results))
-        if file.was_torn:
-            self.progress.say(f"cut the torn last line of {self.files.results}")
-        return file
-
-    async def _redeliver(self) -> None:
-        """Write outcomes that are in the store but did not reach their file."""
-        if self._results is not None and self._results.is_empty:
-            await self._write_anew()
-        if self.options.retry_failed:
-            self._errors.clear()
-        late = [each async for each in self.s.store.finished(self._job, undelivered=True)]
-        if late:
-            names = {(line_id(each.id), each.key) for each in late}
-            written = await asyncio.to_thread(self._written, names)
-            self._ends.ids.extend(e.id for e in late if (line_id(e.id), e.key) in written)
-            await self._write_late([e for e in late if (line_id(e.id), e.key) not in written])
-
-    async def _write_anew(self) -> None:
-        """Write all results again, since their file is empty or gone."""
-        late = []
-        async for finished in self.s.store.finished(self._job, undelivered=False):
-            if finished.response is not None:
-                late.append(finished)
-            if len(late) >= CHUNK:
-                await self._write_late(late)
-                late = []
-        await self._write_late(late)
-
-    def _written(self, names: set[tuple[str, str | None]]) -> set[tuple[str, str | None]]:
-        """Which of these ends are in a file already."""
-        files = [file for file in (self._results, self._errors) if file is not None]
-        return {end for file in files for end in file.ends() if end in names}
-
-    async def _write_late(self, late: Sequence[Finished]) -> None:
-        for finished in late:
-            if finished.response is not None:
-                line = result_line(finished.id, finished.key, finished.response)
-                self._ends.results.append(line)
-            elif finished.error is None or finished.error.get("type") == NOT_FINAL:
+    async def _choose_job(self) -> None:
+        """What another run left are that run's requests: the same keys, answered once."""
+        if self.files.input is None or self.options.is_fresh:
+            return
+        wanted = self.files.input.resolve()
+        for job in await self.s.store.jobs():
+            if parked_of(job) != wanted:
                 continue
-            elif self.options.retry_failed:
-                continue  # it is about to be sent again
-            else:
-                self._ends.errors.append(
-                    error_line(
-                        finished.id,
-                        finished.key,
-                        finished.error,
-                        finished.cost_nusd,
-                        finished.attempts,
-                    )
-                )
-            self._ends.ids.append(finished.id)
-        await self._write()
-
-    async def _write(self) -> None:
-        """Put what has ended on the disk, then note it as delivered."""
-        if self._problem is not None or not (self._ends.ids or self._ends.errors):
-            return
-        ends, self._ends = self._ends, _Ends()
-        try:
-            await asyncio.to_thread(self._append, ends)
-        except OSError as exc:
-            self._problem = exc
-            self._stop(
-                f"cannot write results: {exc.strerror or exc}. They are safe in the store and "
-                "will be written by the next run"
+            counts = await self.s.store.counts(job)
+            if not self._is_part or counts.queued + counts.parked + counts.running:
+                self._job, self._is_part = job, True
+        if self._is_part:
+            self.progress.say(
+                f"{self.files.input} is what the job {self._job!r} left: its requests are that job's, "
+                "and none is sent twice"
             )
-            return
-        if ends.ids:
-            await self.s.store.delivered(ends.ids)
 
-    def _append(self, ends: _Ends) -> None:
-        if self._results is not None:
-            self._results.append(ends.results)
-        elif ends.results:
-            import json
+    # The end
 
-            for line in ends.results:
-                print(json.dumps(line, separators=(",", ":"), default=str))
-            sys.stdout.flush()
-        if ends.errors:
-            self._errors.append(ends.errors)
+    def _break_off(self, error: Exception) -> None:
+        """Something went wrong with the run itself: end it, and lose nothing of what was sent."""
+        self._failure = error
+        running = self.s.stats().running
+        with contextlib.suppress(Exception):  # it may be the telling that went wrong
+            self._stop(
+                f"the run ends: {error}; {plural(running, 'running call')} are let finish, for up to "
+                f"{format_duration(int(self.options.grace_s * 1000))}"
+            )
+        self._stopping.set()
+        self.s.stop_admitting()
+
+    async def _end(self) -> None:
+        """Let finish what runs, within bounds; settle it, write it, and what is left."""
+        try:
+            await self._let_finish()
+        except SchedulerError as exc:  # the store failed, and with it what ran
+            self._failure = self._failure or exc
+        for step in (self._deliver_rest, self._write_parked):
+            try:
+                await step()
+            except (SchedulerError, OSError) as exc:
+                self._failure = self._failure or exc
+
+    async def _let_finish(self) -> None:
+        loop = asyncio.get_running_loop()
+        until_s, is_cancelled = loop.time() + self.options.grace_s, False
+        while self.s.stats().running:
+            if loop.time() > until_s and not is_cancelled:
+                is_cancelled = True
+                self._cancel_running()
+            await asyncio.sleep(TICK_S)
+            self.s.check()
+            await self._delivery.write()
+
+    async def _deliver_rest(self) -> None:
+        is_all = self._feeding.is_read and self.options.lines.limit is None
+        await self._delivery.finish(
+            self._seen if self._is_part else None,
+            None if is_all else self._feeding.read_to,
+            restores=self._is_part or self._is_superseded,
+        )
 
     async def _write_parked(self) -> None:
         """What has no outcome yet, as a batch file of its own."""
@@ -282,8 +244,16 @@ class BatchRun:
         rows = self._left_rows()
         with LineFile(self.files.parked) as file:
             async for batch in rows:
-                file.append(input_line(request) for request in batch)
+                file.append(self._input_line(request) for request in batch)
                 self.outcome.left += len(batch)
+
+    def _input_line(self, request: Request) -> dict[str, Any]:
+        """A request as it was asked for: its provider is named where its model alone leads elsewhere."""
+        plain = replace(request, provider=None)
+        leads = self.s.provider_for(plain)
+        return input_line(
+            request, None if leads == (request.provider or leads) else request.provider
+        )
 
     async def _left_rows(self) -> Any:
         after_id = 0
@@ -295,6 +265,8 @@ class BatchRun:
             if not rows:
                 break
             after_id = rows[-1].id
+            if self._is_part:
+                rows = [row for row in rows if self._seen.has(row.key)]
             self._unkept.update(row.key or "" for row in rows if row.request is None)
             yield [row.request for row in rows if row.request is not None]
         while requests := await self._feeding.rest():
@@ -311,6 +283,12 @@ class BatchRun:
                 yield [request for request in requests if request.key in self._unkept]
 
     # Lines in (see `Feeding`)
+
+    def is_answered(self, line: BatchLine) -> bool:
+        """Whether the answer to a line stands in the results file."""
+        if self._is_part:
+            self._seen.add(line.request.key)
+        return self._delivery.is_answered(line.request, self.s.digest)
 
     def known(self, is_success: bool) -> None:
         """A line has its outcome from an earlier run."""
@@ -329,38 +307,59 @@ class BatchRun:
             self.progress.say(f"error: {error}")
         elif self.outcome.bad == MAX_TOLD_BAD + 1:
             self.progress.say(f"more bad lines follow; all are in {self.files.errors}")
-        self._ends.errors.append(error_line(None, key, {"code": code, "message": str(error)}))
+        self._delivery.bad_line(error, key, code)
 
     # Outcomes
 
     def _on_settled(self, event: events.Settled) -> None:
-        if event.job != self._job or not event.state.is_final:
+        if event.job != self._job:
+            return
+        if event.is_superseded:
+            self._is_superseded = True  # whoever took it over has the last word
+            return
+        if event.response is not None or isinstance(event.error, ProviderError):
+            self._patience.answered()
+        if not event.state.is_final:
             return
         if event.response is not None:
+            self._answered.add(event.provider)
             self.outcome.succeeded += 1
-            self._ends.results.append(result_line(event.request_id, event.key, event.response))
-            self._ends.ids.append(event.request_id)
+            self._delivery.succeeded(event.request_id, event.key, event.response, event.digest)
         elif event.error is not None:
             if isinstance(event.error, CredentialsRefused):
                 self._unkept.add(event.key or "")
-                self._lock(event.provider, event.error)
+                self._lock(event.provider, f"{event.error}. Check the key of {event.provider!r}")
                 return
             self.outcome.failed += 1
-            cost_nusd = getattr(event.error, "cost_nusd", 0)
-            self._ends.errors.append(
-                error_line(
-                    event.request_id, event.key, describe(event.error), cost_nusd, event.attempts
-                )
-            )
-            self._ends.ids.append(event.request_id)
+            self._delivery.failed(
+                event.request_id, event.key, describe(event.error),
+                getattr(event.error, "cost_nusd", 0), event.attempts, event.digest,
+            )  # fmt: skip
+            self._count_refusal(event.provider, event.error)
 
-    def _lock(self, provider: str, error: CredentialsRefused) -> None:
-        """A provider refuses the key: nothing more goes to it, others go on."""
+    def _count_refusal(self, provider: str, error: SchedulerError) -> None:
+        """One refusal is about its prompt; when there is nothing else, it is about the caller."""
+        if provider in self._answered or not isinstance(error, ProviderError):
+            return
+        if error.status not in (401, 403):
+            self._answered.add(provider)
+            return
+        self._refusals[provider] += 1
+        if self._refusals[provider] >= ALL_REFUSED:
+            self._lock(
+                provider,
+                f"all of the first {ALL_REFUSED} answers of {provider!r} were refusals ({error}). Check "
+                f"what the key may do, and the network; they are in {self.files.errors}, and "
+                "--retry-failed sends them again",
+            )
+
+    def _lock(self, provider: str, problem: str) -> None:
+        """A provider refuses the caller: nothing more goes to it, others go on."""
         if provider in self._locked:
             return
         self._locked.add(provider)
         self.outcome.exit = Exit.CREDENTIALS
-        message = f"{error}. Check the key of {provider!r}; a rerun goes on from here"
+        message = f"{problem}; a rerun goes on from here"
         if self._locked >= set(self.s.providers):
             self._stop(message)
             return
@@ -369,9 +368,10 @@ class BatchRun:
         self.s.stop_admitting(provider)
 
     def _on_expired(self, event: events.Expired) -> None:
+        if event.job != self._job:
+            return
         self.outcome.failed += 1
-        self._ends.errors.append(error_line(event.request_id, event.key, describe(event.error)))
-        self._ends.ids.append(event.request_id)
+        self._delivery.failed(event.request_id, event.key, describe(event.error), 0, 0, "")
 
     # Watching
 
@@ -386,21 +386,33 @@ class BatchRun:
 
     async def _watch(self, feeding: asyncio.Task[None]) -> None:
         while not (feeding.done() and self._is_over()):
-            if feeding.done() and feeding.exception() is not None:
-                raise feeding.exception()  # type: ignore[misc]
+            if feeding.done():
+                feeding.result()  # raises what ended it
             await asyncio.sleep(TICK_S)
             self.s.check()
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))
             if feeding.done() or self._feeding.total >= CHUNK:
-                self._check_exhausted(stats, feeding)
-            self._explain(stats)
+                self._check_patience(stats, feeding)
+        feeding.result()
         self.progress.update(self._snapshot(self.s.stats()))
+
+    async def _write(self) -> None:
+        """Put what has ended on the disk; where that fails nothing more is sent."""
+        had = self._delivery.problem
+        await self._delivery.write()
+        problem = self._delivery.problem
+        if problem is not None and had is None:
+            why = getattr(problem, "strerror", None) or problem
+            self._stop(
+                f"cannot write results: {why}. They are safe in the store and will be written by the "
+                "next run"
+            )
 
     def _is_over(self) -> bool:
         stats = self.s.stats()
-        if stats.running or (self._ends.ids and self._problem is None):
+        if stats.running or self._delivery.is_pending:
             return False
         waiting = stats.queued + sum(stats.parked.values())
         if self._locked:
@@ -408,50 +420,20 @@ class BatchRun:
             waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in self._locked)
         return self._stopping.is_set() or waiting <= 0
 
-    def _explain(self, stats: Stats) -> None:
-        """Say why nothing moves, once per reason."""
-        lack = _worst(stats.shortfalls)
-        if lack is None or stats.running or stats.queued:
-            if lack is None:
-                self._told = None
+    def _check_patience(self, stats: Stats, feeding: asyncio.Task[None]) -> None:
+        """Say why nothing moves; end when it was waited for long enough."""
+        if self._stopping.is_set():
             return
-        reason = (lack.reason, lack.budget, lack.resumes_at_ms)
-        if reason != self._told and not self._stopping.is_set():
-            self._told = reason
-            waiting = sum(stats.parked.values())
-            now_ms = SystemClock().now_ms()
-            self.progress.say(why(lack, waiting, now_ms, self.options.store_option))
-
-    def _check_exhausted(self, stats: Stats, feeding: asyncio.Task[None]) -> None:
-        """End when nothing goes on without more money, if the user asked for that."""
-        if self._stopping.is_set() or not (
-            self.options.stops or self.options.max_wait_ms is not None
-        ):
-            return None
-        parked = sum(stats.parked.values())
-        is_stuck = parked and not stats.queued and not stats.running and feeding.done()
-        if not is_stuck or all(lack.is_brief for lack in stats.shortfalls):
-            self._exhausted_since_s = None
-            return None
-        now_s = asyncio.get_running_loop().time()
-        if self._exhausted_since_s is None:
-            self._exhausted_since_s = now_s
-        if self.options.stops:
-            return self._exhausted(stats)
-        assert self.options.max_wait_ms is not None
-        waited_ms = (now_s - self._exhausted_since_s) * 1000
-        resumes_ms = stats.resumes_at_ms
-        ahead_ms = 0 if resumes_ms is None else resumes_ms - SystemClock().now_ms()
-        if waited_ms + max(0, ahead_ms) > self.options.max_wait_ms:
-            self._exhausted(stats)
-        return None
-
-    def _exhausted(self, stats: Stats) -> None:
-        lack = _worst(stats.shortfalls)
-        assert lack is not None
-        waiting = sum(stats.parked.values())
-        self.outcome.exit = Exit.PARKED
-        self._stop(why(lack, waiting, SystemClock().now_ms(), self.options.store_option))
+        now_ms = SystemClock().now_ms()
+        if feeding.done():
+            enough = self._patience.enough(stats, asyncio.get_running_loop().time(), now_ms)
+            if enough is not None:
+                self.outcome.exit = Exit.PARKED
+                self._stop(enough)
+                return
+        news = self._patience.news(stats, now_ms)
+        if news is not None:
+            self.progress.say(news)
 
     def _stop(self, message: str) -> None:
         """Read and admit no more; what runs finishes."""
@@ -465,12 +447,13 @@ class BatchRun:
         stats = self.s.stats()
         if self._interrupts == 1:
             self.outcome.exit = Exit.INTERRUPTED
+            grace_s = self.options.grace_s
             self._stop(
                 f"stopping: {stats.running} running calls ({format_usd(stats.reserved_nusd)} "
-                "reserved) are let finish; interrupt again to cancel them"
+                "reserved) are let finish; interrupt again to cancel them, which happens by itself after "
+                f"{format_duration(int(grace_s * 1000))}"
             )
-            if number == signal.SIGTERM:
-                asyncio.get_running_loop().call_later(GRACE_S, self._cancel_running)
+            asyncio.get_running_loop().call_later(grace_s, self._cancel_running)
         elif self._interrupts == 2:
             self._cancel_running()
         else:
@@ -505,7 +488,7 @@ class BatchRun:
             is_read=self._feeding.is_read,
             running=stats.running,
             parked=parked,
-            shortfall=_worst(stats.shortfalls),
+            shortfall=worst(stats.shortfalls),
             posted_nusd=stats.posted_nusd,
             reserved_nusd=stats.reserved_nusd + stats.suspense_nusd,
             cap=self._tightest_cap(stats),
@@ -529,10 +512,12 @@ class BatchRun:
         outcome.seconds = asyncio.get_running_loop().time() - self._started_s
         outcome.cost_nusd, outcome.overruns = stats.posted_nusd, stats.overruns
         outcome.reserved_nusd = stats.reserved_nusd + stats.suspense_nusd
+        self._tell_failure()
         if outcome.exit is Exit.DONE:
+            is_bad = outcome.failed or outcome.known_failed or outcome.bad
             if self._codes["price_unknown"] and self._codes["price_unknown"] == self._feeding.total:
                 outcome.exit = Exit.CONFIG
-            elif outcome.failed or outcome.known_failed or outcome.bad or self._problem is not None:
+            elif is_bad or self._delivery.problem is not None:
                 outcome.exit = Exit.FAILED
             elif outcome.left:
                 outcome.exit = Exit.PARKED
@@ -540,7 +525,18 @@ class BatchRun:
                 self.progress.say(outcome.message)
         return outcome
 
-
-def _worst(shortfalls: Sequence[Shortfall]) -> Shortfall | None:
-    order = list(ParkReason)
-    return min(shortfalls, key=lambda lack: order.index(lack.reason), default=None)
+    def _tell_failure(self) -> None:
+        """An error ended the run; what was sent before has its outcome all the same."""
+        error, outcome = self._failure, self.outcome
+        if error is None:
+            return
+        sent = outcome.succeeded + outcome.failed
+        is_bug = not isinstance(error, SchedulerError | OSError)
+        if is_bug or not (sent or outcome.cost_nusd or outcome.reserved_nusd):
+            raise error
+        outcome.exit = exit_for(error) if isinstance(error, SchedulerError) else Exit.FAILED
+        outcome.message = (
+            f"{error}. That ended the run; {plural(sent, 'request')} had an outcome by then, and "
+            f"{format_usd(outcome.cost_nusd)} was spent. A rerun goes on from here"
+        )
+        self.progress.say(f"error: {outcome.message}")

@@ -89,6 +89,7 @@ class Finished:
     error: Mapping[str, Any] | None = None  # code, message, status
     cost_nusd: int = 0
     attempts: int = 0
+    digest: str = ""  # of what was asked; empty: not kept
 
 
 @dataclass(slots=True)
@@ -188,6 +189,7 @@ class Claimed:
     Attributes:
         attempt: 1 for the first.
         spent_nusd: What earlier attempts count in the ledger.
+        digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
     """
 
     request_id: int
@@ -199,6 +201,7 @@ class Claimed:
     spent_nusd: int
     submitted_at_ms: int
     parked_ms: int
+    digest: str = ""
 
 
 @dataclass(slots=True)
@@ -446,6 +449,14 @@ class Store(ABC):
     @abstractmethod
     def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         """Outcomes of a job's keyed requests, oldest first."""
+
+    def ended(self, job: str) -> AsyncIterator[Finished]:
+        """As `finished`, of all that have ended, without answers and errors."""
+        return self.finished(job, undelivered=False)
+
+    async def jobs(self) -> list[str]:
+        """The names of all jobs there ever were."""
+        return [row.name for row in await self.spend("job")]
 
     @abstractmethod
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:

@@ -407,7 +407,7 @@ class MemoryStore(Store):
         self._lanes.remove(lane, now_ms)
         return Claimed(
             row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
-            row.submitted_at_ms, row.parked_ms,
+            row.submitted_at_ms, row.parked_ms, row.digest,
         )  # fmt: skip
 
     def _refuse(self, row: Row, now_ms: int) -> None:

@@ -72,7 +72,7 @@ class Row:
         """Its outcome."""
         return Finished(
             self.id, self.request.key, self.state, self.response, self.error, self.cost_nusd,
-            self.attempts,
+            self.attempts, self.digest,
         )  # fmt: skip
 
 

@@ -360,16 +360,29 @@ class SqliteStore(Store):
 
     async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         """See `Store.finished`."""
+        async for each in self._paged(sqlite_views.finished_page, job, undelivered):
+            yield each
+
+    async def ended(self, job: str) -> AsyncIterator[Finished]:
+        """See `Store.ended`."""
+        async for each in self._paged(sqlite_views.ended_page, job):
+            yield each
+
+    async def _paged(
+        self, read: Callable[..., list[Finished]], *args: object
+    ) -> AsyncIterator[Finished]:
         after_id = 0
         while True:
-            page = await self._run(
-                _reading(sqlite_views.finished_page), job, undelivered, after_id, PAGE
-            )
+            page = await self._run(_reading(read), *args, after_id, PAGE)
             for each in page:
                 yield each
             if len(page) < PAGE:
                 return
             after_id = page[-1].id
+
+    async def jobs(self) -> list[str]:
+        """See `Store.jobs`."""
+        return await self._run(_reading(sqlite_views.jobs))
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         """See `Store.outcomes`."""

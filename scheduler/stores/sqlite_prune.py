@@ -89,7 +89,7 @@ UNUSED_LANES = (
 """Lanes of processes that have gone, in which no request is left: asked by index, lane by lane."""
 
 OLD = (
-    "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response,"
+    "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest,"
     " l.id, coalesce(r.ended_at_ms, r.submitted_at_ms)"
     " FROM lanes l CROSS JOIN requests r ON r.lane_id = l.id"
     " LEFT JOIN responses a ON a.request_id = r.id"

@@ -53,7 +53,7 @@ class _Waiting:
     id: int
     needs: Needs
     tokens: Tokens
-    row: tuple[int, int, int, str, int, int, int, int, int, int, str]
+    row: tuple[int, int, int, str, int, int, int, int, int, int, str, str]
 
 
 class _Known(NamedTuple):
@@ -516,13 +516,13 @@ class Transactions(Settling):
     def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
         rows = cursor.execute(
             "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
-            " parked_mark_ms, parked_ms, job_id, model, input_tokens, output_tokens"
+            " parked_mark_ms, parked_ms, job_id, model, digest, input_tokens, output_tokens"
             " FROM requests WHERE lane_id = ? AND state = 'queued' ORDER BY id",
             (lane.id,),
         )
         for row in rows:
             yield _Waiting(
-                row[0], (row[1], row[2], 1), Tokens(row[11], row[12]), (lane.id, *row[1:11])
+                row[0], (row[1], row[2], 1), Tokens(row[12], row[13]), (lane.id, *row[1:12])
             )
 
     def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
@@ -537,7 +537,7 @@ class Transactions(Settling):
         for candidate in decided.admitted:
             assert isinstance(candidate, _Waiting)
             (lane_id, nusd, tokens, payload, attempts, cost_nusd, submitted_at_ms, mark_ms,
-             parked_ms, job_id, model) = candidate.row  # fmt: skip
+             parked_ms, job_id, model, digest) = candidate.row  # fmt: skip
             lane = by_id[lane_id]
             parked_ms += max(0, lane.parked_clock_ms(now_ms) - mark_ms)
             self.lanes.remove(lane, now_ms)
@@ -570,6 +570,7 @@ class Transactions(Settling):
                     cost_nusd,
                     submitted_at_ms,
                     parked_ms,
+                    digest,
                 )
             )
             next_id += 1
@@ -670,7 +671,7 @@ class Transactions(Settling):
     def read_finished(db: sqlite3.Connection, request_id: int) -> Finished | None:
         """The outcome of a request that has ended."""
         row = db.execute(
-            "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response"
+            "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
             " FROM requests r LEFT JOIN responses a ON a.request_id = r.id WHERE r.id = ?",
             (request_id,),
         ).fetchone()
@@ -678,12 +679,12 @@ class Transactions(Settling):
 
 
 def decode_finished(
-    row: tuple[int, str | None, str, str | None, int, int, str | None],
+    row: tuple[int, str | None, str, str | None, int, int, str | None, str],
 ) -> Finished:
-    """An outcome from its row: id, key, state, error, cost, attempts, response."""
-    request_id, key, state, error, cost_nusd, attempts, response = row
+    """An outcome from its row: id, key, state, error, cost, attempts, response, digest."""
+    request_id, key, state, error, cost_nusd, attempts, response, digest = row
     return Finished(
         request_id, key, RequestState(state),
         None if response is None else decode_response(response),
-        None if error is None else json.loads(error), cost_nusd, attempts,
+        None if error is None else json.loads(error), cost_nusd, attempts, digest,
     )  # fmt: skip

@@ -171,7 +171,7 @@ def finished_page(
     """A page of `Store.finished`."""
     only = " AND r.is_delivered = 0" if undelivered else ""
     rows = db.execute(
-        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response"
+        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
         " FROM requests r LEFT JOIN responses a ON a.request_id = r.id"
         " WHERE r.job_id = (SELECT id FROM jobs WHERE name = ?) AND r.id > ?"
         f" AND r.state IN ('succeeded', 'failed', 'cancelled', 'expired'){only}"
@@ -181,10 +181,27 @@ def finished_page(
     return [decode_finished(row) for row in rows]
 
 
+def ended_page(db: sqlite3.Connection, job: str, after_id: int, limit: int) -> list[Finished]:
+    """A page of `Store.ended`."""
+    rows = db.execute(
+        "SELECT id, key, state, NULL, cost_nusd, attempts, NULL, digest FROM requests"
+        " WHERE job_id = (SELECT id FROM jobs WHERE name = ?) AND id > ?"
+        " AND state IN ('succeeded', 'failed', 'cancelled', 'expired')"
+        " AND key IS NOT NULL ORDER BY id LIMIT ?",
+        (job, after_id, limit),
+    )
+    return [decode_finished(row) for row in rows]
+
+
+def jobs(db: sqlite3.Connection) -> list[str]:
+    """`Store.jobs`."""
+    return [name for (name,) in db.execute("SELECT name FROM jobs ORDER BY id")]
+
+
 def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
     """`Store.outcomes`."""
     rows = db.execute(
-        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response"
+        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
         " FROM requests r LEFT JOIN responses a ON a.request_id = r.id"
         " WHERE r.id IN (SELECT value FROM json_each(?))"
         " AND r.state IN ('succeeded', 'failed', 'cancelled', 'expired')",
