@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from scheduler.batch.results import plain
 from scheduler.cli.exits import one_line
 from scheduler.money import decimal_usd, format_usd
 
@@ -26,8 +27,8 @@ def say(text: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """Write one JSON value to stdout."""
-    print(json.dumps(value, indent=2))
+    """Write one JSON value to stdout; what JSON has no words for is written as in results."""
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
