@@ -200,7 +200,7 @@ class BatchRun:
         running = self.s.stats().running
         with contextlib.suppress(Exception):  # it may be the telling that went wrong
             self._stop(
-                f"the run ends: {error}; {plural(running, 'running call')} are let finish, for up to "
+                f"the run ends: {_of_itself(error)}; {plural(running, 'running call')} are let finish, for up to "
                 f"{format_duration(int(self.options.grace_s * 1000))}"
             )
         self._stopping.set()
@@ -535,8 +535,16 @@ class BatchRun:
         if is_bug or not (sent or outcome.cost_nusd or outcome.reserved_nusd):
             raise error
         outcome.exit = exit_for(error) if isinstance(error, SchedulerError) else Exit.FAILED
+        kept = ""
+        if outcome.reserved_nusd:
+            kept = f" and {format_usd(outcome.reserved_nusd)} is kept reserved"
         outcome.message = (
-            f"{error}. That ended the run; {plural(sent, 'request')} had an outcome by then, and "
-            f"{format_usd(outcome.cost_nusd)} was spent. A rerun goes on from here"
+            f"{_of_itself(error)}. That ended the run; {plural(sent, 'request')} had an outcome by "
+            f"then, {format_usd(outcome.cost_nusd)} was spent{kept}. A rerun goes on from here"
         )
         self.progress.say(f"error: {outcome.message}")
+
+
+def _of_itself(error: Exception) -> str:
+    """An error's words; what they say of money holds for what it stopped, not for the run."""
+    return str(error).replace("othing was sent", "othing was sent of this")
