@@ -14,7 +14,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,9 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from scheduler.errors import ConfigError, OutputInUse
+
+# Of network file systems whose server keeps no locks.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class OutputLock:
@@ -35,7 +38,10 @@ class OutputLock:
         ConfigError: One of them cannot be written.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._say = say
         self._paths = {path.resolve(): path for path in paths}
         self._held: list[tuple[FileLock, Path | None]] = []
 
@@ -72,6 +78,11 @@ class OutputLock:
         except Timeout:
             raise OutputInUse(str(shown), _holder(beside)) from None
         except OSError as exc:
+            if exc.errno in NO_LOCKS:
+                self._say(
+                    f"{shown} cannot be locked ({exc.strerror}): see to it that no other run writes it"
+                )
+                return
             raise ConfigError("output", f"cannot write {shown}: {exc.strerror}") from None
         self._held.append((lock, beside))
         if beside is not None:

@@ -37,8 +37,8 @@ class Patience:
         """Somebody has answered a request, whatever it said."""
         self._since_s, self._is_answered = None, True
 
-    def enough(self, stats: Stats, now_s: float, now_ms: int) -> str | None:
-        """Why to wait no longer; None: go on."""
+    def enough(self, stats: Stats, now_s: float, now_ms: int, *, is_fed: bool = True) -> str | None:
+        """Why to wait no longer; None: go on. Not `is_fed`: more may come that can be sent."""
         parked = sum(stats.parked.values())
         down = {lack.budget for lack in stats.shortfalls if lack.is_of_provider}
         # A provider that is closed is asked by one call at a time: that is waiting, too.
@@ -50,7 +50,7 @@ class Patience:
         waited_ms = int((now_s - self._since_s) * 1000)
         lack = worst(stats.shortfalls)
         needs_money = lack is not None and not lack.is_brief
-        if needs_money and not stats.queued and not stats.running:
+        if is_fed and needs_money and not stats.queued and not stats.running:
             if self._stops:
                 return self._why(stats, lack, now_ms)
             if self._max_wait_ms is not None and lack is not None:

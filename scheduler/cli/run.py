@@ -19,7 +19,8 @@ from scheduler.errors import ConfigError
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
     from scheduler.cli.delivery import Files
-    from scheduler.cli.runner import Outcome, RunOptions
+    from scheduler.cli.outcome import Outcome, RunOptions
+    from scheduler.cli.progress import Progress
 
 MODES = ("auto", "bar", "plain", "json", "none")
 
@@ -136,8 +137,8 @@ def run(
     {"prompt": …}.
     """
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
+    from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
-    from scheduler.cli.runner import RunOptions
     from scheduler.duration import parse_duration_ms
 
     _check_words(on_exhausted, progress)
@@ -237,7 +238,7 @@ async def _run(
     source: Source,
     files: Files,
     options: RunOptions,
-    shown: object,
+    shown: Progress,
 ) -> Outcome:
     import time
 
@@ -248,12 +249,12 @@ async def _run(
     from scheduler.scheduler import Scheduler
 
     budgets = [] if budget is None else [Budget("default", budget)]
-    with OutputLock(files.outputs):  # before anything is touched
+    with OutputLock(files.outputs, shown.say):  # before anything is touched
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
             if options.is_fresh:
                 await s.store.forget(files.job, time.time_ns() // 1_000_000)
                 move_aside(files)
-            return await BatchRun(s, source, files, options, shown).run()  # type: ignore[arg-type]
+            return await BatchRun(s, source, files, options, shown).run()
 
 
 def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:

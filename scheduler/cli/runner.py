@@ -15,19 +15,18 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from scheduler import events
-from scheduler.batch.files import LineFile
 from scheduler.batch.held import Marks
-from scheduler.batch.input import BatchLine, LineOptions
-from scheduler.batch.results import input_line
+from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
 from scheduler.calls import describe
 from scheduler.cli.delivery import Delivery, Files, parked_of
 from scheduler.cli.exits import Exit, exit_for
-from scheduler.cli.feeding import CHUNK, MAX_TOLD_BAD, Feeding
+from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
+from scheduler.cli.left import write_left
+from scheduler.cli.outcome import Outcome, RunOptions
 from scheduler.cli.output import plural
 from scheduler.cli.patience import Patience, worst
 from scheduler.cli.process import signals_to
@@ -41,76 +40,12 @@ from scheduler.errors import (
     ProviderError,
     SchedulerError,
 )
-from scheduler.money import decimal_usd, format_usd
-from scheduler.request import Request, RequestState
+from scheduler.money import format_usd
 from scheduler.scheduler import Scheduler
 from scheduler.stats import CapStatus, Stats
 
 TICK_S = 0.1
-GRACE_S = 30.0  # from what ends a run until what still runs is cancelled
 ALL_REFUSED = 20  # so many refusals and no answer say that it is not the prompts
-WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
-
-
-@dataclass(slots=True)
-class RunOptions:
-    """What a run may do.
-
-    Attributes:
-        stops: End with `Exit.PARKED` when the money is spent, instead of waiting.
-        max_wait_ms: Wait at most so long; None: as long as it takes.
-        is_strict: Send nothing if any line is bad.
-        is_fresh: Earlier outcomes were forgotten.
-        grace_s: How long calls under way may take once the run is to end.
-        store_option: ``" --store URL"`` for commands shown to people, or empty.
-    """
-
-    lines: LineOptions
-    stops: bool = False
-    max_wait_ms: int | None = None
-    retry_failed: bool = False
-    is_strict: bool = False
-    is_fresh: bool = False
-    grace_s: float = GRACE_S
-    store_option: str = ""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a run ended."""
-
-    exit: Exit = Exit.DONE
-    succeeded: int = 0
-    failed: int = 0
-    bad: int = 0
-    known: int = 0  # succeeded before
-    known_failed: int = 0
-    left: int = 0
-    cost_nusd: int = 0
-    reserved_nusd: int = 0
-    overruns: int = 0
-    seconds: float = 0.0
-    message: str = ""
-
-    def as_json(self, files: Files) -> dict[str, Any]:
-        """The final object of ``--json``."""
-        return {
-            "exit": int(self.exit),
-            "succeeded": self.succeeded,
-            "failed": self.failed,
-            "bad_lines": self.bad,
-            "known_before": self.known,
-            "failed_before": self.known_failed,
-            "left": self.left,
-            "cost_usd": decimal_usd(self.cost_nusd),
-            "reserved_usd": decimal_usd(self.reserved_nusd),
-            "overruns": self.overruns,
-            "seconds": round(self.seconds, 3),
-            "results": None if files.results is None else str(files.results),
-            "errors": str(files.errors) if files.errors.exists() else None,
-            "parked": str(files.parked) if files.parked.exists() else None,
-            "message": self.message,
-        }
 
 
 class BatchRun:
@@ -238,49 +173,10 @@ class BatchRun:
         )
 
     async def _write_parked(self) -> None:
-        """What has no outcome yet, as a batch file of its own."""
-        with contextlib.suppress(FileNotFoundError):
-            self.files.parked.unlink()
-        rows = self._left_rows()
-        with LineFile(self.files.parked) as file:
-            async for batch in rows:
-                file.append(self._input_line(request) for request in batch)
-                self.outcome.left += len(batch)
-
-    def _input_line(self, request: Request) -> dict[str, Any]:
-        """A request as it was asked for: its provider is named where its model alone leads elsewhere."""
-        plain = replace(request, provider=None)
-        leads = self.s.provider_for(plain)
-        return input_line(
-            request, None if leads == (request.provider or leads) else request.provider
-        )
-
-    async def _left_rows(self) -> Any:
-        after_id = 0
-        while True:
-            now_ms = SystemClock().now_ms()
-            rows = await self.s.store.queue(
-                WAITING, now_ms, job=self._job, limit=CHUNK, after_id=after_id
-            )
-            if not rows:
-                break
-            after_id = rows[-1].id
-            if self._is_part:
-                rows = [row for row in rows if self._seen.has(row.key)]
-            self._unkept.update(row.key or "" for row in rows if row.request is None)
-            yield [row.request for row in rows if row.request is not None]
-        while requests := await self._feeding.rest():
-            yield requests
-        if self._unkept and not self._feeding.can_reread:
-            where = "stdin" if self.files.input is None else "a pipe"
-            self.progress.say(
-                f"{len(self._unkept):,} requests came from {where} and their prompts are not kept: to "
-                "go on, give the same input again"
-            )
-        elif self._unkept:
-            self._feeding.rewind()
-            while requests := await self._feeding.rest():
-                yield [request for request in requests if request.key in self._unkept]
+        self.outcome.left = await write_left(
+            self.s, self._job, self.files, self._feeding, self._unkept,
+            self._seen if self._is_part else None, self.progress.say,
+        )  # fmt: skip
 
     # Lines in (see `Feeding`)
 
@@ -393,8 +289,7 @@ class BatchRun:
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))
-            if feeding.done() or self._feeding.total >= CHUNK:
-                self._check_patience(stats, feeding)
+            self._check_patience(stats, feeding.done())
         feeding.result()
         self.progress.update(self._snapshot(self.s.stats()))
 
@@ -420,17 +315,16 @@ class BatchRun:
             waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in self._locked)
         return self._stopping.is_set() or waiting <= 0
 
-    def _check_patience(self, stats: Stats, feeding: asyncio.Task[None]) -> None:
+    def _check_patience(self, stats: Stats, is_fed: bool) -> None:
         """Say why nothing moves; end when it was waited for long enough."""
         if self._stopping.is_set():
             return
-        now_ms = SystemClock().now_ms()
-        if feeding.done():
-            enough = self._patience.enough(stats, asyncio.get_running_loop().time(), now_ms)
-            if enough is not None:
-                self.outcome.exit = Exit.PARKED
-                self._stop(enough)
-                return
+        now_s, now_ms = asyncio.get_running_loop().time(), SystemClock().now_ms()
+        enough = self._patience.enough(stats, now_s, now_ms, is_fed=is_fed)
+        if enough is not None:
+            self.outcome.exit = Exit.PARKED
+            self._stop(enough)
+            return
         news = self._patience.news(stats, now_ms)
         if news is not None:
             self.progress.say(news)

@@ -16,11 +16,15 @@ from scheduler.batch.source import open_source
 from scheduler.budget import Unit
 from scheduler.cli.delivery import Files
 from scheduler.cli.exits import Exit
+from scheduler.cli.outcome import RunOptions
 from scheduler.cli.patience import FIRST_ANSWER_S, Patience
 from scheduler.cli.progress import progress
-from scheduler.cli.runner import BatchRun, RunOptions
+from scheduler.cli.runner import BatchRun
+from scheduler.clock import SystemClock
 from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused, StoreError
 from scheduler.stats import Stats
+from scheduler.stores.process import Process
+from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import Bench
 
 FILES = Files(
@@ -329,3 +333,36 @@ def test_one_that_has_answered_is_waited_for_unless_the_run_is_to_stop():
     stops.answered()
     assert waited(stops, now, FIRST_ANSWER_S - 1) is None
     assert waited(stops, now, FIRST_ANSWER_S + 1) is not None
+
+
+class Ahead:
+    """The clock of a host for which the other one has been silent for long."""
+
+    def now_ms(self) -> int:
+        return SystemClock().now_ms() + 40_000
+
+
+async def test_a_process_that_wakes_after_others_took_its_requests_over_writes_each_once():
+    write(3)
+
+    def store_of(host):
+        store = SqliteStore(Path("s.db"))
+        store._transactions.process = Process(host, 1, "1")
+        return store
+
+    provider, told = Slow(), Told()
+    async with Scheduler(store_of("here"), providers=provider) as s:
+        with open_source(FILES.input) as source:
+            options = RunOptions(LineOptions())
+            run = BatchRun(s, source, FILES, options, progress("none", told))
+            running = asyncio.create_task(run.run())
+            while len(provider.sent) < 3:
+                await asyncio.sleep(0.02)
+            async with Scheduler(store_of("there"), providers=Bench(), clock=Ahead()) as other:
+                for request in provider.sent:
+                    answer = await other.run(request)
+                    assert answer.body == {"answer": None}
+            outcome = await running
+
+    assert outcome.exit is Exit.DONE
+    assert ids("p.results.jsonl") == all_ids(3)

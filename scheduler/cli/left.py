@@ -1,0 +1,90 @@
+"""What a run could not send, as a batch file of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+from scheduler.batch.files import LineFile
+from scheduler.batch.held import Marks
+from scheduler.batch.results import input_line
+from scheduler.cli.delivery import Files
+from scheduler.cli.feeding import CHUNK, Feeding
+from scheduler.clock import SystemClock
+from scheduler.errors import SchedulerError
+from scheduler.request import Request, RequestState
+from scheduler.scheduler import Scheduler
+
+WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
+
+
+async def write_left(
+    s: Scheduler,
+    job: str,
+    files: Files,
+    feeding: Feeding,
+    unkept: set[str],
+    only: Marks | None,
+    say: Callable[[str], None],
+) -> int:
+    """Write what has no outcome yet, in the queue and in the input; returns how much that is.
+
+    Args:
+        s: Whose queue it is.
+        job: Whose requests.
+        files: Where to write.
+        feeding: Has the rest of the input.
+        unkept: Keys of requests that are to be sent again, whose body is in the input only.
+        only: Of the queue only these keys; None: all of the job's.
+        say: Tells the user.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        files.parked.unlink()
+    count = 0
+    with LineFile(files.parked) as file:
+        async for requests in _queued(s, job, unkept, only):
+            file.append(_text(s, request) for request in requests)
+            count += len(requests)
+        while requests := await feeding.rest():
+            file.append(_text(s, request) for request in requests)
+            count += len(requests)
+        if unkept and not feeding.can_reread:
+            where = "stdin" if files.input is None else "a pipe"
+            say(
+                f"{len(unkept):,} requests came from {where} and their prompts are not kept: to "
+                "go on, give the same input again"
+            )
+        elif unkept:
+            feeding.rewind()
+            while requests := await feeding.rest():
+                wanted = [request for request in requests if request.key in unkept]
+                file.append(_text(s, request) for request in wanted)
+                count += len(wanted)
+    return count
+
+
+async def _queued(
+    s: Scheduler, job: str, unkept: set[str], only: Marks | None
+) -> AsyncIterator[Sequence[Request]]:
+    after_id = 0
+    while True:
+        now_ms = SystemClock().now_ms()
+        rows = await s.store.queue(WAITING, now_ms, job=job, limit=CHUNK, after_id=after_id)
+        if not rows:
+            return
+        after_id = rows[-1].id
+        if only is not None:
+            rows = [row for row in rows if only.has(row.key)]
+        unkept.update(row.key or "" for row in rows if row.request is None)
+        yield [row.request for row in rows if row.request is not None]
+
+
+def _text(s: Scheduler, request: Request) -> str:
+    """A line that asks the same: to the letter, and of the same provider."""
+    provider = request.provider
+    with contextlib.suppress(SchedulerError):  # it was not read far enough to be checked
+        if s.provider_for(replace(request, provider=None)) == provider:
+            provider = None
+    return json.dumps(input_line(request, provider), separators=(",", ":"))

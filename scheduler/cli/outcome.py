@@ -1,0 +1,74 @@
+"""What a run may do, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.batch.input import LineOptions
+from scheduler.cli.delivery import Files
+from scheduler.cli.exits import Exit
+from scheduler.money import decimal_usd
+
+GRACE_S = 30.0  # from what ends a run until what still runs is cancelled
+
+
+@dataclass(slots=True)
+class RunOptions:
+    """What a run may do.
+
+    Attributes:
+        stops: End with `Exit.PARKED` when the money is spent, instead of waiting.
+        max_wait_ms: Wait at most so long; None: as long as it takes.
+        is_strict: Send nothing if any line is bad.
+        is_fresh: Earlier outcomes were forgotten.
+        grace_s: How long calls under way may take once the run is to end.
+        store_option: ``" --store URL"`` for commands shown to people, or empty.
+    """
+
+    lines: LineOptions
+    stops: bool = False
+    max_wait_ms: int | None = None
+    retry_failed: bool = False
+    is_strict: bool = False
+    is_fresh: bool = False
+    grace_s: float = GRACE_S
+    store_option: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended."""
+
+    exit: Exit = Exit.DONE
+    succeeded: int = 0
+    failed: int = 0
+    bad: int = 0
+    known: int = 0  # succeeded before
+    known_failed: int = 0
+    left: int = 0
+    cost_nusd: int = 0
+    reserved_nusd: int = 0
+    overruns: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+    def as_json(self, files: Files) -> dict[str, Any]:
+        """The final object of ``--json``."""
+        return {
+            "exit": int(self.exit),
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "bad_lines": self.bad,
+            "known_before": self.known,
+            "failed_before": self.known_failed,
+            "left": self.left,
+            "cost_usd": decimal_usd(self.cost_nusd),
+            "reserved_usd": decimal_usd(self.reserved_nusd),
+            "overruns": self.overruns,
+            "seconds": round(self.seconds, 3),
+            "results": None if files.results is None else str(files.results),
+            "errors": str(files.errors) if files.errors.exists() else None,
+            "parked": str(files.parked) if files.parked.exists() else None,
+            "message": self.message,
+        }
