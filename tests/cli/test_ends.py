@@ -22,6 +22,7 @@ from scheduler.cli.progress import progress
 from scheduler.cli.runner import BatchRun
 from scheduler.clock import SystemClock
 from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused, StoreError
+from scheduler.money import decimal_usd
 from scheduler.stats import Stats
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SqliteStore
@@ -63,6 +64,11 @@ async def batch(provider, told, change=None, *, concurrency=4, **options):
 
 def ids(path) -> list[str]:
     return sorted(json.loads(text)["custom_id"] for text in Path(path).read_text().splitlines())
+
+
+def costs(path) -> set[str]:
+    texts = Path(path).read_text().splitlines()
+    return {json.loads(text)["scheduler"]["cost_usd"] for text in texts}
 
 
 def exists(path) -> bool:
@@ -358,11 +364,11 @@ async def test_a_process_that_wakes_after_others_took_its_requests_over_writes_e
             running = asyncio.create_task(run.run())
             while len(provider.sent) < 3:
                 await asyncio.sleep(0.02)
-            async with Scheduler(store_of("there"), providers=Bench(), clock=Ahead()) as other:
-                for request in provider.sent:
-                    answer = await other.run(request)
-                    assert answer.body == {"answer": None}
+            there = Bench(cost_nusd=55)
+            async with Scheduler(store_of("there"), providers=there, clock=Ahead()) as other:
+                answers = [await other.run(request) for request in provider.sent]
             outcome = await running
 
     assert outcome.exit is Exit.DONE
     assert ids("p.results.jsonl") == all_ids(3)
+    assert costs("p.results.jsonl") == {decimal_usd(each.cost_nusd) for each in answers}
