@@ -100,10 +100,14 @@ def test_what_took_the_name_and_is_no_file_of_lines_is_left_alone(tmp_path, is_f
         file.append([{"n": 1}])
         path.unlink()
         path.mkdir() if is_folder else path.write_text("my notes")
-        with pytest.raises(ConfigError, match=r"no regular file|something else"):
-            file.append([{"n": 2}])
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"no regular file|something else"):
+                file.append([{"n": 2}])
+        assert path.is_dir() if is_folder else path.read_text() == "my notes"
+        path.rename(tmp_path / "theirs")
+        file.append([{"n": 3}])
 
-    assert path.is_dir() if is_folder else path.read_text() == "my notes"
+    assert rows(path) == [3]
 
 
 def test_a_folder_that_is_gone_is_an_error_of_the_system(tmp_path):

@@ -103,8 +103,9 @@ class LineFile:
             OSError: There is none by that name, and none can be made.
             ConfigError: What has the name now is no file of lines.
         """
-        if self._fd < 0:
-            raise OSError(errno.EBADF, f"{self.path} is closed")
+        if self._fd < 0:  # what had the name was no file of lines; it may be gone by now
+            self._open()
+            return True
         try:
             named: os.stat_result | None = os.stat(self.path)
         except FileNotFoundError:

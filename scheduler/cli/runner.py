@@ -300,6 +300,8 @@ class BatchRun:
         problem = self._delivery.problem
         if problem is not None and had is None:
             why = getattr(problem, "strerror", None) or problem
+            if self.outcome.exit is Exit.DONE:
+                self.outcome.exit = Exit.FAILED
             self._stop(
                 f"cannot write results: {why}. They are safe in the store and will be written by the "
                 "next run"
@@ -411,7 +413,7 @@ class BatchRun:
             is_bad = outcome.failed or outcome.known_failed or outcome.bad
             if self._codes["price_unknown"] and self._codes["price_unknown"] == self._feeding.total:
                 outcome.exit = Exit.CONFIG
-            elif is_bad or self._delivery.problem is not None:
+            elif is_bad or self._delivery.problem is not None:  # at the very end
                 outcome.exit = Exit.FAILED
             elif outcome.left:
                 outcome.exit = Exit.PARKED
