@@ -18,6 +18,7 @@ from scheduler.providers.simulated_server import running_server
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 SIM = ("--base-url", "sim:", "--budget", "$1")
+STARTED: list[subprocess.Popen[str]] = []
 PRICE = ("--price", "sim-small=0.15/0.60")
 
 
@@ -32,7 +33,11 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "SCHEDULER_STORE"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    yield tmp_path
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
 
 
 def write(*each, name: str = "p.jsonl") -> None:
@@ -41,9 +46,11 @@ def write(*each, name: str = "p.jsonl") -> None:
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*COMMAND, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    STARTED.append(process)
+    return process
 
 
 def run(*words: str):
