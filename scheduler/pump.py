@@ -469,7 +469,7 @@ class Pump:
             tally.ended[settlement.state] += 1
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
-            self.announcer.emit(_settled_event(ended, now_ms, self._provider_of(claimed), lives_on))
+            self.announcer.emit(_event(ended, now_ms, self._provider_of(claimed), lives_on))
 
     def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
         """A call has ended that others had given up for lost: its request went its own way."""
@@ -687,9 +687,7 @@ class Pump:
                 waiter.set_result(None)
 
 
-def _settled_event(
-    ended: Attempt, now_ms: int, provider: str, lives_on: bool | None
-) -> events.Settled:
+def _event(ended: Attempt, now_ms: int, provider: str, lives_on: bool | None) -> events.Settled:
     claimed, settlement = ended.claimed, ended.settlement
     request, cost_nusd = claimed.request, settlement.nusd
     if settlement.outcome is Outcome.SUSPEND:
