@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -364,3 +365,13 @@ def test_what_is_left_asks_for_the_model_that_was_asked_for():
     assert input_line(plain, "anthropic")["body"]["model"] == "anthropic:m"
     plain.instead_of = {"model": "first", "provider": "", "why": "w"}
     assert input_line(plain)["body"]["model"] == "first"
+
+
+def test_where_the_system_keeps_no_locks_that_is_said_and_the_run_goes_on(tmp_path, monkeypatch):
+    def locked(path):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    said = []
+    monkeypatch.setattr(OutputLock, "_locked", staticmethod(locked))
+    with OutputLock([tmp_path / "out.jsonl"], said.append):
+        assert "cannot be locked (No locks available)" in said[0]
