@@ -366,14 +366,21 @@ class Transactions(Settling):
         for new in batch:
             if new.request.key is not None:
                 keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
+        columns = "SELECT key, id, digest, state, lane_id, submitted_at_ms FROM requests"
         known = {}
         for job_id, names in keys.items():
-            for row in self._db.execute(
-                "SELECT key, id, digest, state, lane_id, submitted_at_ms FROM requests"
-                " WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))",
-                (job_id, json.dumps(names)),
-            ):
-                known[job_id, row[0]] = _Known(*row[1:])
+            # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
+            odd = [name for name in names if "\0" in name]
+            plain = json.dumps([name for name in names if "\0" not in name])
+            found = self._db.execute(
+                f"{columns} WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))",
+                (job_id, plain),
+            ).fetchall()
+            for name in odd:
+                found += self._db.execute(
+                    f"{columns} WHERE job_id = ? AND key = ?", (job_id, name)
+                ).fetchall()
+            known |= {(job_id, row[0]): _Known(*row[1:]) for row in found}
         return known
 
     def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> tuple[Submitted, _Known]:
