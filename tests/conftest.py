@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,35 @@ from scheduler.request import Quote, Request, Usage
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+class Complaints(logging.Handler):
+    """What asyncio reports because nobody else could be told."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = record.exc_info[1] if record.exc_info else None
+        self.heard.append(f"{record.getMessage()} {cause!r}")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_untold(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test in which asyncio logs an error: an exception never retrieved, a lost task.
+
+    A test that expects one says so: ``@pytest.mark.asyncio_complains``.
+    """
+    complaints = Complaints()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(complaints)
+    try:
+        yield
+    finally:
+        logger.removeHandler(complaints)
+    if request.node.get_closest_marker("asyncio_complains") is None:
+        assert complaints.heard == [], "asyncio logged errors"
 
 
 class FixedTariff:

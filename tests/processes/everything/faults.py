@@ -356,7 +356,8 @@ OVERLOADED = event(error("The server is overloaded", "overloaded"))
 
 
 def _broken(name: str, *parts: str | Callable[[Call], str | list[str]]) -> Fault:
-    return Fault(name, streams(*parts), "failed", "most", ALWAYS, is_stream=True)
+    bills: Literal["told", "most"] = "told" if _used in parts else "most"
+    return Fault(name, streams(*parts), "failed", bills, ALWAYS, is_stream=True)
 
 
 STREAMS = (
