@@ -348,7 +348,7 @@ def streamed(url, *chunks):
     """The usage of a stream, as it is put together from its events."""
     assembly = Assembly(Request({"model": "m", "stream": True}, url=url))
     for chunk in chunks:
-        assembly.take(StreamEvent(json.dumps(chunk), chunk.get("type")))
+        assembly.take(StreamEvent(json.dumps(chunk), chunk.get("type", "")))
     return extract_usage(assembly.whole())
 
 

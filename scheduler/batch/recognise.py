@@ -80,6 +80,7 @@ _ENCODINGS = (
     (b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"), (b"\xef\xbb\xbf", "utf-8"),
 )  # fmt: skip
+_LINES_TO_SEE = 4  # "{", a name, "[" and "{" may each stand on a line of their own
 BOMS = {encoding: mark for mark, encoding in _ENCODINGS}
 
 
@@ -110,9 +111,15 @@ def is_settled(head: bytes) -> bool:
     first, found, rest = head.lstrip().partition(b"\n")
     if not found:
         return False
-    if first.startswith(b"{") and _is_json(first.decode("utf-8", "replace")):
+    if first.startswith(b"["):
+        return bool(rest.strip())
+    if not first.startswith(b"{"):
+        return False
+    if _is_json(first.decode("utf-8", "replace")):
         return True
-    return bool(rest.strip()) and first.startswith((b"{", b"["))
+    # An object that spans lines, or a broken line: a pipe may bring the next lines bit by bit.
+    is_wrapped = _WRAPPER.match(head.decode("utf-8", "replace").lstrip()) is not None
+    return is_wrapped or rest.lstrip().count(b"\n") >= _LINES_TO_SEE
 
 
 def layout_of(head: bytes, name: str) -> Layout:

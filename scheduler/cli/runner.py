@@ -134,10 +134,11 @@ class BatchRun:
         self._failure = error
         running = self.s.stats().running
         with contextlib.suppress(Exception):  # it may be the telling that went wrong
-            self._stop(
-                f"the run ends: {_of_itself(error)}; {plural(running, 'running call')} are let finish, for up to "
-                f"{format_duration(int(self.options.grace_s * 1000))}"
-            )
+            if running:  # what went wrong is told in any case, at the end
+                self._stop(
+                    f"the run ends: {_of_itself(error)}; {plural(running, 'running call')} are let "
+                    f"finish, for up to {format_duration(int(self.options.grace_s * 1000))}"
+                )
         self._stopping.set()
         self.s.stop_admitting()
 

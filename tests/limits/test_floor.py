@@ -6,7 +6,8 @@ import pytest
 
 from scheduler import Provider, RateLimited, Request, Scheduler
 from scheduler.errors import ProviderOverloaded
-from scheduler.gates import LONGEST_PAUSE_MS, MARGIN_MS, Heard
+from scheduler.gates import Heard
+from scheduler.gates.model import LONGEST_PAUSE_MS, MARGIN_MS
 from scheduler.providers.answers import read_error
 from scheduler.testing import VirtualClock, run
 from tests.conftest import FixedTariff
