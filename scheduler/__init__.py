@@ -25,6 +25,7 @@ from scheduler.errors import (
     BudgetExceeded,
     BudgetUnknown,
     CallFailed,
+    CallInterrupted,
     CallTimeout,
     ConfigError,
     CostTooHigh,
@@ -45,6 +46,7 @@ from scheduler.errors import (
     StoreError,
     StreamBroken,
     TransportFailed,
+    WrongLoop,
 )
 from scheduler.request import (
     Priority,
@@ -112,6 +114,7 @@ __all__ = [
     "BudgetExceeded",
     "BudgetUnknown",
     "CallFailed",
+    "CallInterrupted",
     "CallTimeout",
     "Client",
     "ConfigError",
@@ -154,6 +157,7 @@ __all__ = [
     "TransportFailed",
     "Unknown",
     "Usage",
+    "WrongLoop",
     "events",
     "instrument",
     "refusal_of",

@@ -7,8 +7,9 @@
       provider before doing work      void
     anything else, cancelling too     suspend: it may have been billed
 
-`attempt` is the only place that calls a provider. It never raises: whatever happens
-becomes a settlement, so that no reservation is left without an end.
+`attempt` is the only place that calls a provider. Whatever happens becomes a settlement, so that
+no reservation is left without an end; what tears the task itself away, or ends the program, is
+raised, and `lost` makes a settlement of that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dataclasses import dataclass
 
 from scheduler.errors import (
     CallFailed,
+    CallInterrupted,
     CallTimeout,
+    ProviderError,
     ProviderOverloaded,
     RateLimited,
     SchedulerError,
@@ -33,7 +36,9 @@ from scheduler.limits import Seen
 from scheduler.providers.base import Answer, Send, Tariff
 from scheduler.request import RequestState, Response
 from scheduler.retry import Retry
+from scheduler.steady import is_running
 from scheduler.stores.base import Claimed, Outcome, Settlement
+from scheduler.tries import Tries
 
 logger = logging.getLogger("scheduler.calls")
 
@@ -104,6 +109,7 @@ async def attempt(
     retry: Retry,
     now_ms: Callable[[], int],
     send: Send,
+    tries: Tries,
 ) -> Attempt:
     """Send one admitted request once. Cancelling it suspends the reservation.
 
@@ -114,43 +120,59 @@ async def attempt(
         retry: Whether and when to try again.
         now_ms: Tells the time.
         send: Asks.
+        tries: What became of earlier attempts.
     """
-    ended = await _try(provider, tariff, claimed, retry, now_ms, send)
+    me, started_at_ms = asyncio.current_task(), now_ms()
+    try:
+        answer = await send(claimed.request)
+        ended = _succeeded(tariff, claimed, answer, started_at_ms, tries)
+    except CallFailed as error:
+        ended = _failed(provider, tariff, claimed, error, retry, now_ms(), tries)
+    except asyncio.CancelledError as exc:
+        if me is not None and me.cancelling():
+            ended = _cancelled(claimed)
+        else:
+            given_up = CallFailed("the provider gave the call up by itself")  # nobody cancelled it
+            given_up.__cause__ = exc
+            ended = _failed(provider, tariff, claimed, given_up, retry, now_ms(), tries)
+    except (KeyboardInterrupt, SystemExit):
+        raise  # the program ends
+    except BaseException as exc:
+        if isinstance(exc, GeneratorExit) and not is_running(me):
+            raise  # the loop is gone, and everything with it
+        logger.debug("provider %s raised %r", provider, exc)
+        unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
+        unknown.__cause__ = exc
+        ended = _failed(provider, tariff, claimed, unknown, retry, now_ms(), tries)
+    if ended.response is not None or isinstance(ended.error, ProviderError):
+        tries.heard_from(provider)
     ended.settlement.report = _report(provider, ended, now_ms())
     return ended
 
 
-async def _try(
-    provider: str,
-    tariff: Tariff,
-    claimed: Claimed,
-    retry: Retry,
-    now_ms: Callable[[], int],
-    send: Send,
+def lost(claimed: Claimed, provider: str, now_ms: int, why: str) -> Attempt:
+    """The end of a call that was torn away, and of which nobody knows whether it was billed.
+
+    It says nothing about the request, whose key may be submitted again.
+    """
+    ended = _cancelled(claimed)
+    interrupt(ended, why)
+    ended.settlement.report = _report(provider, ended, now_ms)
+    return ended
+
+
+def interrupt(ended: Attempt, why: str) -> None:
+    """Say why a call was ended from here, to whoever still waits for it."""
+    claimed = ended.claimed
+    error = CallInterrupted(f"{why}; it may be billed, and what it reserved keeps counting")
+    error.attempts = claimed.attempt
+    error.cost_nusd = claimed.spent_nusd + claimed.ceiling_nusd
+    ended.error, ended.settlement.why = error, why[:MAX_WHY]
+
+
+def _succeeded(
+    tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int, tries: Tries
 ) -> Attempt:
-    started_at_ms, request = now_ms(), claimed.request
-    try:
-        answer = await send(request)
-        return _succeeded(tariff, claimed, answer, started_at_ms)
-    except CallFailed as error:
-        return _failed(tariff, claimed, error, retry, now_ms())
-    except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            return _cancelled(claimed)
-        lost = CallFailed("the provider gave the call up by itself")  # nobody here cancelled it
-        lost.__cause__ = exc
-        return _failed(tariff, claimed, lost, retry, now_ms())
-    except (GeneratorExit, KeyboardInterrupt, SystemExit):
-        raise  # the loop ends, and everything with it
-    except BaseException as exc:
-        logger.debug("provider %s raised %r", provider, exc)
-        unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
-        unknown.__cause__ = exc
-        return _failed(tariff, claimed, unknown, retry, now_ms())
-
-
-def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int) -> Attempt:
     request, usage = claimed.request, answer.usage
     if usage is not None and not is_sane(usage.total_tokens):
         usage = None
@@ -165,7 +187,8 @@ def _succeeded(tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: 
     model = body.get("model") if isinstance(body, dict) else None
     response = Response(
         body, answer.status_code, request.key, None, answer.request_id, usage,
-        claimed.spent_nusd + cost_nusd, is_estimated, claimed.attempt, claimed.parked_ms,
+        claimed.spent_nusd + cost_nusd, is_estimated,
+        claimed.attempt + tries.free(claimed.request_id), claimed.parked_ms,
         max(0, started_at_ms - claimed.submitted_at_ms),
         model if isinstance(model, str) else request.model, request.metadata, request.instead_of,
     )  # fmt: skip
@@ -183,12 +206,19 @@ def is_sane(amount: object) -> bool:
 
 
 def _failed(
-    tariff: Tariff, claimed: Claimed, error: CallFailed, retry: Retry, now_ms: int
+    provider: str,
+    tariff: Tariff,
+    claimed: Claimed,
+    error: CallFailed,
+    retry: Retry,
+    now_ms: int,
+    tries: Tries,
 ) -> Attempt:
     void = error.is_billed is False
     posted_nusd = None if void else _told_nusd(tariff, claimed, error)
     counted_nusd = claimed.ceiling_nusd if posted_nusd is None else posted_nusd
-    error.attempts = claimed.attempt
+    tried, free = tries.of(claimed.request_id), tries.free(claimed.request_id)
+    error.attempts = claimed.attempt + free
     error.cost_nusd = claimed.spent_nusd + (0 if void else counted_nusd)
     settlement = Settlement(
         claimed.reservation_id, claimed.request_id, Outcome.VOID if void else Outcome.SUSPEND,
@@ -204,14 +234,23 @@ def _failed(
         settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
     # What cost something is an attempt, whatever it was refused for: else it is paid without end.
     is_about_provider = error.credit is not None or (isinstance(error, RateLimited) and void)
-    delay_ms = None
-    if error.is_retryable and not is_about_provider:
-        delay_ms = retry.delay_ms(claimed.attempt, error, now_ms - claimed.submitted_at_ms)
     if error.credit is not None or (is_about_provider and error.is_retryable):
         # It says nothing about this request, and uses up no attempt: all others would meet the
         # same. The gate knows when to go on.
         settlement.state, settlement.is_attempt = RequestState.QUEUED, False
-    elif delay_ms is not None:
+        return ended
+    delay_ms = None
+    if error.is_retryable:
+        waited_ms = now_ms - claimed.submitted_at_ms
+        since_ms = None if tried is None else tried.free_since_ms
+        impatient_ms = 0 if since_ms is None else now_ms - since_ms
+        delay_ms = retry.free_delay_ms(error.attempts, error, waited_ms, impatient_ms)
+        settlement.is_attempt = delay_ms is None
+        if delay_ms is None:
+            # Who never answered has a wrong address, rather than being down for a while.
+            settlement.is_decided = void and not tries.is_known(provider)
+            delay_ms = retry.delay_ms(claimed.attempt, error, waited_ms, free)
+    if delay_ms is not None:
         settlement.state = RequestState.QUEUED
         settlement.not_before_ms = now_ms + delay_ms
     else:

@@ -11,8 +11,10 @@
     │   ├── PriceUnknown           no price for the model
     │   ├── BudgetUnknown          no budget of that name
     │   ├── QueueFull              too many wait
-    │   └── SchedulerClosed        after aclose
+    │   ├── SchedulerClosed        after aclose
+    │   └── WrongLoop              asked in another event loop or thread than the scheduler's
     ├── CallFailed                 sent, or tried: attempts, cost_nusd, is_billed, is_retryable
+    │   ├── CallInterrupted        sent, and ended from here: closed, torn away, no time left
     │   ├── CallTimeout            no answer in time
     │   ├── TransportFailed        connection refused, reset, broken off
     │   ├── StreamBroken           a stream ended before its end
@@ -175,15 +177,27 @@ class ProviderUnavailable(RequestRejected):
 
 
 class DeadlineExceeded(RequestRejected):
-    """The request waited past its deadline or max_wait and was dropped unsent."""
+    """The request waited past its deadline or max_wait and was dropped unsent.
 
-    def __init__(self, waited_ms: int, reason: str = "") -> None:
-        super().__init__(waited_ms, reason)
-        self.waited_ms, self.reason = waited_ms, reason
+    Attributes:
+        waited_ms: Since it was submitted.
+        reason: What it waited for.
+        cost_nusd: What earlier attempts count in the ledger, of which nobody knows what became;
+            mostly none was made, and nothing is counted.
+    """
+
+    def __init__(self, waited_ms: int, reason: str = "", cost_nusd: int = 0) -> None:
+        super().__init__(waited_ms, reason, cost_nusd)
+        self.waited_ms, self.reason, self.cost_nusd = waited_ms, reason, cost_nusd
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
-        return f"not sent in time: waited {self.waited_ms / 1000:g} s{why}; nothing was charged"
+        cost = (
+            f"{format_usd(self.cost_nusd)} counted as spent"
+            if self.cost_nusd
+            else "nothing was charged"
+        )
+        return f"not sent in time: waited {self.waited_ms / 1000:g} s{why}; {cost}"
 
 
 class KeyConflict(RequestRejected):
@@ -256,6 +270,18 @@ class SchedulerClosed(RequestRejected):
         super().__init__(message)
 
 
+class WrongLoop(RequestRejected, RuntimeError):
+    """A scheduler was asked in another event loop, or thread, than the one it was opened in."""
+
+    def __init__(
+        self,
+        message: str = "the scheduler runs in another event loop than the one that asks; nothing was "
+        "sent. Ask in its own loop, or open one with scheduler.open() (a BlockingScheduler), which "
+        "may be asked from any thread",
+    ) -> None:
+        super().__init__(message)
+
+
 class CallFailed(SchedulerError):
     """The request was tried and has no usable answer.
 
@@ -300,6 +326,16 @@ class CallFailed(SchedulerError):
         if self.cost_nusd:
             return f"{tries}, {format_usd(self.cost_nusd)} counted as spent"
         return f"{tries}, nothing charged" if self.is_billed is False else tries
+
+
+class CallInterrupted(CallFailed):
+    """It was sent, and ended from here before its outcome was known: the provider may bill it.
+
+    The scheduler was closed, somebody cancelled the call's task, or an earlier attempt is of
+    unknown outcome and there will be no other. What it reserved keeps counting; see `cost_nusd`.
+    """
+
+    code = "interrupted"
 
 
 class CallTimeout(CallFailed):

@@ -123,6 +123,8 @@ class Announcer:
     """Tells events to those who asked for their kind."""
 
     def __init__(self) -> None:
+        self.on_exit: Callable[[BaseException], None] = _say_nothing
+        """Takes what a callback raises to end the program."""
         self._listeners: dict[type[Event], list[Callable[[Any], None]]] = {}
 
     def on(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
@@ -142,5 +144,13 @@ class Announcer:
             for callback in tuple(self._listeners.get(kind, ())):
                 try:
                     callback(event)
-                except Exception:
+                except (
+                    BaseException
+                ) as exc:  # whatever it is: the ledger is in the middle of a turn
                     logger.exception("a callback for %s raised", type(event).__name__)
+                    if isinstance(exc, KeyboardInterrupt | SystemExit):
+                        self.on_exit(exc)
+
+
+def _say_nothing(error: BaseException) -> None:
+    pass

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import Protocol
+from typing import Any, Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
@@ -20,6 +21,22 @@ class Keeper(Protocol):
 
     def why_parked(self, lane: LaneKey) -> Shortfall | None: ...  # noqa: D102
 
+    def notice(self, lack: Shortfall) -> str: ...  # noqa: D102
+
+
+class Parked(Protocol):
+    """Something that may be parked."""
+
+    @property
+    def notice(self) -> str | None: ...  # noqa: D102
+
+
+def explain(error: BaseException, waiting: Parked | None) -> None:
+    """Say, in a note on the exception that ends a wait, why it took so long."""
+    note = None if waiting is None else waiting.notice
+    if note is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
 
 class RequestFuture(asyncio.Future[Response]):
     """An `asyncio.Future` that also tells how its request is doing.
@@ -31,7 +48,8 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "context", "emit", "is_running", "lane", "request", "request_id", "send",
+        "_keeper", "_note", "context", "emit", "expires_at_ms", "is_running", "lane", "let_flow",
+        "request", "request_id", "send",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +63,9 @@ class RequestFuture(asyncio.Future[Response]):
         self.emit: Emit | None = None  # takes the events of the answer, if it is streamed
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
+        self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
+        self.expires_at_ms: int | None = None  # as it was first submitted
+        self._note: str | None = None
 
     @property
     def key(self) -> str | None:
@@ -75,11 +96,35 @@ class RequestFuture(asyncio.Future[Response]):
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel the request; see the class for what that costs."""
+        self._note = self.notice
         if not super().cancel(msg):
             return False
         if self._keeper is not None:
             self._keeper.cancelled(self)
         return True
+
+    @property
+    def notice(self) -> str | None:
+        """Why the request is parked, or was when it was cancelled, and what to do; None: it is not."""
+        lack = self.parked
+        return self._note if lack is None or self._keeper is None else self._keeper.notice(lack)
+
+    def result(self) -> Response:
+        """The response. A cancellation that hit a parked request says, in a note, why it waited."""
+        try:
+            return super().result()
+        except asyncio.CancelledError as exc:
+            explain(exc, self)
+            raise
+
+    def __await__(self) -> Generator[Any, None, Response]:
+        """Wait for `result`, this class's own."""
+        if not self.done():
+            self._asyncio_future_blocking = True
+            yield self
+        return self.result()
+
+    __iter__ = __await__
 
     def fail(self, error: SchedulerError) -> None:
         """End with an error that nobody has to look at."""

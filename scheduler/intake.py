@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.budget import Cap
 from scheduler.clock import Clock
 from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
@@ -22,6 +21,7 @@ from scheduler.gates import ProviderRules
 from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
+from scheduler.notices import brief
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
 from scheduler.providers.known import KNOWN
@@ -207,7 +207,7 @@ class Intake:
         left, its own again, which waits. Raises as `prepare`.
         """  # noqa: D205
         first = request.instead_of or {
-            "model": request.model, "provider": request.provider or "", "why": _why(lack)
+            "model": request.model, "provider": request.provider or "", "why": brief(lack)
         }  # fmt: skip
         wanted, *rest = request.fallback
         is_last = not rest
@@ -269,17 +269,6 @@ class Intake:
         if request.max_wait is not None:
             instants.append(now_ms + parse_duration_ms(request.max_wait, "max_wait"))
         return min(instants)
-
-
-def _why(lack: Shortfall) -> str:
-    """One line on what the wanted model could not be paid from."""
-    if lack.is_of_provider:
-        return f"{lack.reason.value}: {lack.budget}"
-    missing = Cap(lack.unit, lack.limit, _NO_WINDOW).format_amount(lack.missing)
-    return f"{lack.reason.value}: budget {lack.budget!r} lacked {missing}"
-
-
-_NO_WINDOW: Any = None  # of a cap of which only the amounts are asked
 
 
 def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:

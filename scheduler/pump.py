@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt, UnderWay, attempt, unsent
+from scheduler.calls import Attempt
 from scheduler.clock import Clock
+from scheduler.elsewhere import Elsewhere
 from scheduler.errors import (
+    CallFailed,
     DeadlineExceeded,
     KeyConflict,
+    RateLimited,
     SchedulerClosed,
     SchedulerError,
     StoreError,
 )
+from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
+from scheduler.notices import Notices, brief, sentence
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.retry import Retry
+from scheduler.steady import Steady, is_running, raise_in
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
@@ -43,6 +49,9 @@ from scheduler.stores.base import (
     Turn,
     TurnResult,
 )
+from scheduler.tally import Tally
+from scheduler.tries import Tries
+from scheduler.waiters import Waiters
 
 logger = logging.getLogger("scheduler.pump")
 
@@ -50,31 +59,6 @@ logger = logging.getLogger("scheduler.pump")
 LONGEST_TIMER_S = 30.0
 
 Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
-
-
-class Tally:
-    """Sums of this process since it opened."""
-
-    __slots__ = (
-        "ended",
-        "overruns",
-        "posted_nusd",
-        "reserved_nusd",
-        "suspended",
-        "suspense_nusd",
-        "waiting",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.waiting = self.posted_nusd = self.reserved_nusd = self.suspense_nusd = 0
-        self.overruns = 0
-        self.suspended: dict[int, int] = {}  # reservations of unknown outcome → what they hold
-        self.ended: Counter[RequestState] = Counter()
-
-    def end_waiting(self, state: RequestState) -> None:
-        """A request that waited has ended unsent."""
-        self.waiting -= 1
-        self.ended[state] += 1
 
 
 class Pump:
@@ -96,7 +80,7 @@ class Pump:
         # Called with the reservation when an outcome is unknown.
         self.suspended: Callable[[int], None] = lambda reservation_id: None
         self.is_closed = False
-        self._intake, self._retry, self._clock, self._poll_s = intake, retry, clock, poll_s
+        self._intake, self._clock, self._poll_s = intake, clock, poll_s
         self._loop = asyncio.get_running_loop()
         # What waits for the next transaction; written by callers between the pump's steps.
         self._inbox: list[tuple[NewRequest, RequestFuture]] = []
@@ -105,38 +89,50 @@ class Pump:
         self._cancels: list[int] = []
         self._amends: list[tuple[int, NewRequest]] = []
         # What is under way; written by the pump.
-        self._futures: dict[int, RequestFuture] = {}
-        self._twins: dict[int, list[RequestFuture]] = {}  # more futures of one key
-        self._elsewhere: dict[int, NewRequest] = {}  # requests that another process runs
-        self._calls: dict[int, asyncio.Task[None]] = {}
-        self._unsent: dict[int, Claimed] = {}  # calls whose task has not begun
-        self._most, self._slots = concurrency, intake.concurrency(concurrency)
+        self._waiters = Waiters()
+        self._elsewhere = Elsewhere(
+            store, intake, self._waiters, self._submit_all_again, self._queue, self._fail
+        )
+        self._tries = Tries()
+        self._notices = Notices(store.gates.closed_since)
+        self._most = concurrency
+        self._flight = Flight(
+            store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
+        )
         self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
         self._admits = True
         self._stopped: set[str] = set()  # providers to which nothing more goes
-        self._gives_back = False  # calls that are cancelled go back to the queue
-        self._lease_until_s: float | None = None  # on the loop's clock; None: no lease
+        self._gives_back = False  # what is claimed goes back to the queue
+        self._told_to_end = asyncio.Event()
+        self._drain_timer: asyncio.TimerHandle | None = None
         self._was_lost = False  # others took this process for dead: some keys may be theirs
 
     # From outside
 
-    def start(self) -> None:
-        """Begin to move requests."""
-        self._tasks = [self._loop.create_task(self._run(), name="scheduler pump")]
+    def start(self, let_go: Callable[[], Awaitable[None]], cancelled: Callable[[], None]) -> Steady:
+        """Begin to move requests.
+
+        Args:
+            let_go: Called when nothing moves any more.
+            cancelled: Called when somebody cancels the pump, as a program does that ends: from
+                then on it is to end, too.
+        """
+        self.announcer.on_exit = partial(raise_in, self._loop)
+        self._tasks = [Steady(self._live(let_go), cancelled, self._loop, "scheduler pump")]
         if self.store.is_shared:
-            self._tasks.append(self._loop.create_task(self._poll(), name="scheduler poll"))
+            self._tasks.append(Steady(self._poll(), cancelled, self._loop, "scheduler poll"))
+        return self._tasks[0]
 
     def submit(self, new: NewRequest) -> RequestFuture:
         """Queue a request in the next transaction."""
         new.is_kept = True
         future = RequestFuture(new.request, new.lane, self, self._loop)
-        self._inbox.append((new, future))
-        self.tally.waiting += 1
-        self._signal.set()
+        future.expires_at_ms = new.expires_at_ms
+        self._queue(new, future)
         return future
 
     async def enqueue(self, batch: list[NewRequest]) -> list[Submitted]:
@@ -149,7 +145,7 @@ class Pump:
 
     def add(self, provider: Provider) -> None:
         """There is one provider more."""
-        self._slots |= self._intake.concurrency(self._most, provider)
+        self._flight.slots |= self._intake.concurrency(self._most, provider)
 
     def wake(self) -> None:
         """Something changed: take a turn."""
@@ -165,15 +161,20 @@ class Pump:
                 tally.posted_nusd += each.nusd
         self._signal.set()
 
+    def tasks(self) -> Iterator[asyncio.Task[None]]:
+        """All its tasks, those of the calls too."""
+        yield from self._tasks
+        yield from self._flight.tasks()
+
     @property
     def running(self) -> int:
         """Calls under way."""
-        return len(self._calls)
+        return len(self._flight.calls)
 
     @property
     def is_calling(self) -> bool:
         """Whether a transaction or calls are under way, or have ended and are not settled yet."""
-        return self.broken is None and bool(self._turning or self._calls or self._ended)
+        return self.broken is None and bool(self._turning or self._flight.calls or self._ended)
 
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, or nothing at one provider."""
@@ -185,55 +186,90 @@ class Pump:
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
         self._admits, self._gives_back = False, True
-        for request_id in list(self._calls):
-            self._cancel_call(request_id)
+        self._flight.interrupt()
+
+    def let_flow(self) -> None:
+        """Have no call wait for whoever reads its stream: there will be no other time for it."""
+        for request_id in self._flight.calls:
+            for future in self._waiters.of(request_id):
+                if future.let_flow is not None:
+                    future.let_flow()
 
     async def turned(self) -> None:
         """Wait for the next transaction to be acted on."""
+        if self.is_closed or self.broken is not None:
+            return
         waiter = self._loop.create_future()
         self._idle_waiters.append(waiter)
         await waiter
 
-    async def aclose(self, *, drain: bool, error: SchedulerError) -> None:
-        """End what runs (or let it finish) and settle it; futures left get `error`."""
+    def end(self, *, within_s: float = 0.0) -> None:
+        """Admit nothing more, end what runs, settle it, and come to an end.
+
+        Args:
+            within_s: How long what runs may take to finish by itself.
+        """
         self._admits, self._gives_back = False, True
-        if not drain:
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        if within_s > 0:
+            self.let_flow()
+            if within_s < math.inf:
+                self._drain_timer = self._loop.call_later(within_s, self.cancel_running)
+        else:
             self.cancel_running()
-        while self.is_calling:
-            await self.turned()
-        for task in self._tasks:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
-        self.is_closed = True
-        self._fail_waiting(error)
+        self._told_to_end.set()
+        self._signal.set()
 
     # The loop
 
-    async def _run(self) -> None:
+    async def _live(self, let_go: Callable[[], Awaitable[None]]) -> None:
         try:
-            while True:
-                await self._signal.wait()
-                self._signal.clear()
+            await self._move()
+        except BaseException as exc:
+            if isinstance(exc, GeneratorExit) and not is_running(self._tasks[0]):
+                raise  # its loop was thrown away
+            if isinstance(exc, asyncio.CancelledError) and self._tasks[0].cancelling():
+                self._fail_waiting(SchedulerClosed())
+                raise
+            calls = self._break(exc)
+            await self._told_to_end.wait()
+            if calls:
+                await asyncio.wait(calls, timeout=STUBBORN_S)
+        for task in self._tasks[1:]:
+            task.tear()
+        for timer in (self._timer, self._drain_timer):
+            if timer is not None:
+                timer.cancel()
+        self.is_closed = True
+        self._fail_waiting(SchedulerClosed())
+        await let_go()
+
+    async def _move(self) -> None:
+        """Take turns until it is told to end, and nothing runs and everything is settled."""
+        while self.is_calling or not self._told_to_end.is_set():
+            await self._signal.wait()
+            self._signal.clear()
+            if self.is_calling or not self._told_to_end.is_set():
                 self._turning = True
                 await self._turn()
                 self._turning = False
-        except asyncio.CancelledError:  # closed, or its loop ends without closing it
-            self._fail_waiting(SchedulerClosed())
-            raise
-        except GeneratorExit:
-            raise  # its loop was thrown away
-        except BaseException as exc:
-            # What the store holds may differ from what this process believes: go no further.
-            logger.error("the store failed; nothing more is sent: %s", exc)
-            self.broken = exc
-            for task in self._calls.values():
-                task.cancel()
-            self._calls.clear()
-            error = exc if isinstance(exc, StoreError) else StoreError(f"the pump failed: {exc!r}")
-            error.__cause__ = exc if error is not exc else exc.__cause__
-            self._fail_waiting(error)
+
+    def _break(self, exc: BaseException) -> list[asyncio.Task[None]]:
+        """Go no further: what the store holds may differ from what this process believes.
+
+        Returns:
+            The calls that are still under way, and were cancelled.
+        """
+        logger.error("the store failed; nothing more is sent: %s", exc)
+        self.broken = exc
+        calls = self._flight.drop()
+        error = exc if isinstance(exc, StoreError) else StoreError(f"the pump failed: {exc!r}")
+        error.__cause__ = exc if error is not exc else exc.__cause__
+        self._fail_waiting(error)
+        if isinstance(exc, KeyboardInterrupt | SystemExit):
+            raise_in(self._loop, exc)
+        return calls
 
     async def _turn(self) -> None:
         now_ms, began_s = self._clock.now_ms(), self._loop.time()
@@ -241,7 +277,7 @@ class Pump:
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
         # The key may have been submitted again since its caller lost interest.
-        cancels = [each for each in self._cancels if not self._is_wanted(each)]
+        cancels = [each for each in self._cancels if not self._waiters.is_wanted(each)]
         self._cancels = []
         amends, self._amends = self._amends, []
         submit = [new for new, _ in inbox]
@@ -259,7 +295,7 @@ class Pump:
             self._batches = batches + self._batches
             raise
         if result.lease_ms is not None:
-            self._lease_until_s = began_s + result.lease_ms / 1000
+            self._flight.lease_until_s = began_s + result.lease_ms / 1000
         self._was_lost = self._was_lost or result.was_lost
         self._apply(now_ms, inbox, batches, ended, cancels, result)
 
@@ -271,7 +307,8 @@ class Pump:
         return wanted
 
     def _open_slots(self) -> dict[str, int]:
-        return self._slots if not self._stopped else self._slots | dict.fromkeys(self._stopped, 0)
+        slots = self._flight.slots
+        return slots if not self._stopped else slots | dict.fromkeys(self._stopped, 0)
 
     def _apply(
         self,
@@ -288,7 +325,8 @@ class Pump:
         for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
             if is_cancelled:
                 self.tally.end_waiting(RequestState.CANCELLED)
-                self._take_futures(request_id)
+                self._tries.forget(request_id)
+                self._waiters.take(request_id)
         position = len(inbox)
         for (new, future), submitted in zip(inbox, result.submitted, strict=False):
             self._submitted(new, future, submitted)
@@ -328,56 +366,35 @@ class Pump:
             future.fail(KeyConflict(new.request.key, new.request.job))
         elif submitted.finished is not None:
             future.finish(submitted.finished)
-        elif request_id in self._futures:
-            future.is_running = request_id in self._calls
-            self._twins.setdefault(request_id, []).append(future)
+        elif not self._waiters.add(request_id, future):
+            future.is_running = request_id in self._flight.calls
         else:
-            self._futures[request_id] = future
             if submitted.is_elsewhere:
-                self._elsewhere[request_id] = new
+                self._elsewhere.add(request_id, new)
             if future.cancelled():
                 self.cancelled(future)
-
-    def _waiting_for(self, request_id: int) -> Sequence[RequestFuture]:
-        """Everybody who waits for a request."""
-        future = self._futures.get(request_id)
-        if future is None:
-            return ()
-        return (future, *self._twins.get(request_id, ())) if self._twins else (future,)
-
-    def _is_wanted(self, request_id: int) -> bool:
-        return any(not future.cancelled() for future in self._waiting_for(request_id))
-
-    def _take_futures(self, request_id: int) -> Sequence[RequestFuture]:
-        """As `_waiting_for`, and forget them."""
-        future = self._futures.pop(request_id, None)
-        if future is None:
-            return ()
-        return (future, *self._twins.pop(request_id, ())) if self._twins else (future,)
 
     def _start(self, claimed: Claimed, now_ms: int) -> None:
         tally = self.tally
         tally.waiting -= 1
         tally.reserved_nusd += claimed.ceiling_nusd
-        futures = self._waiting_for(claimed.request_id)
-        if claimed.request_id in self._calls:
+        futures = self._waiters.of(claimed.request_id)
+        if claimed.request_id in self._flight.calls:
             # Others took this process for dead and queued again what it is still sending.
             not_before_ms = self._clock.now_ms() + self.store.lease_ms
-            self._hand_back(claimed, RequestState.QUEUED, not_before_ms)
+            self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
             return
         if self._gives_back:
-            self._hand_back(claimed, RequestState.QUEUED)
+            self._flight.hand_back(claimed, RequestState.QUEUED)
             return
         if futures and all(future.cancelled() for future in futures):
-            self._hand_back(claimed, RequestState.CANCELLED)
+            self._flight.hand_back(claimed, RequestState.CANCELLED)
             return
-        request, name = claimed.request, self._provider_of(claimed)
-        self._slots[name] -= 1
+        request = claimed.request
         for future in futures:
             future.is_running = True
-        self._unsent[claimed.request_id] = claimed
-        self._calls[claimed.request_id] = self._loop.create_task(
-            self._call(name, claimed), context=self._context_of(futures)
+        self._flight.start(
+            claimed, partial(self._sender_of, claimed.request_id), self._context_of(futures)
         )
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
@@ -387,44 +404,14 @@ class Pump:
                 )
             )  # fmt: skip
 
-    def _provider_of(self, claimed: Claimed) -> str:
-        return claimed.request.provider or self._intake.default_provider
-
-    def _hand_back(
-        self, claimed: Claimed, state: RequestState, not_before_ms: int | None = None
-    ) -> None:
-        """Undo a claim of which nothing was sent."""
-        settlement = Settlement(
-            claimed.reservation_id, claimed.request_id, Outcome.VOID, state,
-            not_before_ms=not_before_ms, is_attempt=False,
-            report=unsent(claimed, self._provider_of(claimed), self._clock.now_ms()),
-        )  # fmt: skip
-        self._ended.append(Attempt(claimed, settlement, is_sent=False))
-        self._signal.set()
-
-    async def _call(self, name: str, claimed: Claimed) -> None:
-        if self._lease_until_s is not None and self._loop.time() > self._lease_until_s:
-            # This process stood still for so long that others may have sent it meanwhile.
-            self._take_back(claimed, RequestState.QUEUED)
-            return
-        del self._unsent[claimed.request_id]
-        provider = self._intake.providers[name]
-        retry = provider.retry or self._retry
-        with UnderWay(self.store):
-            ended = await attempt(
-                name, self._intake.tariff(provider), claimed, retry, self._clock.now_ms,
-                self._sender_of(claimed.request_id, provider),
-            )  # fmt: skip
-        if ended.settlement.state is RequestState.CANCELLED and self._gives_back:
-            # Not the caller's wish: it is the next run's work.
-            ended.settlement.state = RequestState.QUEUED
-        self._slots[name] += 1
+    def _landed(self, ended: Attempt) -> None:
+        """A call has ended, or was given back unsent."""
         self._ended.append(ended)
         self._signal.set()
 
     def _sender_of(self, request_id: int, provider: Provider) -> Send:
         """Who makes the call: whoever submitted it, if they said so, else its provider."""
-        for future in self._waiting_for(request_id):
+        for future in self._waiters.of(request_id):
             if future.send is not None:
                 return future.send
             if future.emit is not None:
@@ -441,7 +428,7 @@ class Pump:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""
         claimed, settlement = ended.claimed, ended.settlement
         if ended.is_sent:
-            self._calls.pop(claimed.request_id, None)
+            self._flight.calls.pop(claimed.request_id, None)
         tally = self.tally
         tally.reserved_nusd -= claimed.ceiling_nusd
         if settlement.outcome is Outcome.POST:
@@ -460,21 +447,35 @@ class Pump:
             self._follow_elsewhere(ended, lives_on)
         elif settlement.state is RequestState.QUEUED:
             tally.waiting += 1
-            for future in self._waiting_for(claimed.request_id):
+            self._note(ended, now_ms)
+            for future in self._waiters.of(claimed.request_id):
                 future.is_running = False
                 if future.cancelled():
                     self._cancels.append(claimed.request_id)
                     self._signal.set()
         else:
             tally.ended[settlement.state] += 1
+            self._tries.forget(claimed.request_id)
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
-            self.announcer.emit(_event(ended, now_ms, self._provider_of(claimed), lives_on))
+            provider = self._flight.provider_of(claimed)
+            self.announcer.emit(_event(ended, now_ms, provider, lives_on))
+
+    def _note(self, ended: Attempt, now_ms: int) -> None:
+        """Remember, for as long as its request waits for another, what became of an attempt."""
+        error, settlement = ended.error, ended.settlement
+        if isinstance(error, CallFailed) and ended.is_sent:
+            is_free = settlement.outcome is Outcome.VOID and not settlement.is_attempt
+            is_free = is_free and not isinstance(error, RateLimited) and error.credit is None
+            is_probe = settlement.not_before_ms is None
+            request_id = ended.claimed.request_id
+            self._tries.note(request_id, error, is_free=is_free, is_probe=is_probe, now_ms=now_ms)
 
     def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
         """A call has ended that others had given up for lost: its request went its own way."""
         request_id = ended.claimed.request_id
-        for future in self._waiting_for(request_id):
+        self._tries.forget(request_id)
+        for future in self._waiters.of(request_id):
             future.is_running = False
         if ended.claimed.request.key is not None:
             self._submit_all_again(request_id)
@@ -485,12 +486,12 @@ class Pump:
                 self._resolve(ended)
 
     def _submit_all_again(self, request_id: int) -> None:
-        for future in self._take_futures(request_id):
+        for future in self._waiters.take(request_id):
             if not future.done():
                 self._submit_again(future)
 
     def _resolve(self, ended: Attempt) -> None:
-        for future in self._take_futures(ended.claimed.request_id):
+        for future in self._waiters.take(ended.claimed.request_id):
             if future.done():
                 continue
             if ended.response is not None:
@@ -509,6 +510,10 @@ class Pump:
             future.fail(error)
             return
         new.is_kept = True
+        new.expires_at_ms = future.expires_at_ms  # it has waited since it was first submitted
+        self._queue(new, future)
+
+    def _queue(self, new: NewRequest, future: RequestFuture) -> None:
         self._inbox.append((new, future))
         self.tally.waiting += 1
         self._signal.set()
@@ -523,7 +528,7 @@ class Pump:
                 self._fail(refused.id, exc)
                 self._cancels.append(refused.id)
             else:
-                futures = self._waiting_for(refused.id)
+                futures = self._waiters.of(refused.id)
                 new.is_kept = bool(futures)
                 for future in futures:
                     future.lane = new.lane
@@ -531,20 +536,36 @@ class Pump:
             self._signal.set()
             return
         self.tally.end_waiting(RequestState.FAILED)
-        self._fail(refused.id, refused.lack.as_error())
+        error = refused.lack.as_error()
+        self._fail(refused.id, self._tries.ended(refused.id, error, "it may not wait for money"))
 
     def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         self.tally.end_waiting(RequestState.EXPIRED)
-        futures = self._waiting_for(expired.id)
-        why = futures[0].parked if futures else None
-        reason = "" if why is None else f"parked: {why.reason}"
-        error = DeadlineExceeded(expired.waited_ms, reason)
+        tried = self._tries.of(expired.id)
+        cost_nusd = 0 if tried is None else tried.error.cost_nusd
+        error = DeadlineExceeded(expired.waited_ms, self._why_late(expired, now_ms), cost_nusd)
+        self._tries.forget(expired.id)
         if self.announcer.hears(events.Expired):
             self.announcer.emit(events.Expired(now_ms, expired.id, expired.key, expired.job, error))
         self._fail(expired.id, error)
 
+    def _why_late(self, expired: ExpiredRequest, now_ms: int) -> str:
+        """What a request waited for when its time was over."""
+        if expired.lack is not None:
+            return f"parked: {brief(expired.lack)}"
+        tried = self._tries.of(expired.id)
+        if tried is not None:
+            return f"between attempts; the last: {tried.error}"
+        gates = self.store.gates.statuses(now_ms)
+        lanes = [each.lane for each in self._waiters.of(expired.id) if each.lane is not None]
+        held = [
+            each.sentence for each in gates if lanes and each.provider == lanes[0].provider
+            and each.model in ("", lanes[0].model)
+        ]  # fmt: skip
+        return held[0] if held else "all places were taken"
+
     def _fail(self, request_id: int, error: SchedulerError) -> None:
-        for future in self._take_futures(request_id):
+        for future in self._waiters.take(request_id):
             future.fail(error)
 
     def _tell(self, result: TurnResult, now_ms: int) -> None:
@@ -560,6 +581,9 @@ class Pump:
                     each.resets_at_ms,
                 )
             )
+        if result.lanes:
+            started = {each.request.model for each in result.claimed}
+            self._notices.tell(result.lanes, started, now_ms)
         for lane in result.lanes:
             provider, budgets = lane.key.provider, lane.key.budgets
             if lane.shortfall is not None:
@@ -587,38 +611,35 @@ class Pump:
         """Why a lane is shut; for futures."""
         return self.store.shortfall(lane)
 
+    def notice(self, lack: Shortfall) -> str:
+        """Why a request is parked, and what to do, in words; for futures."""
+        return sentence(lack, self._clock.now_ms())
+
     def cancelled(self, future: RequestFuture) -> None:
         """A caller cancelled a future: remove the request, or end the call."""
         request_id = future.request_id
         if request_id is None:
             return  # still in the inbox: seen when it was submitted
-        if self._is_wanted(request_id):
+        if self._waiters.is_wanted(request_id):
             return  # by somebody else
         if request_id in self._elsewhere:  # not ours to cancel
-            del self._elsewhere[request_id]
-            self._take_futures(request_id)
-        elif request_id in self._calls:
-            self._cancel_call(request_id)
+            self._elsewhere.forget(request_id)
+            self._waiters.take(request_id)
+        elif request_id in self._flight.calls:
+            self._flight.cancel(request_id)
         else:
             self._cancels.append(request_id)
             self._signal.set()
 
-    def _cancel_call(self, request_id: int) -> None:
-        """End a call; one whose task has not begun was never sent, so it costs nothing."""
-        self._calls[request_id].cancel()
-        claimed = self._unsent.get(request_id)
-        if claimed is not None:
-            state = RequestState.QUEUED if self._gives_back else RequestState.CANCELLED
-            self._take_back(claimed, state)
-
-    def _take_back(self, claimed: Claimed, state: RequestState) -> None:
-        """Forget a call of which nothing was sent."""
-        del self._unsent[claimed.request_id], self._calls[claimed.request_id]
-        self._slots[self._provider_of(claimed)] += 1
-        self._hand_back(claimed, state)
-
     async def _poll(self) -> None:
         """Notice what other processes changed; keep the lease while there is work."""
+        try:
+            await self._look_around()
+        except (KeyboardInterrupt, SystemExit):
+            self._tasks[1].cancel()  # nobody would keep the lease any more
+            raise
+
+    async def _look_around(self) -> None:
         renewed_s = self._loop.time()
         while True:
             await asyncio.sleep(self._poll_s)
@@ -629,54 +650,19 @@ class Pump:
             try:
                 if self._was_lost:
                     self._was_lost = False
-                    await self._look_what_was_taken()
+                    calls = self._flight.calls
+                    waiting = [each for each in self._waiters.ids() if each not in calls]
+                    await self._elsewhere.look_what_was_taken(waiting)
                 if await self.store.changed(self._clock.now_ms()):
                     self._signal.set()
                     self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
-                    await self._look_elsewhere()
-            except StoreError as exc:
+                    await self._elsewhere.look()
+            except Exception as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
 
-    async def _look_what_was_taken(self) -> None:
-        """Others took this process for dead: what they took over, they answer."""
-        waiting = [each for each in self._futures if each not in self._calls]
-        for finished in await self.store.outcomes(waiting):
-            if finished.state is RequestState.CANCELLED:
-                self._submit_all_again(finished.id)  # somebody here still wants it
-            else:
-                for each in self._take_futures(finished.id):
-                    each.finish(finished)
-        mine = await self.store.still_mine(waiting)
-        for request_id in waiting:
-            future = self._futures.get(request_id)
-            if future is None or request_id in mine or request_id in self._elsewhere:
-                continue
-            try:
-                self._elsewhere[request_id] = self._intake.prepare(future.request, None)
-            except SchedulerError as error:  # its price or budget is no longer there
-                self._fail(request_id, error)
-        await self._look_elsewhere()
-
-    async def _look_elsewhere(self) -> None:
-        """Take over answers of other processes, and requests of those that are gone."""
-        if not self._elsewhere:
-            return
-        for finished in await self.store.outcomes(tuple(self._elsewhere)):
-            if finished.state in (RequestState.CANCELLED, RequestState.EXPIRED):
-                continue  # nobody there wants it any more; somebody here does
-            self._elsewhere.pop(finished.id, None)
-            for future in self._take_futures(finished.id):
-                future.finish(finished)
-        elsewhere, self._elsewhere = self._elsewhere, {}
-        for request_id, new in elsewhere.items():
-            for future in self._take_futures(request_id):
-                self._inbox.append((new, future))
-                self.tally.waiting += 1
-                self._signal.set()
-
     def _fail_waiting(self, error: SchedulerError) -> None:
-        for request_id in list(self._futures):
-            self._fail(request_id, error)
+        for request_id in self._waiters.ids():
+            self._fail(request_id, self._tries.ended(request_id, error, "the scheduler was closed"))
         for _, future in self._inbox:
             future.fail(error)
         for _, done in self._batches:

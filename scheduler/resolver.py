@@ -59,6 +59,7 @@ class Resolver:
         self._find_at_ms = self._since_ms = 0
         self._silent: set[str] = set()  # providers that gave no answer in time, in this pass
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     @property
     def is_needed(self) -> bool:
@@ -72,7 +73,8 @@ class Resolver:
         """Begin, if there can be anything to do; also when there is a provider more."""
         self._find_at_ms = self._since_ms = 0  # what was nobody's business may be its
         self._signal.set()
-        if self._task is None and self.is_needed:
+        is_there = self._task is not None and not self._task.done()
+        if not is_there and not self._is_closed and self.is_needed:
             self._task = asyncio.create_task(self._run(), name="scheduler resolver")
 
     def _policy(self, provider: Provider) -> UnknownPolicy:
@@ -86,9 +88,12 @@ class Resolver:
         if self._task is not None:
             self._told.add(reservation_id)
             self._signal.set()
+            if self._task.done():  # somebody cancelled it
+                self.start()
 
     async def aclose(self) -> None:
         """Stop; what is unknown stays so for the next process."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -221,7 +226,9 @@ class Resolver:
             self._silent.add(provider.name)
             logger.warning("%s said nothing in time about %s", provider.name, _name(unknown))
             return None
-        except Exception as exc:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:
             logger.warning("%s could not be asked about %s: %r", provider.name, _name(unknown), exc)
             return None
         if not (is_sane(cost_nusd) and is_sane(tokens)):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +17,27 @@ from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError, QueueFull, SchedulerClosed, SchedulerError, StoreError
+from scheduler.ending import DRAIN, Ending, close_all, drain_s
+from scheduler.errors import (
+    ConfigError,
+    QueueFull,
+    SchedulerClosed,
+    StoreError,
+    WrongLoop,
+)
 from scheduler.future import RequestFuture
 from scheduler.gates import Gates
 from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
+from scheduler.mapping import answered
 from scheduler.marks import apply
 from scheduler.matching import DEFAULT
 from scheduler.money import parse_usd
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider, Send
-from scheduler.pump import Pump, Tally
+from scheduler.pump import Pump
 from scheduler.request import Duration, Quote, Request, RequestState, Response
 from scheduler.resolver import Resolver
-from scheduler.retry import Retry, plain_retry
+from scheduler.retry import ATTEMPTS, PATIENCE, Retry, plain_retry
 from scheduler.stats import Stats
 from scheduler.stores import open_store
 from scheduler.stores.base import (
@@ -43,6 +50,7 @@ from scheduler.stores.base import (
     Unknown,
 )
 from scheduler.stream import ResponseStream
+from scheduler.tally import Tally
 
 E_ = TypeVar("E_", bound=events.Event)
 
@@ -63,7 +71,10 @@ class Scheduler(Adoption):
         concurrency: Most calls under way at once, per provider.
         on_exceeded: ``"wait"`` parks what does not fit; ``"raise"`` refuses it with
             `BudgetExceeded`; ``"fallback"`` asks another model, see `fallback`.
-        max_attempts: Most attempts for one request; each has its own reservation.
+        max_attempts: Most attempts for one request that may have cost something; each has its own
+            reservation.
+        patience: How long failures that provably cost nothing (no connection, an overload that
+            the provider refused) use up no attempt; none with ``max_attempts=1``.
         max_queue: Most requests of this process that may wait. None: no bound.
         cap_output: Most output tokens for requests whose body sets no cap; written
             into the body. None: bodies are sent as they are.
@@ -76,8 +87,8 @@ class Scheduler(Adoption):
             ``"provider:model"`` in a request. None: only that.
         retry_wait_s: From the number of an attempt that failed to the seconds to wait
             before the next. None: exponential with jitter.
-        retry: When to try again, in full, in place of `max_attempts` and `retry_wait_s`;
-            a provider's own comes first.
+        retry: When to try again, in full, in place of `max_attempts`, `patience` and
+            `retry_wait_s`; a provider's own comes first.
         store_prompts: What of a request a durable store keeps on the disk: ``"full"``,
             ``"hash"`` or ``"none"``; see `StorePrompts` for what that costs.
         clock: Tells the time. None: the computer's clock.
@@ -96,7 +107,8 @@ class Scheduler(Adoption):
         prices: PriceBook | Mapping[str, str] | None = None,
         concurrency: int = 64,
         on_exceeded: OnExceeded = "wait",
-        max_attempts: int = 3,
+        max_attempts: int = ATTEMPTS,
+        patience: Duration = PATIENCE,
         max_queue: int | None = None,
         cap_output: int | None = None,
         max_prompt_tokens: int | None = None,
@@ -131,7 +143,7 @@ class Scheduler(Adoption):
         self._given_prices = frozenset(prices.own)
         prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
         self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
-        self._retry = retry or plain_retry(max_attempts, retry_wait_s)
+        self._retry = retry or plain_retry(max_attempts, retry_wait_s, patience)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
         if isinstance(budgets, str | int | float | Decimal):
             budgets = Budget(DEFAULT, budgets)
@@ -140,7 +152,7 @@ class Scheduler(Adoption):
         self._pump: Pump | None = None
         self._resolver: Resolver | None = None
         self._state: Literal["new", "open", "closing", "closed"] = "new"
-        self._closing: asyncio.Task[None] | None = None
+        self._ending: Ending | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the one it was opened in
         self._process_id = 0  # likewise
 
@@ -174,8 +186,9 @@ class Scheduler(Adoption):
             self._poll_s,
         )
         self._pump.suspended = resolver.wake
-        self._pump.start()
         self._resolver = resolver
+        providers = self._intake.providers.values()
+        self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
         resolver.start()
         return self
 
@@ -187,40 +200,41 @@ class Scheduler(Adoption):
     ) -> None:
         await self.aclose()
 
-    async def aclose(self, *, drain: bool = False) -> None:
+    async def aclose(self, *, drain: bool = False, drain_timeout: Duration | None = DRAIN) -> None:
         """End everything; what waits stays in a durable store for the next run.
 
         Calls under way are cancelled, and what they reserved keeps counting, since
-        the provider may bill it. With `drain`, they are let finish first. Futures that
-        are not done get `SchedulerClosed`. It may be awaited in another event loop, too.
+        the provider may bill it: their futures get `CallInterrupted`, those of requests that were
+        never sent `SchedulerClosed`. It may be awaited in another event loop, too.
+
+        Args:
+            drain: Let calls under way finish first, and streams keep for their readers what
+                comes.
+            drain_timeout: How long they may take; then they are cancelled. None: as long as their
+                providers take.
         """
+        within_s = drain_s(drain_timeout)
         loop = self._loop
         if loop is not None and loop is not asyncio.get_running_loop():
             if loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(self.aclose(drain=drain), loop)
+                closing = asyncio.run_coroutine_threadsafe(
+                    self.aclose(drain=drain, drain_timeout=drain_timeout), loop
+                )
                 await asyncio.wrap_future(closing)
             self._state = "closed"  # or its loop has ended, and everything with it
             return
-        if self._closing is None:
-            self._state = "closing"
-            self._closing = asyncio.create_task(self._close(drain), name="scheduler close")
-        # Whoever waits for it may be cancelled; the closing itself goes on to its end.
-        await asyncio.shield(self._closing)
+        if self._ending is None:  # it was never opened
+            self._stop()
+            await close_all(self._intake.providers.values())
+        else:
+            self._ending.begin(within_s if drain else 0)
+            await self._ending.wait()
+        self._state = "closed"
 
-    async def _close(self, drain: bool) -> None:
-        try:
-            if self._resolver is not None:
-                await self._resolver.aclose()
-            if self._pump is not None:
-                await self._pump.aclose(drain=drain, error=SchedulerClosed())
-        finally:
-            self._state = "closed"
-            try:
-                for provider in self._intake.providers.values():
-                    await provider.aclose()
-            finally:
-                if self._pump is not None:
-                    await self.store.aclose()
+    def _stop(self) -> None:
+        """Take nothing more in."""
+        if self._state != "closed":
+            self._state = "closing"
 
     # Taking requests in
 
@@ -291,11 +305,12 @@ class Scheduler(Adoption):
 
         Raises:
             PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
-            SchedulerClosed: at once; nothing was queued.
+            SchedulerClosed, WrongLoop: at once; nothing was queued.
         """
+        pump = self._pump_here()
         new = self._prepare(request, on_exceeded)
         self._check_room(1)
-        future = self._open_pump().submit(new)
+        future = pump.submit(new)
         if send is not None:
             future.send, future.context = send, copy_context()
         return future
@@ -311,13 +326,13 @@ class Scheduler(Adoption):
         Raises:
             RequestRejected: One of them cannot be taken; none was queued.
         """
-        batch = []
+        pump, batch = self._pump_here(), []
         for request in requests:
             new = self._prepare(request, None, is_checked=True)
             new.retry_failed = retry_failed
             batch.append(new)
         self._check_room(len(batch))
-        return await self._open_pump().enqueue(batch)
+        return await pump.enqueue(batch)
 
     async def map(
         self,
@@ -341,43 +356,10 @@ class Scheduler(Adoption):
         the loop early cancels what was taken in and not given back.
         """
         size = window or 4 * self.concurrency
-        source = _aiter(requests)
-        taken: deque[RequestFuture] = deque()
-        done: asyncio.Queue[RequestFuture] = asyncio.Queue()
-        positions: dict[RequestFuture, int] = {}
-        exhausted, index = False, 0
-        try:
-            while True:
-                while not exhausted and len(positions) < size:
-                    try:
-                        request = await anext(source)
-                    except StopAsyncIteration:
-                        exhausted = True
-                        break
-                    future = self._submit_or_fail(request)
-                    positions[future], index = index, index + 1
-                    taken.append(future)
-                    future.add_done_callback(done.put_nowait)
-                if not positions:
-                    return
-                future = taken.popleft() if ordered else await done.get()
-                if ordered:
-                    await asyncio.wait([future])
-                yield _outcome(future, positions.pop(future), return_exceptions)
-        finally:
-            for future in positions:
-                future.cancel()
-
-    def _submit_or_fail(self, request: Request) -> RequestFuture:
-        """As `submit`, but a rejection becomes the future's."""
-        try:
-            return self.submit(request)
-        except SchedulerClosed:
-            raise
-        except SchedulerError as error:
-            future = RequestFuture(request, None, None, asyncio.get_running_loop())
-            future.set_exception(error)
-            return future
+        async for response in answered(
+            self.submit, requests, size, is_ordered=ordered, returns_errors=return_exceptions
+        ):
+            yield response
 
     def quote(self, request: Request) -> Quote:
         """What one attempt of a request may cost, without sending it.
@@ -419,6 +401,17 @@ class Scheduler(Adoption):
             raise SchedulerClosed(f"the scheduler is {self._state}; nothing was sent")
         return self._pump
 
+    def _pump_here(self) -> Pump:
+        """The pump, if this is its loop. Raises `SchedulerClosed` or `WrongLoop`."""
+        pump = self._open_pump()
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if not is_here:
+            raise WrongLoop
+        return pump
+
     def _check_room(self, more: int) -> None:
         waiting = self._open_pump().tally.waiting
         if self.max_queue is not None and waiting + more > self.max_queue:
@@ -436,14 +429,16 @@ class Scheduler(Adoption):
 
         Raising it lets parked requests go on at once; lowering it cancels nothing.
         """
+        self._pump_here()
         await self._read_budgets()
         await self.define(self._intake.book[name].with_limit(limit))
 
     async def define(self, *budgets: Budget) -> None:
         """Create budgets, or change them to this definition; what was spent stays spent."""
+        pump = self._pump_here()
         await self.store.define(budgets, self._clock.now_ms())
         await self._read_budgets()
-        self._open_pump().wake()
+        pump.wake()
 
     async def ensure(self, *budgets: Budget) -> None:
         """Create those budgets of which there is none by that name; leave all others alone.
@@ -464,13 +459,15 @@ class Scheduler(Adoption):
 
     async def pause(self, name: str) -> None:
         """Admit nothing on a budget until `resume`; calls under way finish."""
+        pump = self._pump_here()
         await self.store.pause(name, True, self._clock.now_ms())
-        self._open_pump().wake()
+        pump.wake()
 
     async def resume(self, name: str) -> None:
         """Admit on a paused budget again."""
+        pump = self._pump_here()
         await self.store.pause(name, False, self._clock.now_ms())
-        self._open_pump().wake()
+        pump.wake()
 
     def probe(self, provider: str) -> bool:
         """Send one request at once to a provider whose credit was used up, or that was down.
@@ -480,8 +477,9 @@ class Scheduler(Adoption):
         Returns:
             Whether nothing was being sent there.
         """
+        pump = self._pump_here()
         needed = self.store.gates.probe(provider)
-        self._open_pump().wake()
+        pump.wake()
         return needed
 
     async def _read_budgets(self) -> None:
@@ -615,7 +613,7 @@ class Scheduler(Adoption):
         Raises:
             StoreError: Queue and ledger cannot be written any more.
         """
-        pump = self._open_pump()
+        pump = self._pump_here()
         while pump.tally.waiting > 0 or pump.is_calling:
             if pump.is_closed:
                 raise SchedulerClosed
@@ -641,35 +639,16 @@ class Scheduler(Adoption):
 
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, at one provider or at all; what runs goes on, what waits stays."""
-        self._open_pump().stop_admitting(provider)
+        self._pump_here().stop_admitting(provider)
 
     def cancel_running(self) -> None:
         """End all calls under way; what they reserved keeps counting, their requests stay queued."""
-        self._open_pump().cancel_running()
+        self._pump_here().cancel_running()
 
     async def drain(self) -> None:
-        """Stop admitting and wait until nothing runs."""
-        pump = self._open_pump()
+        """Stop admitting and wait until nothing runs; streams keep for their readers what comes."""
+        pump = self._pump_here()
         pump.stop_admitting()
+        pump.let_flow()
         while pump.is_calling:
             await pump.turned()
-
-
-async def _aiter(requests: Iterable[Request] | AsyncIterator[Request]) -> AsyncIterator[Request]:
-    if isinstance(requests, AsyncIterator):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
-
-
-def _outcome(future: RequestFuture, index: int, return_exceptions: bool) -> Response:
-    error = future.exception()
-    if error is None:
-        # A copy: requests with the same key share one response.
-        return replace(future.result(), index=index)
-    if not return_exceptions:
-        raise error
-    error.index, error.key = index, future.request.key  # type: ignore[attr-defined]
-    return error  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from scheduler.admission import Shortfall
-from scheduler.future import RequestFuture
+from scheduler.future import RequestFuture, explain
 from scheduler.request import RequestState, Response, StreamEvent
 
 ROOM = 16  # events that wait for their reader before the next are read
@@ -26,7 +26,7 @@ class ResponseStream:
 
     def __init__(self, future: RequestFuture) -> None:
         self._future, self._pipe = future, _Pipe()
-        future.emit = self._pipe.put
+        future.emit, future.let_flow = self._pipe.put, self._pipe.let_flow
         future.add_done_callback(self._pipe.end)
 
     @property
@@ -43,7 +43,11 @@ class ResponseStream:
         return self
 
     async def __anext__(self) -> StreamEvent:
-        event = await self._pipe.get()
+        try:
+            event = await self._pipe.get()
+        except asyncio.CancelledError as exc:
+            explain(exc, self._future)
+            raise
         if event is not None:
             return event
         if not self._future.cancelled():  # closed: there is no more to say
@@ -87,11 +91,11 @@ class _Pipe:
     def __init__(self) -> None:
         self._events: deque[StreamEvent] = deque()
         self._news, self._room = asyncio.Event(), asyncio.Event()
-        self._is_over = self._is_open_wide = False
+        self._is_over = self._is_open_wide = self._is_flowing = False
 
     async def put(self, event: StreamEvent) -> None:
         """Hand an event over; returns when there is room for the next."""
-        while len(self._events) >= ROOM and not self._is_open_wide:
+        while len(self._events) >= ROOM and not (self._is_open_wide or self._is_flowing):
             self._room.clear()
             await self._room.wait()
         if not self._is_open_wide:
@@ -112,6 +116,11 @@ class _Pipe:
         """No more events come."""
         self._is_over = True
         self._news.set()
+
+    def let_flow(self) -> None:
+        """Keep all that comes for the reader, whenever they read it."""
+        self._is_flowing = True
+        self._room.set()
 
     def open_wide(self) -> None:
         """Nobody reads any more: hold nothing up."""

@@ -40,8 +40,8 @@ async def check_books(s: Scheduler, provider: Bench) -> None:
     assert (await s.store.audit(now_ms)).discrepancies == ()
     assert await s.store.queue(RUNNING, now_ms) == []
     assert s._pump is not None
-    assert (s._pump._futures, s._pump._twins, s._pump._calls, s._pump._unsent) == ({}, {}, {}, {})
-    assert s._pump._slots == {"bench": s.concurrency}
+    assert (s._pump._waiters.ids(), s._pump._flight.calls, s._pump._tries._tried) == ([], {}, {})
+    assert s._pump._flight.slots == {"bench": s.concurrency}
     lanes = s.store.lanes()
     assert lanes == []
     # And it works on.

@@ -12,6 +12,7 @@ from scheduler.errors import (
     BudgetExceeded,
     BudgetUnknown,
     CallFailed,
+    CallInterrupted,
     CallTimeout,
     ConfigError,
     CostTooHigh,
@@ -34,6 +35,7 @@ from scheduler.errors import (
     StoreTooNew,
     StreamBroken,
     TransportFailed,
+    WrongLoop,
 )  # fmt: skip
 
 USD = 10**9
@@ -74,6 +76,10 @@ EXAMPLES = [
     (QueueFull(1000, 1000), "1,000 requests wait already, the most allowed is 1,000; nothing was "
      "sent. Await some results first, use map(), or raise max_queue"),
     (SchedulerClosed(), "the scheduler is closed; nothing was sent"),
+    (WrongLoop(), "the scheduler runs in another event loop than the one that asks; nothing was "
+     "sent. Ask in its own loop, or open one with scheduler.open() (a BlockingScheduler), which "
+     "may be asked from any thread"),
+    (CallInterrupted("closed"), "closed (1 attempt)"),
     (CallFailed("odd"), "odd (1 attempt)"),
     (CallTimeout("no answer in 5 s"), "no answer in 5 s (1 attempt)"),
     (TransportFailed("refused", False), "refused (1 attempt, nothing charged)"),

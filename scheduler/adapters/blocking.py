@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from scheduler.adoption import Family
 from scheduler.budget import Budget
-from scheduler.errors import SchedulerClosed, SchedulerError
+from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
 from scheduler.request import Quote, Request, Response, StreamEvent
@@ -33,6 +34,8 @@ from scheduler.stores.base import Unknown
 if TYPE_CHECKING:
     from scheduler import events
     from scheduler.stream import ResponseStream
+
+logger = logging.getLogger("scheduler.blocking")
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
@@ -67,6 +70,9 @@ class _Call:
     error: BaseException | None = None
 
     def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        """It has ended; more than once is once."""
+        if not hasattr(self, "on_end"):
+            return
         self.result, self.error = result, error
         on_end = self.on_end
         del self.begin, self.on_end  # and what they hold on to
@@ -93,6 +99,8 @@ class BlockingScheduler:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self._tasks: dict[_Call, asyncio.Task[Any]] = {}
+        self._asked: set[_Call] = set()  # whose end somebody waits for
+        self._is_over = False  # the loop takes nothing more in
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         # A daemon, so that a program that forgets to close it can end.
         self._thread = threading.Thread(
@@ -124,12 +132,13 @@ class BlockingScheduler:
         done: SimpleQueue[_Call] = SimpleQueue()
         closing = _Call(partial(self.scheduler.aclose, drain=drain), done.put)
         try:
-            self._loop.call_soon_threadsafe(self._start, closing)
-            done.get()
-            with contextlib.suppress(SchedulerClosed):  # by somebody in its loop
+            with contextlib.suppress(SchedulerClosed):  # by somebody in its loop, or it has ended
+                self._ask(closing)
+                done.get()
                 closing.outcome()
         finally:
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # the loop is no more
+                self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
     def _do(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -147,7 +156,13 @@ class BlockingScheduler:
 
     def _begin(self, call: _Call) -> None:
         self._refuse_if_closed()
+        self._ask(call)
+
+    def _ask(self, call: _Call) -> None:
+        self._asked.add(call)
         try:
+            if self._is_over:
+                raise SchedulerClosed
             self._loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:  # closed in this very moment
             raise SchedulerClosed from None
@@ -171,12 +186,18 @@ class BlockingScheduler:
         try:
             asyncio.run(serve())
         except BaseException as exc:
-            if started.done():
-                raise
-            started.set_exception(exc)
+            if started.done():  # a thread's SystemExit ends nothing but the thread
+                logger.error("the scheduler was closed, since its loop ended by %r", exc)
+            else:
+                started.set_exception(exc)
+        finally:
+            self._is_over = True
+            while self._asked:  # what was asked for too late, and is not taken in any more
+                self._asked.pop().end(error=SchedulerClosed())
 
     def _start(self, call: _Call) -> None:
         if self.scheduler.is_closed:
+            self._asked.discard(call)
             call.end(error=SchedulerClosed())
             return
         # Kept in this thread only: where the last reference to a task is dropped, Python runs
@@ -186,6 +207,7 @@ class BlockingScheduler:
 
     def _ended(self, call: _Call, task: asyncio.Task[Any]) -> None:
         del self._tasks[call]
+        self._asked.discard(call)
         if task.cancelled():
             call.end(error=SchedulerClosed())
         elif (error := task.exception()) is not None:
@@ -424,7 +446,16 @@ async def _next(stream: ResponseStream) -> StreamEvent | None:
 
 
 async def _run(scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None) -> Response:
-    return await scheduler.run(request, on_exceeded=on_exceeded)
+    future = scheduler.submit(request, on_exceeded=on_exceeded)
+    try:
+        return await future
+    except asyncio.CancelledError as exc:
+        if future.is_running:  # whether by whoever asked, or because the loop ends
+            raise CallInterrupted(
+                "it was ended while the call was under way; it may be billed, and what it reserved "
+                "keeps counting"
+            ) from exc
+        raise
 
 
 def _settle(future: Future[Any], call: _Call) -> None:

@@ -33,6 +33,7 @@ from scheduler.errors import (
     RequestRejected,
     SchedulerClosed,
     SchedulerError,
+    WrongLoop,
 )
 from scheduler.marks import Marks
 from scheduler.money import decimal_usd
@@ -256,7 +257,7 @@ def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | Non
         return 409, code, None
     if isinstance(error, ConfigError | BudgetUnknown):
         return 400, code, None
-    if isinstance(error, RequestRejected) and not isinstance(error, SchedulerClosed):
+    if isinstance(error, RequestRejected) and not isinstance(error, SchedulerClosed | WrongLoop):
         return 429, code, None
     if isinstance(error, ProviderRefused):
         return 400, error.code, None

@@ -297,7 +297,7 @@ async def call(
     place = place_of_coroutine(scheduler.loop)
     request = read_arguments(function, single)
     visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
-    await place.wait(visit.start, visit.give_up)
+    await visit.wait_at(place)
     return visit.outcome()
 
 
@@ -355,7 +355,7 @@ def budgeted(
             said: Marks = {**marks, "provider": _provider(scheduler, name, _ByQuote())}
             request, done = Request(body, url=name, **said), partial(function, *args, **kwargs)
             visit = FunctionVisit(scheduler, request, on_exceeded, place, done, spent)
-            await place.wait(visit.start, visit.give_up)
+            await visit.wait_at(place)
             return visit.outcome()
 
         return wrapped

@@ -34,9 +34,9 @@ from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import (
     CallFailed,
+    CallInterrupted,
     ConfigError,
     ProviderRefused,
-    SchedulerClosed,
     SchedulerError,
     TransportFailed,
 )
@@ -102,7 +102,7 @@ class Door:
             return self.refuse(error, request)
         if call is None:
             return await post(request, **options)
-        await place.wait(visit.start, visit.give_up)
+        await visit.wait_at(place)
         return visit.outcome()
 
     def send_sync(
@@ -410,13 +410,10 @@ class HttpVisit(Visit):
         good, came = self._good, self._came
         if good is None and not self._is_streamed and came is not None and came.is_success:
             good = came  # while it was on its way the scheduler was closed
-        if good is not None and not isinstance(error, CallFailed):
+        if good is not None and (
+            isinstance(error, CallInterrupted) or not isinstance(error, CallFailed)
+        ):
             return good  # paid, but not written down: its reservation keeps counting
-        if isinstance(error, SchedulerClosed) and self._is_sent:
-            error = SchedulerClosed(
-                "the scheduler was closed while this call was under way; it may be billed, and what "
-                "it reserved keeps counting"
-            )
         if isinstance(error, SchedulerError):
             return self._door.refuse(error, self._http, self._call.dialect)
         raise error

@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from scheduler.adapters.places import Place
+from scheduler.adapters.places import AsyncPlace, Place
+from scheduler.future import explain
 from scheduler.intake import OnExceeded
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
@@ -67,6 +68,14 @@ class Visit(ABC):
             return
         self._future = future
         future.add_done_callback(self._ended)
+
+    async def wait_at(self, place: AsyncPlace) -> None:
+        """Get in line, and wait; where the caller is."""
+        try:
+            await place.wait(self.start, self.give_up)
+        except asyncio.CancelledError as exc:
+            explain(exc, self._future)
+            raise
 
     def give_up(self) -> None:
         """Nobody waits for it any more; in the scheduler's loop.

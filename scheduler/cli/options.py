@@ -40,6 +40,8 @@ class Sending:
     max_cost: str | None = None
     cap_output: int | None = None
     fallback: Sequence[str] = ()
+    max_attempts: int | None = None
+    patience: str | None = None
 
     def settings(self, needs_key: bool = True) -> dict[str, Any]:
         """Arguments for `Scheduler`: the file's, and over them these.
@@ -55,7 +57,11 @@ class Sending:
         config = load_config(self.config)
         defaults = config.defaults
         fallback = list(self.fallback) or defaults.fallback
-        return {
+        tries = {
+            "max_attempts": self.max_attempts or defaults.max_attempts,
+            "patience": self.patience if self.patience is not None else defaults.patience,
+        }
+        return {name: value for name, value in tries.items() if value is not None} | {
             "providers": self.providers(config, needs_key),
             "routes": config.routes,
             "max_prompt_tokens": self.max_prompt_tokens or defaults.max_prompt_tokens,

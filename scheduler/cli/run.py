@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -112,7 +113,17 @@ def run(
         list[str] | None,
         typer.Option(metavar="MODEL", help="Ask it for what does not fit; may be repeated."),
     ] = None,
-    max_attempts: Annotated[int, typer.Option(min=1, help="Most attempts for one request.")] = 3,
+    max_attempts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most attempts of a line that may cost something; default 6."),
+    ] = None,
+    patience: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="How long failures that cost nothing use up no attempt of a line; default 2m.",
+        ),
+    ] = None,
     on_unknown: Annotated[
         str | None,
         typer.Option(
@@ -140,6 +151,7 @@ def run(
     from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
     from scheduler.duration import parse_duration_ms
+    from scheduler.retry import BATCH_ATTEMPTS
 
     _check_words(on_exhausted, progress)
     with open_input(input_file) as source:
@@ -159,18 +171,18 @@ def run(
         )
         sending = Sending(
             config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
-            max_prompt_tokens, max_cost, cap_output, fallback or (),
+            max_prompt_tokens, max_cost, cap_output, fallback or (), max_attempts, patience,
         ).settings()  # fmt: skip
         if on_unknown is not None:
             for provider in sending["providers"]:
                 provider.on_unknown = on_unknown
         settings = {
+            "max_attempts": BATCH_ATTEMPTS,
             **sending,
             "store": store,
             "store_prompts": store_prompts,
             "prices": parse_prices(price or ()),
             "concurrency": concurrency,
-            "max_attempts": max_attempts,
         }
         shown = make_progress(progress)
         outcome = asyncio.run(_run(settings, budget, source, files, options, shown))
@@ -248,6 +260,7 @@ async def _run(
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
+    logging.getLogger("scheduler.parked").setLevel(logging.ERROR)  # a run tells it by itself
     budgets = [] if budget is None else [Budget("default", budget)]
     with OutputLock(files.outputs, shown.say):  # before anything is touched
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]

@@ -87,6 +87,11 @@ class Gates:
         front = self._fronts.get(provider)
         return front is not None and front.closed is not None
 
+    def closed_since(self, provider: str) -> int | None:
+        """Since when nothing but a probe goes to a provider, in Unix milliseconds; None: it is open."""
+        front = self._fronts.get(provider)
+        return None if front is None or front.closed is None else front.closed.since_ms
+
     def probe(self, provider: str) -> bool:
         """Let one request try in the next turn, where nothing else goes; whether there is need."""
         if not self.is_closed(provider):

@@ -121,6 +121,7 @@ class Settlement:
         state: SUCCEEDED, FAILED or CANCELLED end the request; QUEUED puts it back
             in its place, for now or for `not_before_ms`.
         is_attempt: False: it does not count as an attempt (the provider was too busy).
+        is_decided: What becomes of the request stands, even if the provider is down.
         is_assumed: Somebody else than the call itself says so (the provider when it was asked,
             a policy, a person): its own answer, should it still come, corrects it. Only what
             is in suspense can be settled so.
@@ -137,6 +138,7 @@ class Settlement:
     tokens: int = 0
     not_before_ms: int | None = None
     is_attempt: bool = True
+    is_decided: bool = False
     response: Response | None = None
     error: Mapping[str, Any] | None = None
     is_assumed: bool = False
@@ -148,7 +150,8 @@ class Settlement:
     def used_nothing_up(self) -> bool:
         """Whether nothing was spent and nothing learned: the provider is down, and did no work."""
         heard = None if self.report is None else self.report.heard
-        return self.outcome is Outcome.VOID and heard in (Heard.DOWN, Heard.BUSY)
+        is_free = self.outcome is Outcome.VOID and not self.is_decided
+        return is_free and heard in (Heard.DOWN, Heard.BUSY)
 
     def try_again(self) -> None:
         """Back into the queue; it was no attempt."""
@@ -231,12 +234,17 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ExpiredRequest:
-    """A request whose time ran out before it was sent. Final; it cost nothing."""
+    """A request whose time ran out while it waited. Final.
+
+    Attributes:
+        lack: What it was parked for; None: it was not parked.
+    """
 
     id: int
     waited_ms: int
     key: str | None
     job: str
+    lack: Shortfall | None = None
 
 
 @dataclass(slots=True)
@@ -313,6 +321,9 @@ class Store(ABC):
     @abstractmethod
     async def turn(self, turn: Turn) -> TurnResult:
         """Do all of it in one transaction: settle, cancel, amend, submit, claim, in this order.
+
+        It is awaited in a task that cannot be cancelled, so it must not lean on that: no
+        ``asyncio.timeout`` in it.
 
         Raises:
             StoreError: It happened as a whole or not at all, and nobody knows which: go no

@@ -304,10 +304,11 @@ class MemoryStore(Store):
             at_ms, request_id = heapq.heappop(self._expiring)
             if self._is_expiring(at_ms, request_id):
                 row = self._rows[request_id]
+                waited_ms, request = now_ms - row.submitted_at_ms, row.request
+                result.expired.append(
+                    ExpiredRequest(row.id, waited_ms, request.key, request.job, row.why_parked)
+                )
                 self._drop(row, RequestState.EXPIRED, now_ms)
-                waited_ms = now_ms - row.submitted_at_ms
-                request = row.request
-                result.expired.append(ExpiredRequest(row.id, waited_ms, request.key, request.job))
 
     def _submit(self, new: NewRequest, now_ms: int) -> Submitted:
         key, known = new.request.key, None

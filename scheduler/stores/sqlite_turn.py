@@ -277,16 +277,18 @@ class Transactions(Settling):
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         rows = self._db.execute(
-            "SELECT r.id, r.key, j.name FROM requests r JOIN jobs j ON j.id = r.job_id"
+            "SELECT r.id, r.key, j.name, r.lane_id, r.state FROM requests r JOIN jobs j ON j.id = r.job_id"
             " WHERE r.expires_at_ms <= ? AND r.expires_at_ms IS NOT NULL"
             " AND r.state IN ('queued', 'delayed')"
             " AND r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) ORDER BY r.id",
             (now_ms, self.worker_id),
         ).fetchall()
-        for request_id, key, job in rows:
+        for request_id, key, job, lane_id, state in rows:
+            lane = self.lanes.by_id(lane_id) if state == RequestState.QUEUED else None
+            lack = None if lane is None else lane.shortfall
             waited_ms = self._drop(request_id, RequestState.EXPIRED, now_ms)
             if waited_ms is not None:
-                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job))
+                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job, lack))
 
     def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
         row = self._db.execute(
@@ -367,15 +369,13 @@ class Transactions(Settling):
             if new.request.key is not None:
                 keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
         columns = "SELECT key, id, digest, state, lane_id, submitted_at_ms FROM requests"
-        known = {}
+        known: dict[tuple[int, str], _Known] = {}
         for job_id, names in keys.items():
             # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
             odd = [name for name in names if "\0" in name]
             plain = json.dumps([name for name in names if "\0" not in name])
-            found = self._db.execute(
-                f"{columns} WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))",
-                (job_id, plain),
-            ).fetchall()
+            listed = f"{columns} WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))"
+            found = self._db.execute(listed, (job_id, plain)).fetchall()
             for name in odd:
                 found += self._db.execute(
                     f"{columns} WHERE job_id = ? AND key = ?", (job_id, name)
@@ -408,12 +408,15 @@ class Transactions(Settling):
         lane = self._lane(new.lane)
         mark_ms = self._enqueue(lane, new, now_ms)
         self._db.execute(
-            "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?, expires_at_ms = ?,"
+            "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?,"
+            # While it lives, its time runs from when it was first submitted.
+            " expires_at_ms = CASE WHEN state IN ('queued', 'delayed') AND expires_at_ms > ?"
+            " THEN expires_at_ms ELSE ? END,"
             " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
             " output_tokens = ?, attempts = 0, error = NULL,"
             " payload = ?, is_delivered = 0, ended_at_ms = NULL WHERE id = ?",
             (
-                lane.id, mark_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
+                lane.id, mark_ms, now_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
                 new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
             ),
         )  # fmt: skip

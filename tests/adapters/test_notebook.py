@@ -442,7 +442,12 @@ def test_a_stream_that_is_dropped_ends_in_the_thread_it_belongs_to():
     # In development mode asyncio tells of calls from other threads.
     done = run("-X", "dev", "-c", DROPPED)
 
-    assert (done.stdout, done.stderr) == ("2\n", "")
+    assert (done.stdout, unparked(done.stderr)) == ("2\n", "")
+
+
+def unparked(stderr: str) -> str:
+    """What is on stderr besides that a budget parks something, which is meant."""
+    return "".join(line for line in stderr.splitlines(True) if not line.startswith("parked: "))
 
 
 def received(url: str) -> int:
@@ -529,7 +534,7 @@ def test_a_program_that_forgets_to_close_it_ends(what, store, tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - float(done.stdout) < PROMPTLY_S
-    assert what == "forked" or done.stderr == ""  # newer Pythons warn of threads in forks
+    assert what == "forked" or unparked(done.stderr) == ""  # newer Pythons warn of threads in forks
     if store:
         after = run("-c", AFTERWARDS, path)
         assert after.stdout == "100\n", after.stderr

@@ -42,6 +42,7 @@ from scheduler import (
     SchedulerClosed,
     Simulated,
     StoreError,
+    WrongLoop,
 )
 from scheduler.adapters.web import (
     HangUpMiddleware,
@@ -294,6 +295,7 @@ REFUSALS = [
     (KeyConflict("hush"), 409, "key_conflict", None),
     (BudgetUnknown("hush", ("hush",)), 400, "budget_unknown", None),
     (SchedulerClosed("hush"), 503, "scheduler_closed", None),
+    (WrongLoop("hush"), 503, "wrong_loop", None),
     (StoreError("hush"), 503, "store_error", None),
     (StoreLocked("hush"), 503, "store_locked", None),
     (StoreForeign("hush"), 503, "store_foreign", None),

@@ -108,7 +108,7 @@ async def lose_an_ending(self: Pump) -> None:
 
 def start_twice(self: Pump, claimed: Any, now_ms: int) -> None:
     start(self, claimed, now_ms)
-    if claimed.request_id in self._calls:
+    if claimed.request_id in self._flight.calls:
         name = claimed.request.provider or self._intake.default_provider
         self._loop.create_task(self._intake.providers[name].send(claimed.request))
 
@@ -125,13 +125,13 @@ def say_it_is_taken_care_of(self: Any, new: Any, known: Any, now_ms: int) -> Any
 
 async def send_whatever_the_lease(self: Pump) -> None:
     await turn(self)
-    self._lease_until_s = None
+    self._flight.lease_until_s = None
 
 
 MUTANTS = [
-    Mutant("release a hold on timeout", "scheduler.pump", "attempt", void_what_is_unknown),
-    Mutant("release what was cancelled", "scheduler.pump", "attempt", void_what_was_cancelled, 60),
-    Mutant("post less than it cost", "scheduler.pump", "attempt", post_half),
+    Mutant("release a hold on timeout", "scheduler.flight", "attempt", void_what_is_unknown),
+    Mutant("release what was cancelled", "scheduler.flight", "attempt", void_what_was_cancelled, 60),
+    Mutant("post less than it cost", "scheduler.flight", "attempt", post_half),
     Mutant("settle twice", MemoryStore, "_move", settle_twice),
     Mutant("settle in the window that is now", Account, "settle", settle_in_this_window),
     Mutant("check without reserving", Account, "reserve", check_without_reserving),

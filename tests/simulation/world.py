@@ -38,6 +38,7 @@ from scheduler.admission import ParkReason
 from scheduler.budget import Unit
 from scheduler.errors import CallFailed, RequestRejected, SchedulerClosed
 from scheduler.request import RequestState
+from scheduler.steady import Steady
 from scheduler.stores.base import Outcome, Store, Turn, TurnResult
 from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
@@ -64,6 +65,14 @@ LAST_S = 4 * 3600.0  # with money for all and no faults, everything ends by then
 
 class Died(BaseException):
     """The process ended here."""
+
+
+def end(task: asyncio.Task[Any]) -> None:
+    """End a task of a process that is no more."""
+    if isinstance(task, Steady):
+        task.tear()
+    else:
+        task.cancel()
 
 
 @dataclass(slots=True)
@@ -305,13 +314,13 @@ class World:
             )
         me = asyncio.current_task()
         pump = computer.scheduler._pump
-        tasks = [] if pump is None else [*pump._tasks, *pump._calls.values()]
+        tasks = [] if pump is None else list(pump.tasks())
         resolver = computer.scheduler._resolver
         if resolver is not None and resolver._task is not None:
             tasks.append(resolver._task)
         for task in tasks:
             if task is not me:
-                task.cancel()
+                end(task)
         self.orphans += tasks
         if self.kind == "memory":
             # Its transaction is whole or not at all: whoever comes next sees to the rest.
@@ -488,7 +497,7 @@ class World:
         for each in self.living():
             await each.scheduler.aclose()
         for task in self.orphans:
-            task.cancel()
+            end(task)
         if self.orphans:
             await asyncio.wait(self.orphans, timeout=1)
 

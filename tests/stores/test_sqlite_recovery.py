@@ -13,6 +13,7 @@ from scheduler import Scheduler
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreLocked
 from scheduler.request import RequestState
+from scheduler.steady import Steady
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import GONE_MS, Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore
@@ -256,11 +257,11 @@ async def test_what_a_lost_process_waited_for_is_answered_to_it_all_the_same(tmp
         future = s.submit(ask(1, key="k"))
         await asyncio.sleep(0.1)
         # The process stands still: nothing of it runs until the others are done.
-        s._pump._tasks[1].cancel()
+        s._pump._tasks[1].tear()
         await asyncio.sleep(0.5)
         async with Scheduler(theirs, budgets=Budget("team", "$1"), providers=Provider()) as other:
             assert (await other.run(ask(1, key="k"))).body == {"answer": 1}
-        s._pump._tasks[1] = asyncio.create_task(s._pump._poll())
+        s._pump._tasks[1] = Steady(s._pump._poll(), lambda: None, s.loop, "poll")
 
         response = await asyncio.wait_for(future, 10)
 

@@ -11,6 +11,7 @@ from scheduler import Scheduler
 from scheduler.budget import Budget
 from scheduler.providers.function import FunctionProvider
 from scheduler.request import Request
+from scheduler.steady import Steady
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import GONE_MS, Process, this_process
 from scheduler.stores.sqlite import SqliteStore
@@ -198,10 +199,10 @@ def provider(gate: asyncio.Event | None = None) -> FunctionProvider:
 @asynccontextmanager
 async def frozen(s: Scheduler, seconds: float):
     """Nothing of it runs meanwhile but the caller's own code, as in a frozen container."""
-    s._pump._tasks[1].cancel()
+    s._pump._tasks[1].tear()
     await asyncio.sleep(seconds)
     yield
-    s._pump._tasks[1] = asyncio.create_task(s._pump._poll())
+    s._pump._tasks[1] = Steady(s._pump._poll(), lambda: None, s.loop, "poll")
     s._pump.wake()
 
 

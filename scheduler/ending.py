@@ -1,0 +1,99 @@
+"""How a scheduler comes to an end, whoever ends it.
+
+`Scheduler.aclose`, a program that cancels all its tasks, or the pump's own death: what runs is
+ended or let finish, and settled; every future ends; then what was opened is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+
+from scheduler.duration import parse_duration_ms
+from scheduler.providers.base import Provider
+from scheduler.pump import Pump
+from scheduler.request import Duration
+from scheduler.resolver import Resolver
+from scheduler.steady import Steady
+from scheduler.stores.base import Store
+
+DRAIN = "5m"  # how long calls may take to finish when a scheduler is closed
+
+
+def drain_s(timeout: Duration | None) -> float:
+    """How long calls may take to finish, in seconds; None: as long as their providers take."""
+    return math.inf if timeout is None else parse_duration_ms(timeout, "drain_timeout") / 1000
+
+
+class Ending:
+    """The end of one scheduler. Used by `Scheduler` alone.
+
+    Args:
+        pump: Moves requests until it is told to end.
+        resolver: Looks after unknown outcomes.
+        providers: Are closed then.
+        store: Likewise, last.
+        told: Called when it begins to end: nothing more may be taken in.
+    """
+
+    def __init__(
+        self,
+        pump: Pump,
+        resolver: Resolver,
+        providers: Iterable[Provider],
+        store: Store,
+        told: Callable[[], None],
+    ) -> None:
+        self._pump, self._resolver, self._told = pump, resolver, told
+        self._providers, self._store = providers, store
+        self._closing: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._life: Steady = pump.start(self._let_go, self._torn)
+
+    def begin(self, within_s: float = 0) -> None:
+        """Come to an end; calls under way may take so long to finish. The first word counts."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._told()
+            self._pump.end(within_s=within_s)
+
+    async def wait(self) -> None:
+        """Wait until it has come. Whoever waits may be cancelled; the closing itself goes on."""
+        await asyncio.shield(self._life)
+
+    def _torn(self) -> None:
+        """Somebody cancels the pump, as programs do that end: they are in a hurry."""
+        self._has_begun = True
+        self._told()
+        if self._closing is not None:
+            self._closing.cancel()  # a provider takes its time to close
+        else:
+            self._pump.end()
+
+    async def _let_go(self) -> None:
+        """Close what was opened; the pump's last act."""
+        # In a task of its own, since providers are free to use timeouts.
+        self._closing = asyncio.create_task(self._close(), name="scheduler close")
+        await asyncio.wait([self._closing])
+        await self._store.aclose()
+        if not self._closing.cancelled():
+            self._closing.result()
+
+    async def _close(self) -> None:
+        try:
+            await self._resolver.aclose()
+        finally:
+            await close_all(self._providers)
+
+
+async def close_all(providers: Iterable[Provider]) -> None:
+    """Close providers, each of them whatever the others raise; raises the first of that."""
+    failed: Exception | None = None
+    for provider in providers:
+        try:
+            await provider.aclose()
+        except Exception as exc:
+            failed = failed or exc
+    if failed is not None:
+        raise failed
