@@ -140,10 +140,12 @@ class Adoption:
             ConfigError: It names no model or no prompt, or tries again by itself.
             Exception: What the function raised last, with a note on attempts and money.
         """
+        from scheduler.adapters.arguments import Arguments
         from scheduler.adapters.functions import call
 
-        result = await call(cast("Scheduler", self), function, args, kwargs, on_exceeded)
-        return cast(T_, result)
+        single = Arguments(function, *args, **kwargs)
+        args, kwargs = (), {}  # no frame of a refusal shows them: there may be keys among them
+        return cast(T_, await call(cast("Scheduler", self), single, on_exceeded))
 
     def budgeted(
         self,

@@ -15,7 +15,6 @@ raised, and `lost` makes a settlement of that.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from scheduler.errors import (
 )
 from scheduler.gates import Heard, Report
 from scheduler.limits import Seen
+from scheduler.plain import logger_of
 from scheduler.providers.base import Answer, Send, Tariff
 from scheduler.request import RequestState, Response
 from scheduler.retry import Retry
@@ -40,7 +40,7 @@ from scheduler.steady import is_running
 from scheduler.stores.base import Claimed, Outcome, Settlement
 from scheduler.tries import Tries
 
-logger = logging.getLogger("scheduler.calls")
+logger = logger_of("scheduler.calls")
 
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 MAX_WHY = 300  # characters

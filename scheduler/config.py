@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationError
 
 from scheduler.errors import ConfigError
 from scheduler.limits import Limits
 from scheduler.providers.address import is_azure_url
 from scheduler.providers.base import Provider
+from scheduler.providers.hidden import Headers, check_key, seal
 from scheduler.providers.known import KNOWN, Known, asks_usage_at
 
 DEFAULT_FILE = "scheduler.toml"
@@ -57,10 +58,11 @@ class ProviderTable(ModelTable):
     """``[provider.NAME]``."""
 
     kind: str | None = None
-    base_url: str | None = None
+    # Not in its `repr`: error trackers show what frames hold, and there may be a secret in them.
+    base_url: str | None = Field(default=None, repr=False)
     api_key_env: str | None = None
-    api_key_command: list[str] | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
+    api_key_command: list[str] | None = Field(default=None, repr=False)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
     timeout: str | int | float = 600
     silence_timeout: str | int | float = "5m"
     counting: str | None = None
@@ -126,17 +128,9 @@ def load_config(path: str | Path | None = None) -> Config:
     file = Path(chosen or DEFAULT_FILE)
     if chosen is None and not file.is_file():
         return Config()
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigError("--config", f"{file}: {exc.strerror or exc}") from None
-    except (ValueError, RecursionError) as exc:  # no TOML, no text, absurd numbers or nesting
-        raise ConfigError(str(file), f"is no TOML: {exc}") from None
-    _refuse_keys(tables, file)
-    try:
-        read = _File.model_validate(tables)
-    except ValidationError as exc:
-        raise _explain(exc, file) from None
+    read = _read(file)
+    if isinstance(read, ConfigError):
+        raise read
     default = read.defaults.provider
     if default is not None and default not in read.provider:
         known = ", ".join(map(repr, read.provider)) or "none"
@@ -146,16 +140,39 @@ def load_config(path: str | Path | None = None) -> Config:
     return Config(file, read.provider, read.route, read.defaults)
 
 
-def _refuse_keys(tables: Mapping[str, Any], file: Path) -> None:
-    """A key in the file would be on the disk, in copies of it, and in its history."""
+def _read(file: Path) -> _File | ConfigError:
+    """What the file says, or what is wrong with it.
+
+    The error is not raised here, where a variable holds the whole file, with what may be a key.
+    """
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as exc:
+        return ConfigError("--config", f"{file}: {exc.strerror or exc}")
+    except UnicodeError:
+        return ConfigError(str(file), "is no TOML: it is not UTF-8 text")
+    except (ValueError, RecursionError) as exc:  # no TOML, absurd numbers or nesting
+        return ConfigError(str(file), f"is no TOML: {exc}")
+    named = _with_key(tables)
+    if named is not None:
+        return ConfigError(
+            f"{file}: provider.{named}.api_key",
+            "keys do not belong in a file; name the environment variable that has it in "
+            "api_key_env, or a command that prints it in api_key_command",
+        )
+    try:
+        return _File.model_validate(tables)
+    except ValidationError as exc:
+        return _explain(exc, file)
+
+
+def _with_key(tables: Mapping[str, Any]) -> str | None:
+    """The first provider with a key in the file: on the disk, in copies of it, in its history."""
     providers = tables.get("provider")
     for name, table in providers.items() if isinstance(providers, dict) else ():
         if isinstance(table, dict) and {"api_key", "key"} & table.keys():
-            raise ConfigError(
-                f"{file}: provider.{name}.api_key",
-                "keys do not belong in a file; name the environment variable that has it in "
-                "api_key_env, or a command that prints it in api_key_command",
-            )
+            return str(name)
+    return None
 
 
 def _explain(exc: ValidationError, file: Path) -> ConfigError:
@@ -205,26 +222,26 @@ def make_provider(name: str, table: ProviderTable, file: str = "") -> Provider:
 
 
 def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) -> Provider:
-    base_url = table.base_url or known.base_url
-    if base_url is None:
+    base_url = seal(table.base_url or known.base_url)
+    if not base_url.get_secret_value():
         raise ConfigError(f"{where}.base_url", f"is needed for {kind}")
-    if kind == "openai" and is_azure_url(base_url):
+    if kind == "openai" and is_azure_url(base_url.get_secret_value()):
         kind, names = "azure", (*KNOWN["azure"].key_variables, *known.key_variables)
         known = replace(KNOWN["azure"], key_variables=names)
     key = _key(table, known, where)
-    headers = dict(table.headers)
+    headers = Headers(table.headers).check(f"{where}.headers")
     silence = None if table.silence_timeout == "off" else table.silence_timeout
     if kind == "anthropic":
         from scheduler.providers.anthropic import Anthropic
 
         return Anthropic(
-            name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
-            silence_timeout=silence,
+            name, api_key=key, base_url=base_url, headers=headers.as_given(),
+            timeout=table.timeout, silence_timeout=silence,
         )  # fmt: skip
     from scheduler.providers.openai import OpenAI
 
     provider = OpenAI(
-        name, api_key=key, base_url=base_url, headers=headers, timeout=table.timeout,
+        name, api_key=key, base_url=base_url, headers=headers.as_given(), timeout=table.timeout,
         silence_timeout=silence,
         key_variable=table.api_key_env or next(iter(known.key_variables), "an API key"),
     )  # fmt: skip
@@ -237,31 +254,43 @@ def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) 
     return provider
 
 
-def _key(table: ProviderTable, known: Known, where: str) -> str:
-    """The key, from where the table says it is; empty if it is not there."""
+def _key(table: ProviderTable, known: Known, where: str) -> SecretStr:
+    """The key, from where the table says it is; empty if it is not there.
+
+    Raises:
+        ConfigError: There is none where the table says, or it is one that cannot be sent.
+    """
     if table.api_key_command is not None:
-        return _ask(table.api_key_command, where)
+        setting = f"{where}.api_key_command"
+        key, problem = _printed_by(table.api_key_command)
+        if problem:
+            raise ConfigError(setting, problem)
+        return check_key(key, setting)
     names: Sequence[str] = known.key_variables if table.api_key_env is None else [table.api_key_env]
-    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+    for name in names:
+        if os.environ.get(name):
+            return check_key(seal(os.environ[name]), name)
+    return SecretStr("")
 
 
-def _ask(command: Sequence[str], where: str) -> str:
-    """What a command prints; neither that nor what it says when it fails is ever shown."""
-    setting = f"{where}.api_key_command"
+def _printed_by(command: Sequence[str]) -> tuple[SecretStr, str]:
+    """What a command prints, and what went wrong; its own words about that are never shown.
+
+    Nothing is raised here, where a variable holds what it printed.
+    """
+    nothing = SecretStr("")
     if not command:
-        raise ConfigError(setting, "is empty")
+        return nothing, "is empty"
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            timeout=KEY_COMMAND_S, check=False, text=True,
+            timeout=KEY_COMMAND_S, check=False,
         )  # fmt: skip
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or type(exc).__name__
-        raise ConfigError(setting, f"{command[0]!r} cannot be run: {reason}") from None
+        return nothing, f"{command[0]!r} cannot be run: {reason}"
     except subprocess.TimeoutExpired:
-        problem = f"{command[0]!r} printed nothing within {KEY_COMMAND_S} s"
-        raise ConfigError(setting, problem) from None
+        return nothing, f"{command[0]!r} printed nothing within {KEY_COMMAND_S} s"
     if done.returncode or not done.stdout.strip():
-        problem = f"{command[0]!r} gave no key (exit code {done.returncode})"
-        raise ConfigError(setting, problem)
-    return done.stdout.strip()
+        return nothing, f"{command[0]!r} gave no key (exit code {done.returncode})"
+    return seal(done.stdout.decode("utf-8", "replace")), ""

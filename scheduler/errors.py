@@ -45,6 +45,7 @@ from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
 from scheduler.money import decimal_usd, format_usd, usd
+from scheduler.plain import about, shell_word
 
 MAX_SHOWN_CHARS = 100  # of a value somebody gave
 MAX_PROBLEM_CHARS = 1_000
@@ -223,12 +224,13 @@ class PriceUnknown(RequestRejected):
         self.model, self.provider, self.hint = model, provider, hint
 
     def __str__(self) -> str:
-        at = f" at {self.provider}" if self.provider else ""
+        at, model = f" at {self.provider}" if self.provider else "", self.model or "MODEL"
         hint = f" ({self.hint})" if self.hint else ""
         return (
             f"no price is known for model {self.model!r}{at}{hint}; nothing was sent. Set one, in USD "
-            f"per million tokens in and out: scheduler prices set {self.model or 'MODEL'} --in 0.10 "
-            f"--out 0.20, or --price {self.model or 'MODEL'}=0.10/0.20 for one run"
+            f"per million tokens in and out: scheduler prices set "
+            f"{about(model, ' --in 0.10 --out 0.20')}, or --price {shell_word(f'{model}=0.10/0.20')} "
+            "for one run"
         )
 
 

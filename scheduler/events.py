@@ -6,13 +6,13 @@ quick and must not raise: an exception is logged and the scheduler goes on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from scheduler.admission import Shortfall
 from scheduler.errors import SchedulerError
+from scheduler.plain import logger_of
 from scheduler.request import RequestState, Response
 
 
@@ -116,7 +116,7 @@ class ThresholdCrossed(Event):
 
 E = TypeVar("E", bound=Event)
 
-logger = logging.getLogger("scheduler.events")
+logger = logger_of("scheduler.events")
 
 
 class Announcer:

@@ -24,6 +24,7 @@ from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
 from scheduler.notices import brief
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
+from scheduler.providers.descriptors import fitting
 from scheduler.providers.known import KNOWN
 from scheduler.request import Priority, Quote, Request
 from scheduler.routing import Router
@@ -96,10 +97,12 @@ class Intake:
         """Most calls at once of each provider; `most` where it sets no limit itself."""
         providers = only or tuple(self.providers.values())
         limits = {provider.name: provider.limits for provider in providers}
-        return {
+        wanted = {
             name: most if each is None or each.concurrency is None else each.concurrency
             for name, each in limits.items()
         }
+        # Those behind HTTP no more than there are sockets for.
+        return wanted | fitting({p.name: wanted[p.name] for p in providers if p.base_url})
 
     def rules(self, most: int, *only: Provider) -> dict[str, ProviderRules]:
         """What stands before the providers."""

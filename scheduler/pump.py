@@ -9,7 +9,6 @@ way the next one gathers, so a slow disk makes bigger transactions, not more.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
@@ -33,6 +32,7 @@ from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
 from scheduler.notices import Notices, brief, sentence
+from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.retry import Retry
@@ -53,7 +53,7 @@ from scheduler.tally import Tally
 from scheduler.tries import Tries
 from scheduler.waiters import Waiters
 
-logger = logging.getLogger("scheduler.pump")
+logger = logger_of("scheduler.pump")
 
 # The computer's clock may be set, or the computer put to sleep, while we wait.
 LONGEST_TIMER_S = 30.0

@@ -11,20 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import logging
 from collections.abc import Callable, Sequence
 
 from scheduler.calls import is_sane
 from scheduler.clock import Clock
 from scheduler.errors import SchedulerError
 from scheduler.intake import Intake
+from scheduler.plain import logger_of
 from scheduler.pricing import prompt_only
 from scheduler.providers.base import Answer, Provider
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement, Store, Unknown
 from scheduler.suspense import Assumption, UnknownPolicy, next_look_ms, parse_policy
 
-logger = logging.getLogger("scheduler.resolver")
+logger = logger_of("scheduler.resolver")
 
 PAGE = 500
 LOOKS_AT_ONCE = 8

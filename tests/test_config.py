@@ -185,7 +185,7 @@ def test_azures_key_goes_into_its_own_header(write, monkeypatch):
     write("[provider.azure]\nbase_url = 'https://r.openai.azure.com/openai/v1'")
     (azure,) = load_config().providers()
 
-    headers = azure._headers()
+    headers = azure._headers().reveal()
     assert headers["api-key"] == KEY
     assert "authorization" not in headers
     assert azure.has_credentials

@@ -26,8 +26,16 @@ TELLING = (
 _GOOGLE_CONFIG = (
     "maxOutputTokens", "candidateCount", "systemInstruction", "tools", "responseModalities",
 )  # fmt: skip
+_TOLD = frozenset({*TELLING, "extra_body", "config"})
 _PLAIN = (str, int, float, bool, type(None))
 _WITHOUT_RETRIES = {"num_retries": 0, "max_retries": 0}
+
+
+class Arguments(partial[Any]):
+    """A call with its arguments, which it does not show: there may be keys among them."""
+
+    def __repr__(self) -> str:
+        return f"<call of {name_of(self.func)}>"
 
 
 def read_arguments(function: Callable[..., Any], call: partial[Any]) -> Request:
@@ -36,7 +44,7 @@ def read_arguments(function: Callable[..., Any], call: partial[Any]) -> Request:
     Raises:
         ConfigError: Its arguments name no model, or no prompt.
     """
-    said = _by_name(call)
+    said = {name: value for name, value in _by_name(call).items() if name in _TOLD}
     body = {name: _plain(said[name]) for name in TELLING if said.get(name) is not None}
     model, name = body.get("model"), name_of(function)
     if not isinstance(model, str) or not model or not any(each in body for each in _PROMPTS):
@@ -70,12 +78,22 @@ def _snake(name: str) -> str:
     return "".join(f"_{each.lower()}" if each.isupper() else each for each in name)
 
 
-def with_arguments(call: partial[Any], changed: Mapping[str, Any]) -> partial[Any]:
+def with_arguments(call: partial[Any], changed: Mapping[str, Any]) -> Arguments:
     """A call with other arguments, wherever these stand.
 
     Raises:
         ProviderRefused: The function does not take them.
     """
+    found = _with_arguments(call, changed)
+    if found is None:
+        names = ", ".join(changed)
+        raise ProviderRefused(
+            400, f"{name_of(call.func)} does not take {names}; it was not called", "no_argument"
+        )
+    return found
+
+
+def _with_arguments(call: partial[Any], changed: Mapping[str, Any]) -> Arguments | None:
     try:
         signature = inspect.signature(call.func)
         bound = signature.bind_partial(*call.args, **call.keywords)
@@ -84,11 +102,8 @@ def with_arguments(call: partial[Any], changed: Mapping[str, Any]) -> partial[An
         more = {name: value for name, value in changed.items() if name not in stands}
         signature.bind_partial(*bound.args, **bound.kwargs | more)
     except (TypeError, ValueError):
-        names = ", ".join(changed)
-        raise ProviderRefused(
-            400, f"{name_of(call.func)} does not take {names}; it was not called", "no_argument"
-        ) from None
-    return partial(call.func, *bound.args, **bound.kwargs | more)
+        return None
+    return Arguments(call.func, *bound.args, **bound.kwargs | more)
 
 
 def _by_name(call: partial[Any]) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def once(function: Callable[..., Any], call: partial[Any]) -> partial[Any]:
         ConfigError: It is a method of an SDK's client that tries again by itself.
     """
     if name_of(function).startswith("litellm."):
-        return partial(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
+        return Arguments(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
     client = getattr(getattr(_bare(function), "__self__", None), "_client", None)
     retries = getattr(client, "max_retries", 0)
     if isinstance(retries, int) and retries:

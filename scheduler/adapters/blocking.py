@@ -300,10 +300,13 @@ class BlockingScheduler:
 
         As `Scheduler.call`, for functions that block.
         """
+        from scheduler.adapters.arguments import Arguments
         from scheduler.adapters.functions import call_in_thread
 
         self._refuse_if_closed()
-        result: T_ = call_in_thread(self.scheduler, function, args, kwargs, on_exceeded)
+        single = Arguments(function, *args, **kwargs)
+        args, kwargs = (), {}  # no frame of a refusal shows them: there may be keys among them
+        result: T_ = call_in_thread(self.scheduler, single, on_exceeded)
         return result
 
     def quote(self, request: Request) -> Quote:

@@ -20,7 +20,7 @@ from scheduler.adapters.shapes import Shape, as_plain, chunk_of, result_of
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import OnExceeded
-from scheduler.marks import Marks
+from scheduler.marks import MARKS, Marks, merge, within
 from scheduler.matching import DEFAULT
 from scheduler.money import usd
 from scheduler.providers.base import Provider
@@ -99,7 +99,9 @@ class _Client:
         extra = params.pop("extra_body", None) or {}
         body = {name: as_plain(value) for name, value in (params | extra).items()
                 if not _is_unset(value)}  # fmt: skip
-        merged = {"max_wait": self._max_wait, **said, **marks}
+        by_app = Marks(**{name: value for name, value in said.items() if name in MARKS})  # type: ignore[typeddict-item]
+        asked = within(merge(self._scheduler.marks, by_app), marks, self._scheduler.now_ms())
+        merged = {"max_wait": self._max_wait, **said, **asked}
         return Request(body, url=url, **merged)
 
 

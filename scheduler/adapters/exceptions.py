@@ -15,8 +15,9 @@ from pydantic_core import to_json
 
 from scheduler.adapters.http import family_of
 from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited, SchedulerError
-from scheduler.providers.answers import Secrets, hide, read_error
+from scheduler.providers.answers import Secrets, read_error
 from scheduler.providers.engines import explain_httpx
+from scheduler.providers.hidden import mask
 
 _NO_HEADERS: Mapping[str, str] = {}
 _TIMEOUTS = ("Timeout", "APITimeoutError", "ReadTimeout", "WriteTimeout")
@@ -44,9 +45,7 @@ def explain(exc: BaseException, secrets: Secrets = ()) -> CallFailed:
     if isinstance(exc, CallFailed):
         return exc
     error = _explain(exc, secrets)
-    error.message = hide(error.message, secrets)
-    if error.credit is not None:
-        error.credit = hide(error.credit, secrets)
+    mask(error, secrets)
     return error
 
 

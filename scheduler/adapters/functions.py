@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial, wraps
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from scheduler.adapters.arguments import (
     TELLING,
+    Arguments,
     as_json,
     member,
     name_of,
@@ -33,12 +33,13 @@ from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
 from scheduler.intake import OnExceeded
-from scheduler.marks import Marks
+from scheduler.marks import Marks, of_request
 from scheduler.money import parse_usd
+from scheduler.plain import logger_of
 from scheduler.pricing import PriceBook
-from scheduler.providers.answers import hide
 from scheduler.providers.base import Answer, Provider, Tariff
 from scheduler.providers.function import Dollars
+from scheduler.providers.hidden import Secrets, mask
 from scheduler.providers.known import KNOWN
 from scheduler.providers.meaning import usage_told
 from scheduler.request import Quote, Request
@@ -47,7 +48,7 @@ from scheduler.usage import reported_cost_nusd
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
-logger = logging.getLogger("scheduler.functions")
+logger = logger_of("scheduler.functions")
 
 _SECRET_WORDS = ("key", "token", "secret", "password", "authorization")
 
@@ -78,15 +79,16 @@ class FunctionVisit(Visit):
 
     async def send(self, request: Request) -> Answer:
         """Call the function."""
-        self._failure = None
+        self._failure, result = None, None
         call = self._as_admitted(request)
         try:
             result = await self._place.run(call)
         except LOOPS_OWN:
             raise
         except BaseException as exc:
-            self._failure = exc
-            raise self.explain(exc) from exc
+            self._failure = exc  # which its caller gets, with all that it says
+        if self._failure is not None:
+            raise self.explain(self._failure)  # here, where it takes nothing else along
         if is_stream(result, bool(call.keywords.get("stream"))):
             ended = self.loop.create_future()
             self._result = Followed(self, result, ended)
@@ -111,7 +113,7 @@ class FunctionVisit(Visit):
         if isinstance(exc, CallFailed):
             return exc
         error = CallFailed(f"the function raised {type(exc).__name__}: {exc}")
-        error.message = hide(error.message, self._secrets)
+        mask(error, self._secrets)
         return error
 
     def read(self, result: Any) -> Answer:
@@ -138,12 +140,11 @@ class FunctionVisit(Visit):
         raise error
 
 
-def _secrets(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+def _secrets(kwargs: Mapping[str, Any]) -> Secrets:
     """Arguments that must not appear in an error that is kept."""
-    return tuple(
+    return Secrets(
         value for name, value in kwargs.items()
-        if isinstance(value, str) and len(value) >= 8
-        and any(word in name.lower() for word in _SECRET_WORDS)
+        if isinstance(value, str) and any(word in name.lower() for word in _SECRET_WORDS)
     )  # fmt: skip
 
 
@@ -282,18 +283,13 @@ class _ModelVisit(FunctionVisit):
         return self._request
 
 
-async def call(
-    scheduler: Scheduler,
-    function: Callable[..., Awaitable[Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    on_exceeded: OnExceeded | None,
-) -> Any:
+async def call(scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None) -> Any:
     """See `Scheduler.call`."""
+    function = call.func
     require_async(function)
     if is_within_call(scheduler.store):  # it is a part of that call
-        return await function(*args, **kwargs)
-    single = once(function, partial(function, *args, **kwargs))
+        return await call()
+    single = once(function, call)
     place = place_of_coroutine(scheduler.loop)
     request = read_arguments(function, single)
     visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
@@ -301,19 +297,14 @@ async def call(
     return visit.outcome()
 
 
-def call_in_thread(
-    scheduler: Scheduler,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    on_exceeded: OnExceeded | None,
-) -> Any:
+def call_in_thread(scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None) -> Any:
     """As `call`, for a function that blocks; called in this thread."""
+    function = call.func
     if inspect.iscoroutinefunction(function):
         raise ConfigError("call", f"{name_of(function)} is async; give its sync counterpart")
     if is_within_call(scheduler.store):
-        return function(*args, **kwargs)
-    single = once(function, partial(function, *args, **kwargs))
+        return call()
+    single = once(function, call)
     place = place_of_thread(scheduler.loop)
     request = read_arguments(function, single)
     visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
@@ -352,8 +343,9 @@ def budgeted(
                 "quote_nusd": parse_usd(dollars, "quote"),
             }
             place = place_of_coroutine(scheduler.loop)
-            said: Marks = {**marks, "provider": _provider(scheduler, name, _ByQuote())}
-            request, done = Request(body, url=name, **said), partial(function, *args, **kwargs)
+            said = of_request(marks) | {"provider": _provider(scheduler, name, _ByQuote())}
+            request, done = Request(body, url=name, **said), Arguments(function, *args, **kwargs)
+            args, kwargs = (), {}
             visit = FunctionVisit(scheduler, request, on_exceeded, place, done, spent)
             await visit.wait_at(place)
             return visit.outcome()

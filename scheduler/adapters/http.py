@@ -41,12 +41,13 @@ from scheduler.errors import (
     TransportFailed,
 )
 from scheduler.intake import OnExceeded
-from scheduler.marks import Marks, merge
+from scheduler.marks import NO_MARKS, Marks, merge, within
 from scheduler.money import decimal_usd
-from scheduler.providers.answers import hide, read_answer, read_error
+from scheduler.providers.answers import read_answer, read_error
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx, is_stream
+from scheduler.providers.hidden import Secrets, mask, sealed
 from scheduler.providers.http import CREDENTIAL_HEADERS
 from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.outside import Outside
@@ -218,13 +219,18 @@ class HttpVisit(Visit):
 
     def make_request(self) -> Request:
         """What is asked, with what is said of it."""
-        said = merge(self._door.marks, merge(self.scheduler.marks, self._said))
+        # The app's own word first: headers may be those of its clients, handed on.
+        by_app = merge(self._door.marks, self.scheduler.marks)
+        said = within(by_app, merge(NO_MARKS, self._said), self.scheduler.now_ms())
         said.setdefault("provider", self._door.provider_of(str(self._http.url)))
         self._provider = said["provider"]
         return Request(self._call.body, url=self._call.url, **said)
 
     async def send(self, request: Request) -> Answer:
         """Make one attempt, where the client is."""
+        return await sealed(self._attempt(request), self._secrets())
+
+    async def _attempt(self, request: Request) -> Answer:
         if request.provider != self._provider:
             raise ProviderRefused(
                 400, f"{request.model!r} is asked at {request.provider!r}, which this client cannot "
@@ -298,7 +304,7 @@ class HttpVisit(Visit):
             error = explain_httpx(exc, 0, family)
         else:
             error = CallFailed(f"the client raised {type(exc).__name__}: {exc}")
-        error.message = hide(error.message, secrets)
+        mask(error, secrets)
         return error
 
     def _as_sent(self, request: Request) -> Any:
@@ -324,13 +330,13 @@ class HttpVisit(Visit):
         is_refused = "mistral" in host or "mistral" in agent or host in self._door.strict_hosts
         return is_stream and not is_refused and asks_usage_at(host) is not False
 
-    def _secrets(self) -> list[str]:
+    def _secrets(self) -> Secrets:
         headers, params = self._http.headers, self._http.url.params
-        found = [headers[name] for name in _SECRET_HEADERS if name in headers]
-        found += [params[name] for name in _SECRET_PARAMS if name in params]
-        found += [self._http.url.password or ""]
-        words = {each for text in found for each in (text, text.strip(), text.split(" ")[-1])}
-        return sorted((each for each in words if len(each) >= 8), key=len, reverse=True)
+        return Secrets([
+            *(headers[name] for name in _SECRET_HEADERS if name in headers),
+            *(params[name] for name in _SECRET_PARAMS if name in params),
+            self._http.url.password or "",
+        ])  # fmt: skip
 
     # Streams
 

@@ -52,13 +52,14 @@ from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, RequestRejected, SchedulerError, StoreError
 from scheduler.marks import Marks
 from scheduler.matching import DEFAULT
+from scheduler.plain import logger_of
 from scheduler.request import Duration, StreamEvent
 from scheduler.scheduler import Scheduler
 from scheduler.stream import ResponseStream
 
 Tag = Callable[[HTTPConnection], Marks | Awaitable[Marks | None] | None]
 
-logger = logging.getLogger("scheduler.web")
+logger = logger_of("scheduler.web")
 
 _PUBLIC = {
     400: "this cannot be asked",

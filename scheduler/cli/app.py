@@ -12,7 +12,9 @@ from typer.core import TyperGroup
 
 from scheduler import __version__
 from scheduler.cli.exits import EPILOG, Exit, envelope, exit_for, report
+from scheduler.cli.output import fit_streams
 from scheduler.errors import SchedulerError
+from scheduler.plain import one_line
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own name
 COMMANDS = (
@@ -28,6 +30,7 @@ class Root(TyperGroup):
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Run a command line; `args` None: that of the process."""
+        fit_streams()
         self.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **options)
 
@@ -39,10 +42,11 @@ class Root(TyperGroup):
             report(error, self.as_json)
             raise typer.Exit(exit_for(error)) from None
         except UsageError as error:  # typer tells it
+            error.message = one_line(error.message)
             if self.as_json:
                 print(envelope("UsageError", error.format_message()))
             raise
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that the system's encoding has not
             if isinstance(error, BrokenPipeError):
                 raise
             report(error, self.as_json)

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import amount, amounts, bar, emit_json, iso, plural, say, table, until
+from scheduler.cli.output import (
+    amount,
+    amounts,
+    bar,
+    emit_json,
+    iso,
+    plural,
+    say,
+    table,
+    tell,
+    until,
+)
 
 if TYPE_CHECKING:
     from scheduler.budget import Cap
@@ -129,7 +140,7 @@ def _pause(name: str, paused: bool, store: str, as_json: bool) -> None:
     if as_json:
         emit_json({"name": name, "paused": paused, "waiting": waiting})
         return
-    print(f"{name}: {'paused' if paused else 'goes on'}{_waiting_note(waiting)}")
+    tell(f"{name}: {'paused' if paused else 'goes on'}{_waiting_note(waiting)}")
 
 
 async def _waiting(store: Store, name: str) -> int | None:
@@ -159,10 +170,10 @@ def _tell_change(change: dict[str, Any], as_json: bool) -> None:
         return
     old, new = change["old"], change["new"]
     if old is None:
-        print(f"{change['name']}: made, {new}")
+        tell(f"{change['name']}: made, {new}")
     else:
         same = " (unchanged)" if old == new else ""
-        print(f"{change['name']}: {old} → {new}{same}{_waiting_note(change['waiting'])}")
+        tell(f"{change['name']}: {old} → {new}{same}{_waiting_note(change['waiting'])}")
     for cap in change["caps"]:
         if str(cap["available_usd"] or cap["available"] or "").startswith("-"):
             say(

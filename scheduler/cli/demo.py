@@ -124,7 +124,8 @@ def demo(
     prompts = place / "prompts.jsonl"
     write_prompts(prompts, script.requests)
     say(f"A batch of {script.requests} requests, a budget of {script.limit}, a simulated provider.")
-    say("No key, no cost, nothing leaves this machine.\n")
+    say("No key, no cost, nothing leaves this machine.")
+    say("")
     with simulated_server(script, place / "server.log") as url:
         with Stage() as stage:
             stage.tell("server", f"$ scheduler simulate    # listens at {url}")
@@ -190,7 +191,8 @@ def simulated_server(script: Script, log: Path) -> Iterator[str]:
         line = server.stdout.readline()
         if not line:
             said = log.read_text(encoding="utf-8").strip()
-            say(f"{said}\nerror: the simulated provider did not start")
+            say(said)
+            say("error: the simulated provider did not start")
             raise typer.Exit(Exit.FAILED)
         yield json.loads(line)["url"]
     finally:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scheduler.cli.look import now_ms, opened
 from scheduler.cli.output import plural, say, table
 from scheduler.money import format_usd
+from scheduler.plain import shell_word
 
 if TYPE_CHECKING:
     from scheduler.stats import Audit, SpendRow
@@ -61,9 +62,11 @@ async def tell_account(requests: int, place: Path, url: str, code: int, seen: Se
     rows, is_exact = account(requests, code, results, spend, audit, billed)
     print(table(("the account", "", ""), rows))
     print("\n" + table(("limit", "most spent + reserved", ""), limit_rows(seen)))
-    say(f"\nThe files are in {place}. Look around:")
-    say(f"  scheduler status --store {place / 'demo.db'}")
-    say(f"  scheduler spend --by model --store {place / 'demo.db'}")
+    file_name = shell_word(str(place / "demo.db"))
+    say("")
+    say(f"The files are in {place}. Look around:")
+    say(f"  scheduler status --store {file_name}")
+    say(f"  scheduler spend --by model --store {file_name}")
     return is_exact and all(verdict == "ok" for _, _, verdict in limit_rows(seen))
 
 

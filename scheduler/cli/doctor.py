@@ -14,6 +14,7 @@ from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import typer
 
@@ -27,6 +28,8 @@ from scheduler.cli.look import (
     with_store,
 )
 from scheduler.cli.output import emit_json, local, plural, table
+from scheduler.errors import ConfigError
+from scheduler.plain import without_password
 
 if TYPE_CHECKING:
     from scheduler.stats import Counts
@@ -120,9 +123,13 @@ def check_packages() -> Check:
 
 def check_engine() -> Check:
     """Which HTTP engine requests leave by."""
+    from scheduler.providers.hidden import is_panic
+
     try:
         import pyreqwest  # noqa: F401 - only whether it can be loaded on this machine
-    except ImportError as error:
+    except BaseException as error:  # a panic is no Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         return Check("engine", Verdict.NOTE, f"httpx (slower): pyreqwest does not load: {error}")
     from importlib.metadata import version
 
@@ -154,21 +161,23 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _pragmas(path: Path) -> tuple[str, int]:
-    """Journal mode and schema version of a file, read without changing it."""
-    import sqlite3
-    from contextlib import closing
-
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=1)) as connection:
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return mode, version
+    """Journal and schema version as a file's header has them; looking needs no lock and no writing."""
+    with path.open("rb") as file:
+        header = file.read(100)
+    mode = "write-ahead log" if header[18:19] == b"\x02" else "rollback journal"
+    return mode, int.from_bytes(header[60:64], "big")
 
 
 def check_store(store: str) -> Check:
     """Whether the store is there, ours, readable and not locked."""
     from scheduler.errors import SchedulerError
+    from scheduler.stores import open_store
+    from scheduler.stores.sqlite_look import may_write
 
+    try:
+        open_store(store)  # opens nothing yet: is it a store's name at all?
+    except ConfigError as error:
+        return Check("store", Verdict.BAD, error.problem)
     path = store_path(store)
     if path is not None and not path.exists():
         return _check_room(path)
@@ -184,37 +193,47 @@ def check_store(store: str) -> Check:
     version = "" if path is None else f", schema {_pragmas(path)[1]}"
     contents = f"{plural(counts.total, 'request')}, {plural(budgets, 'budget')}"
     verdict, note = Verdict.OK, ""
-    if path is not None and not os.access(path, os.W_OK):
+    if path is not None and not may_write(path):
         verdict, note = Verdict.BAD, "; it cannot be written"
-    return Check("store", verdict, f"{path or store}: {contents}{size}{version}{note}")
+    return Check(
+        "store", verdict, f"{without_password(path or store)}: {contents}{size}{version}{note}"
+    )
 
 
 def _check_room(path: Path) -> Check:
-    folder = path.absolute().parent
+    folder, shown = path.absolute().parent, without_password(path)
     if not folder.is_dir():
-        return Check("store", Verdict.BAD, f"there is no folder {folder} to put {path.name} in")
+        return Check("store", Verdict.BAD, f"there is no folder for {shown}")
     if not os.access(folder, os.W_OK):
-        return Check("store", Verdict.BAD, f"{folder} cannot be written")
-    return Check("store", Verdict.NOTE, f"{path} does not exist yet; 'scheduler run' makes it")
+        return Check("store", Verdict.BAD, f"{without_password(folder)} cannot be written")
+    return Check("store", Verdict.NOTE, f"{shown} does not exist yet; 'scheduler run' makes it")
 
 
 def check_key() -> Check:
-    """Whether a key is set; the key itself is never shown."""
+    """Whether a key is set, and can be sent; the key itself is never shown."""
+    from scheduler.providers.hidden import check_key as check
+    from scheduler.providers.hidden import seal
+
     base_url = os.environ.get("OPENAI_BASE_URL")
-    where = f"; OPENAI_BASE_URL is {_without_userinfo(base_url)}" if base_url else ""
-    key = os.environ.get("OPENAI_API_KEY", "")
-    if not key:
+    # Without name, password and query: they may be secrets, and so may what is no URL.
+    place = urlsplit(without_password(base_url or ""))
+    host = place.netloc.rpartition("@")[2]
+    shown = f"{place.scheme}://{host}{place.path}" if host else "no URL (not shown here)"
+    where = f"; OPENAI_BASE_URL is {shown}" if base_url else ""
+    key = seal(os.environ.get("OPENAI_API_KEY"))
+    if not key.get_secret_value():
         finding = "OPENAI_API_KEY is not set; needed unless the server is local or simulated"
         return Check("key", Verdict.NOTE, finding + where)
-    if key != key.strip() or not key.isprintable():
-        return Check("key", Verdict.BAD, f"OPENAI_API_KEY has blanks or line breaks{where}")
+    try:
+        check(key, "OPENAI_API_KEY")
+    except ConfigError as error:
+        return Check("key", Verdict.BAD, f"{error}{where}")
     return Check("key", Verdict.OK, f"OPENAI_API_KEY is set{where}")
 
 
 def check_config() -> Check:
     """Which providers are configured, and whether their keys are found; no key is ever shown."""
     from scheduler.config import load_config
-    from scheduler.errors import ConfigError
     from scheduler.providers.http import HttpProvider
 
     try:
@@ -229,13 +248,6 @@ def check_config() -> Check:
     told = ", ".join(f"{name}{'' if has_key else ' (no key)'}" for name, has_key in found.items())
     verdict = Verdict.OK if all(found.values()) else Verdict.NOTE
     return Check("config", verdict, f"{config.path}: {told or 'no providers'}")
-
-
-def _without_userinfo(url: str) -> str:
-    """A URL without the name, password and query it may hold."""
-    scheme, separator, rest = url.partition("://")
-    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
-    return scheme + separator + rest
 
 
 def check_clock(at_ms: int) -> Check:

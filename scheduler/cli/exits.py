@@ -19,6 +19,7 @@ from scheduler.errors import (
     SchedulerError,
     StoreError,
 )
+from scheduler.plain import one_line, plain_line
 
 
 class Exit(IntEnum):
@@ -64,7 +65,10 @@ def report(error: BaseException, as_json: bool = False) -> None:
     ``SCHEDULER_DEBUG=1`` adds the traceback.
     """
     if os.environ.get("SCHEDULER_DEBUG", "") not in ("", "0"):
-        traceback.print_exception(error, file=sys.stderr)
+        for part in traceback.format_exception(error):
+            is_ours = part.startswith("  File ")  # the rest quotes what may come from outside
+            lines = part.splitlines() if is_ours else [one_line(part)]
+            print("\n".join(map(plain_line, lines)), file=sys.stderr)
     message = one_line(str(error)) or type(error).__name__
     print(f"error: {message}", file=sys.stderr)
     if as_json:
@@ -74,8 +78,3 @@ def report(error: BaseException, as_json: bool = False) -> None:
 def envelope(kind: str, message: str) -> str:
     """An error as a line of JSON."""
     return json.dumps({"error": {"kind": kind, "message": one_line(message)}})
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks or characters that steer a terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from scheduler.errors import ConfigError
+from scheduler.plain import shell_word, without_password
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Store
@@ -48,6 +49,11 @@ def store_path(url: str) -> Path | None:
     return None if "://" in url else Path(url)
 
 
+def store_option(url: str) -> str:
+    """How a command that is shown to people names the store; without its password."""
+    return "" if url == DEFAULT_STORE else f" --store {shell_word(without_password(url))}"
+
+
 def check_exists(url: str) -> None:
     """Refuse a store that is not there. Raises `ConfigError`."""
     if url == "memory://":
@@ -61,7 +67,7 @@ def check_exists(url: str) -> None:
         raise ConfigError("--store", f"{path} is not a file")
     raise ConfigError(
         "--store",
-        f"there is no store at {path.absolute()}. Name one with --store or SCHEDULER_STORE; "
+        f"there is no store at {without_password(path.absolute())}. Name one with --store or SCHEDULER_STORE; "
         "'scheduler run' makes it",
     )
 

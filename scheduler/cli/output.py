@@ -6,7 +6,10 @@ so they survive a pipe; names that come from files cannot steer the terminal.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,21 +17,63 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from scheduler.batch.results import plain
-from scheduler.cli.exits import one_line
 from scheduler.money import decimal_usd, format_usd
+from scheduler.plain import one_line, plain_line
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BAR_WIDTH = 12
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal something that is not data."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the person at the terminal something that is not data, in one plain line."""
+    print(plain_line(text), file=sys.stderr, flush=True)
 
 
-def emit_json(value: Any) -> None:
-    """Write one JSON value to stdout; what JSON has no words for is written as in results."""
-    print(json.dumps(plain(value), indent=2, allow_nan=False))
+def tell(*lines: str, end: str = "\n") -> None:
+    """Write lines for people to stdout, each of them plain."""
+    print("\n".join(map(plain_line, lines)), end=end, flush=True)
+
+
+def emit_json(value: Any, indent: int | None = 2) -> None:
+    """Write one JSON value to stdout, in ASCII and without control characters.
+
+    What JSON has no words for is written as in results.
+    """
+    text = json.dumps(plain(value), indent=indent, allow_nan=False)
+    print(text.replace("\x7f", "\\u007f"), flush=True)
+
+
+def fit_streams() -> None:
+    """Make stdout and stderr write what their encoding has not in another way, never an error.
+
+    Signs of ours are written in ASCII, all else with a backslash. Who says ``LC_ALL=C`` means
+    ASCII, though Python takes it for UTF-8.
+    """
+    codecs.register_error("scheduler.signs", _spelled_out)
+    is_c = os.environ.get("LC_ALL") in ("C", "POSIX") and not (
+        os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8") == "1"
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "ascii" if is_c and stream.encoding.lower() == "utf-8" else None
+            stream.reconfigure(encoding=encoding, errors="scheduler.signs")
+
+
+_SIGNS = {
+    "▕": "[", "▏": "]", "█": "#", "░": ".", "·": "-", "│": "|", "→": "->", "…": "...", "×": "x", "≤": "<=",
+    "−": "-", "–": "-", "—": "-", "“": '"', "”": '"', "’": "'",
+}  # fmt: skip
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding has not."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    odd = error.object[error.start : error.end]
+    ascii_only = "".join(
+        _SIGNS.get(each) or each.encode("ascii", "backslashreplace").decode() for each in odd
+    )
+    return ascii_only, error.end
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, store_path, with_store
-from scheduler.cli.output import emit_json, say, table
+from scheduler.cli.output import emit_json, say, table, tell
 
 if TYPE_CHECKING:
     from scheduler.pricing import PriceInfo
@@ -82,7 +82,7 @@ def set_price(
         return old
 
     old = with_store(store, write, create=True)
-    print(f"{model}: {old or 'no price of your own'} → {price} USD per million tokens in/out")
+    tell(f"{model}: {old or 'no price of your own'} → {price} USD per million tokens in/out")
 
 
 def remove(model: Model, store: StoreOption = DEFAULT_STORE) -> None:
@@ -96,7 +96,7 @@ def remove(model: Model, store: StoreOption = DEFAULT_STORE) -> None:
 
     if not with_store(store, forget):
         raise ConfigError("prices", f"you have set no price for {model!r}")
-    print(f"{model}: removed")
+    tell(f"{model}: removed")
 
 
 def _own(store: str) -> dict[str, str]:

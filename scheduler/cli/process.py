@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
-def signals_to(handler: Any) -> Iterator[None]:
-    """Interrupts and SIGTERM go to the handler while the run lasts."""
+def signals_to(handler: Callable[[int], object]) -> Iterator[None]:
+    """Interrupts and SIGTERM go to the handler, in the loop, while the run lasts."""
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, handler, number)
-    except (NotImplementedError, RuntimeError, ValueError):
-        yield  # no signals here: another thread, or another system
-        return
-    try:
+    with contextlib.ExitStack() as stack:
+        for number in _ENDING:
+            with contextlib.suppress(RuntimeError, ValueError):  # another thread: none come here
+                try:
+                    loop.add_signal_handler(number, handler, number)
+                    stack.callback(loop.remove_signal_handler, number)
+                except NotImplementedError:  # Windows, whose loops know no signals
+                    stack.callback(signal.signal, number, _handled(loop, number, handler))
         yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+
+
+def _handled(loop: asyncio.AbstractEventLoop, number: int, handler: Callable[[int], object]) -> Any:
+    """Let Python itself take the signal and tell the loop; gives what took it before."""
+
+    def tell(number: int, frame: object) -> None:
+        loop.call_soon_threadsafe(handler, number)
+
+    return signal.signal(number, tell) or signal.SIG_DFL
+
+
+_ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+)

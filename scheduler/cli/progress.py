@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
@@ -19,8 +18,10 @@ from scheduler.budget import Cap
 from scheduler.cli.output import bar, until
 from scheduler.duration import format_duration
 from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
+from scheduler.plain import about, one_line, plain_line
 from scheduler.stats import CapStatus
 
+_MORE = " 'MORE'"
 PLAIN_EVERY_S = 30.0
 PLAIN_SHARE = 20  # a line each twentieth of the way
 JSON_EVERY_MS = 500
@@ -77,7 +78,7 @@ def line(now: Snapshot, *, with_bar: bool = False) -> str:
             parts.append(now.limited)
         if now.eta_ms is not None:
             parts.append(f"about {format_duration(now.eta_ms)} left")
-    return " · ".join(parts)
+    return plain_line(" · ".join(parts))
 
 
 def _money(now: Snapshot) -> str:
@@ -108,7 +109,7 @@ def _resumes(lack: Shortfall, now_ms: int) -> str:
 
 def provider_sentence(lack: Shortfall, now_ms: int) -> str:
     """Why nothing goes to a provider, in its own words, and when one request tries again."""
-    said = f" ({lack.words})" if lack.words else ""
+    said = f" ({one_line(lack.words)})" if lack.words else ""
     again = f"one request tries again {until(lack.resumes_at_ms, lack.zone, now_ms)}"
     if lack.reason is ParkReason.PROVIDER_DOWN:
         return f"provider {lack.budget!r} does not answer{said}; {again}"
@@ -134,11 +135,10 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
         f"{cap.format_amount(lack.posted)} spent and {cap.format_amount(lack.reserved)} reserved "
         f"of {cap.format_amount(lack.limit)}, {missing} missing"
     )
-    name = shlex.quote(lack.budget)
     if lack.reason is ParkReason.PAUSED:
-        fix = f"scheduler budget resume {name}{store}"
+        fix = f"scheduler budget resume {about(lack.budget, store)}"
     else:
-        fix = f"scheduler budget set {name} 'MORE'{store}"
+        fix = f"scheduler budget set {about(lack.budget, store, _MORE)}"
     return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
 
 
@@ -176,7 +176,7 @@ class _Silent:
 
     def say(self, text: str) -> None:
         """Even then what matters is said."""
-        print(text, file=self.out, flush=True)
+        print(plain_line(text), file=self.out, flush=True)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -262,7 +262,9 @@ class _Bar(_Silent):
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, markup=False)
+        from rich.text import Text  # which takes nothing in a name for markup or an emoji
+
+        self._console.print(Text(plain_line(text)))
 
     def close(self) -> None:
         """Leave the last line standing."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import emit_json, plural
+from scheduler.cli.output import emit_json, plural, tell
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Archive, Finished, Store
@@ -55,7 +55,7 @@ def prune(
         emit_json({"pruned": count, "archive": None if archive is None else str(archive)})
     else:
         said = "" if archive is None or not count else f"; they are in {archive}"
-        print(f"{plural(count, 'request')} forgotten{said}")
+        tell(f"{plural(count, 'request')} forgotten{said}")
 
 
 @contextlib.contextmanager

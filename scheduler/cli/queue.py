@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.look import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    now_ms,
+    store_option,
+    with_store,
+)
 from scheduler.cli.output import amount, emit_json, iso, say, table
 from scheduler.cli.resolve import unknown_row, unknown_table
 from scheduler.cli.status import sentence, shortfall_row
@@ -61,7 +68,7 @@ def queue(
         emit_json(shown + [unknown_row(each) for each in unknowns[:limit]])
     else:
         if rows:
-            print(queue_table(rows[:limit], now_ms()))
+            print(queue_table(rows[:limit], now_ms(), store_option(store)))
         if unknowns:
             print(unknown_table(unknowns[:limit], now_ms()))
             say("'scheduler resolve' says what one cost, once you have looked it up")
@@ -91,13 +98,13 @@ def queue_row(row: QueueRow) -> dict[str, Any]:
     }
 
 
-def queue_table(rows: Sequence[QueueRow], at_ms: int) -> str:
+def queue_table(rows: Sequence[QueueRow], at_ms: int, store: str = "") -> str:
     """Requests for people; the reason is told once, where it changes."""
     from scheduler.duration import format_duration
 
     lines, told = [], ""
     for row in rows:
-        why = _why(row, at_ms)
+        why = _why(row, at_ms, store)
         lines.append(
             (
                 row.id,
@@ -116,7 +123,7 @@ def queue_table(rows: Sequence[QueueRow], at_ms: int) -> str:
     return table(columns, lines, right="id priority attempts age")
 
 
-def _why(row: QueueRow, at_ms: int) -> str:
+def _why(row: QueueRow, at_ms: int, store: str) -> str:
     if row.shortfall is not None:
-        return sentence(row.shortfall, at_ms)
+        return sentence(row.shortfall, at_ms, store)
     return str(row.error.get("message", "")) if row.error is not None else ""

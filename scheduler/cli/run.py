@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +12,11 @@ import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
-from scheduler.cli.look import DEFAULT_STORE, JsonOption
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, store_option
 from scheduler.cli.options import ConfigOption
+from scheduler.cli.output import say
 from scheduler.errors import ConfigError
+from scheduler.plain import command, without_password
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
@@ -167,7 +168,7 @@ def run(
             is_strict=strict,
             is_fresh=fresh,
             grace_s=parse_duration_ms(grace, "--grace") / 1000,
-            store_option="" if store == DEFAULT_STORE else f" --store {shlex.quote(store)}",
+            store_option=store_option(store),
         )
         sending = Sending(
             config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
@@ -271,7 +272,7 @@ async def _run(
 
 
 def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
-    from scheduler.cli.output import emit_json, plural, say
+    from scheduler.cli.output import emit_json, plural
     from scheduler.duration import format_duration
     from scheduler.money import format_usd
 
@@ -310,4 +311,4 @@ def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
 
 def _resume_command() -> str:
     words = [word for word in sys.argv[1:] if word not in ("--fresh", "--retry-failed")]
-    return shlex.join(["scheduler", *words])
+    return command("scheduler", *map(without_password, words))

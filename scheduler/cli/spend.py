@@ -13,6 +13,7 @@ import typer
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import amount, emit_json, say, table
 from scheduler.money import decimal_usd
+from scheduler.plain import one_line
 
 if TYPE_CHECKING:
     from scheduler.stats import SpendRow
@@ -134,5 +135,6 @@ def _write_csv(rows: list[dict[str, Any]], by: str) -> None:
 
 
 def _inert(name: str) -> str:
-    """A name that a spreadsheet does not take for a formula."""
+    """A name in one plain line, that a spreadsheet does not take for a formula."""
+    name = one_line(name)
     return f"'{name}" if name[:1] in ("=", "+", "-", "@") else name

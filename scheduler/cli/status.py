@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.budget import budget_rows, budget_table
-from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, opened, with_store
-from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, until
+from scheduler.cli.look import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    now_ms,
+    opened,
+    store_option,
+    with_store,
+)
+from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, tell, until
 from scheduler.cli.progress import provider_sentence
 from scheduler.money import decimal_usd, format_usd
+from scheduler.plain import about, plain_line, without_password
 
 if TYPE_CHECKING:
     from scheduler.admission import Shortfall
@@ -67,7 +75,7 @@ def status(
     if as_json:
         emit_json(status_row(picture))
     else:
-        print(describe(picture))
+        tell(*describe(picture).split("\n"))
 
 
 async def look(
@@ -85,7 +93,7 @@ async def look(
             if lack is not None:
                 shortfalls.setdefault((lack.reason, lack.budget), lack)
     return Picture(
-        store=url,
+        store=without_password(url),
         at_ms=at_ms,
         counts=counts,
         shortfalls=tuple(shortfalls.values()),
@@ -159,8 +167,8 @@ def shortfall_row(lack: Shortfall) -> dict[str, Any]:
     }
 
 
-def sentence(lack: Shortfall, at_ms: int) -> str:
-    """Why something waits, how much is missing and until when, for people."""
+def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
+    """Why something waits, how much is missing and until when, for people; `store` as `store_option` has it."""
     unit, name = lack.unit.value, repr(lack.budget)
     missing = f"{amount(lack.missing, unit)} missing of the {amount(lack.needed, unit)} it may need"
     spent = f"{amount(lack.posted, unit)} of {amount(lack.limit, unit)} spent"
@@ -168,7 +176,7 @@ def sentence(lack: Shortfall, at_ms: int) -> str:
         return provider_sentence(lack, at_ms)
     match lack.reason.value:
         case "paused":
-            return f"budget {name} is paused: scheduler budget resume {lack.budget}"
+            return f"budget {name} is paused: scheduler budget resume {about(lack.budget, store)}"
         case "larger_than_limit":
             return (
                 f"the next request may need {amount(lack.needed, unit)}, more than budget {name} "
@@ -184,7 +192,7 @@ def sentence(lack: Shortfall, at_ms: int) -> str:
 
 def describe(picture: Picture) -> str:
     """A picture for people."""
-    counts = picture.counts
+    counts, store = picture.counts, store_option(picture.store)
     parts = [
         f"{counts.succeeded:,} done",
         f"{counts.failed:,} failed",
@@ -201,7 +209,7 @@ def describe(picture: Picture) -> str:
     for reason, count in counts.parked_by_reason.items():
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]
-        lines += [f"          {sentence(s, picture.at_ms)}" for s in whys]
+        lines += [f"          {sentence(s, picture.at_ms, store)}" for s in whys]
     for each in picture.limited:
         if not each.is_closed:
             again = until(each.until_ms, "UTC", picture.at_ms) if each.until_ms else "calls end"
@@ -212,12 +220,13 @@ def describe(picture: Picture) -> str:
             for s in picture.shortfalls
             if s.reason in ("window_spent", "larger_than_limit")
         )
-        lines.append(f"          to go on now, raise it: scheduler budget set {name} '$…'")
+        what = about(name, store, " 'MORE'")
+        lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     if picture.budgets:
-        lines += ["", budget_table(picture.budgets, picture.at_ms)]
+        lines += ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
         lines.append("budgets   none: spend is tracked, not limited")
-    return "\n".join(lines)
+    return "\n".join(map(plain_line, lines))  # whatever is in a name, it is one line
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -275,11 +284,11 @@ async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Pi
 
 
 def _print_json(picture: Picture) -> None:
-    print(json.dumps(status_row(picture)), flush=True)
+    emit_json(status_row(picture), indent=None)
 
 
 def _print_plain(picture: Picture) -> None:
-    print(describe(picture), end="\n\n", flush=True)
+    tell(*describe(picture).split("\n"), end="\n\n")
 
 
 async def _redraw(pictures: AsyncIterator[Picture]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from scheduler.errors import ConfigError, ProviderRefused
@@ -40,6 +40,10 @@ _AZURE_HOSTS = (
     ".api.cognitive.microsoft.com",
 )
 _VERSION = "api-version"
+# What may be shown of what is no URL: it is often a key that was put into the wrong variable.
+_HARMLESS = re.compile(
+    r"\w{1,12}|([a-z]{1,8}:)?(//)?[a-z.]{1,40}(:\d{0,6})?(/[a-z\d]{0,8})*", re.ASCII
+)
 _LONG = 16  # characters of a value that might be a secret
 _VERSION_VARIABLE = "OPENAI_API_VERSION"  # where Azure's own clients look for it
 
@@ -82,7 +86,7 @@ class Address:
     """
 
     base: str
-    query: str = ""
+    query: str = field(default="", repr=False)
     is_azure: bool = False
     is_bare: bool = False
     beside: str = ""
@@ -162,16 +166,19 @@ def read_address(url: str, variable: str) -> Address:
     shown = url.strip().partition("?")[0].partition("#")[0]
     if "@" in url:  # even where it is no URL: what is wrong with it must not show the password
         raise ConfigError("base_url", f"has a password or an '@' in it; use {variable} or headers")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
-        raise ConfigError("base_url", f"{shown!r} is not a URL such as 'https://api.openai.com/v1'")
+    host = parts.hostname or ""
+    is_plain = host.isprintable() and parts.path.isprintable() and " " not in parts.netloc
+    if parts.scheme not in ("http", "https") or not host or not port_is_fine or not is_plain:
+        told = f"{shown!r} " if _HARMLESS.fullmatch(shown) else ""
+        raise ConfigError("base_url", f"{told}is not a URL such as 'https://api.openai.com/v1'")
     if parts.fragment:
         raise ConfigError("base_url", f"{shown!r} has more behind its path, which would be lost")
     query = _clean_query(parts.query, shown, variable)
     root, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     ends = next((end for end in _ENDPOINTS if path.endswith(end)), "")
     at_root, path = not path, path.removesuffix(ends).rstrip("/")
-    if _is_azure(parts.hostname, path, query):
-        return _azure(root, path, ends, query, is_azure_host(parts.hostname))
+    if _is_azure(host, path, query):
+        return _azure(root, path, ends, query, is_azure_host(host))
     return Address(root + path, query, is_bare=at_root)
 
 

@@ -8,7 +8,7 @@ clients and the simulated one; streams come to the same two functions with what 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -46,7 +46,7 @@ MAX_KEPT_BYTES = 16_384  # of a refusal's body; of longer ones its beginning, as
 _MAY_NAME_LIMITS = frozenset({402, 429})
 HIDDEN = "[hidden]"
 
-Secrets = Sequence[str]
+Secrets = Iterable[str]  # never a list in a variable: see `scheduler.providers.hidden`
 
 MAX_ID_CHARS = 200
 _IDS = ("x-generation-id", "x-request-id", "request-id")  # OpenRouter's, most others', Anthropic's

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from scheduler.errors import ConfigError, ProviderRefused
 from scheduler.providers.anthropic_chat import Untranslatable, to_chat, to_messages
 from scheduler.providers.base import Answer, Emit
+from scheduler.providers.hidden import Headers, seal
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider
 from scheduler.request import CHAT, ENDPOINTS, MESSAGES, Duration, Request
 
@@ -55,23 +56,26 @@ class Anthropic(HttpProvider):
         name: str = "anthropic",
         *,
         api_key: str | SecretStr | None = None,
-        base_url: str | None = None,
+        base_url: str | SecretStr | None = None,
         client: httpx.AsyncClient | None = None,
         timeout: Duration = 600,
         silence_timeout: Duration | None = SILENCE_TIMEOUT,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | SecretStr] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
     ) -> None:
-        given = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
-        url = base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL
+        # First of all, so that no frame of a refusal has them in the open.
+        api_key = seal(os.environ.get(self.key_variable) if api_key is None else api_key)
+        hidden, headers = Headers(headers), None
+        url = seal(base_url or os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL)
+        base_url = None
         super().__init__(
             name,
-            os.environ.get("ANTHROPIC_API_KEY", "") if given is None else given,
-            url.rstrip("/").removesuffix("/v1"),
+            api_key,
+            SecretStr(url.get_secret_value().rstrip("/").removesuffix("/v1")),
             client,
             timeout,
-            headers,
+            hidden,
             max_body_bytes,
             on_unknown,
             silence_timeout,
@@ -79,8 +83,9 @@ class Anthropic(HttpProvider):
         if self.host == "api.anthropic.com":
             self.price_source = "anthropic"
 
-    def _credentials(self, key: str) -> dict[str, str]:
-        return {"anthropic-version": VERSION, **({"x-api-key": key} if key else {})}
+    def _credentials(self) -> Mapping[str, str | SecretStr]:
+        key = {"x-api-key": self._key} if self._key.get_secret_value() else {}
+        return {"anthropic-version": VERSION, **key}
 
     def check(self, request: Request) -> None:
         """Refuse what has no translation, and endpoints that Anthropic does not have."""

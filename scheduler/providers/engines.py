@@ -21,7 +21,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.errors import BadAnswer, CallFailed, CallTimeout, TransportFailed
+from scheduler.plain import logger_of
 from scheduler.providers.answers import call_id
+from scheduler.providers.hidden import Headers, is_panic, never_sent
 from scheduler.providers.patience import Patience
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from pyreqwest.client import Client
     from pyreqwest.http import HeaderMap
     from pyreqwest.response import Response
+
+logger = logger_of("scheduler.providers")
 
 CONNECT_TIMEOUT_S = 10.0
 # Servers drop idle connections after 5 s and more. To send on one that is just being dropped
@@ -44,6 +48,46 @@ _NEVER_CONNECTED = "client error (Connect)"
 Reply = tuple[int, Mapping[str, str], bytes]  # status, headers in lower case, body
 # Of a stream's bytes; the next are read when it is done. Says whether there was an event in them.
 Take = Callable[[bytes], Awaitable[bool]]
+
+
+def make_engine(
+    headers: Headers,
+    timeout_s: float,
+    max_body_bytes: int,
+    client: httpx.AsyncClient | None,
+    *,
+    use_proxies: bool,
+    is_quick: bool = True,
+    silence_s: float | None = None,
+) -> Engine:
+    """The engine for a client of the user's own, or the quickest that works here.
+
+    Raises:
+        TransportFailed: None can be made; nothing was sent.
+    """
+    if client is not None:
+        return HttpxEngine(client, headers, timeout_s, max_body_bytes, silence_s=silence_s)
+    try:
+        if is_quick:
+            return QuickEngine(headers, timeout_s, max_body_bytes, use_proxies, silence_s)
+    except ImportError:  # there is no build of it for every platform
+        pass
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and not is_panic(exc):
+            raise
+        # Not its words: they may quote a header.
+        kind = type(exc).__name__
+        logger.warning("pyreqwest does not work here (%s); httpx is used, which is slower", kind)
+    try:
+        import httpx
+
+        owned = httpx.AsyncClient(
+            trust_env=use_proxies,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+    except Exception as exc:  # such as certificates that are not there
+        raise never_sent(exc) from exc
+    return HttpxEngine(owned, headers, timeout_s, max_body_bytes, True, silence_s)
 
 
 class Engine(Protocol):
@@ -81,18 +125,20 @@ class QuickEngine:
 
     def __init__(
         self,
-        headers: Mapping[str, str],
+        headers: Headers,
         timeout_s: float,
         max_body_bytes: int,
         use_proxies: bool,
         silence_s: float | None = None,
     ) -> None:
+        # Both now: where no file can be opened any more, to load one is the end of the process.
+        from pyreqwest import exceptions  # noqa: F401
         from pyreqwest.client import ClientBuilder
 
         def builder() -> ClientBuilder:
             made = (
                 ClientBuilder()
-                .default_headers(dict(headers))
+                .default_headers(headers.reveal())
                 .follow_redirects(False)
                 .referer(False)
                 .connect_timeout(timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)))
@@ -119,7 +165,7 @@ class QuickEngine:
                 .build_streamed()
             )
         except ValueError as exc:
-            raise TransportFailed(f"could not be sent: {exc}", False) from exc
+            raise never_sent(exc) from exc
         headers: Mapping[str, str] = {}
         try:
             async with request as response:
@@ -144,7 +190,7 @@ class QuickEngine:
                 .build_streamed()
             )
         except ValueError as exc:
-            raise TransportFailed(f"could not be sent: {exc}", False) from exc
+            raise never_sent(exc) from exc
         patience = Patience(self._timeout_s, self._silence_s)
         try:
             async with patience, request as response:
@@ -225,7 +271,7 @@ class HttpxEngine:
     def __init__(
         self,
         client: httpx.AsyncClient,
-        headers: Mapping[str, str],
+        headers: Headers,
         timeout_s: float,
         max_body_bytes: int,
         is_owned: bool = False,
@@ -233,7 +279,7 @@ class HttpxEngine:
     ) -> None:
         import httpx
 
-        self._client, self._headers, self._is_owned = client, httpx.Headers(headers), is_owned
+        self._client, self._headers, self._is_owned = client, headers, is_owned
         self._timeout_s, self._max_body_bytes = timeout_s, max_body_bytes
         self._silence_s = silence_s
         # Five seconds, httpx's default, is hardly anybody's wish for a model's answer.
@@ -249,10 +295,8 @@ class HttpxEngine:
         import httpx
 
         headers: Mapping[str, str] = {}
+        request = self._request(url, content)
         try:
-            request = self._client.build_request(
-                "POST", url, content=content, headers=self._headers, timeout=self._timeout
-            )
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True, follow_redirects=False)
                 headers = response.headers
@@ -271,10 +315,8 @@ class HttpxEngine:
 
         headers: Mapping[str, str] = {}
         patience = Patience(self._timeout_s, self._silence_s)
+        request = self._request(url, content)
         try:
-            request = self._client.build_request(
-                "POST", url, content=content, headers=self._headers, timeout=self._timeout
-            )
             async with patience:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
                 headers = response.headers
@@ -298,6 +340,14 @@ class HttpxEngine:
                     raise  # its reader's own
                 raise _of_call(patience.error(), headers) from exc
             raise _of_call(explain_httpx(exc, self._timeout_s), headers) from exc
+
+    def _request(self, url: str, content: bytes) -> httpx.Request:
+        try:
+            return self._client.build_request(
+                "POST", url, content=content, headers=self._headers.reveal(), timeout=self._timeout
+            )
+        except Exception as exc:
+            raise never_sent(exc) from exc
 
     async def _read(self, response: httpx.Response) -> bytes:
         length = response.headers.get("content-length", "")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,15 +18,15 @@ from pydantic import SecretStr
 from pydantic_core import PydanticSerializationError, to_json
 
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import CallFailed, ConfigError, CredentialsRefused, ProviderRefused
-from scheduler.providers.address import read_address
-from scheduler.providers.answers import clean_id, hide
+from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
+from scheduler.providers.address import Address, read_address
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer, Emit, Provider
-from scheduler.providers.engines import Engine, HttpxEngine, QuickEngine, Reply, Take
+from scheduler.providers.engines import Engine, make_engine
+from scheduler.providers.hidden import Headers, Secrets, check_key, is_panic, sealed
 from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.streaming import nobody_reads, read_stream, read_whole, streamed_body
-from scheduler.request import Duration, Request
+from scheduler.request import Duration, Request, StreamEvent
 
 if TYPE_CHECKING:
     import httpx
@@ -55,25 +57,28 @@ class HttpProvider(Provider):
     asks_usage: bool | None = None
     """Whether its streams are asked for their usage; None: not known yet, so that is tried."""
 
+    name = base_url = ""  # so that a `repr` says something even while it is being made
+    _key = SecretStr("")
+
     def __init__(
         self,
         name: str,
-        key: str,
-        base_url: str,
+        key: SecretStr,
+        base_url: SecretStr,
         client: httpx.AsyncClient | None,
         timeout: Duration,
-        headers: Mapping[str, str] | None,
+        headers: Headers,
         max_body_bytes: int,
         on_unknown: str,
         silence_timeout: Duration | None = SILENCE_TIMEOUT,
     ) -> None:
         self.name, self.on_unknown = name, on_unknown
-        self._key = SecretStr(_clean_key(key, self.key_variable))
-        self._address = read_address(base_url, self.key_variable)
+        self._key = check_key(key, self.key_variable)
+        self._own_headers = headers.check()
+        self._address = _address_of(base_url, self.key_variable)
         self.base_url = self.price_source = self._address.base
         self.host = urlsplit(self.base_url).hostname or ""
         self._is_local = is_loopback(self.host)
-        self._own_headers = {key.lower(): SecretStr(text) for key, text in (headers or {}).items()}
         self._client, self._max_body_bytes = client, max_body_bytes
         self._timeout_s = parse_duration_ms(timeout, "timeout") / 1000
         if not self._timeout_s:
@@ -86,8 +91,9 @@ class HttpProvider(Provider):
             raise ConfigError("silence_timeout", "0 leaves no time for an event; None is no limit")
         self.asks_usage = asks_usage_at(self.host)
         self._engine: Engine | None = None
+        self._has_panicked = False
         self._urls: dict[tuple[str, str], str] = {}
-        self._secrets = _Hidden(self._all_secrets())
+        self._secrets = Secrets(self._all_secrets())
 
     def __repr__(self) -> str:
         key = "set" if self._key.get_secret_value() else "not set"
@@ -99,7 +105,7 @@ class HttpProvider(Provider):
         """Whether there is something to authenticate with, or nothing is needed."""
         if self._key.get_secret_value() or self._is_local:
             return True
-        if CREDENTIAL_HEADERS & self._own_headers.keys():
+        if any(name in self._own_headers for name in CREDENTIAL_HEADERS):
             return True
         client = self._client
         return client is not None and (
@@ -122,19 +128,32 @@ class HttpProvider(Provider):
         """Make one attempt."""
         if request.body.get("stream"):
             return await self.stream(request, nobody_reads)
-        url = self._url_of(request)
-        content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
-        if self._engine is None:
-            self._engine = self._make_engine()
-        secrets = self._secrets.texts
-        try:
-            status, headers, body = await self._engine.post(url, content)
-        except CallFailed as error:
-            raise _masked(error, secrets) from error.__cause__
-        return read_whole(request, status, headers, body, secrets)
+        return await sealed(self._post(request), self._secrets)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Make one attempt whose answer comes in pieces."""
+        raised: list[BaseException] = []  # by the reader, whose business it is
+
+        async def hand_over(event: StreamEvent) -> None:
+            try:
+                await emit(event)
+            except BaseException as exc:
+                raised.append(exc)
+                raise
+
+        return await sealed(
+            self._post_stream(request, hand_over), self._secrets, lambda exc: exc in raised
+        )
+
+    async def _post(self, request: Request) -> Answer:
+        url = self._url_of(request)
+        content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
+        engine = self._engine or self._make_engine()
+        with self._noticing_panics():
+            status, headers, body = await engine.post(url, content)
+        return read_whole(request, status, headers, body, self._secrets)
+
+    async def _post_stream(self, request: Request, emit: Emit) -> Answer:
         asks = self.asks_usage is not False and needs_asking(request)
         try:
             return await self._stream(request, emit, asks)
@@ -149,18 +168,20 @@ class HttpProvider(Provider):
     async def _stream(self, request: Request, emit: Emit, asks: bool) -> Answer:
         url = self._url_of(request)
         content = _encode({**self.extra_body, **streamed_body(request, asks)})
-        if self._engine is None:
-            self._engine = self._make_engine()
-        secrets = self._secrets.texts
+        engine = self._engine or self._make_engine()
+        post = partial(engine.stream, url, content)
+        with self._noticing_panics():
+            return await read_stream(request, post, emit, self._secrets, asked_for_usage=asks)
 
-        async def post(take: Take) -> Reply:
-            assert self._engine is not None
-            try:
-                return await self._engine.stream(url, content, take)
-            except CallFailed as error:
-                raise _masked(error, secrets) from error.__cause__
-
-        return await read_stream(request, post, emit, secrets, asked_for_usage=asks)
+    @contextmanager
+    def _noticing_panics(self) -> Iterator[None]:
+        """An engine that panicked is not asked again: the next call goes by httpx."""
+        try:
+            yield
+        except BaseException as exc:
+            if is_panic(exc):
+                self._engine, self._has_panicked = None, True
+            raise
 
     async def aclose(self) -> None:
         """Drop all connections, but leave a client that was handed in open."""
@@ -185,73 +206,47 @@ class HttpProvider(Provider):
                 f"{self.key_variable} is not set, and {self.base_url} needs a key; nothing was sent",
                 "api_key_missing",
             )
-        headers = self._headers()
-        if self._client is not None:
-            return HttpxEngine(
-                self._client, headers, self._timeout_s, self._max_body_bytes,
-                silence_s=self._silence_s,
-            )  # fmt: skip
-        try:
-            return QuickEngine(
-                headers, self._timeout_s, self._max_body_bytes, not self._is_local, self._silence_s
-            )
-        except ImportError:  # there is no build of it for every platform
-            return self._make_httpx_engine(headers)
+        self._engine = make_engine(
+            self._headers(), self._timeout_s, self._max_body_bytes, self._client,
+            use_proxies=not self._is_local, is_quick=not self._has_panicked,
+            silence_s=self._silence_s,
+        )  # fmt: skip
+        return self._engine
 
-    def _make_httpx_engine(self, headers: Mapping[str, str]) -> Engine:
-        import httpx
-
-        client = httpx.AsyncClient(
-            trust_env=not self._is_local,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
-        return HttpxEngine(
-            client, headers, self._timeout_s, self._max_body_bytes, True, self._silence_s
-        )
-
-    def _headers(self) -> dict[str, str]:
+    def _headers(self) -> Headers:
         from scheduler import __version__
 
-        headers = {
+        headers = Headers({
             "content-type": "application/json",
             "accept": "application/json",
             "user-agent": f"llm-budget-scheduler/{__version__}",
-        }
-        own = {name: text.get_secret_value() for name, text in self._own_headers.items()}
-        return {**headers, **self._credentials(self._key.get_secret_value()), **own}
+        })  # fmt: skip
+        return headers.with_more(self._credentials()).with_more(self._own_headers).check()
 
-    def _credentials(self, key: str) -> dict[str, str]:
+    def _credentials(self) -> Mapping[str, str | SecretStr]:
         """Headers that say who calls."""
-        return {"authorization": f"Bearer {key}"} if key else {}
+        key = self._key.get_secret_value()
+        return {"authorization": SecretStr(f"Bearer {key}")} if key else {}
 
-    def _all_secrets(self) -> list[str]:
-        found = [self._key.get_secret_value(), *self._address.hidden]
-        headers = {} if self._client is None else dict(self._client.headers)
-        headers |= {name: text.get_secret_value() for name, text in self._own_headers.items()}
-        for name in headers.keys() - PLAIN_HEADERS:
-            found += [headers[name], headers[name].split(" ")[-1]]
-        # Placeholders such as "EMPTY" are no secrets, and hiding them would garble errors.
-        return sorted({text for text in found if len(text) >= 8}, key=len, reverse=True)
-
-
-def _masked(error: CallFailed, secrets: list[str]) -> CallFailed:
-    """An engine's error without the keys that the other side may have repeated."""
-    error.message = hide(error.message, secrets)
-    error.args = (error.message, *error.args[1:])
-    error.request_id = clean_id(error.request_id, secrets)
-    return error
+    def _all_secrets(self) -> Iterator[str]:
+        yield self._key.get_secret_value()
+        yield from self._address.hidden
+        for name, text in self._own_headers.items():
+            if name not in PLAIN_HEADERS:
+                yield text.get_secret_value()
+        if self._client is not None:
+            yield from _secrets_of(self._client)
 
 
-class _Hidden:
-    """Texts that a debugger or a traceback with variables must not show."""
-
-    __slots__ = ("texts",)
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    def __repr__(self) -> str:
-        return "<hidden>"
+def _secrets_of(client: httpx.AsyncClient) -> Iterator[str]:
+    """What a client of the user's own may send that nobody else is to see."""
+    for name, value in client.headers.items():
+        if name not in PLAIN_HEADERS:
+            yield value
+    for _, value in client.params.multi_items():
+        yield value
+    yield client.base_url.password or ""
+    yield getattr(client.auth, "_auth_header", "")  # of `httpx.BasicAuth`
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
@@ -267,11 +262,13 @@ def _encode(body: Mapping[str, Any]) -> bytes:
             ) from None
 
 
-def _clean_key(key: str, variable: str) -> str:
-    key = key.strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(variable, "has characters in it that no key has")
-    return key
+def _address_of(url: SecretStr, variable: str) -> Address:
+    """The base URL, understood. Raises `ConfigError` from a frame that does not hold it."""
+    try:
+        return read_address(url.get_secret_value(), variable)
+    except ConfigError as exc:
+        problem = exc.problem
+    raise ConfigError("base_url", problem)
 
 
 def is_loopback(host: str) -> bool:

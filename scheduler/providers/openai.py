@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from scheduler.errors import ConfigError
 from scheduler.providers.address import is_azure_url
+from scheduler.providers.hidden import Headers, seal
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider, is_loopback
 from scheduler.request import MESSAGES, Duration, Request
 
@@ -65,36 +66,43 @@ class OpenAI(HttpProvider):
         name: str = "openai",
         *,
         api_key: str | SecretStr | None = None,
-        base_url: str | None = None,
+        base_url: str | SecretStr | None = None,
         organization: str | None = None,
         project: str | None = None,
         client: httpx.AsyncClient | None = None,
         timeout: Duration = 600,
         silence_timeout: Duration | None = SILENCE_TIMEOUT,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | SecretStr] | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         on_unknown: str = "charge",
         key_variable: str | None = None,
     ) -> None:
-        given = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+        # First of all, so that no frame of a refusal has them in the open.
+        api_key = None if api_key is None else seal(api_key)
+        hidden, headers = Headers(headers), None
         if base_url is None and client is not None and str(client.base_url):
             base_url = str(client.base_url)
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+        url = seal(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        base_url = None
         if key_variable is None:
-            is_azure = is_azure_url(base_url) and (
+            is_azure = is_azure_url(url.get_secret_value()) and (
                 bool(os.environ.get(AZURE_KEY)) or not os.environ.get(OPENAI_KEY)
             )
             key_variable = AZURE_KEY if is_azure else OPENAI_KEY
         self.key_variable = key_variable
-        self._organization = organization or os.environ.get("OPENAI_ORG_ID")
-        self._project = project or os.environ.get("OPENAI_PROJECT_ID")
+        self._account = Headers({
+            "openai-organization": seal(organization or os.environ.get("OPENAI_ORG_ID")),
+            "openai-project": seal(project or os.environ.get("OPENAI_PROJECT_ID")),
+        })  # fmt: skip
+        organization = project = None
+        self._account.check("organization, project")
         super().__init__(
             name,
-            os.environ.get(key_variable, "") if given is None else given,
-            base_url,
+            seal(os.environ.get(key_variable)) if api_key is None else api_key,
+            url,
             client,
             timeout,
-            headers,
+            hidden,
             max_body_bytes,
             on_unknown,
             silence_timeout,
@@ -113,12 +121,9 @@ class OpenAI(HttpProvider):
                 "Name the model as anthropic:MODEL, or give a base URL that has it",
             )  # fmt: skip
 
-    def _credentials(self, key: str) -> dict[str, str]:
-        headers = super()._credentials(key)
-        if key and self.key_header is not None and not _TOKEN.fullmatch(key):
+    def _credentials(self) -> Mapping[str, str | SecretStr]:
+        headers, key = super()._credentials(), self._key
+        is_token = _TOKEN.fullmatch(key.get_secret_value()) is not None
+        if self.key_header is not None and key.get_secret_value() and not is_token:
             headers = {self.key_header: key}
-        if self._organization:
-            headers["openai-organization"] = self._organization
-        if self._project:
-            headers["openai-project"] = self._project
-        return headers
+        return {**headers, **{n: t for n, t in self._account.items() if t.get_secret_value()}}

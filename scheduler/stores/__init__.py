@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scheduler.errors import ConfigError
+from scheduler.plain import without_password
 from scheduler.stores.base import Store, StorePrompts
 
 
@@ -16,7 +17,8 @@ def open_store(
     Args:
         url: ``memory://`` or None for one in memory; ``sqlite:///relative.db``,
             ``sqlite:////absolute.db`` or a path for one in a file.
-        create: Whether opening may create the file.
+        create: Whether opening may create the file. If not, a file that cannot be written may
+            be looked at all the same.
         store_prompts: What of a request goes to the disk; see `StorePrompts`.
 
     Raises:
@@ -35,6 +37,7 @@ def open_store(
         return SqliteStore(path, create=create, store_prompts=store_prompts)
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
         return SqliteStore(Path(url), create=create, store_prompts=store_prompts)
+    url = without_password(url)  # in the frame as in the words: a traceback may show it
     raise ConfigError(
         "store", f"{url!r} is not memory://, sqlite:///FILE.db or a path ending in .db"
     )

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import random
 import sqlite3
@@ -33,6 +32,7 @@ from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
 from scheduler.gates import Gates, GateStatus
+from scheduler.plain import logger_of
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 from scheduler.stores import sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
@@ -51,9 +51,10 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.codec import encode_request
 from scheduler.stores.process import this_process
+from scheduler.stores.sqlite_look import Look, check_version, may_write
 from scheduler.stores.sqlite_turn import Transactions
 
-logger = logging.getLogger("scheduler.stores.sqlite")
+logger = logger_of("scheduler.stores.sqlite")
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
 SCHEMA_VERSION = 3
@@ -92,7 +93,8 @@ class SqliteStore(Store):
 
     Args:
         path: The file; its folder must exist. Created with mode 0600.
-        create: Whether to create it if it is missing.
+        create: Whether to create it if it is missing. If not, one that cannot be written may be
+            looked at all the same.
         patience_s: How long to wait while other processes hold the file.
         store_prompts: What of a request is kept in the file; see `StorePrompts`.
     """
@@ -115,6 +117,7 @@ class SqliteStore(Store):
         self._transactions.store_prompts = store_prompts
         self._sweep = sqlite_prune.Sweep()
         self._connection: _Connection | None = None
+        self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
         self._foreign = False  # another process wrote since the last turn
 
@@ -127,6 +130,7 @@ class SqliteStore(Store):
             raise in_use()
         with self._translated():
             _check_file(self.path, self._create)
+            self._look = Look(self.path) if not self._create and not may_write(self.path) else None
             connection = self._connection = _Connection(self._connect, 64)
             connection._thread.daemon = True  # a forgotten store must not keep the process alive
             try:
@@ -157,9 +161,14 @@ class SqliteStore(Store):
             logger.warning("could not sign off from %s: %s", self.path, exc)
         finally:
             await connection.close()
+            if self._look is not None:
+                self._look.close()
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        if self._look is not None:
+            db = self._look.connect()
+        else:
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         return db
 
@@ -171,7 +180,10 @@ class SqliteStore(Store):
                 f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
             )
         version = self._version_of(db)
-        _use_journal(db, self.path)
+        if self._look is not None:
+            check_version(self.path, version, SCHEMA_VERSION)
+        else:
+            _use_journal(db, self.path)
         if version == 0:
             with _transaction(db, self._patience_s):
                 if self._version_of(db) == 0:  # nobody else did it meanwhile
@@ -497,7 +509,7 @@ def _check_file(path: Path, create: bool) -> None:
             f"{path} is not a SQLite database; nothing was changed. Name another file with "
             "--store sqlite:///FILE.db"
         )
-    if not os.access(path, os.W_OK):
+    if create and not os.access(path, os.W_OK):
         raise StoreError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
 
 
@@ -551,6 +563,12 @@ def _translate(exc: sqlite3.Error, path: Path) -> StoreError:
             f"{path} is held by another process ({exc}); nothing was changed. Try again, or find "
             "it with 'scheduler doctor'"
         )
-    if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreError(
+            f"{path} cannot be written: {os.strerror(errno.EACCES)} ({exc}); nothing was changed. "
+            "Do it as the file's owner, and where its folder can be written"
+        )
+    if code == sqlite3.SQLITE_NOTADB:
         return StoreForeign(f"{path} is not a SQLite database, or a damaged one ({exc})")
     return StoreError(f"{path}: {exc}; what was acknowledged before is safe, nothing new is sent")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 
 from scheduler.gates import Front, Gate, Gates, GateStatus
 from scheduler.limits import COUNTING, Limits
+from scheduler.plain import logger_of
 
-logger = logging.getLogger("scheduler.sqlite")
+logger = logger_of("scheduler.sqlite")
 
 
 def load_gates(db: sqlite3.Connection, gates: Gates, now_ms: int) -> None:

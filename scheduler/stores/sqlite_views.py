@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scheduler.errors import ConfigError, StoreError
 from scheduler.ledger import Account
+from scheduler.plain import logger_of
 from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished, Unknown
@@ -18,7 +18,7 @@ from scheduler.stores.sqlite_books import decode_budgets, parse_cap
 from scheduler.stores.sqlite_turn import Transactions, decode_finished
 from scheduler.stores.views import compare
 
-logger = logging.getLogger("scheduler.store")
+logger = logger_of("scheduler.store")
 
 _HEADINGS = {
     "model": "h.model",

@@ -51,11 +51,13 @@ def test_the_doctor_never_shows_a_key(cli, tmp_path):
     [
         ("", Verdict.NOTE),
         ("sk-fine", Verdict.OK),
-        ("sk-fine\n", Verdict.BAD),
-        (" sk-fine", Verdict.BAD),
+        ("sk-fine\n", Verdict.OK),  # it is no part of the key, and is not sent
+        ("sk-fi\nne", Verdict.BAD),
+        ("sk-f\u00efne", Verdict.BAD),
+        ("sk fine", Verdict.BAD),
     ],
 )
-def test_a_key_with_a_line_break_is_found(monkeypatch, key, verdict):
+def test_a_key_with_a_line_break_in_it_is_found(monkeypatch, key, verdict):
     monkeypatch.setenv("OPENAI_API_KEY", key)
 
     assert doctor.check_key().verdict is verdict

@@ -190,7 +190,7 @@ async def test_no_value_of_a_query_is_shown(server):
     provider = OpenAI(base_url=f"{server.url}/v1?tenant=hunter2-hunter2-hunter2", api_key=KEY)
 
     assert "hunter2" not in f"{provider!r} {provider.base_url} {provider.price_source}"
-    assert "hunter2-hunter2-hunter2" in provider._secrets.texts
+    assert "hunter2-hunter2-hunter2" in list(provider._secrets)
     with pytest.raises(ConfigError) as caught:
         OpenAI(base_url="https://h/v1?tenant=hunter2").require_key()
     assert "hunter2" not in str(caught.value)

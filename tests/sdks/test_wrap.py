@@ -244,8 +244,8 @@ async def test_tags_arrive_and_are_taken_off(kit, service, connect):
         await kit.ask(client, "One")
         with s.tag(job="by tag"):
             await kit.ask(client, "Two")
-            await asyncio.create_task(_awaited(kit.ask(client, "Three")))
-            await kit.ask(client, "Four", headers)
+            await asyncio.create_task(_awaited(kit.ask(client, "Three", headers)))
+        await kit.ask(s.wrap(connect(kit, service.url, False)), "Four", headers)
 
         rows = await s.store.spend("job")
         assert {row.name: row.attempts for row in rows} == {
