@@ -23,7 +23,6 @@ from scheduler.errors import (
     CallFailed,
     CallInterrupted,
     CallTimeout,
-    ProviderError,
     ProviderOverloaded,
     RateLimited,
     SchedulerError,
@@ -144,7 +143,7 @@ async def attempt(
         unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
         unknown.__cause__ = exc
         ended = _failed(provider, tariff, claimed, unknown, retry, now_ms(), tries)
-    if ended.response is not None or isinstance(ended.error, ProviderError):
+    if ended.response is not None or has_spoken(ended.error):
         tries.heard_from(provider)
     ended.settlement.report = _report(provider, ended, now_ms())
     return ended
@@ -311,7 +310,13 @@ def _heard(ended: Attempt) -> Heard:
         return Heard.LIMITED
     if isinstance(error, ProviderOverloaded):
         return Heard.BUSY if error.is_billed is False else Heard.DOWN
-    return Heard.DOWN if isinstance(error, TransportFailed | CallTimeout) else Heard.OTHER
+    is_silent = isinstance(error, TransportFailed | CallTimeout) and not error.has_spoken
+    return Heard.DOWN if is_silent else Heard.OTHER
+
+
+def has_spoken(error: BaseException | None) -> bool:
+    """Whether a provider had begun to answer the call that failed so."""
+    return isinstance(error, CallFailed) and error.has_spoken
 
 
 def unsent(claimed: Claimed, provider: str, now_ms: int) -> Report:

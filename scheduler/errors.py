@@ -301,6 +301,7 @@ class CallFailed(SchedulerError):
         credit: The provider's own words if it says that the account's money is gone: then
             requests wait for a top-up instead of failing. None: it is something else.
         limits: What the response said about the provider's rate limits (`limits.Seen`).
+        has_spoken: Whether the other side had begun to answer: whatever went wrong, it is there.
     """
 
     is_billed: bool | None = None
@@ -312,6 +313,7 @@ class CallFailed(SchedulerError):
     request_id: str | None = None
     credit: str | None = None
     limits: tuple[Any, ...] = ()
+    has_spoken: bool = False
     code: str = "call_failed"
 
     def __init__(self, message: str = "") -> None:
@@ -369,6 +371,7 @@ class StreamBroken(CallFailed):
     """
 
     code = "stream_broken"
+    has_spoken = True
 
     def __init__(self, message: str = "", events: int = 0) -> None:
         super().__init__(message)
@@ -383,6 +386,7 @@ class BadAnswer(CallFailed):
     """A success status with something that is not the JSON object it should be."""
 
     code = "bad_answer"
+    has_spoken = True
 
     def __init__(self, message: str = "", status: int = 200, body: Any = None) -> None:
         super().__init__(message)
@@ -399,6 +403,7 @@ class ProviderError(CallFailed):
         body: The decoded body, or its text.
     """
 
+    has_spoken = True
     default_code: ClassVar[str] = "provider_error"
 
     def __init__(

@@ -213,3 +213,30 @@ def _expiries(folder) -> list[int | None]:
 
     with closing(sqlite3.connect(folder / "s.db")) as db:
         return [row[0] for row in db.execute("SELECT expires_at_ms FROM requests ORDER BY id")]
+
+
+@pytest.mark.parametrize(
+    ("has_spoken", "waits_s"),
+    [pytest.param(True, 0, id="it has begun to answer"), pytest.param(False, 1, id="silence")],
+)
+def test_only_who_says_nothing_is_taken_for_down(has_spoken, waits_s):
+    class Broken(Bench):
+        async def send(self, request):
+            if request.body["n"] == 99:
+                return await super().send(request)
+            error = TransportFailed("broke off")
+            error.has_spoken = has_spoken
+            raise error
+
+    async def main():
+        async with opened(Broken(), max_attempts=1) as s:
+            for n in range(8):
+                with pytest.raises(TransportFailed):
+                    await s.run(ask(n))
+                if not has_spoken and n == 4:
+                    break
+            began_s = asyncio.get_running_loop().time()
+            await s.run(ask(99))
+            assert round(asyncio.get_running_loop().time() - began_s) == waits_s
+
+    run(main())

@@ -21,7 +21,7 @@ from scheduler import events
 from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
-from scheduler.calls import describe
+from scheduler.calls import describe, has_spoken
 from scheduler.cli.delivery import Delivery, Files, parked_of
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
@@ -214,7 +214,7 @@ class BatchRun:
         if event.is_superseded:
             self._is_superseded = True  # whoever took it over has the last word
             return
-        if event.response is not None or isinstance(event.error, ProviderError):
+        if event.response is not None or has_spoken(event.error):
             self._patience.answered()
         if not event.state.is_final:
             return

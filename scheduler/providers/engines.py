@@ -408,8 +408,9 @@ def is_stream(status: int, headers: Mapping[str, str]) -> bool:
 
 
 def _of_call(error: CallFailed, headers: Mapping[str, str]) -> CallFailed:
-    """The error with the service's own id for the call, if that has come."""
+    """The error with what the head of an answer told, if that has come."""
     error.request_id = call_id(headers)
+    error.has_spoken = error.has_spoken or bool(headers)
     return error
 
 
