@@ -9,7 +9,6 @@ to the ledger.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
@@ -17,13 +16,14 @@ from functools import partial
 from scheduler.calls import Attempt, UnderWay, attempt, interrupt, lost, unsent
 from scheduler.clock import Clock
 from scheduler.intake import Intake
+from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.retry import Retry
 from scheduler.stores.base import Claimed, Outcome, Settlement
 from scheduler.tries import Tries
 
-logger = logging.getLogger("scheduler.flight")
+logger = logger_of("scheduler.flight")
 
 STUBBORN_S = 10.0  # a call that goes on for so long after it was cancelled is given up for lost
 CLOSED = "the scheduler was closed while the call was under way"

@@ -8,7 +8,6 @@ the wait ends by itself. The same words go with the exception that ends a parked
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +16,9 @@ from zoneinfo import ZoneInfo
 from scheduler.admission import LaneKey, ParkReason, Shortfall
 from scheduler.budget import Cap
 from scheduler.duration import format_duration
+from scheduler.plain import about, logger_of, one_line
 
-logger = logging.getLogger("scheduler.parked")
+logger = logger_of("scheduler.parked")
 
 MOST_TOLD = 10_000
 _Subject = tuple[str, ParkReason]  # the budget, or the provider, and why
@@ -115,8 +115,8 @@ def ends_by_itself(lack: Shortfall) -> bool:
 def brief(lack: Shortfall) -> str:
     """What is lacking, in a few words."""
     if lack.is_of_provider:
-        said = f" ({lack.words})" if lack.words else ""
-        return f"{lack.reason.value}: {lack.budget}{said}"
+        said = f" ({one_line(lack.words)})" if lack.words else ""
+        return f"{lack.reason.value}: {one_line(lack.budget)}{said}"
     return f"{lack.reason.value}: budget {lack.budget!r} lacked {_cap(lack).format_amount(lack.missing)}"
 
 
@@ -125,8 +125,8 @@ def sentence(lack: Shortfall, now_ms: int) -> str:
     if lack.is_of_provider:
         return _of_provider(lack, now_ms)
     cap, name = _cap(lack), repr(lack.budget)
-    shell = shlex.quote(lack.budget)
-    more = f"raise the limit: await s.set_limit({name}, …), or scheduler budget set {shell} 'MORE'"
+    change = about(lack.budget, rest=" 'MORE'")
+    more = f"raise the limit: await s.set_limit({name}, …), or scheduler budget set {change}"
     needs = f"a request needs up to {cap.format_amount(lack.needed)}"
     missing = f"{cap.format_amount(lack.missing)} missing"
     limit = f"{cap.format_amount(lack.limit)} ({lack.window})"
@@ -137,7 +137,7 @@ def sentence(lack: Shortfall, now_ms: int) -> str:
     if lack.reason is ParkReason.PAUSED:
         return (
             f"parked: budget {name} is paused; nothing of it is sent until it is resumed: "
-            f"await s.resume({name}), or scheduler budget resume {shell}"
+            f"await s.resume({name}), or scheduler budget resume {about(lack.budget)}"
         )
     if lack.reason is ParkReason.LARGER_THAN_LIMIT:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ LAYERS = [
     },
     {"providers.base"},
     {"pricing", "deployments"},
-    {"clock"},
+    {"clock", "signals"},
     {"stores", "providers"},
     {"retry", "config"},
     {
@@ -175,3 +176,22 @@ def test_the_public_names_are_complete_and_in_order():
         assert name in dir(scheduler)
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = scheduler.Nothing
+
+
+DOORS = {
+    r"logging\.getLogger\((?!\"scheduler\.parked\"\)\.setLevel)": "plain",  # `logger_of` makes them plain
+    r"\bshlex\.": "plain",  # `shell_word` and `command` know what is not printable
+    r"add_signal_handler": "signals",  # which Windows has not
+    r"os\.kill\(pid": "plain",
+    r"os\.fchmod|^import fcntl|^import resource": "plain",  # only where there is such a thing
+}
+
+
+@pytest.mark.parametrize("pattern", DOORS)
+def test_there_is_one_door_for_it(pattern):
+    found = {
+        name_of(path) for path in FILES
+        if re.search(pattern, re.sub(r'"""(.|\n)*?"""', "", path.read_text()), re.MULTILINE)
+    }  # fmt: skip
+
+    assert found <= {DOORS[pattern]}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from scheduler.budget import Budget
 from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
+from scheduler.plain import logger_of
 from scheduler.request import Quote, Request, Response, StreamEvent
 from scheduler.scheduler import Scheduler
 from scheduler.stats import Stats
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scheduler import events
     from scheduler.stream import ResponseStream
 
-logger = logging.getLogger("scheduler.blocking")
+logger = logger_of("scheduler.blocking")
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")

@@ -176,7 +176,7 @@ class LineFile:
         beside = path.with_name(f".{path.name}.new")
         try:
             with beside.open("w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), os.fstat(self._fd).st_mode & 0o777)
+                beside.chmod(os.fstat(self._fd).st_mode & 0o777)
                 file.writelines(line + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import shlex
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from scheduler.errors import ConfigError, OutputInUse
+from scheduler.plain import command, without_password
 
 # Of network file systems whose server keeps no locks.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -120,7 +120,7 @@ def _sign(path: Path) -> None:
     note = {
         "pid": os.getpid(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv)[:500],
+        "command": command(*map(without_password, sys.argv))[:500],
     }
     with contextlib.suppress(OSError):
         if path.stat().st_size and not path.read_bytes().lstrip().startswith(b"{"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePath
 
 from scheduler.errors import ConfigError
+from scheduler.plain import shell_word
 
 HEAD_BYTES = 65_536
 """How much of a file is looked at, at most."""
@@ -205,10 +205,10 @@ def _kind_of_text(text: str, name: str) -> _Kind:
 def _not_read(kind: _Kind, name: str) -> ConfigError:
     problem = f"{name} is {kind.name}, which is not read; nothing was sent"
     is_named = not name.startswith(("<", "/dev/", "/proc/"))
-    file = shlex.quote(name) if is_named else "FILE"
+    file = shell_word(name) if is_named else "FILE"
     made_of = f"{PurePath(name).stem}.jsonl"
     made_of = f"{name}.jsonl" if made_of == name else made_of
-    out = shlex.quote(made_of) if is_named else "FILE.jsonl"
+    out = shell_word(made_of) if is_named else "FILE.jsonl"
     if "pandas" in kind.command:
         file, out = repr(name if is_named else "FILE"), repr(out.strip("'"))
         file, out = file.replace("'", '"'), out.replace("'", '"')

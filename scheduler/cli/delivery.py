@@ -20,6 +20,7 @@ from scheduler.batch.files import LineFile
 from scheduler.batch.held import Held, Marks, is_answer
 from scheduler.batch.results import error_line, line_text, result_line
 from scheduler.batch.wrong import ErrorFile
+from scheduler.cli.output import say
 from scheduler.errors import ConfigError, CredentialsRefused, InputError
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished, Store
@@ -283,4 +284,4 @@ def move_aside(files: Files) -> None:
             while (aside := path.with_name(f"{path.name}.{number}")).exists():
                 number += 1
             os.rename(path, aside)
-            print(f"moved {path} to {aside}", file=sys.stderr)
+            say(f"moved {path} to {aside}")

@@ -232,7 +232,7 @@ def _sums(total: Total) -> dict[str, Any]:
 
 
 def _show(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> None:
-    from scheduler.cli.output import plural, say, table
+    from scheduler.cli.output import plural, say, table, tell
     from scheduler.money import format_usd
 
     rows = [
@@ -251,9 +251,9 @@ def _show(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> None:
             ("model", "requests", "least", "expected", "most"), rows, "requests least expected most"
         )
     )
-    print(_what_fits(forecast, caps, now_ms))
+    tell(_what_fits(forecast, caps, now_ms))
     for never in forecast.never.values():
-        print(_what_never_starts(never))
+        tell(_what_never_starts(never))
     for why, count in forecast.unbounded.items():
         say(f"for {plural(count, 'request')} 'most' is an estimate, not a bound: {why}")
     for model, count in forecast.unknown.items():

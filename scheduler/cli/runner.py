@@ -29,7 +29,6 @@ from scheduler.cli.left import write_left
 from scheduler.cli.outcome import Outcome, RunOptions
 from scheduler.cli.output import plural
 from scheduler.cli.patience import Patience, worst
-from scheduler.cli.process import signals_to
 from scheduler.cli.progress import Progress, Snapshot
 from scheduler.clock import SystemClock
 from scheduler.duration import format_duration
@@ -42,6 +41,7 @@ from scheduler.errors import (
 )
 from scheduler.money import format_usd
 from scheduler.scheduler import Scheduler
+from scheduler.signals import signals_to
 from scheduler.stats import CapStatus, Stats
 
 TICK_S = 0.1

@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +27,11 @@ from typing import Any
 
 from scheduler.errors import ConfigError
 from scheduler.money import decimal_usd
+from scheduler.plain import one_line
 from scheduler.providers.simulated import Simulated, Spread
 from scheduler.providers.simulated_http import Connection, Refused
 from scheduler.providers.simulated_limits import STYLES
+from scheduler.signals import signals_to
 
 
 class Service:
@@ -147,10 +148,8 @@ async def serve(
 async def serve_until_signal(provider: Simulated, **options: Any) -> None:
     """Serve until SIGTERM or SIGINT; options as for `serve`."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(provider, stop=stop, **options)
+    with signals_to(lambda number: stop.set()):
+        await serve(provider, stop=stop, **options)
 
 
 def print_url(url: str) -> None:
@@ -211,7 +210,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         )
     except ConfigError as exc:
-        sys.stderr.write(f"{exc}\n")
+        sys.stderr.write(f"{one_line(exc)}\n")
         return 3
     return 0
 

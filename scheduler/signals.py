@@ -1,4 +1,4 @@
-"""What a run has of its process: signals."""
+"""Signals that end a process, told to its loop: also on Windows, whose loops know none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int], object]) -> Iterator[None]:
-    """Interrupts and SIGTERM go to the handler, in the loop, while the run lasts."""
+    """Interrupts and SIGTERM go to the handler, in the loop, while the block lasts."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for number in _ENDING:
