@@ -167,10 +167,13 @@ class BlockingScheduler:
         except RuntimeError:  # closed in this very moment
             raise SchedulerClosed from None
 
-    def _give_up(self, call: _Call) -> None:
-        """End it, whether it has begun or not; Ctrl-C may come while it begins."""
+    def _give_up(self, *calls: _Call) -> None:
+        """End them, whether they have begun or not; Ctrl-C may come while they begin.
+
+        In one step, so that there is little time for a second Ctrl-C to come between.
+        """
         with contextlib.suppress(RuntimeError):  # the loop is no more
-            self._loop.call_soon_threadsafe(self._cancel, call)
+            self._loop.call_soon_threadsafe(self._cancel, calls)
 
     # In its own thread
 
@@ -215,10 +218,11 @@ class BlockingScheduler:
         else:
             call.end(task.result())
 
-    def _cancel(self, call: _Call) -> None:
-        task = self._tasks.get(call)
-        if task is not None:
-            task.cancel()
+    def _cancel(self, calls: Iterable[_Call]) -> None:
+        for call in calls:
+            task = self._tasks.get(call)
+            if task is not None:
+                task.cancel()
 
     # Requests
 
@@ -289,8 +293,7 @@ class BlockingScheduler:
                 position, request, _ = taken.pop(call)
                 yield _outcome(call, position, request, return_exceptions)
         finally:
-            for call in taken:
-                self._give_up(call)
+            self._give_up(*taken)
 
     def call(
         self, function: Callable[..., T_], /, *args: Any, on_exceeded: OnExceeded | None = None,
