@@ -601,3 +601,34 @@ def test_closing_a_blocking_scheduler_tells_those_who_were_sent_the_truth():
     s.close()
 
     assert isinstance(future.exception(10), CallInterrupted | SchedulerClosed)
+
+
+# The store's thread
+
+
+async def test_who_asks_the_file_and_leaves_with_their_loop_takes_its_thread_from_nobody(tmp_path):
+    gate = threading.Event()
+
+    def ask_and_leave(s):
+        loop = asyncio.new_event_loop()
+        asking = loop.create_task(s.store._run(lambda db: gate.wait(10)))
+        loop.run_until_complete(asyncio.sleep(0.02))
+        asking.cancel()
+        loop.run_until_complete(asyncio.gather(asking, return_exceptions=True))
+        loop.close()
+
+    async with opened(store=SqliteStore(tmp_path / "s.db")) as s:
+        await asyncio.to_thread(ask_and_leave, s)
+        gate.set()
+        assert (await asyncio.wait_for(s.run(ask(1)), 5)).body == {"answer": 1}
+
+
+@pytest.mark.parametrize("error", [StopIteration(), BaseException("odd")])
+async def test_whatever_is_raised_in_the_files_thread_reaches_who_asked(tmp_path, error):
+    def work(db):
+        raise error
+
+    async with opened(store=SqliteStore(tmp_path / "s.db")) as s:
+        with pytest.raises((RuntimeError, type(error))):
+            await asyncio.wait_for(s.store._run(work), 5)
+        assert (await asyncio.wait_for(s.run(ask(1)), 5)).body == {"answer": 1}

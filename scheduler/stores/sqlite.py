@@ -20,11 +20,11 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
 
 import aiosqlite
 
@@ -84,8 +84,38 @@ class _Connection(aiosqlite.Connection):
         **kwargs: P.kwargs,
     ) -> T:
         """Run `function(db, …)` on the thread; cancelling the caller does not stop it."""
-        run: Callable[..., Awaitable[T]] = self._execute
-        return await run(function, self._conn, *args, **kwargs)
+        if not self._running:
+            raise StoreError("the file was closed meanwhile")
+        loop, db = asyncio.get_running_loop(), self._conn
+        done: asyncio.Future[T] = loop.create_future()
+
+        # Told from here rather than by aiosqlite, whose thread ends, and leaves all others waiting,
+        # when somebody's loop has ended before they were answered.
+        def work() -> None:
+            result: T | None = None
+            error: BaseException | None = None
+            try:
+                result = function(db, *args, **kwargs)
+            except BaseException as exc:
+                error = exc
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_answer, done, result, error)
+            del result, error  # and the frames that an error holds
+
+        self._tx.put_nowait((None, work))
+        return await done
+
+
+def _answer(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.done():
+        return  # nobody waits for it any more
+    if isinstance(error, StopIteration):  # a future takes none
+        wrapped = RuntimeError(f"{error!r} was raised in the store's thread")
+        wrapped.__cause__, error = error, wrapped
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(result)
 
 
 class SqliteStore(Store):
