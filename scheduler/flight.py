@@ -59,6 +59,9 @@ class Call:
             self.task.cancel()
 
 
+Choose = Callable[[Provider], tuple[Send, bool]]
+
+
 class Flight:
     """The calls under way of one process. Used by `Pump` alone.
 
@@ -93,14 +96,12 @@ class Flight:
         self.slots = slots
         self.lease_until_s: float | None = None
 
-    def start(
-        self, claimed: Claimed, choose: Callable[[Provider], Send], context: Context | None
-    ) -> None:
+    def start(self, claimed: Claimed, choose: Choose, context: Context | None) -> None:
         """Begin a call.
 
         Args:
             claimed: What was admitted.
-            choose: Who makes the call, asked when it begins.
+            choose: Who makes the call, and whether that is its caller; asked when it begins.
             context: In which it runs; None: this one.
         """
         name = self.provider_of(claimed)
@@ -113,16 +114,19 @@ class Flight:
         """The name of who is asked."""
         return claimed.request.provider or self._intake.default_provider
 
-    async def _make(self, call: Call, choose: Callable[[Provider], Send]) -> None:
+    async def _make(self, call: Call, choose: Choose) -> None:
         if self.lease_until_s is not None and self._loop.time() > self.lease_until_s:
             return  # so long did this process stand still that others may have sent it meanwhile
         call.is_begun = True
         provider = self._intake.providers[call.provider]
+        send, is_callers = choose(provider)
+        retry = provider.retry or self._retry
+        if is_callers:  # who makes a call has patience of their own, and waits for its error
+            retry = retry.without_patience()
         with UnderWay(self._owner):
             call.ended = await attempt(
                 call.provider, self._intake.tariff(provider), call.claimed,
-                provider.retry or self._retry, self._clock.now_ms, choose(provider),
-                self._tries,
+                retry, self._clock.now_ms, send, self._tries,
             )  # fmt: skip
 
     def _over(self, call: Call, task: asyncio.Task[None]) -> None:

@@ -409,14 +409,14 @@ class Pump:
         self._ended.append(ended)
         self._signal.set()
 
-    def _sender_of(self, request_id: int, provider: Provider) -> Send:
-        """Who makes the call: whoever submitted it, if they said so, else its provider."""
+    def _sender_of(self, request_id: int, provider: Provider) -> tuple[Send, bool]:
+        """Who makes the call: whoever submitted it, if they said so (True), else its provider."""
         for future in self._waiters.of(request_id):
             if future.send is not None:
-                return future.send
+                return future.send, True
             if future.emit is not None:
-                return partial(provider.stream, emit=future.emit)
-        return provider.send
+                return partial(provider.stream, emit=future.emit), False
+        return provider.send, False
 
     def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
         """Where a call runs: in its caller's context, if they make it themselves."""

@@ -13,7 +13,7 @@ attempt, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from scheduler.duration import parse_duration_ms
@@ -91,6 +91,11 @@ class Retry:
         if error.is_billed is not False or impatient_ms >= parse_duration_ms(patience, "patience"):
             return None
         return rule._wait_ms(tries, error, waited_ms)
+
+    def without_patience(self) -> Retry:
+        """The same, but every failure is an attempt."""
+        on = {kind: rule.without_patience() for kind, rule in self.on.items()}
+        return replace(self, patience=0, on=on)
 
     def _rule(self, error: CallFailed) -> Retry:
         rule = next((self.on[kind] for kind in type(error).__mro__ if kind in self.on), self)

@@ -74,7 +74,8 @@ class Scheduler(Adoption):
         max_attempts: Most attempts for one request that may have cost something; each has its own
             reservation.
         patience: How long failures that provably cost nothing (no connection, an overload that
-            the provider refused) use up no attempt; none with ``max_attempts=1``.
+            the provider refused) use up no attempt; none with ``max_attempts=1``, and none for calls
+            that their callers make (wrapped clients, functions), who wait for the error.
         max_queue: Most requests of this process that may wait. None: no bound.
         cap_output: Most output tokens for requests whose body sets no cap; written
             into the body. None: bodies are sent as they are.

@@ -240,3 +240,19 @@ def test_only_who_says_nothing_is_taken_for_down(has_spoken, waits_s):
             assert round(asyncio.get_running_loop().time() - began_s) == waits_s
 
     run(main())
+
+
+def test_who_makes_a_call_hears_of_its_failures_after_its_attempts():
+    tried = []
+
+    async def refused(request):
+        tried.append(request)
+        raise TransportFailed("refused", is_billed=False)
+
+    async def main():
+        async with opened(Bench(), max_attempts=3, retry_wait_s=lambda attempt: 0) as s:
+            with pytest.raises(TransportFailed):
+                await s.submit(ask(), send=refused)
+
+    run(main())
+    assert len(tried) == 3
