@@ -48,15 +48,23 @@ class Ending:
         self._pump, self._resolver, self._told = pump, resolver, told
         self._providers, self._store = providers, store
         self._closing: asyncio.Task[None] | None = None
-        self._has_begun = False
+        self._ends_at_s: float | None = None  # when what runs is cancelled, on the loop's clock
         self._life: Steady = pump.start(self._let_go, self._torn)
 
-    def begin(self, within_s: float = 0) -> None:
-        """Come to an end; calls under way may take so long to finish. The first word counts."""
-        if not self._has_begun:
-            self._has_begun = True
+    def begin(self, within_s: float | None = 0) -> None:
+        """Come to an end. Of several words the one in the most haste counts.
+
+        Args:
+            within_s: How long calls under way may take to finish. None: as was said before, else
+                no time.
+        """
+        if self._life.done() or (within_s is None and self._ends_at_s is not None):
+            return
+        ends_at_s = asyncio.get_running_loop().time() + (within_s or 0)
+        if self._ends_at_s is None or ends_at_s < self._ends_at_s:
+            self._ends_at_s = ends_at_s
             self._told()
-            self._pump.end(within_s=within_s)
+            self._pump.end(within_s=within_s or 0)
 
     async def wait(self) -> None:
         """Wait until it has come. Whoever waits may be cancelled; the closing itself goes on."""
@@ -64,7 +72,7 @@ class Ending:
 
     def _torn(self) -> None:
         """Somebody cancels the pump, as programs do that end: they are in a hurry."""
-        self._has_begun = True
+        self._ends_at_s = -math.inf
         self._told()
         if self._closing is not None:
             self._closing.cancel()  # a provider takes its time to close

@@ -199,7 +199,7 @@ class Scheduler(Adoption):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        await self._end(None if error is None else 0)
 
     async def aclose(self, *, drain: bool = False, drain_timeout: Duration | None = DRAIN) -> None:
         """End everything; what waits stays in a durable store for the next run.
@@ -212,15 +212,17 @@ class Scheduler(Adoption):
             drain: Let calls under way finish first, and streams keep for their readers what
                 comes.
             drain_timeout: How long they may take; then they are cancelled. None: as long as their
-                providers take.
+                providers take. Asked twice to close, it takes the shorter time.
         """
         within_s = drain_s(drain_timeout)
+        await self._end(within_s if drain else 0)
+
+    async def _end(self, within_s: float | None) -> None:
+        """As `aclose`; see `Ending.begin`."""
         loop = self._loop
         if loop is not None and loop is not asyncio.get_running_loop():
             if loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(
-                    self.aclose(drain=drain, drain_timeout=drain_timeout), loop
-                )
+                closing = asyncio.run_coroutine_threadsafe(self._end(within_s), loop)
                 await asyncio.wrap_future(closing)
             self._state = "closed"  # or its loop has ended, and everything with it
             return
@@ -228,7 +230,7 @@ class Scheduler(Adoption):
             self._stop()
             await close_all(self._intake.providers.values())
         else:
-            self._ending.begin(within_s if drain else 0)
+            self._ending.begin(within_s)
             await self._ending.wait()
         self._state = "closed"
 

@@ -496,6 +496,49 @@ def test_draining_has_a_bound(timeout, seconds):
     run(main())
 
 
+def test_a_drain_under_way_is_cut_short_by_whoever_is_in_more_haste():
+    async def main(**haste):
+        s = await opened(clock=VirtualClock()).__aenter__()
+        future = s.submit(ask(seconds=1000))
+        await asyncio.sleep(0)
+        draining = asyncio.create_task(s.aclose(drain=True, drain_timeout=None))
+        await asyncio.sleep(1)
+        await s.aclose(**haste)
+        await draining
+        assert isinstance(future.exception(), CallInterrupted)
+        return round((VirtualClock().now_ms() - VirtualClock().start_ms) / 1000)
+
+    assert run(main()) == 1
+    assert run(main(drain=True, drain_timeout="5s")) == 6
+
+
+def test_a_program_stopped_while_it_drains_waits_for_nothing_more():
+    async def stopped():
+        clock, futures = VirtualClock(), []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2), opened(clock=clock) as s:
+                futures.append(s.submit(ask(seconds=1000)))
+                await asyncio.sleep(0)
+                await s.aclose(drain=True, drain_timeout=None)
+        assert isinstance(futures[0].exception(), CallInterrupted)
+        assert round((clock.now_ms() - clock.start_ms) / 1000) == 2
+
+    run(stopped())
+
+
+def test_leaving_the_block_does_not_cut_a_drain_short():
+    async def main():
+        async with opened(clock=VirtualClock()) as s:
+            future = s.submit(ask(seconds=100))
+            await asyncio.sleep(0)
+            draining = asyncio.create_task(s.aclose(drain=True))
+            await asyncio.sleep(1)
+        await draining
+        assert future.result().cost_nusd == 60
+
+    run(main())
+
+
 # Other loops and threads
 
 
