@@ -513,15 +513,18 @@ def test_a_drain_under_way_is_cut_short_by_whoever_is_in_more_haste():
 
 
 def test_a_program_stopped_while_it_drains_waits_for_nothing_more():
+    async def draining(futures):
+        async with asyncio.timeout(2), opened(clock=VirtualClock()) as s:
+            futures.append(s.submit(ask(seconds=1000)))
+            await asyncio.sleep(0)
+            await s.aclose(drain=True, drain_timeout=None)
+
     async def stopped():
-        clock, futures = VirtualClock(), []
+        futures = []
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(2), opened(clock=clock) as s:
-                futures.append(s.submit(ask(seconds=1000)))
-                await asyncio.sleep(0)
-                await s.aclose(drain=True, drain_timeout=None)
+            await draining(futures)
         assert isinstance(futures[0].exception(), CallInterrupted)
-        assert round((clock.now_ms() - clock.start_ms) / 1000) == 2
+        assert round((VirtualClock().now_ms() - VirtualClock().start_ms) / 1000) == 2
 
     run(stopped())
 

@@ -42,12 +42,12 @@ class Files:
     @property
     def source(self) -> str:
         """Names the input."""
-        return "-" if self.input is None else str(self.input.resolve())
+        return "-" if self.input is None else stored(self.input.resolve())
 
     @property
     def job(self) -> str:
         """Names the run, so that the same command goes on where it stopped."""
-        return f"{self.source} → {'-' if self.results is None else self.results.resolve()}"
+        return f"{self.source} → {'-' if self.results is None else stored(self.results.resolve())}"
 
     @property
     def outputs(self) -> list[Path]:
@@ -62,7 +62,12 @@ def stem_of(source: Path | None, results: Path | None) -> str:
     return str(results).removesuffix(".jsonl").removesuffix(".results")
 
 
-def parked_of(job: str) -> Path | None:
+def stored(path: Path) -> str:
+    """A path as the store keeps it: what is no UTF-8 in a name is spelled out, in any locale."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def parked_of(job: str) -> str | None:
     """The file into which a job puts what it could not send; None: it is no batch file's job."""
     source, arrow, results = job.rpartition(" → ")
     if not arrow:
@@ -70,7 +75,7 @@ def parked_of(job: str) -> Path | None:
     stem = stem_of(
         None if source == "-" else Path(source), None if results == "-" else Path(results)
     )
-    return Path(f"{stem}.parked.jsonl").resolve()
+    return stored(Path(f"{stem}.parked.jsonl").resolve())
 
 
 @dataclass(slots=True)

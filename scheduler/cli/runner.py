@@ -22,7 +22,7 @@ from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
 from scheduler.calls import describe, has_spoken
-from scheduler.cli.delivery import Delivery, Files, parked_of
+from scheduler.cli.delivery import Delivery, Files, parked_of, stored
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
 from scheduler.cli.left import write_left
@@ -114,7 +114,7 @@ class BatchRun:
         """What another run left are that run's requests: the same keys, answered once."""
         if self.files.input is None or self.options.is_fresh:
             return
-        wanted = self.files.input.resolve()
+        wanted = stored(self.files.input.resolve())
         for job in await self.s.store.jobs():
             if parked_of(job) != wanted:
                 continue

@@ -105,3 +105,21 @@ def test_streams_that_are_none_of_pythons_own_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", object())
     fit_streams()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are texts")
+@pytest.mark.parametrize("name", ["utf-8, strict", "C, no UTF-8 mode"])
+def test_a_file_whose_name_is_no_utf_8_is_run_and_gone_on_with(tmp_path, name):
+    line = {"body": {"model": "sim-small", "messages": [{"role": "user", "content": "x"}]}}
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jsonl")
+    with open(path, "w") as file:
+        file.write(json.dumps(line) + "\n")
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "scheduler", "run", path, "--base-url", "sim:", "--store", "s.db"],
+            cwd=tmp_path, capture_output=True, env=environment(ENVIRONMENTS[name]), timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with open(path.replace(b".jsonl", b".results.jsonl")) as file:
+            assert len(file.readlines()) == 1
