@@ -175,7 +175,11 @@ def _succeeded(
     request, usage = claimed.request, answer.usage
     if usage is not None and not is_sane(usage.total_tokens):
         usage = None
-    cost_nusd = tariff.cost_nusd(request, answer)
+    try:
+        cost_nusd = tariff.cost_nusd(request, answer)
+    except Exception as exc:  # the answer is there, and paid for
+        logger.warning("the cost of an answer could not be told; its ceiling counts: %r", exc)
+        cost_nusd = None
     is_estimated = not is_sane(cost_nusd)
     if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd

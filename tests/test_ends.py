@@ -542,6 +542,25 @@ def test_leaving_the_block_does_not_cut_a_drain_short():
     run(main())
 
 
+@pytest.mark.parametrize("error", [ValueError("v"), StopIteration(), ZeroDivisionError()])
+def test_an_answer_whose_price_cannot_be_told_is_kept_and_its_ceiling_counts(error):
+    async def answers(request):
+        return {"ok": True}
+
+    def cost(request, result):
+        raise error
+
+    async def main():
+        provider = FunctionProvider("p", answers, quote="$0.0000001", cost=cost)
+        async with opened(provider) as s:
+            response = await s.run(ask())
+            assert (response.body, response.cost_nusd) == ({"ok": True}, 100)
+            assert response.is_estimated
+            assert (s.stats().posted_nusd, s.stats().suspense_nusd) == (100, 0)
+
+    asyncio.run(main())
+
+
 # Other loops and threads
 
 
