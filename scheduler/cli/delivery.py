@@ -50,6 +50,11 @@ class Files:
         return f"{self.source} → {'-' if self.results is None else stored(self.results.resolve())}"
 
     @property
+    def has_errors(self) -> bool:
+        """Whether an error is told; a killed run leaves its file behind, empty."""
+        return self.errors.exists() and self.errors.stat().st_size > 0
+
+    @property
     def outputs(self) -> list[Path]:
         """What one writer at a time may write."""
         return [self.errors] if self.results is None else [self.results, self.errors]

@@ -68,7 +68,7 @@ class Outcome:
             "overruns": self.overruns,
             "seconds": round(self.seconds, 3),
             "results": None if files.results is None else str(files.results),
-            "errors": str(files.errors) if files.errors.exists() else None,
+            "errors": str(files.errors) if files.has_errors else None,
             "parked": str(files.parked) if files.parked.exists() else None,
             "message": self.message,
         }

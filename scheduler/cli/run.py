@@ -299,7 +299,7 @@ def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
     say(" · ".join(parts))
     if files.results is not None and files.results.exists():
         say(f"results: {files.results}")
-    if files.errors.exists():
+    if files.has_errors:
         say(f"errors: {files.errors}")
     if outcome.left or outcome.exit in (Exit.PARKED, Exit.INTERRUPTED, Exit.CREDENTIALS):
         if files.parked.exists():

@@ -368,3 +368,14 @@ def test_an_address_where_nobody_is_ends_the_run_after_the_longest_wait(monkeypa
     assert "The run ends after 1m without an answer" in done.stderr
     assert ids("p.parked.jsonl") == all_ids(20)
     assert spent() == 0
+
+
+def test_an_errors_file_without_a_line_is_not_shown():
+    write(line(1))
+    Path("p.errors.jsonl").touch()  # as a killed run leaves it
+
+    done = run("run", "p.jsonl", "--json", *SIM)
+
+    assert done.returncode == 0
+    assert "errors:" not in done.stderr
+    assert json.loads(done.stdout)["errors"] is None
