@@ -109,26 +109,22 @@ class Feeding:
         options: LineOptions,
         sink: Sink,
         retry_failed: bool = False,
-        is_strict: bool = False,
     ) -> None:
         self.total, self.read_to, self.is_read = 0, 0, False
         self._s, self._source, self._options, self._sink = scheduler, source, options, sink
-        self._retry_failed, self._is_strict = retry_failed, is_strict
+        self._retry_failed = retry_failed
         self._budget: Sequence[str] | None = None
         self._lines: Iterator[BatchLine | BadLine] = iter(())
         self._columns: set[str] = set()
 
     async def run(self, stopping: asyncio.Event, budget: Sequence[str] | None) -> None:
-        """Queue all of it, or until the run is stopping. Strict: nothing if a line is bad.
+        """Queue all of it, or until the run is stopping.
 
         Raises:
-            InputError: A line is bad, and the run is strict; nothing was queued.
             SchedulerError: Nothing more can be queued.
         """
         self._budget, self._source.is_stopping = budget, stopping.is_set
         self._lines = read_source(self._source, self._options)
-        if self._is_strict:
-            await self._check_all(stopping)
         while not stopping.is_set():
             chunk = await self._take(self._lines)
             if not chunk:
@@ -165,12 +161,20 @@ class Feeding:
     async def _take(lines: Iterator[BatchLine | BadLine]) -> list[BatchLine | BadLine]:
         return await asyncio.to_thread(lambda: list(itertools.islice(lines, CHUNK)))
 
-    async def _check_all(self, stopping: asyncio.Event) -> None:
+    async def check(self, stopping: asyncio.Event, budget: Sequence[str] | None) -> None:
+        """Read all of it and queue nothing, to know whether every line can be sent.
+
+        Raises:
+            InputError: A line is bad.
+            ConfigError: It cannot be read a second time.
+        """
         if not self.can_reread:
             raise ConfigError(
                 "--strict", f"{self._source.name} is a pipe, which cannot be read twice. Write it to "
                 "a file first, and give that; nothing was sent",
             )  # fmt: skip
+        self._budget = budget
+        self._lines = read_source(self._source, self._options)
         bad: list[InputError] = []
         count = 0
         while (chunk := await self._take(self._lines)) and not stopping.is_set():

@@ -253,11 +253,8 @@ async def _run(
     options: RunOptions,
     shown: Progress,
 ) -> Outcome:
-    import time
-
     from scheduler.batch.lock import OutputLock
     from scheduler.budget import Budget
-    from scheduler.cli.delivery import move_aside
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
@@ -265,9 +262,6 @@ async def _run(
     budgets = [] if budget is None else [Budget("default", budget)]
     with OutputLock(files.outputs, shown.say):  # before anything is touched
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
-            if options.is_fresh:
-                await s.store.forget(files.job, time.time_ns() // 1_000_000)
-                move_aside(files)
             return await BatchRun(s, source, files, options, shown).run()
 
 

@@ -22,7 +22,7 @@ from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
 from scheduler.calls import describe, has_spoken
-from scheduler.cli.delivery import Delivery, Files, parked_of, stored
+from scheduler.cli.delivery import Delivery, Files, move_aside, parked_of, stored
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
 from scheduler.cli.left import write_left
@@ -84,7 +84,6 @@ class BatchRun:
         loop = asyncio.get_running_loop()
         self._started_s = loop.time()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._delivery)
             stack.enter_context(signals_to(self._interrupted))
             stack.callback(self.progress.close)
             self._choose_budget()
@@ -93,8 +92,14 @@ class BatchRun:
             stack.callback(self.s.on(events.Expired, self._on_expired))
             self._feeding = Feeding(
                 self.s, self._source, replace(self.options.lines, job=self._job), self,
-                self.options.retry_failed, self.options.is_strict,
+                self.options.retry_failed,
             )  # fmt: skip
+            if self.options.is_strict:  # before anything is forgotten, moved or written
+                await self._feeding.check(self._stopping, self._budget)
+            if self.options.is_fresh:
+                await self.s.store.forget(self._job, SystemClock().now_ms())
+                move_aside(self.files)
+            stack.enter_context(self._delivery)
             await self._delivery.start(
                 self.s.store, self._job, retry_failed=self.options.retry_failed,
                 is_part=self._is_part,

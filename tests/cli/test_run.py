@@ -179,6 +179,20 @@ def test_strict_sends_nothing_if_a_line_is_bad(place):
     assert spent() == 0
 
 
+def test_strict_forgets_moves_and_writes_nothing_if_a_line_is_bad(place):
+    write(3)
+    assert run("p.jsonl", "--budget", "$1").returncode == 0
+    paid, good = spent(), Path("p.jsonl").read_text()
+    Path("p.jsonl").write_text(good + "{oops\n")
+
+    assert run("p.jsonl", "--fresh", "--strict").returncode == 2
+
+    assert sorted(map(str, Path().glob("p.*"))) == ["p.jsonl", "p.results.jsonl"]
+    Path("p.jsonl").write_text(good)
+    assert run("p.jsonl").returncode == 0
+    assert (spent(), len(lines("p.results.jsonl"))) == (paid, 3)
+
+
 def test_an_id_used_twice_is_told_with_its_line(place):
     write(3)
     with open("p.jsonl", "a") as file:

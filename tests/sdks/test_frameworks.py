@@ -108,7 +108,7 @@ async def test_instructor(service, connect):
 async def test_llama_index(service):
     from llama_index.llms.openai import OpenAI
 
-    async with make_scheduler(prices={"gpt-4o-mini": "1/4"}) as s:
+    async with make_scheduler(prices={"gpt-4o-mini": "0.15/0.60"}) as s:
         clients = s.http_client("httpx"), s.http_client("httpx", sync=True)
         llm = OpenAI(
             model="gpt-4o-mini",
