@@ -139,7 +139,10 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
         fix = f"scheduler budget resume {about(lack.budget, store)}"
     else:
         fix = f"scheduler budget set {about(lack.budget, store, _MORE)}"
-    return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. To go on now: {fix}"
+    how = "To go on now"
+    if lack.reason is ParkReason.LARGER_THAN_LIMIT:
+        how = "To let it go, cap its output (max_tokens in the body, or --cap-output N), or raise the limit"
+    return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. {how}: {fix}"
 
 
 _Any: Any = None  # a cap of which only the amounts are asked

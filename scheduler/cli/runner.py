@@ -68,6 +68,7 @@ class BatchRun:
         self._patience = Patience(options.stops, options.max_wait_ms, options.store_option)
         self._stopping = asyncio.Event()  # no more is read or admitted
         self._interrupts = 0
+        self._news = ""  # the last that was said of what waits
         self._failure: Exception | None = None  # what ended it
         self._budget: Sequence[str] | None = None
         self._locked: set[str] = set()  # providers to which nothing more goes
@@ -335,12 +336,14 @@ class BatchRun:
             return
         news = self._patience.news(stats, now_ms)
         if news is not None:
+            self._news = news
             self.progress.say(news)
 
     def _stop(self, message: str) -> None:
         """Read and admit no more; what runs finishes."""
         self.outcome.message = self.outcome.message or message
-        self.progress.say(message)
+        if message != self._news:  # said a moment ago
+            self.progress.say(message)
         self._stopping.set()
         self.s.stop_admitting()
 

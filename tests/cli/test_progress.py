@@ -104,7 +104,7 @@ def test_the_bar_shows_the_share_that_has_ended():
                  missing=500),
             "parked 1,200: one request exceeds the whole limit of 'default' (0 tokens spent and "
             "1 token reserved of 1,000 tokens, 500 tokens missing); resumes when somebody raises "
-            "or resumes it. To go on now: scheduler budget set default 'MORE' --store x.db",
+            "or resumes it. To let it go, cap its output (max_tokens in the body, or --cap-output N), or raise the limit: scheduler budget set default 'MORE' --store x.db",
         ),
     ],
 )  # fmt: skip
