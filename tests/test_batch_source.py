@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_source
+from scheduler.batch.recognise import is_settled, layout_of
 from scheduler.batch.records import values
 from scheduler.batch.source import Source, open_source
 from scheduler.errors import ConfigError
@@ -346,3 +347,13 @@ def test_values_end_where_they_end_however_they_are_laid_out(rows, indent, is_ar
     ]
 
     assert found == json.loads(json.dumps(rows).encode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_comes_bit_by_bit_is_taken_for_the_same(form):
+    whole = FORMS[form].encode()[:2_000]
+    expected = layout_of(whole, "x")
+
+    for size in range(1, len(whole)):
+        if is_settled(whole[:size]):
+            assert layout_of(whole[:size], "x") is expected, whole[:size]
