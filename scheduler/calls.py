@@ -236,14 +236,14 @@ def _failed(
     elif not void:
         settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
     # What cost something is an attempt, whatever it was refused for: else it is paid without end.
-    is_about_provider = error.credit is not None or (isinstance(error, RateLimited) and void)
-    if error.credit is not None or (is_about_provider and error.is_retryable):
+    is_limited = isinstance(error, RateLimited) and error.is_retryable
+    if void and (error.credit is not None or is_limited):
         # It says nothing about this request, and uses up no attempt: all others would meet the
         # same. The gate knows when to go on.
         settlement.state, settlement.is_attempt = RequestState.QUEUED, False
         return ended
     delay_ms = None
-    if error.is_retryable:
+    if error.is_retryable or error.credit is not None:
         waited_ms = now_ms - claimed.submitted_at_ms
         since_ms = None if tried is None else tried.free_since_ms
         impatient_ms = 0 if since_ms is None else now_ms - since_ms

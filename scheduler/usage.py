@@ -8,8 +8,10 @@ Providers count in four dialects, and differ in what a count includes:
     promptTokenCount, …                 Google's; thoughts come on top of the candidates
 
 Some leave reasoning out of the completion and count it in the total only; it is billed
-as output, so whatever the total has beyond its parts counts as output. Numbers that
-cannot be right (negative, no integers, absurd) count as not said.
+as output, so whatever the total has beyond its parts counts as output. A part that is larger
+than its whole is none of it, and comes on top. Where Anthropic tells several iterations of one
+call, the whole may leave some of them out, and their sum is the bill. Numbers that cannot be right
+(negative, no integers, absurd) count as not said.
 
 >>> extract_usage({"usage": {"prompt_tokens": 9, "completion_tokens": 2}}).total_tokens
 11
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import Any, TypeGuard
 
@@ -45,6 +47,8 @@ def extract_usage(body: Any) -> Usage | None:
     found = _tokens(usage)
     if found is None:
         return None
+    if "iterations" in usage:
+        found = _with_iterations(found, usage["iterations"])
     if _TELL_MORE.isdisjoint(usage) and "output" not in body and not _may_cite(body):
         inside = usage.get("prompt_tokens_details")
         if not isinstance(inside, dict) or "web_search_requests" not in inside:
@@ -70,7 +74,7 @@ def _may_cite(body: Mapping[str, Any]) -> bool:
 
 
 def _tokens(usage: Mapping[str, Any]) -> Usage | None:
-    if "prompt_tokens" in usage:
+    if "prompt_tokens" in usage and (usage["prompt_tokens"] or not usage.get("input_tokens")):
         into, out = usage["prompt_tokens"], usage.get("completion_tokens") or 0
         inside = usage.get("prompt_tokens_details")
         outside = usage.get("completion_tokens_details")
@@ -87,7 +91,7 @@ def _tokens(usage: Mapping[str, Any]) -> Usage | None:
     if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
         read = _part(usage.get("cache_read_input_tokens"), MAX_TOKENS)
         written = _part(usage.get("cache_creation_input_tokens"), MAX_TOKENS)
-        if has_cache_on_top:
+        if has_cache_on_top or read + written > into:
             into += read + written
     if "citation_tokens" in usage:
         return _of_perplexity(usage, into, out)
@@ -107,14 +111,21 @@ def _tokens(usage: Mapping[str, Any]) -> Usage | None:
 def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, written: int) -> Usage:
     inside = inside if isinstance(inside, dict) else _NOTHING
     outside = outside if isinstance(outside, dict) else _NOTHING
-    cached = _part(inside.get("cached_tokens") or read, into)
+    read = _part(inside.get("cached_tokens") or read, MAX_TOKENS)
     written = inside.get("cache_write_tokens") or inside.get("cache_creation_tokens") or written
+    written = _part(written, MAX_TOKENS)
+    if read + written > into:
+        into += read + written
+    thought = outside.get("reasoning_tokens") or outside.get("thinking_tokens")
+    out = _with_its_parts(out, outside, thought)
+    into = _with_its_parts(into, inside, None)
+    cached = _part(read, into)
     found = Usage(
         into,
         out,
         cached,
         _part(written, into - cached),
-        _part(outside.get("reasoning_tokens") or outside.get("thinking_tokens"), out),
+        _part(thought, out),
         _part(inside.get("audio_tokens"), into),
         _part(outside.get("audio_tokens"), out),
     )
@@ -131,6 +142,24 @@ def _with_parts(into: int, out: int, inside: Any, outside: Any, read: int, writt
             if count := _part(kept.get(name), cached):
                 media[field] = count
     return replace(found, **media) if media else found
+
+
+def _with_its_parts(whole: int, details: Mapping[str, Any], thought: Any) -> int:
+    """A count with those of its parts that it cannot have in it."""
+    parts = [thought, *(details.get(f"{kind}_tokens") for kind in ("audio", "image", "video"))]
+    return whole + sum(count for each in parts if (count := _part(each, MAX_TOKENS)) > whole)
+
+
+def _with_iterations(found: Usage, told: Any) -> Usage:
+    """The whole, or the sum of what each iteration used, if that is more."""
+    each = [
+        _tokens(one) for one in (told if isinstance(told, list) else ()) if isinstance(one, dict)
+    ]
+    summed = Usage(**{
+        field.name: sum(getattr(one, field.name) for one in each if one is not None)
+        for field in fields(Usage)
+    })  # fmt: skip
+    return summed if summed.total_tokens > found.total_tokens else found
 
 
 # What details count, where, as which field; whether it is a part of the input.
@@ -244,12 +273,12 @@ def _of_google(told: Mapping[str, Any], body: Mapping[str, Any]) -> Usage | None
     cached = _part(told.get("cachedContentTokenCount"), prompt)
     found = Usage(into, out, cached, reasoning_tokens=thoughts)
     parts: dict[str, int] = {}
-    for names, whole, fields in (
+    for names, whole, kinds in (
         (("promptTokensDetails", "toolUsePromptTokensDetails"), into, _READ),
         (("cacheTokensDetails",), cached, _KEPT),
         (("candidatesTokensDetails",), out, _MADE),
     ):
-        parts |= _by_modality(told, names, whole, fields)
+        parts |= _by_modality(told, names, whole, kinds)
     searches = _groundings(body.get("candidates"))
     if searches:
         parts["web_searches"] = searches

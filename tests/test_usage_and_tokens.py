@@ -44,7 +44,7 @@ from scheduler.usage import extract_usage, reported_cost_nusd
             },
             Usage(100, 50, 64, 0, 30),
         ),
-        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, Usage(5, 0, 5)),
+        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, Usage(14, 0, 9)),
         ({"prompt_tokens": 5, "prompt_tokens_details": None}, Usage(5, 0)),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": "x"}}, Usage(5, 0)),
         # Anthropic's cached tokens come on top; a gateway's copies of them do not.

@@ -315,12 +315,13 @@ def _lacks_candidates(body: Mapping[str, Any]) -> bool:
 def usage_told(body: Any) -> Usage | None:
     """Tokens an answer says it used; None if it does not say, or says what cannot be.
 
-    No output at all, where there is some, is what gateways fill in when they do not know.
+    Nothing read, or nothing written where there is something, is what gateways fill in when they
+    do not know.
     """
     usage = extract_usage(body)
-    if usage is not None and not usage.output_tokens and has_output(body):
+    if usage is None or (not usage.input_tokens and not usage.audio_seconds):
         return None
-    return usage
+    return None if not usage.output_tokens and has_output(body) else usage
 
 
 def has_output(body: Mapping[str, Any]) -> bool:
