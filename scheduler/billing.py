@@ -15,9 +15,9 @@ answer: searches, containers for code, pictures.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scheduler.errors import ConfigError
 from scheduler.request import Usage
@@ -123,6 +123,14 @@ class Rates:
             )
         steps = [((0, _yocto_per_token(part, what)),) for part in parts]
         return cls(steps[0], steps[1], steps[2] if len(steps) > 2 else None)
+
+    def times(self, factor: Decimal, guess: str) -> Rates:
+        """The same with tokens that cost so many times as much, which is a guess of that name."""
+        dearer: dict[str, Any] = {
+            name: tuple((above, int(rate * factor)) for above, rate in getattr(self, name))
+            for name in (*_KINDS_IN, *_KINDS_OUT) if getattr(self, name) is not None
+        }  # fmt: skip
+        return replace(self, **dearer, guessed=self.guessed | {guess})
 
     def cost_nusd(self, usage: Usage) -> int:
         """What a call with this usage costs, rounded up to nano-dollars."""

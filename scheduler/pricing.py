@@ -64,6 +64,7 @@ MAX_CACHED = 10_000  # models remembered, found or not
 _STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only", "unspecified")
 _TIERS = ("speed", "service_tier", "serviceTier")
 _FREE = Quote(0, 0)
+_DEEPEST = 8  # at which a mark for a cache can stand: a part of a tool's result in a message
 
 _Place = tuple[str, str | None, str | None]  # model, price source, tier
 
@@ -272,6 +273,8 @@ class _BookTariff:
                 # Said first: what is missing is a price, which can be given.
                 why = f"no price is known for {unknown}: the dearest that is known stands in"
         ceiling_nusd = max([each.most_nusd(into, out, asked) for each in candidates]) + beside
+        if any("tier" in each.guessed for each in candidates):
+            why = f"no price is known for the {_tier(request.body)} tier: the dearest of others stands in"
         if not why and not output.is_bound:
             why = "nothing caps the output"
         if not why and not all(each.is_complete for each in candidates):
@@ -319,15 +322,21 @@ class _BookTariff:
         usage = answer.usage
         if usage is None:
             return None
-        usage = _as_billed(request, usage)
-        tier = _tier(answer.body) or _tier(request.body)
+        usage = _as_written(request, answer.body, _as_billed(request, usage))
+        told, asked = _tier(answer.body), _tier(request.body)
+        # Where nobody says that it was granted, a cheaper tier may have been ignored.
+        tiers = (told,) if told is not None else (asked, None) if asked is not None else (None,)
         fixed = self._fixed(request.model)
-        if fixed is None:
-            fixed = self._book.rates(
+        found = (fixed,) if fixed is not None else [
+            self._book.rates(
                 request.model, self._source, tier, _has_media(usage) and _deals_in_media(request)
-            )
-        beside = _preview_nusd(request, (fixed,), usage.web_searches) if usage.web_searches else 0
-        return fixed.cost_nusd(usage) + beside
+            ) for tier in tiers
+        ]  # fmt: skip
+        return max([
+            rates.cost_nusd(usage) + (
+                _preview_nusd(request, (rates,), usage.web_searches) if usage.web_searches else 0
+            ) for rates in found
+        ])  # fmt: skip
 
 
 def _within_context(found: Input, rates: Rates) -> int:
@@ -390,6 +399,33 @@ def _as_billed(request: Request, counted: _Counted) -> _Counted:
     return counted._replace(web_searches=billed)
 
 
+def _as_written(request: Request, body: Any, usage: Usage) -> Usage:
+    """The same with all that was written to a cache kept for an hour, where the request asks for
+    that anywhere and the answer does not tell how long each is kept.
+    """  # noqa: D205
+    if not usage.cache_write_tokens or usage.long_cache_write_tokens:
+        return usage
+    told = body.get("usage") if isinstance(body, dict) else None
+    if isinstance(told, dict) and isinstance(told.get("cache_creation"), dict):
+        return usage
+    if not _keeps_long(request.body):
+        return usage
+    return replace(usage, long_cache_write_tokens=usage.cache_write_tokens)
+
+
+def _keeps_long(value: Any, depth: int = 0) -> bool:
+    """Whether a mark for a cache says that it is to be kept for an hour."""
+    if isinstance(value, Mapping):
+        mark = value.get("cache_control")
+        if isinstance(mark, Mapping) and mark.get("ttl") == "1h":
+            return True
+        value = list(value.values())
+    return (
+        isinstance(value, list) and depth < _DEEPEST
+        and any(_keeps_long(each, depth + 1) for each in value)
+    )  # fmt: skip
+
+
 def _preview_nusd(request: Request, candidates: tuple[Rates, ...], searches: int) -> int:
     """What searches cost beyond their listed price, in nano-dollars, where the old tool is used."""
     name = bare_name(request.model)
@@ -413,8 +449,10 @@ def _tier(body: Any) -> str | None:
         for name in _TIERS:
             tier = holder.get(name)
             if tier is not None and isinstance(tier, str):
-                return tier
-    return None
+                return tier.lower().removeprefix("service_tier_")
+    usage = body.get("usage")  # Anthropic's; its tier there is about capacity that is paid before
+    speed = usage.get("speed") if isinstance(usage, dict) else None
+    return speed.lower() if isinstance(speed, str) else None
 
 
 def _usd_a_million(steps: Steps) -> Decimal:

@@ -44,6 +44,10 @@ _CALLS = {  # USD per thousand
     "code_executions_kcount": "code_session",
 }
 _HOURS = ("audio_hours", "input_audio_hours")  # of sound, the latter a part of the former
+# Service tiers and speeds that cost more, and how many times as much at most, where the catalogue
+# does not tell: OpenAI's page on priority processing (gpt-5.5), Anthropic's on fast mode (Opus 4.6),
+# November 2026.
+_DEARER_TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
 # What providers are known to ask more for than for text.
 _DEAR_KINDS = ("input_audio_mtok", "output_audio_mtok", "output_image_mtok", "output_video_mtok")
 # Their lists name a price for sound wherever it differs from that of text.
@@ -200,9 +204,16 @@ class Listing:
 
     def _compile(self, at: datetime) -> Rates:
         prices = self._model.get_prices(at, self._context)
-        return from_catalogue(
+        rates = from_catalogue(
             prices, self._model.context_window, self.provider, self._model.id, self._has_media
         )
+        dearer = _DEARER_TIERS.get(self._tier or "")
+        return rates if dearer is None or self._lists_tier() else rates.times(dearer, "tier")
+
+    def _lists_tier(self) -> bool:
+        """Whether the catalogue has a price for the tier, be it one that starts later."""
+        variants = self._model.price_variants or ()
+        return any(self._tier in each.when.values() for each in variants)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -378,8 +378,9 @@ def test_the_tier_that_answered_is_billed():
     request = generate(model="gemini-3.8-flash-tts", serviceTier="flex")
     standard = Answer({"usageMetadata": {"serviceTier": "standard"}}, usage=usage)
 
-    flex_nusd = tariff.cost_nusd(request, Answer({}, usage=usage))
-    assert flex_nusd < tariff.cost_nusd(request, standard)
+    flex = Answer({"usageMetadata": {"serviceTier": "SERVICE_TIER_FLEX"}}, usage=usage)
+    assert tariff.cost_nusd(request, flex) < tariff.cost_nusd(request, standard)
+    assert tariff.cost_nusd(request, Answer({}, usage=usage)) == tariff.cost_nusd(request, standard)
 
 
 # Streams

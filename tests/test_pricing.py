@@ -383,12 +383,58 @@ def test_a_cost_the_provider_reports_is_preferred():
 def test_the_tier_that_answered_is_billed():
     request = Request.chat("gpt-5", "hi", service_tier="flex")
     tariff, usage = BOOK.tariff("openai"), Usage(1000, 1000)
-    flex = tariff.cost_nusd(request, Answer({}, usage=usage))
+    flex = tariff.cost_nusd(request, Answer({"service_tier": "flex"}, usage=usage))
     standard = tariff.cost_nusd(request, Answer({"service_tier": "default"}, usage=usage))
+    not_told = tariff.cost_nusd(request, Answer({}, usage=usage))
 
-    assert flex < standard <= tariff.quote(
+    assert flex < standard == not_told <= tariff.quote(
         Request.chat("gpt-5", "x" * 1000, service_tier="flex", max_tokens=1000)
     ).ceiling_nusd  # fmt: skip
+
+
+def test_a_dearer_tier_that_the_catalogue_has_no_price_for_costs_the_most_of_others():
+    for model, source, asked, factor in (
+        ("claude-opus-4-6", "anthropic", {"speed": "fast"}, 6),
+        ("gemini-2.5-flash", "google", {"service_tier": "PRIORITY"}, 2.5),
+        ("o3", "azure", {"service_tier": "priority"}, 2.5),
+    ):
+        tariff, usage = BOOK.tariff(source), Usage(1000, 1000, 100)
+        plain = Request.chat(model, "hi", max_tokens=50)
+        dear = Request.chat(model, "hi", max_tokens=50, **asked)
+        quote, bill = tariff.quote(dear), tariff.cost_nusd(dear, Answer({}, usage=usage))
+
+        assert bill == factor * tariff.cost_nusd(plain, Answer({}, usage=usage))
+        assert quote.ceiling_nusd >= factor * tariff.quote(plain).ceiling_nusd
+        assert not quote.is_bound
+        assert "tier" in quote.why_unbound
+
+
+def test_what_an_answer_says_of_its_tier_is_billed_wherever_it_says_it():
+    usage = Usage(1000, 1000)
+    tariff, asked = BOOK.tariff("anthropic"), {"speed": "fast", "max_tokens": 50}
+    request = Request.chat("claude-opus-5", "hi", **asked)
+    slow = tariff.cost_nusd(request, Answer({"usage": {"speed": "standard"}}, usage=usage))
+    quick = tariff.cost_nusd(request, Answer({"usage": {"speed": "fast"}}, usage=usage))
+
+    assert tariff.cost_nusd(request, Answer({}, usage=usage)) == quick == 2 * slow
+    unasked = Request.chat("gpt-5", "hi")
+    dearer = Answer({"service_tier": "priority"}, usage=usage)
+    openai = BOOK.tariff("openai")
+    assert openai.cost_nusd(unasked, dearer) > openai.cost_nusd(unasked, Answer({}, usage=usage))
+
+
+def test_a_cache_kept_for_an_hour_is_billed_so_where_the_answer_does_not_split_it():
+    mark = {"type": "ephemeral", "ttl": "1h"}
+    part = {"type": "text", "text": "x", "cache_control": mark}
+    kept = Request.chat("claude-sonnet-4-5", [{"role": "user", "content": [part]}], max_tokens=9)
+    usage, tariff = Usage(1000, 1, 0, 1000), BOOK.tariff("anthropic")
+    whole = tariff.cost_nusd(kept, Answer({"usage": {}}, usage=usage))
+    split = {"usage": {"cache_creation": {"ephemeral_5m_input_tokens": 1000}}}
+
+    assert whole == 6_000_000 + 15_000
+    assert tariff.cost_nusd(kept, Answer(split, usage=usage)) == 3_750_000 + 15_000
+    short = Request.chat("claude-sonnet-4-5", "x", max_tokens=9)
+    assert tariff.cost_nusd(short, Answer({}, usage=usage)) == 3_750_000 + 15_000
 
 
 def test_moderation_is_free_and_embeddings_have_no_output():

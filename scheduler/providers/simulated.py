@@ -56,12 +56,15 @@ from scheduler.providers.simulated_faults import (
 from scheduler.providers.simulated_limits import Charge, Limiter
 from scheduler.providers.streaming import nobody_reads, read_stream
 from scheduler.request import (
+    CHAT,
+    COMPLETIONS,
     EMBED_CONTENT,
     EMBEDDINGS,
     GEMINI,
     GENERATE,
     MESSAGES,
     MODERATIONS,
+    RESPONSES,
     Duration,
     Request,
     Usage,
@@ -127,6 +130,18 @@ def _tier_of(body: Mapping[str, Any]) -> str | None:
     """The service tier or speed that is asked for."""
     told = [body.get(name) for name in ("speed", "service_tier", "serviceTier")]
     return next((each for each in told if isinstance(each, str) and each), None)
+
+
+def _grant_tier(answer: dict[str, Any], url: str, tier: str | None) -> None:
+    """Say in an answer, where each API says it, that it was given at the tier asked for."""
+    if tier is None:
+        return
+    if url == MESSAGES:
+        answer["usage"]["speed"] = "fast" if tier == "fast" else "standard"
+    elif url == GENERATE:
+        answer["usageMetadata"]["serviceTier"] = tier
+    elif url in (CHAT, COMPLETIONS, RESPONSES):
+        answer["service_tier"] = tier
 
 
 class Simulated(Provider):
@@ -314,6 +329,7 @@ class Simulated(Provider):
                 refusal.charge = charge
                 return refusal
             answer, usage = self._answer(question, body, lengths, number)
+            _grant_tier(answer, url, _tier_of(body))
         except Invalid as exc:
             status = 404 if exc.param is None else 400
             wrong = error_body(

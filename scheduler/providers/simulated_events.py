@@ -38,7 +38,7 @@ def make_events(
     if url == GENERATE:
         return list(_google_events(body))
     is_chat = url == CHAT
-    head = {key: body[key] for key in ("id", "created", "model")}
+    head = {key: body[key] for key in ("id", "created", "model", "service_tier") if key in body}
     head["object"] = "chat.completion.chunk" if is_chat else "text_completion"
 
     def event(choices: list[dict[str, Any]], usage: Any = None) -> bytes:
