@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from scheduler import Budget, CallFailed, DeadlineExceeded, Scheduler
 from scheduler.errors import ProviderRefused
+from scheduler.providers.answers import read_error
 from scheduler.providers.meaning import usage_told
 from scheduler.request import Usage
 from scheduler.testing import VirtualClock, run
@@ -137,3 +140,24 @@ def test_who_was_refused_for_want_of_credit_before_any_work_waits_for_a_top_up()
             assert bench.sent > 5
 
     run(main())
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("status", "is_billed"), [(400, True), (422, True), (429, True), (503, True), (500, None)]
+)
+def test_a_refusal_that_tells_its_usage_was_billed(status, is_billed):
+    content = json.dumps({"error": {"message": "no"}, "usage": USAGE}).encode()
+    error = read_error(status, {}, content)
+
+    assert error.is_billed is is_billed
+    assert error.used.usage == Usage(9, 5)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, "none"])
+def test_a_refusal_that_tells_of_no_usage_was_not(usage):
+    content = json.dumps({"error": {"message": "no"}, "usage": usage}).encode()
+
+    assert read_error(429, {}, content).is_billed is False

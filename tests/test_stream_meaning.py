@@ -461,3 +461,95 @@ def test_usage_that_was_told_unasked_is_not_hidden_from_who_reads():
     transcript = Transcript(CHAT, asked_for_usage=False)
 
     assert len(transcript.feed(sse(ONE, END, last(), DONE))) == 3
+
+
+TWO = Request({"model": "m", "n": 2})
+
+
+@pytest.mark.parametrize("breaks", [True, False])
+def test_of_several_answers_one_that_never_began_is_missing(breaks):
+    content = sse(ONE, END)
+
+    assert isinstance(outcome(content, TWO, breaks=breaks), StreamBroken)
+    assert outcome(content, CHAT).body["choices"][0]["message"]["content"] == "one "
+    both = outcome(sse(ONE, END, chunk("b", "stop", 1), last(), DONE), TWO)
+    assert [each["index"] for each in both.body["choices"]] == [0, 1]
+    assert both.has_all_usage
+
+
+@pytest.mark.parametrize("rest", [[last()], [last(), DONE], [DONE]])
+def test_a_service_that_gives_fewer_answers_than_asked_says_that_it_is_through(rest):
+    answer = outcome(sse(ONE, END, *rest), TWO)
+
+    assert len(answer.body["choices"]) == 1
+    assert answer.has_all_usage is (last() in rest)
+
+
+@pytest.mark.parametrize(
+    "late", [{"error": {"message": "late"}}, ("error", "late"), "no JSON", {"object": "error"}]
+)
+def test_an_error_after_the_last_word_takes_nothing_back(late):
+    answer = outcome(sse(ONE, END, last(), DONE, late))
+
+    assert (answer.usage.output_tokens, answer.has_all_usage) == (5, True)
+    assert isinstance(outcome(sse(ONE, late, END, last(), DONE)), StreamBroken)
+
+
+def test_what_a_first_chunk_leaves_empty_is_taken_from_a_later_one():
+    empty = {"id": "", "model": "", "object": "", "choices": [], "prompt_filter_results": []}
+    body = outcome(sse(empty, chunk("one ", service_tier="priority"), END, last(), DONE)).body
+
+    assert (body["id"], body["model"], body["object"]) == ("c", "m", "chat.completion")
+    assert body["service_tier"] == "priority"
+    assert body["prompt_filter_results"] == []
+
+
+def test_a_message_that_begins_again_tells_no_less_than_before():
+    def start(into):
+        usage = {"input_tokens": into, "output_tokens": 1}
+        return {"type": "message_start", "message": {"role": "assistant", "usage": usage}}
+
+    ended = {"type": "message_delta", "delta": {"stop_reason": "end_turn"},
+             "usage": {"output_tokens": 5}}  # fmt: skip
+    answer = outcome(sse(start(900), start(7), ended, {"type": "message_stop"}), MESSAGE)
+
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (900, 5)
+
+
+def test_searches_of_a_response_count_though_its_last_event_leaves_them_out():
+    def item(place, **fields):
+        return {"type": "response.output_item.done", "output_index": place, "item": fields}
+
+    response = {"object": "response", "status": "completed", "output": [],
+                "usage": {"input_tokens": 9, "output_tokens": 5}}  # fmt: skip
+    text = {"type": "message", "content": [{"type": "output_text", "text": "found"}]}
+    answer = outcome(
+        sse(
+            {"type": "response.created", "response": {**response, "status": "in_progress"}},
+            item(1, **text),
+            item(0, type="web_search_call", action={"type": "search"}),
+            {"type": "response.completed", "response": response},
+        ),
+        RESPONSE,
+    )
+
+    assert [each["type"] for each in answer.body["output"]] == ["web_search_call", "message"]
+    assert answer.usage.web_searches == 1
+
+
+def test_searches_that_are_told_in_different_chunks_are_all_counted():
+    def part(text, end=None, **grounding):
+        candidate = {"index": 0, "content": {"parts": [{"text": text}]}, "finishReason": end}
+        usage = {"promptTokenCount": 9, "candidatesTokenCount": 5}
+        return {"candidates": [{**candidate, "groundingMetadata": grounding}],
+                "usageMetadata": usage}  # fmt: skip
+
+    answer = outcome(
+        sse(
+            part("a", webSearchQueries=["x", "y"]),
+            part("b", webSearchQueries=["y", "z"]),
+            part("c", "STOP", searchEntryPoint={}),
+        ),
+        GOOGLE,
+    )
+    assert answer.usage.web_searches == 3

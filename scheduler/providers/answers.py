@@ -210,7 +210,10 @@ def read_error(
         message = f"redirected to {cut(where, MAX_EXCERPT_CHARS)}, which is not followed"
     is_own = is_json and ("error" in decoded or status < 500 or _is_error_object(decoded))
     told = Told(status, codes, message, is_own)
-    return _error(told, headers, body, content, decoded)
+    error = _error(told, headers, body, content, decoded)
+    if is_json:  # what tells its usage did some work, whatever its status; perhaps not all of it
+        tell(error, decoded, secrets, is_final=error.is_billed is False)
+    return error
 
 
 def read_problem(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scheduler.errors import cut
+from scheduler.outputs import answers_of
 from scheduler.providers.meaning import error_in, has_failed, most_of
 from scheduler.request import CHAT, COMPLETIONS, Request, StreamEvent
 
@@ -25,6 +26,7 @@ _RESPONSE_ENDS = ("response.completed", "response.incomplete", "response.failed"
 _KEPT_ALIVE = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
 _GOOGLES = frozenset({"candidates", "usageMetadata", "promptFeedback"})  # any: a chunk of Google's
 _COLLECTED = ("citationMetadata", "logprobsResult")  # of a candidate; the rest replaces
+_LATE = ("id", "created", "model", "service_tier", "system_fingerprint")  # of a head
 _NOT_OF_HEAD = ("choices", "usage", "error")
 _JOINED = ("content", "refusal", "reasoning_content", "reasoning", "text", "arguments")
 
@@ -63,9 +65,11 @@ class Assembly:
         self.error_value: Any = None
         self.hides_usage = asked_for_usage and needs_asking(request)
         self.is_done = self.has_whole_usage = False
+        self._asked = answers_of(request) if request.url in (CHAT, COMPLETIONS) else 1
         self._is_over = self._came_with_end = False
         self._choices: dict[int, dict[str, Any]] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
+        self._items: dict[int, dict[str, Any]] = {}  # of a response
 
     @property
     def has_ended(self) -> bool:
@@ -74,7 +78,10 @@ class Assembly:
             return False
         if self._is_over:
             return True
-        return bool(self._choices) and all(map(_end_of, self._choices.values()))
+        if not self._choices or not all(map(_end_of, self._choices.values())):
+            return False
+        # Of several answers one may end before another has begun; fewer only if it is said.
+        return len(self._choices) >= self._asked or self.is_done or self.has_whole_usage
 
     @property
     def is_complete(self) -> bool:
@@ -95,10 +102,13 @@ class Assembly:
         self.events += 1
         if not text or event.event.lower() in _KEPT_ALIVE:
             return event
+        was_whole = self.is_done and self.is_complete
         chunk = _decoded(event)
         if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
             chunk = chunk[0] if error_in(chunk[0]) is not None else chunk  # Google's, in a list
         shown: StreamEvent | None = event
+        if was_whole and _is_no_part(chunk, event):
+            return event  # an error after the last word takes nothing back
         if isinstance(chunk, dict):
             shown = self._take(chunk, event)
         if event.event == "error":
@@ -158,6 +168,8 @@ class Assembly:
             self.has_whole_usage = isinstance(response.get("usage"), dict)
         if told is not None:
             self.body["usage"] = most_of(told, response.get("usage"))
+        if kind in _RESPONSE_ENDS and self._items and not response.get("output"):
+            self.body["output"] = [self._items[place] for place in sorted(self._items)]
         if kind == "response.failed":
             self._failed(response.get("error") or "the response has failed")
 
@@ -169,6 +181,11 @@ class Assembly:
             told = self.body or {}
             self.body = {key: value for key, value in chunk.items() if key not in _NOT_OF_HEAD}
             self.body |= {"object": kind, "choices": [], **told}
+        for name in _LATE:  # Azure's first chunk has empty ones
+            if chunk.get(name) and not self.body.get(name):
+                self.body[name] = chunk[name]
+        if not self.body.get("object"):
+            self.body["object"] = str(chunk.get("object") or "").removesuffix(".chunk")
         for part in chunk["choices"]:
             if isinstance(part, dict):
                 self._choice(part)
@@ -235,6 +252,8 @@ class Assembly:
                 content = candidate.setdefault("content", {"parts": []})
                 content.update((key, each) for key, each in value.items() if key != "parts")
                 _add_parts(content["parts"], value.get("parts"))
+            elif name == "groundingMetadata" and isinstance(old, dict) and isinstance(value, dict):
+                candidate[name] = {**old, **value, **_queries(old, value)}
             elif name in _COLLECTED and isinstance(old, dict) and isinstance(value, dict):
                 _merge(old, value)
             elif name != "content":
@@ -245,10 +264,15 @@ class Assembly:
     def _part(self, kind: str, chunk: dict[str, Any]) -> None:
         place, delta = _place(chunk), chunk.get("delta")
         if kind == "message_start" and isinstance(chunk.get("message"), dict):
+            told = (self.body or {}).get("usage")
             self.body = {**chunk["message"], "content": []}
-            self._is_over = False
+            if told is not None:
+                self.body["usage"] = most_of(told, self.body.get("usage"))
+            self._is_over = self.has_whole_usage = False
         elif self.body is None:
             return
+        elif kind == "response.output_item.done" and isinstance(chunk.get("item"), dict):
+            self._items[_place(chunk, "output_index")] = chunk["item"]
         elif kind == "content_block_start" and isinstance(chunk.get("content_block"), dict):
             self._blocks[place] = block = dict(chunk["content_block"])
             self.body["content"] = [self._blocks[each] for each in sorted(self._blocks)]
@@ -265,6 +289,18 @@ class Assembly:
                 self._told_usage(usage, is_last=self._is_over)
         elif kind == "message_stop":
             self.is_done = True
+
+
+def _queries(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What was searched for, of which each is billed, as told so far and now."""
+    listed = [each for told in (old, new) if isinstance(told.get("webSearchQueries"), list)
+              for each in told["webSearchQueries"] if isinstance(each, str)]  # fmt: skip
+    return {"webSearchQueries": list(dict.fromkeys(listed))} if listed else {}
+
+
+def _is_no_part(chunk: Any, event: StreamEvent) -> bool:
+    """Whether an event says nothing of the answer itself: an error, or nothing to be read."""
+    return not isinstance(chunk, dict) or event.event == "error" or error_in(chunk) is not None
 
 
 def _end_of(choice: Mapping[str, Any]) -> Any:
@@ -287,8 +323,8 @@ def _decoded(event: StreamEvent) -> Any:
         return None
 
 
-def _place(part: Mapping[str, Any]) -> int:
-    place = part.get("index", 0)
+def _place(part: Mapping[str, Any], name: str = "index") -> int:
+    place = part.get(name, 0)
     return place if isinstance(place, int) else 0
 
 
