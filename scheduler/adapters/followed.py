@@ -1,4 +1,4 @@
-"""A stream of a function's on its way to its reader; the last usage in it is what it cost."""
+"""A stream of a function's on its way to its reader; its pieces tell what it cost."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any, Self
 
+from scheduler.adapters.results import Pieces, has_usage
 from scheduler.errors import CallFailed, StreamBroken
 from scheduler.providers.base import Answer
 
 if TYPE_CHECKING:
     from scheduler.adapters.functions import FunctionVisit
-
-_USAGES = ("usage", "usage_metadata")
 
 
 def is_stream(result: Any, was_asked_for: bool) -> bool:
@@ -26,19 +25,13 @@ def is_stream(result: Any, was_asked_for: bool) -> bool:
     if inspect.isasyncgen(result) or inspect.isgenerator(result):
         return True
     ways = ("__anext__", "__next__", "__aiter__")
-    return was_asked_for and any(hasattr(result, way) for way in ways) and not _usage(result)
-
-
-def _usage(chunk: Any) -> Any:
-    if isinstance(chunk, dict):
-        return next((chunk[name] for name in _USAGES if chunk.get(name)), None)
-    return next((getattr(chunk, name) for name in _USAGES if getattr(chunk, name, None)), None)
+    return was_asked_for and any(hasattr(result, way) for way in ways) and not has_usage(result)
 
 
 class Followed:
     """Looks like the stream it follows.
 
-    Read to its end it is settled by the last usage in it; left before, or broken off, it keeps
+    Read to its end it is settled by what it told of its usage; left before, or broken off, it keeps
     counting all that was reserved.
 
     Attributes:
@@ -46,8 +39,11 @@ class Followed:
         pieces: How many its reader has taken.
     """
 
-    def __init__(self, visit: FunctionVisit, stream: Any, ended: asyncio.Future[Answer]) -> None:
-        self._visit, self._stream, self._ended = visit, stream, ended
+    def __init__(
+        self, visit: FunctionVisit, stream: Any, ended: asyncio.Future[Answer],
+        pieces: Pieces | None,
+    ) -> None:  # fmt: skip
+        self._visit, self._stream, self._ended, self._pieces = visit, stream, ended, pieces
         self._last, self.is_told, self.pieces = stream, False, 0
         self._chunks: Any = None
 
@@ -123,8 +119,10 @@ class Followed:
 
     def _seen(self, chunk: Any) -> Any:
         self.pieces += 1
-        if _usage(chunk):
+        if has_usage(chunk):
             self._last = chunk
+        if self._pieces is not None:
+            self._pieces.take(chunk)
         return chunk
 
     def _end(self, error: BaseException | None = None, *, is_over: bool = False) -> None:
@@ -134,7 +132,7 @@ class Followed:
         self.is_told = True
         outcome: Answer | CallFailed | None = None
         if is_over:
-            outcome = self._visit.read(self._last)
+            outcome = self._visit.read(self._last, self._pieces)
         elif isinstance(error, Exception):
             # Whatever it says: a part was answered, and its reader has it.
             outcome = StreamBroken(self._visit.explain(error).message, self.pieces)

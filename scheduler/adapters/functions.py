@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 from scheduler.adapters.arguments import (
     TELLING,
     Arguments,
-    as_json,
-    member,
     name_of,
     once,
     read_arguments,
@@ -27,6 +25,7 @@ from scheduler.adapters.arguments import (
 from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
+from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, Deployment, place_of, reach
 from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
@@ -43,7 +42,6 @@ from scheduler.providers.hidden import Secrets, mask
 from scheduler.providers.known import KNOWN
 from scheduler.providers.meaning import usage_told
 from scheduler.request import Quote, Request
-from scheduler.usage import reported_cost_nusd
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
@@ -91,7 +89,9 @@ class FunctionVisit(Visit):
             raise self.explain(self._failure)  # here, where it takes nothing else along
         if is_stream(result, bool(call.keywords.get("stream"))):
             ended = self.loop.create_future()
-            self._result = Followed(self, result, ended)
+            # Where its user says what it cost, it is not asked.
+            pieces = Pieces(request) if self._cost is None else None
+            self._result = Followed(self, result, ended, pieces)
             watch(self.scheduler, self._result)
             self._place.wake()
             answer: Answer = await ended
@@ -116,8 +116,10 @@ class FunctionVisit(Visit):
         mask(error, self._secrets)
         return error
 
-    def read(self, result: Any) -> Answer:
-        """What a result says of its cost."""
+    def read(self, result: Any, pieces: Pieces | None = None) -> Answer:
+        """What a result says of its cost; one that came in pieces is represented by the last of
+        them that tells a usage.
+        """  # noqa: D205
         if self._cost is not None:
             try:
                 dollars = self._cost(result)
@@ -126,8 +128,8 @@ class FunctionVisit(Visit):
             except Exception as exc:  # the result is paid for: it is not thrown away for that
                 logger.warning("what a call cost cannot be told, so its quote counts: %r", exc)
                 return Answer(None)
-        body = _usage_body(result)
-        return Answer(body, usage=usage_told(body), cost_nusd=_reported_nusd(result, body))
+        body = body_of(result) if pieces is None else pieces.body()
+        return Answer(body, usage=usage_told(body), cost_nusd=cost_told_nusd(result, body))
 
     def outcome(self) -> Any:
         """The function's result, or what it raised; or why it was not called."""
@@ -146,43 +148,6 @@ def _secrets(kwargs: Mapping[str, Any]) -> Secrets:
         value for name, value in kwargs.items()
         if isinstance(value, str) and any(word in name.lower() for word in _SECRET_WORDS)
     )  # fmt: skip
-
-
-def _usage_body(result: Any) -> dict[str, Any] | None:
-    """What a result says of its usage, and of its provider's own tools, as a body has it."""
-    usage = as_json(member(result, "usage"))
-    if isinstance(usage, dict):
-        return {"usage": usage} | _listed(result, "output", "choices")
-    dump = getattr(member(result, "usage_metadata"), "model_dump", None)  # Google's
-    if callable(dump):
-        return {"usageMetadata": dump(by_alias=True, exclude_none=True)} | _listed(
-            result, "candidates"
-        )
-    return None
-
-
-def _listed(result: Any, *names: str) -> dict[str, Any]:
-    """Lists of a result as its JSON has them."""
-    found = {name: member(result, name) for name in names}
-    return {
-        name: [
-            each.model_dump(by_alias=True, exclude_none=True)
-            if callable(getattr(each, "model_dump", None)) else each
-            for each in items
-        ]
-        for name, items in found.items() if isinstance(items, list)
-    }  # fmt: skip
-
-
-def _reported_nusd(result: Any, body: Mapping[str, Any] | None) -> int | None:
-    """The cost a result reports: LiteLLM's own arithmetic, or the provider's word.
-
-    LiteLLM's zero is not believed, since that is what it says of models it has no price for.
-    """
-    cost = member(getattr(result, "_hidden_params", None), "response_cost")
-    if cost:
-        return reported_cost_nusd({"usage": {"cost": cost}})
-    return reported_cost_nusd(body)
 
 
 # What is called, for queue, limits and ledger
