@@ -9,16 +9,23 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from scheduler.batch.files import LineFile
+from scheduler import Budget, Request, Scheduler, Simulated
+from scheduler.batch.files import LineFile, Replacement
 from scheduler.batch.held import Held, Marks, is_answer
+from scheduler.batch.input import LineOptions
 from scheduler.batch.lock import OutputLock
 from scheduler.batch.results import error_line, input_line, line_text, result_line
+from scheduler.batch.source import open_source
 from scheduler.batch.wrong import ErrorFile
+from scheduler.cli.delivery import Files
+from scheduler.cli.feeding import Feeding
+from scheduler.cli.left import write_left
 from scheduler.errors import ConfigError, OutputInUse
-from scheduler.request import Request, Response
+from scheduler.request import Response
 
 
 def rows(path):
@@ -148,6 +155,77 @@ def test_a_rewrite_is_whole_or_not_at_all(tmp_path, monkeypatch):
         file.append([{"n": 3}])
         assert (rows(path), path.stat().st_mode & 0o777) == ([2, 3], 0o600)
     assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_replacement_leaves_the_old_file_until_the_new_one_is_on_the_disk(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"n":1}\n')
+    path.chmod(0o640)
+    (tmp_path / ".out.jsonl.new").write_text("a killed process left it")
+
+    def broken_off():
+        with Replacement(path) as file:
+            file.add(['{"n":2}'])
+            assert rows(path) == [1]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert rows(path) == [1]
+
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    with Replacement(link) as file:
+        file.add(['{"n":2}'])
+    assert (rows(path), path.stat().st_mode & 0o777, link.is_symlink()) == ([2], 0o640, True)
+
+    with Replacement(path):
+        assert rows(path) == [2]
+    assert not path.exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["link.jsonl"]
+
+
+class Nobody:
+    """Hears what becomes of lines, and does nothing."""
+
+    def bad(self, error, key, code): ...
+    def is_answered(self, line): ...
+    def known(self, is_success): ...
+    def say(self, text): ...
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace", "queue", "rest"])
+async def test_what_was_left_before_is_there_until_what_is_left_now_is_written(
+    tmp_path, monkeypatch, fails
+):
+    files = Files(
+        tmp_path / "p.jsonl", *(tmp_path / f"p.{n}.jsonl" for n in ("results", "errors", "parked"))
+    )
+    files.input.write_text("{}\n")
+    files.parked.write_text('{"custom_id":"old"}\n')
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with Scheduler(budgets=Budget("default", "$0"), providers=Simulated()) as s:
+        await s.enqueue([Request.chat("sim-small", "Hi", key="new", job="j", max_tokens=5)])
+        with open_source(files.input) as source:
+            feeding = Feeding(s, source, LineOptions(), Nobody())
+
+            async def write():
+                return await write_left(s, "j", files, feeding, set(), None, print)
+
+            with monkeypatch.context() as patch:
+                where = {"fsync": os, "replace": Path, "queue": s.store, "rest": feeding}[fails]
+                patch.setattr(where, fails, fail)
+                with pytest.raises(OSError, match="No space left"):
+                    await write()
+            assert files.parked.read_text() == '{"custom_id":"old"}\n'
+
+            assert await write() == 1
+    (line,) = files.parked.read_text().splitlines()
+    assert json.loads(line)["custom_id"] == "new"
+    assert {each.name for each in tmp_path.iterdir()} == {"p.jsonl", "p.parked.jsonl"}
 
 
 # One writer

@@ -8,8 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from scheduler.batch.lock import check_regular
 from scheduler.batch.results import line_text
@@ -66,12 +65,7 @@ class LineFile:
     def _mend(self) -> None:
         """Have it end with a whole line: a torn one is cut, one without its newline gets it."""
         size = os.lseek(self._fd, 0, os.SEEK_END)
-        end = self._end_of_lines(size)
-        # Whatever else it is (a database, somebody's notes), it must stay as it is.
-        begins = os.pread(self._fd, 1, 0) + os.pread(self._fd, 1, end)
-        if begins.strip(b"{\0"):  # zeros are what a file system leaves after a power cut
-            problem = f"{self.path} holds something else than lines of JSON, and was left as it is"
-            raise ConfigError("output", f"{problem}; name another file")
+        end = _end_of_lines(self._fd, self.path)
         if end == size:
             return
         if _is_object(os.pread(self._fd, size - end, end)):  # an editor left it so
@@ -79,16 +73,6 @@ class LineFile:
         else:
             os.ftruncate(self._fd, end)
             self.was_torn = True
-
-    def _end_of_lines(self, size: int) -> int:
-        end = size
-        while end > 0:
-            start = max(0, end - 65_536)
-            newline = os.pread(self._fd, end - start, start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-        return 0
 
     # Whose it is
 
@@ -172,19 +156,8 @@ class LineFile:
         Raises:
             OSError: It could not be done; the file is as it was.
         """
-        path = self.path.resolve()
-        beside = path.with_name(f".{path.name}.new")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                beside.chmod(os.fstat(self._fd).st_mode & 0o777)
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
+        with Replacement(self.path) as file:
+            file.add(lines)
         self._is_mine = True
         self._open()
 
@@ -209,17 +182,98 @@ class LineFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         is_mine = self._is_mine and self._fd >= 0 and self.is_empty and not self._is_elsewhere()
         self._close()
         if is_mine:  # what others made stays, empty or not
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def check_lines(path: Path) -> None:
+    """Refuse to write over what holds something else than lines of JSON. Raises `ConfigError`."""
+    try:
+        with path.open("rb") as file:
+            _end_of_lines(file.fileno(), path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ConfigError("output", f"cannot read {path}: {exc.strerror}") from None
+
+
+def _end_of_lines(fd: int, path: Path) -> int:
+    """Where the last line ends that has its newline."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65_536)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    # Whatever else it is (a database, somebody's notes), it must stay as it is.
+    begins = os.pread(fd, 1, 0) + os.pread(fd, 1, end)
+    if begins.strip(b"{\0"):  # zeros are what a file system leaves after a power cut
+        problem = f"{path} holds something else than lines of JSON, and was left as it is"
+        raise ConfigError("output", f"{problem}; name another file")
+    return end
+
+
+class Replacement:
+    """A file of lines that takes the place of another at once, when its ``with`` ends.
+
+    Until then, and whatever goes wrong, the old file is as it was. Without a line there is no file
+    in the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.resolve()  # what a symbolic link leads to is replaced, not the link
+        self._beside = self._path.with_name(f".{self._path.name}.new")
+        self._file: TextIO | None = None
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Write these, too. Raises `OSError`."""
+        for line in lines:
+            if self._file is None:
+                self._file = self._made()
+            self._file.write(line + "\n")
+
+    def _made(self) -> TextIO:
+        self._beside.unlink(missing_ok=True)  # a killed process left it
+        fd = os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            self._beside.chmod(self._path.stat().st_mode & 0o777)
+        return open(fd, "w", encoding="utf-8", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._file is None:
+            if kind is None:
+                self._path.unlink(missing_ok=True)
+            return
+        try:
+            with self._file as file:
+                if kind is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if kind is None:
+                self._beside.replace(self._path)
+                _sync_folder(self._path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                self._beside.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a file's new place on the disk, where the system can say so of a folder."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, int, int]:

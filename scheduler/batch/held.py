@@ -74,9 +74,8 @@ class Held:
 
     def read(self, line: Mapping[str, Any]) -> None:
         """Take in a line of the file."""
-        name, key, extras = line.get("id"), line.get("custom_id"), line.get("scheduler")
-        digest = extras.get("digest") if isinstance(extras, Mapping) else None
-        if isinstance(digest, str) and digest:
+        name, key, digest = names_of(line)
+        if digest:
             self._marks.add(key, digest)
         elif isinstance(name, str):
             self._marks.add(name, key, "")
@@ -98,13 +97,19 @@ class Held:
 
     def covers(self, line: Mapping[str, Any]) -> bool:
         """Whether the request of another file's line has a line here."""
-        name, key, extras = line.get("id"), line.get("custom_id"), line.get("scheduler")
-        digest = extras.get("digest") if isinstance(extras, Mapping) else None
+        name, key, digest = names_of(line)
         return (bool(digest) and self._marks.has(key, digest)) or self._marks.has(name, key, "")
 
     def answers(self, key: str, digest: str) -> bool:
         """Whether a line answers a request that no store need know."""
         return self._marks.has(key, digest) or self._marks.has(key)
+
+
+def names_of(line: Mapping[str, Any]) -> tuple[object, object, str]:
+    """By what a line names its request: the store's number, ``custom_id``, fingerprint or ``""``."""
+    extras = line.get("scheduler")
+    digest = extras.get("digest") if isinstance(extras, Mapping) else None
+    return line.get("id"), line.get("custom_id"), digest if isinstance(digest, str) else ""
 
 
 def is_answer(line: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from scheduler.batch.files import LineFile
-from scheduler.batch.held import Held, Marks
+from scheduler.batch.held import Held, Marks, names_of
 from scheduler.batch.results import line_text
 
 
@@ -93,8 +93,5 @@ class ErrorFile:
 
 def _request_of(line: Mapping[str, Any]) -> object | None:
     """What names the request that failed; None: the line was none."""
-    if line.get("id") is None:
-        return None
-    extras = line.get("scheduler")
-    digest = extras.get("digest") if isinstance(extras, Mapping) else None
-    return hash((line.get("custom_id"), digest or line.get("id")))
+    name, key, digest = names_of(line)
+    return None if name is None else hash((key, digest or name))

@@ -20,14 +20,13 @@ from scheduler.batch.files import LineFile
 from scheduler.batch.held import Held, Marks, is_answer
 from scheduler.batch.results import error_line, line_text, result_line
 from scheduler.batch.wrong import ErrorFile
+from scheduler.cli.feeding import NOT_FINAL
 from scheduler.cli.output import say
-from scheduler.errors import ConfigError, CredentialsRefused, InputError
+from scheduler.errors import ConfigError, InputError
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished, Store
 
 PAGE = 500
-# An end that says nothing about the request itself: a rerun sends it again.
-NOT_FINAL = CredentialsRefused.__name__
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from scheduler.batch.files import LineFile
+from scheduler.batch.files import Replacement
 from scheduler.batch.held import Marks
 from scheduler.batch.results import input_line
 from scheduler.cli.delivery import Files
@@ -31,6 +31,8 @@ async def write_left(
 ) -> int:
     """Write what has no outcome yet, in the queue and in the input; returns how much that is.
 
+    What an earlier run left there is replaced at once, when all of it is on the disk.
+
     Args:
         s: Whose queue it is.
         job: Whose requests.
@@ -40,15 +42,13 @@ async def write_left(
         only: Of the queue only these keys; None: all of the job's.
         say: Tells the user.
     """
-    with contextlib.suppress(FileNotFoundError):
-        files.parked.unlink()
     count = 0
-    with LineFile(files.parked) as file:
+    with Replacement(files.parked) as file:
         async for requests in _queued(s, job, unkept, only):
-            file.append(_text(s, request) for request in requests)
+            file.add(_text(s, request) for request in requests)
             count += len(requests)
         while requests := await feeding.rest():
-            file.append(_text(s, request) for request in requests)
+            file.add(_text(s, request) for request in requests)
             count += len(requests)
         if unkept and not feeding.can_reread:
             where = "stdin" if files.input is None else "a pipe"
@@ -60,7 +60,7 @@ async def write_left(
             feeding.rewind()
             while requests := await feeding.rest():
                 wanted = [request for request in requests if request.key in unkept]
-                file.append(_text(s, request) for request in wanted)
+                file.add(_text(s, request) for request in wanted)
                 count += len(wanted)
     return count
 

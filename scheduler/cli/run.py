@@ -233,6 +233,8 @@ def _files(given: str, source: Source, output: str | None) -> Files:
 
 def _check_outputs(files: Files, source: Source) -> None:
     """Nothing may be written over the input, which may be an earlier run's parked file."""
+    from scheduler.batch.files import check_lines
+
     for path in filter(None, (files.results, files.errors, files.parked)):
         problem = None
         if path.is_dir():
@@ -243,6 +245,7 @@ def _check_outputs(files: Files, source: Source) -> None:
             problem = f"{path} would be written, and is the input file itself; name another output"
         if problem is not None:
             raise typer.BadParameter(problem, param_hint="--output-file")
+    check_lines(files.parked)  # it is replaced; the others are only added to
 
 
 async def _run(

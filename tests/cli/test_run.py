@@ -437,6 +437,17 @@ def test_what_the_credentials_did_not_do_for_is_in_the_parked_file(place, monkey
     assert ids("p.parked.jsonl") == [f"r{n}" for n in range(5)]
 
 
+def test_what_has_the_name_of_the_parked_file_and_is_none_is_left_as_it_is(place):
+    write(3)
+    Path("p.parked.jsonl").write_text("my notes, dear")
+
+    done = run("p.jsonl")
+
+    assert (done.returncode, Path("p.results.jsonl").exists()) == (3, False)
+    assert "p.parked.jsonl holds something else than lines of JSON" in done.stderr
+    assert Path("p.parked.jsonl").read_text() == "my notes, dear"
+
+
 def test_a_parked_file_is_not_written_over_while_it_is_the_input(place):
     write(3, "p.parked.jsonl")
     before = Path("p.parked.jsonl").read_bytes()
