@@ -21,6 +21,8 @@ COMMANDS = (
     "demo", "run", "quote", "status", "queue", "resolve", "budget", "spend", "audit", "prune", "prices",
     "doctor", "simulate",
 )  # fmt: skip
+# What names a file may be any bytes, where the system's names are bytes.
+PLACES = ("store", "input_file", "output", "config")
 
 
 class Root(TyperGroup):
@@ -34,6 +36,12 @@ class Root(TyperGroup):
         self.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **options)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name."""
+        command = super().get_command(ctx, cmd_name)
+        _take_text_only(command)
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
@@ -46,11 +54,32 @@ class Root(TyperGroup):
             if self.as_json:
                 print(envelope("UsageError", error.format_message()))
             raise
-        except (OSError, UnicodeError) as error:  # a name that the system's encoding has not
+        except (OSError, UnicodeError) as error:  # a file's name that the system's encoding has not
             if isinstance(error, BrokenPipeError):
                 raise
             report(error, self.as_json)
             raise typer.Exit(Exit.FAILED) from None
+
+
+def _take_text_only(command: Any) -> None:
+    """Have a command and those below it refuse arguments that are no text."""
+    for each in getattr(command, "commands", {}).values():
+        _take_text_only(each)
+    for param in getattr(command, "params", ()):
+        if param.callback is None and param.name not in PLACES:
+            param.callback = _text_only
+
+
+def _text_only(ctx: Any, param: Any, value: Any) -> Any:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(each, str):
+            continue  # paths are whatever they are
+        try:
+            each.encode()
+        except UnicodeEncodeError:
+            shown = each.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise typer.BadParameter(f"'{shown}' is not valid UTF-8", ctx, param) from None
+    return value
 
 
 app = typer.Typer(

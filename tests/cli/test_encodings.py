@@ -123,3 +123,60 @@ def test_a_file_whose_name_is_no_utf_8_is_run_and_gone_on_with(tmp_path, name):
         assert done.returncode == 0, done.stderr
         with open(path.replace(b".jsonl", b".results.jsonl")) as file:
             assert len(file.readlines()) == 1
+
+
+NO_TEXT = [
+    ("budget", "set", "a\udce9", "$5"), ("budget", "set", "default", "$5\udce9"),
+    ("budget", "pause", "a\udce9"), ("budget", "resume", "a\udce9"), ("budget", "explain", "$5/d\udce9"),
+    ("prices", "show", "gpt-4o-mini", "a\udce9"), ("prices", "set", "a\udce9", "--in", "1", "--out", "1"),
+    ("prices", "set", "a", "--in", "\udce9", "--out", "1"), ("queue", "--job", "a\udce9"),
+    ("status", "--job", "a\udce9"), ("spend", "--since", "a\udce9"), ("resolve", "a\udce9", "--void"),
+    ("run", "p.jsonl", "--model", "a\udce9"), ("run", "p.jsonl", "--price", "a\udce9=1/1"),
+    ("run", "p.jsonl", "--base-url", "http://a\udce9/v1"), ("quote", "p.jsonl", "--budget", "$5\udce9"),
+    ("quote", "p.jsonl", "--id-column", "a\udce9"), ("prune", "--before", "1\udce9"),
+    ("simulate", "--api-key", "a\udce9"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", NO_TEXT, ids=" ".join)
+def test_an_argument_that_is_no_utf_8_is_a_wrong_use_of_any_command(
+    folder, cli, words, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    before = sorted(each.name for each in folder.iterdir())
+
+    done = cli(*words)
+
+    assert done.exit_code == 2
+    said = "".join(done.stderr.replace("│", " ").split())  # it may be broken anywhere
+    assert "isnotvalidUTF-8" in said
+    assert "surrogates" not in said
+    assert sorted(each.name for each in folder.iterdir()) == before
+
+
+def test_it_is_told_as_json_too(folder, cli, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    done = cli("budget", "pause", "a\udce9", "--json")
+
+    assert (done.exit_code, json.loads(done.stdout)["error"]["kind"]) == (2, "UsageError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are texts")
+def test_every_option_that_names_a_file_takes_any_name(tmp_path):
+    line = {"body": {"model": "sim-small", "messages": [{"role": "user", "content": "x"}]}}
+    path = os.fsencode(tmp_path)
+    for name, text in {b"p\xe9.jsonl": json.dumps(line), b"c\xe9.toml": ""}.items():
+        with open(os.path.join(path, name), "w") as file:
+            file.write(text + "\n")
+    for words in (
+        (b"run", b"p\xe9.jsonl", b"-o", b"o\xe9.jsonl", b"--base-url", b"sim:", b"--config", b"c\xe9.toml"),
+        (b"quote", b"p\xe9.jsonl", b"--base-url", b"sim:"), (b"status",),
+        (b"prune", b"--before", b"0s", b"--archive", b"a\xe9.jsonl"),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "scheduler", *words, b"--store", b"s\xe9.db"], cwd=tmp_path,
+            capture_output=True, env=environment({"LANG": "C.UTF-8"}), timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (words, done.stderr)
+    assert {b"o\xe9.jsonl", b"s\xe9.db"} <= set(os.listdir(path))
