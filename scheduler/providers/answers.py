@@ -26,6 +26,7 @@ from scheduler.providers.base import Answer
 from scheduler.providers.credit import Credit
 from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.limit_words import Said, merged, said_limits
+from scheduler.providers.masks import hide, without_half
 from scheduler.providers.meaning import (
     Problem,
     Told,
@@ -44,7 +45,6 @@ MAX_MESSAGE_CHARS = 1000
 MAX_CODE_CHARS = 100
 MAX_KEPT_BYTES = 16_384  # of a refusal's body; of longer ones its beginning, as text
 _MAY_NAME_LIMITS = frozenset({402, 429})
-HIDDEN = "[hidden]"
 
 Secrets = Iterable[str]  # never a list in a variable: see `scheduler.providers.hidden`
 
@@ -147,24 +147,8 @@ def _excerpt(content: bytes, secrets: Secrets, most: int = MAX_EXCERPT_CHARS) ->
     enough = 4 * most
     text = hide(content[:enough].decode("utf-8", "replace"), secrets)
     if len(content) > enough:
-        text = _without_half_a_secret(text, secrets)
+        text = without_half(text, secrets)
     return cut(" ".join(text.split()), most)
-
-
-def _without_half_a_secret(text: str, secrets: Secrets) -> str:
-    """The text without what it ends with, if that is the beginning of a secret."""
-    for secret in secrets:
-        for length in range(len(secret) - 1, 0, -1):
-            if text.endswith(secret[:length]):
-                return text[:-length]
-    return text
-
-
-def hide(text: str, secrets: Secrets) -> str:
-    """The text without any of the secrets."""
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return text
 
 
 def _kept(body: dict[str, Any], content: bytes | None, secrets: Secrets) -> Any:

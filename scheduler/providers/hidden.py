@@ -16,7 +16,8 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from scheduler.errors import CallFailed, ConfigError, TransportFailed
-from scheduler.providers.answers import clean_id, hide
+from scheduler.providers.answers import clean_id
+from scheduler.providers.masks import hide
 
 MIN_SECRET_CHARS = 8  # placeholders such as "EMPTY" are no secrets; to hide them garbles errors
 
@@ -43,7 +44,7 @@ class Secrets:
         return "<hidden>"
 
     def hide(self, text: str) -> str:
-        """The text without any of them."""
+        """The text without any of them, whole or in part."""
         return hide(text, self)
 
 

@@ -22,7 +22,6 @@ from scheduler.providers.answers import (
     answer_of,
     call_id,
     clean_id,
-    hide,
     read_answer,
     read_problem,
     tell,
@@ -30,6 +29,7 @@ from scheduler.providers.answers import (
 from scheduler.providers.assembly import DONE, Assembly, needs_asking, wants_usage
 from scheduler.providers.base import Answer, Emit
 from scheduler.providers.engines import Reply, Take
+from scheduler.providers.masks import hide
 from scheduler.providers.meaning import SERVER_ERROR, Problem, error_in
 from scheduler.request import Request, StreamEvent
 from scheduler.sse import EventParser
