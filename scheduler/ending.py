@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.duration import parse_duration_ms
+from scheduler.plain import logger_of
 from scheduler.providers.base import Provider
 from scheduler.pump import Pump
 from scheduler.request import Duration
@@ -18,6 +19,9 @@ from scheduler.resolver import Resolver
 from scheduler.steady import Steady
 from scheduler.stores.base import Store
 
+logger = logger_of("scheduler.ending")
+
+CLOSE_S = 10.0  # how long providers may take to close, once nothing runs any more
 DRAIN = "5m"  # how long calls may take to finish when a scheduler is closed
 
 
@@ -90,18 +94,46 @@ class Ending:
 
     async def _close(self) -> None:
         try:
-            await self._resolver.aclose()
+            resolving = asyncio.create_task(self._resolver.aclose())
+            await _within_bounds({resolving: "asking a provider what became of a call"})
         finally:
             await close_all(self._providers)
 
 
 async def close_all(providers: Iterable[Provider]) -> None:
-    """Close providers, each of them whatever the others raise; raises the first of that."""
-    failed: Exception | None = None
-    for provider in providers:
-        try:
-            await provider.aclose()
-        except Exception as exc:
-            failed = failed or exc
-    if failed is not None:
-        raise failed
+    """Close providers, each of them whatever the others do; raises the first of what they raise.
+
+    One that does not end in `CLOSE_S` is named in a warning, and left.
+    """
+    closing = {provider: asyncio.create_task(_closed(provider)) for provider in providers}
+    await _within_bounds({task: f"provider {each.name!r}" for each, task in closing.items()})
+    for task in closing.values():
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+async def _closed(provider: Provider) -> None:
+    await provider.aclose()
+
+
+async def _within_bounds(tasks: Mapping[asyncio.Task[None], str]) -> None:
+    """Wait until tasks have ended, but not for ever; with what each is called."""
+    if not tasks:
+        return
+    late = set(tasks)
+    try:
+        _, late = await asyncio.wait(tasks, timeout=CLOSE_S)
+    finally:
+        for task in late:
+            task.cancel()
+    for task in late:
+        task.add_done_callback(_heard)
+        logger.warning(
+            "%s goes on %g s after it was told to close; it is left", tasks[task], CLOSE_S
+        )
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """Nobody waits any more for what it may raise."""
+    if not task.cancelled():
+        task.exception()

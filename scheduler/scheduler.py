@@ -208,6 +208,9 @@ class Scheduler(Adoption):
         the provider may bill it: their futures get `CallInterrupted`, those of requests that were
         never sent `SchedulerClosed`. It may be awaited in another event loop, too.
 
+        Then the providers are closed. One that takes more than ten seconds for it is named in a
+        warning, and left.
+
         Args:
             drain: Let calls under way finish first, and streams keep for their readers what
                 comes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import Callable
@@ -439,6 +440,70 @@ async def test_a_provider_that_fails_to_close_keeps_no_other_open():
         s.submit(ask())
 
 
+@pytest.mark.parametrize("is_stubborn", [False, True])
+@pytest.mark.parametrize(
+    "closing", [{}, {"drain": True}, {"drain": True, "drain_timeout": None}, None]
+)
+def test_a_provider_that_never_ends_closing_is_named_and_left(caplog, closing, is_stubborn):
+    async def never():
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                if not is_stubborn or VirtualClock().now_ms() > VirtualClock().start_ms + 60_000:
+                    raise
+
+    async def main():
+        first, second = Bench("first"), Bench("second")
+        first.aclose = never
+        s = Scheduler(providers=[first, second], clock=VirtualClock())
+        if closing is None:  # it was never opened
+            await s.aclose()
+        else:
+            await s.__aenter__()
+            await s.run(ask())
+            await s.aclose(**closing)
+        assert second.closed
+        assert round((VirtualClock().now_ms() - VirtualClock().start_ms) / 1000) in (10, 11)
+        await asyncio.sleep(100)
+
+    run(main())
+
+    (record,) = [each for each in caplog.records if each.name == "scheduler.ending"]
+    assert record.levelname == "WARNING"
+    assert "provider 'first' goes on 10 s after it was told to close" in record.message
+
+
+class NeverSays(Bench):
+    """Does not answer what became of a call, nor end when it is cancelled."""
+
+    asked = False
+
+    async def look_up(self, unknown):
+        self.asked = True
+        while VirtualClock().now_ms() < VirtualClock().start_ms + 3_600_000:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+
+
+def test_a_provider_that_never_says_what_became_of_a_call_is_left_too(caplog):
+    async def main():
+        provider = NeverSays()
+        s = await opened(provider, clock=VirtualClock()).__aenter__()
+        future = s.submit(ask(seconds=1000))
+        await asyncio.sleep(1)
+        future.cancel()
+        await asyncio.sleep(5)
+        assert provider.asked
+        await s.aclose()
+        assert provider.closed
+        assert VirtualClock().now_ms() <= VirtualClock().start_ms + 20_000
+        await asyncio.sleep(7200)
+
+    run(main())
+    assert "asking a provider what became of a call goes on 10 s" in caplog.text
+
+
 def test_who_waits_between_attempts_does_not_hear_that_nothing_was_sent():
     async def main():
         async with opened(Bench(), clock=VirtualClock(), retry_wait_s=lambda n: 60.0) as s:
@@ -538,6 +603,27 @@ def test_leaving_the_block_does_not_cut_a_drain_short():
             await asyncio.sleep(1)
         await draining
         assert future.result().cost_nusd == 60
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ["the client", "its scheduler", "nowhere"])
+def test_leaving_a_clients_block_does_not_either(where):
+    async def main():
+        client = package.AsyncClient(provider=Bench(), clock=VirtualClock())
+        async with client:
+            s = await client.scheduler()
+            future = s.submit(ask(seconds=100))
+            await asyncio.sleep(1)
+            if where != "nowhere":
+                closing = client.aclose if where == "the client" else s.aclose
+                draining = asyncio.create_task(closing(drain=True))
+                await asyncio.sleep(1)
+        if where == "nowhere":
+            assert isinstance(future.exception(), CallInterrupted)
+        else:
+            await draining
+            assert future.result().cost_nusd == 60
 
     run(main())
 

@@ -12,12 +12,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from decimal import Decimal
+from types import TracebackType
 from typing import Any, Self
 
 from scheduler.adapters.blocking import BlockingScheduler, BlockingStream
 from scheduler.adapters.dialects import read_marks
 from scheduler.adapters.shapes import Shape, as_plain, chunk_of, result_of
 from scheduler.budget import Budget
+from scheduler.ending import DRAIN
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import OnExceeded
 from scheduler.marks import MARKS, Marks, merge, within
@@ -143,16 +145,21 @@ class AsyncClient(_Client):
                 self._is_open = True
         return self._scheduler
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, drain: bool = False, drain_timeout: Duration | None = DRAIN) -> None:
         """End everything; see `Scheduler.aclose`."""
-        await self._scheduler.aclose()
+        await self._scheduler.aclose(drain=drain, drain_timeout=drain_timeout)
 
     async def __aenter__(self) -> Self:
         await self.scheduler()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._scheduler.__aexit__(kind, error, tb)  # it cuts no drain short
 
 
 class Client(_Client):
@@ -214,12 +221,12 @@ class Client(_Client):
                 self._blocking = BlockingScheduler(self._scheduler)
             return self._blocking
 
-    def close(self) -> None:
+    def close(self, *, drain: bool = False) -> None:
         """End everything; see `Scheduler.aclose`."""
         with self._opening:
             self._is_closed = True
             if self._blocking is not None:
-                self._blocking.close()
+                self._blocking.close(drain=drain)
 
     def __enter__(self) -> Self:
         return self
