@@ -165,14 +165,7 @@ class LineFile:
 
     def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Its lines that are objects, as text and read."""
-        with self.path.open("rb") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(line, dict):
-                    yield text.decode().rstrip("\r\n"), line
+        return lines_of(self.path)
 
     @property
     def is_empty(self) -> bool:
@@ -188,6 +181,18 @@ class LineFile:
         if is_mine:  # what others made stays, empty or not
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a file that are objects, as text and read."""
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict):
+                yield text.decode().rstrip("\r\n"), line
 
 
 def check_lines(path: Path) -> None:

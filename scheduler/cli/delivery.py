@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,29 @@ def parked_of(job: str) -> str | None:
         None if source == "-" else Path(source), None if results == "-" else Path(results)
     )
     return stored(Path(f"{stem}.parked.jsonl").resolve())
+
+
+async def job_of(store: Store, files: Files) -> tuple[str, bool]:
+    """The job whose requests an input has, and whether it is what another run of that job left."""
+    job, is_part = files.job, False
+    if files.input is not None:
+        wanted = stored(files.input.resolve())
+        for each in await store.jobs():
+            if parked_of(each) != wanted:
+                continue
+            counts = await store.counts(each)
+            if not is_part or counts.queued + counts.parked + counts.running:
+                job, is_part = each, True
+    return job, is_part
+
+
+def answers_in(lines: Iterable[tuple[str, dict[str, Any]]]) -> Held:
+    """The requests whose answers stand among the lines of a results file."""
+    held = Held()
+    for _, line in lines:
+        if is_answer(line):
+            held.read(line)
+    return held
 
 
 @dataclass(slots=True)
@@ -248,13 +271,8 @@ class Delivery:
 
     def _scan(self) -> None:
         self._errors.read()
-        if self._results is None:
-            return
-        held = Held()
-        for _, line in self._results.lines():
-            if is_answer(line):
-                held.read(line)
-        self._held = held
+        if self._results is not None:
+            self._held = answers_in(self._results.lines())
 
     # The end
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_source
+from scheduler.batch.input import DUPLICATE, BadLine, BatchLine, LineOptions, read_source
 from scheduler.batch.source import Source
 from scheduler.errors import (
     MAX_PROBLEM_CHARS,
@@ -91,6 +91,28 @@ def told_columns(line: BatchLine, told: set[str]) -> str:
         f"not sent, since {line.request.url} has no such parameters: {names} (first on line "
         f"{line.number:,}; what stands under 'body' is sent whole)"
     )
+
+
+def is_sent_again(error: Mapping[str, Any] | None) -> bool:
+    """Whether a request that ended with this is sent again by any run."""
+    return error is not None and error.get("type") == NOT_FINAL
+
+
+def conflict(name: str, line: BatchLine) -> InputError:
+    """What to say of an id under which an earlier run asked something else."""
+    key, way_out = line.request.key, "--fresh forgets earlier answers, another -o keeps both"
+    if line.named_by:
+        problem = (
+            f"{line.named_by} {key!r} was used before for another body; nothing was sent for "
+            f"it. Give it a new id, or: {way_out}"
+        )
+    else:
+        problem = (
+            f"has no id, so it is known as {key!r}, where an earlier run of this file had another "
+            "request: lines were added, moved or changed; nothing was sent for it. Give the "
+            f"lines ids, or: {way_out}"
+        )
+    return InputError(name, line.number, problem)
 
 
 class Feeding:
@@ -211,10 +233,11 @@ class Feeding:
             submitted = await self._enqueue(lines, self._retry_failed)
         again = []
         for line, answer in zip(lines, submitted, strict=True):
-            if self._is_tried_again(answer):
+            if answer.finished is not None and is_sent_again(answer.finished.error):
                 again.append(line)
             elif answer.is_conflict:
-                self._sink.bad(self._conflict(line), line.request.key or "", "duplicate_custom_id")
+                error = conflict(self._source.name, line)
+                self._sink.bad(error, line.request.key or "", DUPLICATE)
             elif answer.finished is not None:
                 self._sink.known(answer.finished.state is RequestState.SUCCEEDED)
         if again:
@@ -241,28 +264,3 @@ class Feeding:
     async def _enqueue(self, lines: Sequence[BatchLine], retry_failed: bool) -> list[Submitted]:
         requests = [line.request for line in lines]
         return await self._s.enqueue(requests, retry_failed=retry_failed) if requests else []
-
-    @staticmethod
-    def _is_tried_again(answer: Submitted) -> bool:
-        finished = answer.finished
-        return (
-            finished is not None
-            and finished.error is not None
-            and finished.error.get("type") == NOT_FINAL
-        )
-
-    def _conflict(self, line: BatchLine) -> InputError:
-        """What to say of an id under which an earlier run asked something else."""
-        key, way_out = line.request.key, "--fresh forgets earlier answers, another -o keeps both"
-        if line.named_by:
-            problem = (
-                f"{line.named_by} {key!r} was used before for another body; nothing was sent for "
-                f"it. Give it a new id, or: {way_out}"
-            )
-        else:
-            problem = (
-                f"has no id, so it is known as {key!r}, where an earlier run of this file had another "
-                "request: lines were added, moved or changed; nothing was sent for it. Give the "
-                f"lines ids, or: {way_out}"
-            )
-        return InputError(self._source.name, line.number, problem)

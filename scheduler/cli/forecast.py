@@ -103,6 +103,8 @@ class Forecast:
         never: Requests that may need more than a whole limit, by the cap that lacks most.
         done_at_ms: When the window begins in which the last ones fit; None: not without a raise.
         windows: How many more windows are needed.
+        known: Requests that have their answer from an earlier run: they are not sent again.
+        known_failed: Likewise those that have failed.
     """
 
     total: Total = field(default_factory=Total)
@@ -112,6 +114,8 @@ class Forecast:
     unbounded: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     never: dict[Cap, Never] = field(default_factory=dict)
+    known: int = 0
+    known_failed: int = 0
     fits_now: int = 0
     at_once: int = 0
     unfit: int = 0

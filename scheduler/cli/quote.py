@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
-from scheduler.cli.look import DEFAULT_STORE, JsonOption
+from scheduler.cli.look import DEFAULT_STORE, JsonOption, now_ms, opened, store_path
 from scheduler.cli.options import ConfigOption
 
 if TYPE_CHECKING:
+    from scheduler.batch.held import Held
+    from scheduler.batch.input import BatchLine
     from scheduler.batch.source import Source
+    from scheduler.cli.delivery import Files
     from scheduler.cli.forecast import Forecast, Never, Total
     from scheduler.cli.options import Sending
+    from scheduler.intake import Intake
     from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
+    from scheduler.stores.base import Known, Store
 
 MOST_SHOWN = 20  # bad lines
 FEW_AT_ONCE = 16  # so few or fewer are worth a word
@@ -38,9 +45,19 @@ def quote(
         str | None,
         typer.Option(help="What if this were the budget, e.g. '$10/day'; default: the stored one."),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output-file", "-o", help="The results of the run; default PROMPTS.results.jsonl."
+        ),
+    ] = None,
     store: Annotated[
         str,
-        typer.Option(envvar="SCHEDULER_STORE", metavar="URL", help="Where 'default' is looked up."),
+        typer.Option(
+            envvar="SCHEDULER_STORE",
+            metavar="URL",
+            help="Where 'default' and what was asked before are looked up.",
+        ),
     ] = DEFAULT_STORE,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible API, or sim:")] = None,
     model: Annotated[
@@ -65,51 +82,56 @@ def quote(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a batch will cost before it runs, and what of it can start; sends nothing."""
-    import time
+    """Say what a batch will cost before it runs, and what of it can start; sends nothing.
 
+    What an earlier run of the same command asked is looked up: what has its answer costs nothing.
+    """
     from scheduler.cli.forecast import Forecast
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
+    from scheduler.cli.run import files_of
 
     with open_input(input_file) as source:
+        files = files_of(input_file, source, output)
         check_store(store)
-        now_ms = time.time_ns() // 1_000_000
-        status, stored = asyncio.run(_stored(store, now_ms))
-        caps = _caps(budget, status, now_ms)
         sending = Sending(config, base_url, cap_output=cap_output)
-        quote_one = _quoter(sending, {**stored, **parse_prices(price or ())})
-        forecast = Forecast()
-        forecast.begin(caps, now_ms)
         options = LineOptions(
             model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
         )
-        _read(forecast, source, options, quote_one)
+        given, at_ms = parse_prices(price or ()), now_ms()
+
+        async def read() -> tuple[Forecast, list[CapStatus]]:
+            async with _looked_at(store) as looked:
+                status = await looked.budgets(at_ms) if looked else []
+                prices = {**(await looked.prices() if looked else {}), **given}
+                caps = _caps(budget, status, at_ms)
+                forecast = Forecast()
+                forecast.begin(caps, at_ms)
+                earlier = await Earlier.of(looked, files)
+                await _read(forecast, source, options, _intake(sending, prices), earlier)
+                return forecast, caps
+
+        forecast, caps = asyncio.run(read())
     if as_json:
         from scheduler.cli.output import emit_json
 
         emit_json(_as_json(forecast, caps))
     else:
-        _show(forecast, caps, now_ms)
+        _show(forecast, caps, at_ms)
     if forecast.unknown:
         raise typer.Exit(Exit.CONFIG)
-    if forecast.bad or forecast.never:
+    if forecast.bad or forecast.never or forecast.known_failed:
         raise typer.Exit(Exit.FAILED)
 
 
-async def _stored(url: str, now_ms: int) -> tuple[list[Any], dict[str, str]]:
-    """Budgets and prices of the store, if there is one."""
-    from scheduler.cli.look import store_path
-    from scheduler.stores import open_store
-
+@contextlib.asynccontextmanager
+async def _looked_at(url: str) -> AsyncIterator[Store | None]:
+    """The store, if there is one."""
     path = store_path(url)
     if path is None or not path.exists():
-        return [], {}
-    store = open_store(url, create=False)
-    await store.open(now_ms)
-    try:
-        return await store.budgets(now_ms), await store.prices()
-    finally:
-        await store.aclose()
+        yield None
+        return
+    async with opened(url) as store:
+        yield store
 
 
 def _caps(budget: str | None, statuses: list[Any], now_ms: int) -> list[CapStatus]:
@@ -129,8 +151,8 @@ def _caps(budget: str | None, statuses: list[Any], now_ms: int) -> list[CapStatu
     return [cap for cap in caps if cap.limit is not None]
 
 
-def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quote]:
-    """Quotes as a run would, with its providers, routes and caps; needs no key."""
+def _intake(sending: Sending, prices: dict[str, str]) -> Intake:
+    """Takes requests as a run would, with its providers, routes and caps; needs no key."""
     from scheduler.clock import SystemClock
     from scheduler.intake import Intake, Prevention
     from scheduler.pricing import PriceBook
@@ -140,42 +162,105 @@ def _quoter(sending: Sending, prices: dict[str, str]) -> Callable[[Request], Quo
         settings["max_prompt_tokens"], settings["max_cost"], settings["fallback"],
         settings["cap_output"],
     )  # fmt: skip
-    intake = Intake(
+    return Intake(
         settings["providers"], PriceBook(prices), SystemClock(), settings["on_exceeded"], prevention,
         settings["routes"],
     )  # fmt: skip
-    return intake.check
 
 
-def _read(
-    forecast: Forecast,
-    source: Source,
-    options: LineOptions,
-    quote_one: Callable[[Request], Quote],
+async def _read(
+    forecast: Forecast, source: Source, options: LineOptions, intake: Intake, earlier: Earlier
 ) -> None:
+    """Read all of it, a chunk at a time, and do with each line what a run does."""
     from scheduler.batch.input import BadLine, read_source
-    from scheduler.cli.feeding import refused, told_columns
+    from scheduler.cli.feeding import CHUNK, conflict, told_columns
     from scheduler.cli.output import say
-    from scheduler.errors import PriceUnknown
+    from scheduler.request import RequestState
 
     told: set[str] = set()
-    for line in read_source(source, options):
-        if isinstance(line, BadLine):
-            forecast.bad.append(str(line.error))
-            continue
-        if words := told_columns(line, told):
-            say(words)
-        request = line.request
-        try:
-            quoted = quote_one(request)
-        except PriceUnknown as error:
-            forecast.unknown[request.model] = forecast.unknown.get(request.model, 0) + 1
-            forecast.unknown_why[request.model] = str(error)
-            continue
-        except Exception as exc:  # as a run would: it is this line's affair
-            forecast.bad.append(str(refused(exc, source.name, line).error))
-            continue
-        forecast.add(request, quoted, quote_one)
+    lines = read_source(source, options)
+    while chunk := list(itertools.islice(lines, CHUNK)):
+        keys = [line.request.key or "" for line in chunk if not isinstance(line, BadLine)]
+        known = await earlier.known(keys)
+        for line in chunk:
+            if isinstance(line, BadLine):
+                forecast.bad.append(str(line.error))
+                continue
+            key, digest = line.request.key or "", _digest(intake, line.request)
+            if digest and earlier.held and earlier.held.answers(key, digest):
+                forecast.known += 1
+                continue
+            if words := told_columns(line, told):
+                say(words)
+            quoted = _quoted(forecast, source.name, line, intake)
+            stands = known.get(key)
+            if quoted is None:
+                continue
+            if stands is not None and stands.is_conflict(digest):
+                forecast.bad.append(str(conflict(source.name, line)))
+            elif stands is not None and stands.state is RequestState.SUCCEEDED:
+                forecast.known += 1
+            elif stands is not None and _has_failed(stands):
+                forecast.known_failed += 1
+            else:
+                forecast.add(line.request, quoted, intake.check)
+
+
+def _has_failed(known: Known) -> bool:
+    """Whether a run leaves it at that."""
+    from scheduler.cli.feeding import is_sent_again
+    from scheduler.stores.views import is_tried_again
+
+    is_final = known.state.is_final and not is_tried_again(known.state, retry_failed=False)
+    return is_final and not is_sent_again(known.error)
+
+
+def _digest(intake: Intake, request: Request) -> str:
+    """What tells it from others; empty: it cannot be prepared, which is told of it then."""
+    try:
+        return intake.digest(request)
+    except Exception:
+        return ""
+
+
+def _quoted(forecast: Forecast, name: str, line: BatchLine, intake: Intake) -> Quote | None:
+    """What a line may cost; None: it cannot be sent, which is noted."""
+    from scheduler.cli.feeding import refused
+    from scheduler.errors import PriceUnknown
+
+    model = line.request.model
+    try:
+        return intake.check(line.request)
+    except PriceUnknown as error:
+        forecast.unknown[model] = forecast.unknown.get(model, 0) + 1
+        forecast.unknown_why[model] = str(error)
+    except Exception as exc:  # as a run would: it is this line's affair
+        forecast.bad.append(str(refused(exc, name, line).error))
+    return None
+
+
+class Earlier:
+    """What earlier runs of the same command have asked, in the store and in the results file."""
+
+    def __init__(self, store: Store | None, job: str, held: Held) -> None:
+        self._store, self._job, self.held = store, job, held
+
+    @classmethod
+    async def of(cls, store: Store | None, files: Files) -> Earlier:
+        """Find out which job it is, and read its results. Raises as a run would."""
+        from scheduler.batch.files import check_lines, lines_of
+        from scheduler.batch.held import Held
+        from scheduler.cli.delivery import answers_in, job_of
+
+        job = files.job if store is None else (await job_of(store, files))[0]
+        if files.results is None or not files.results.exists():
+            return cls(store, job, Held())
+        check_lines(files.results)
+        return cls(store, job, answers_in(lines_of(files.results)))
+
+    async def known(self, keys: Sequence[str]) -> dict[str, Known]:
+        """What the store has under these keys."""
+        return await self._store.known(self._job, keys) if self._store and keys else {}
 
 
 def _as_json(forecast: Forecast, caps: list[CapStatus]) -> dict[str, Any]:
@@ -188,6 +273,8 @@ def _as_json(forecast: Forecast, caps: list[CapStatus]) -> dict[str, Any]:
         "unknown_prices": forecast.unknown,
         "why_unknown": forecast.unknown_why,
         "bad_lines": len(forecast.bad),
+        "known_before": forecast.known,
+        "failed_before": forecast.known_failed,
         "budget": ", ".join(str(each.cap) for each in caps) or None,
         "fits_now": forecast.fits_now,
         "at_once": forecast.at_once if caps else None,
@@ -254,6 +341,13 @@ def _show(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> None:
     tell(_what_fits(forecast, caps, now_ms))
     for never in forecast.never.values():
         tell(_what_never_starts(never))
+    if forecast.known:
+        say(f"{plural(forecast.known, 'request')} answered by an earlier run: not sent again")
+    if forecast.known_failed:
+        say(
+            f"{plural(forecast.known_failed, 'request')} failed in an earlier run: sent again only "
+            "with --retry-failed"
+        )
     for why, count in forecast.unbounded.items():
         say(f"for {plural(count, 'request')} 'most' is an estimate, not a bound: {why}")
     for model, count in forecast.unknown.items():
@@ -266,6 +360,8 @@ def _what_fits(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> str:
     """What starts now, how many at once, and when the rest would."""
     from scheduler.cli.output import plural, until
 
+    if not forecast.total.requests:
+        return "nothing would be sent"
     if not caps:
         return "no limit: everything fits now"
     within = " and ".join(str(each.cap) for each in caps)

@@ -156,7 +156,7 @@ def run(
 
     _check_words(on_exhausted, progress)
     with open_input(input_file) as source:
-        files = _files(input_file, source, output)
+        files = files_of(input_file, source, output)
         check_store(store)
         options = RunOptions(
             LineOptions(
@@ -202,7 +202,7 @@ def _check_words(on_exhausted: str, progress: str) -> None:
         )
 
 
-def _files(given: str, source: Source, output: str | None) -> Files:
+def files_of(given: str, source: Source, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
     from scheduler.cli.delivery import Files, stem_of
 

@@ -22,7 +22,7 @@ from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
 from scheduler.calls import describe, has_spoken
-from scheduler.cli.delivery import Delivery, Files, move_aside, parked_of, stored
+from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
 from scheduler.cli.left import write_left
@@ -118,15 +118,9 @@ class BatchRun:
 
     async def _choose_job(self) -> None:
         """What another run left are that run's requests: the same keys, answered once."""
-        if self.files.input is None or self.options.is_fresh:
+        if self.options.is_fresh:
             return
-        wanted = stored(self.files.input.resolve())
-        for job in await self.s.store.jobs():
-            if parked_of(job) != wanted:
-                continue
-            counts = await self.s.store.counts(job)
-            if not self._is_part or counts.queued + counts.parked + counts.running:
-                self._job, self._is_part = job, True
+        self._job, self._is_part = await job_of(self.s.store, self.files)
         if self._is_part:
             self.progress.say(
                 f"{self.files.input} is what the job {self._job!r} left: its requests are that job's, "

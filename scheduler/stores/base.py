@@ -92,6 +92,24 @@ class Finished:
     digest: str = ""  # of what was asked; empty: not kept
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a store has under a key already, wherever that stands.
+
+    Attributes:
+        digest: Of what was asked; empty: not kept.
+        error: What it ended with, if it failed.
+    """
+
+    state: RequestState
+    digest: str = ""
+    error: Mapping[str, Any] | None = None
+
+    def is_conflict(self, digest: str) -> bool:
+        """Whether submitting the key for this body is refused."""
+        return bool(self.digest) and self.digest != digest
+
+
 @dataclass(slots=True)
 class Submitted:
     """What became of one `NewRequest`.
@@ -468,6 +486,10 @@ class Store(ABC):
     async def jobs(self) -> list[str]:
         """The names of all jobs there ever were."""
         return [row.name for row in await self.spend("job")]
+
+    @abstractmethod
+    async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
+        """What a job has under these keys already, for whoever wants to know before submitting."""
 
     @abstractmethod
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:

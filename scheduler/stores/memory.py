@@ -25,6 +25,7 @@ from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
     Finished,
+    Known,
     LaneStatus,
     NewRequest,
     Refused,
@@ -315,7 +316,7 @@ class MemoryStore(Store):
         if key is not None:
             known = self._keys.get((new.request.job, key))
             if known is not None:
-                if known.digest != new.digest:
+                if Known(known.state, known.digest).is_conflict(new.digest):
                     return self._known(known, is_conflict=True)
                 if not is_tried_again(known.state, new.retry_failed):
                     done = known.finished() if known.state.is_final else None
@@ -595,6 +596,14 @@ class MemoryStore(Store):
                 and not (undelivered and row.delivered)
             ):
                 yield row.finished()
+
+    async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
+        found = {key: self._keys.get((job, key)) for key in keys}
+        return {key: self._as_known(row) for key, row in found.items() if row is not None}
+
+    @staticmethod
+    def _as_known(row: Row) -> Known:
+        return Known(row.state, row.digest, row.finished().error if row.state.is_final else None)
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         rows = [self._rows[each] for each in ids if each in self._rows]

@@ -39,6 +39,7 @@ from scheduler.stores import sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_
 from scheduler.stores.base import (
     Archive,
     Finished,
+    Known,
     LaneStatus,
     NewRequest,
     Settlement,
@@ -425,6 +426,10 @@ class SqliteStore(Store):
     async def jobs(self) -> list[str]:
         """See `Store.jobs`."""
         return await self._run(_reading(sqlite_views.jobs))
+
+    async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
+        """See `Store.known`."""
+        return await self._run(_reading(sqlite_views.known), job, keys)
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         """See `Store.outcomes`."""

@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.errors import StoreLocked
@@ -23,6 +23,7 @@ from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
     Finished,
+    Known,
     LaneStatus,
     NewRequest,
     Refused,
@@ -368,26 +369,18 @@ class Transactions(Settling):
         for new in batch:
             if new.request.key is not None:
                 keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
-        columns = "SELECT key, id, digest, state, lane_id, submitted_at_ms FROM requests"
+        columns = "key, id, digest, state, lane_id, submitted_at_ms"
         known: dict[tuple[int, str], _Known] = {}
         for job_id, names in keys.items():
-            # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
-            odd = [name for name in names if "\0" in name]
-            plain = json.dumps([name for name in names if "\0" not in name])
-            listed = f"{columns} WHERE job_id = ? AND key IN (SELECT value FROM json_each(?))"
-            found = self._db.execute(listed, (job_id, plain)).fetchall()
-            for name in odd:
-                found += self._db.execute(
-                    f"{columns} WHERE job_id = ? AND key = ?", (job_id, name)
-                ).fetchall()
+            found = rows_of_keys(self._db, columns, job_id, names)
             known |= {(job_id, row[0]): _Known(*row[1:]) for row in found}
         return known
 
     def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> tuple[Submitted, _Known]:
         request_id, digest, text, lane_id, submitted_at_ms = known
-        state = RequestState.QUEUED if text == DELAYED else RequestState(text)
+        state = state_of(text)
         answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
-        if digest and digest != new.digest:  # empty: it was stored without one
+        if Known(state, digest).is_conflict(new.digest):
             answer.is_conflict = True
             return answer, known
         if state.is_final:
@@ -698,3 +691,22 @@ def decode_finished(
         None if response is None else decode_response(response),
         None if error is None else json.loads(error), cost_nusd, attempts, digest,
     )  # fmt: skip
+
+
+def state_of(text: str) -> RequestState:
+    """A request's state from its column."""
+    return RequestState.QUEUED if text == DELAYED else RequestState(text)
+
+
+def rows_of_keys(
+    db: sqlite3.Connection, columns: str, job_id: int, keys: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """Columns of the requests that a job has under these keys."""
+    # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
+    odd = [key for key in keys if "\0" in key]
+    plain = json.dumps([key for key in keys if "\0" not in key])
+    select = f"SELECT {columns} FROM requests WHERE job_id = ? AND key"
+    found = db.execute(f"{select} IN (SELECT value FROM json_each(?))", (job_id, plain)).fetchall()
+    for key in odd:
+        found += db.execute(f"{select} = ?", (job_id, key)).fetchall()
+    return found

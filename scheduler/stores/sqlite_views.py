@@ -12,10 +12,10 @@ from scheduler.ledger import Account
 from scheduler.plain import logger_of
 from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
-from scheduler.stores.base import Finished, Unknown
+from scheduler.stores.base import Finished, Known, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
 from scheduler.stores.sqlite_books import decode_budgets, parse_cap
-from scheduler.stores.sqlite_turn import Transactions, decode_finished
+from scheduler.stores.sqlite_turn import Transactions, decode_finished, rows_of_keys, state_of
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")
@@ -196,6 +196,18 @@ def ended_page(db: sqlite3.Connection, job: str, after_id: int, limit: int) -> l
 def jobs(db: sqlite3.Connection) -> list[str]:
     """`Store.jobs`."""
     return [name for (name,) in db.execute("SELECT name FROM jobs ORDER BY id")]
+
+
+def known(db: sqlite3.Connection, job: str, keys: Sequence[str]) -> dict[str, Known]:
+    """`Store.known`."""
+    row = db.execute("SELECT id FROM jobs WHERE name = ?", (job,)).fetchone()
+    if row is None:
+        return {}
+    found = rows_of_keys(db, "key, state, digest, error", row[0], keys)
+    return {
+        key: Known(state_of(text), digest, None if error is None else json.loads(error))
+        for key, text, digest, error in found
+    }
 
 
 def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:

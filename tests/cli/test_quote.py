@@ -1,6 +1,7 @@
 """What a batch will cost, what of it can start at all, and what would change that."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -138,3 +139,155 @@ def test_without_a_limit_everything_fits(quote):
     code, said = quote([ask()])
 
     assert (code, "everything fits now" in said) == (0, True)
+
+
+# What an earlier run of the same command has asked
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "SCHEDULER_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def write(*bodies, name="p.jsonl", ids=True):
+    lines = [{"custom_id": f"r{n}"} if ids else {} for n in range(len(bodies))]
+    text = "".join(
+        f"{json.dumps({**one, **body})}\n" for one, body in zip(lines, bodies, strict=True)
+    )
+    Path(name).write_text(text)
+
+
+def command(name, *words):
+    done = CliRunner().invoke(app, [name, *words, "--base-url", "sim:", "--json"])
+    return done, json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def sim(content, **more):
+    return {"prompt": content, "model": "sim-small", "max_tokens": 20, **more}
+
+
+def told_and_done(*words):
+    """What quote tells, which is what the run that follows does."""
+    done, told = command("quote", *words)
+    ran, outcome = command("run", *words)
+    for name in ("bad_lines", "known_before", "failed_before"):
+        assert told[name] == outcome[name], (name, done.stderr, ran.stderr)
+    assert told["requests"] == outcome["succeeded"] + outcome["failed"]
+    assert done.exit_code == ran.exit_code
+    said = CliRunner().invoke(app, ["quote", *words, "--base-url", "sim:"]).stderr
+    assert told["bad_lines"] == said.count("error: ")
+    return told
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_an_id_that_had_another_body_in_an_earlier_run_is_told_as_a_run_tells_it(place, ids):
+    write(sim("a"), sim("b"), sim("c"), ids=ids)
+    assert told_and_done("p.jsonl")["requests"] == 3
+    write(sim("a"), sim("changed"), sim("c"), sim("d"), ids=ids)
+
+    done = CliRunner().invoke(app, ["quote", "p.jsonl", "--base-url", "sim:"])
+    told = told_and_done("p.jsonl")
+
+    assert (told["requests"], told["known_before"], told["bad_lines"]) == (1, 2, 1)
+    assert done.exit_code == 1
+    assert "p.jsonl:2: " in done.stderr
+    assert "--fresh forgets earlier answers" in done.stderr
+    assert "2 requests answered by an earlier run" in done.stderr
+
+
+def test_one_that_waits_is_sent_and_its_id_with_another_body_is_refused(place):
+    write(*(sim(each) for each in "abc"))
+    stop = ("--budget", "$0", "--on-exhausted", "stop")
+    assert command("run", "p.jsonl", *stop)[1]["left"] == 3
+    write(sim("a"), sim("changed"), sim("c"))
+
+    told = told_and_done("p.jsonl", "--budget", "$1")
+
+    assert (told["requests"], told["known_before"], told["bad_lines"]) == (2, 0, 1)
+
+
+def test_another_output_is_another_run_and_so_is_another_store(place):
+    write(sim("a"), sim("b"))
+    told_and_done("p.jsonl")
+    write(sim("a"), sim("changed"))
+
+    assert command("quote", "p.jsonl", "-o", "other.jsonl")[1]["requests"] == 2
+    assert command("quote", "p.jsonl", "--store", "other.db", "-o", "-")[1]["requests"] == 2
+    assert not Path("other.db").exists()
+    assert not Path("other.jsonl").exists()
+    assert told_and_done("p.jsonl")["bad_lines"] == 1
+
+
+def test_what_the_results_file_holds_costs_nothing_whatever_the_store_has_forgotten(place):
+    write(sim("a"), sim("b"))
+    told_and_done("p.jsonl")
+    Path("scheduler.db").unlink()
+    write(sim("a"), sim("changed"), sim("c"))
+
+    told = told_and_done("p.jsonl")
+
+    assert (told["requests"], told["known_before"], told["bad_lines"]) == (2, 1, 0)
+
+
+def test_what_failed_is_not_sent_again(place):
+    write(sim("a"), sim("b"), sim("c"))
+    failing = [
+        "run",
+        "p.jsonl",
+        "--base-url",
+        "sim:error_rate=1",
+        "--max-attempts",
+        "1",
+        "--limit",
+        "2",
+    ]
+    assert CliRunner().invoke(app, [*failing, "--patience", "0s"]).exit_code == 1
+
+    told = told_and_done("p.jsonl")
+
+    assert (told["requests"], told["known_before"], told["failed_before"]) == (1, 0, 2)
+
+
+def test_what_a_run_left_is_quoted_as_that_runs(place):
+    write(*(sim(each) for each in "abc"))
+    assert command("run", "p.jsonl", "--budget", "$0", "--on-exhausted", "stop")[1]["left"] == 3
+    write(sim("a"), sim("changed"), name="q.jsonl")
+    lines = Path("p.parked.jsonl").read_text().splitlines()
+    changed = lines[1].replace('"b"', '"changed"')
+    assert changed != lines[1]
+    Path("p.parked.jsonl").write_text("\n".join([lines[0], changed, lines[2]]) + "\n")
+
+    told = told_and_done("p.parked.jsonl", "--budget", "$1")
+
+    assert (told["requests"], told["bad_lines"]) == (2, 1)
+
+
+def test_looking_changes_nothing_and_asks_in_pages(place, monkeypatch):
+    from scheduler.stores.sqlite import SqliteStore
+
+    write(*(sim(f"{n}") for n in range(1_200)))
+    command("run", "p.jsonl", "--limit", "3")
+    before = {each.name: each.read_bytes() for each in place.iterdir()}
+    asked, real = [], SqliteStore.known
+
+    async def known(self, job, keys):
+        asked.append(len(keys))
+        return await real(self, job, keys)
+
+    monkeypatch.setattr(SqliteStore, "known", known)
+    _, told = command("quote", "p.jsonl")
+
+    assert (told["requests"], told["known_before"]) == (1_197, 3)
+    assert asked == [500, 500, 200]
+    assert {each.name: each.read_bytes() for each in place.iterdir()} == before
+
+
+def test_a_quote_makes_nothing(place):
+    write(sim("a"))
+    told_once = command("quote", "p.jsonl", "--budget", "$1")[1]
+
+    assert told_once["requests"] == 1
+    assert [each.name for each in place.iterdir()] == ["p.jsonl"]

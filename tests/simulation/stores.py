@@ -135,7 +135,7 @@ class InlineSqlite(SqliteStore):
 
 METHODS = (
     "open", "aclose", "turn", "changed", "define", "budgets", "pause", "prices", "set_price",
-    "counts", "queue", "spend", "audit", "outcomes", "forget", "delivered", "suspended",
+    "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
     "suspended_since", "suspended_of", "resolve", "still_mine", "prune",
 )  # fmt: skip
 

@@ -655,6 +655,24 @@ class Conformance:
         assert (left, every) == (["b", "c"], ["a", "b", "c"])
         assert [f.key for f in await bench.store.outcomes([first.submitted[1].id, 10_000])] == ["b"]
 
+    async def test_what_is_known_of_keys_can_be_looked_up_without_submitting_them(self, bench):
+        odd = "a\0b"
+        keys = [new([bench.ids["team"]], 90, key=key, job="j") for key in ("a", odd, "waits")]
+        first = await bench.submit(*keys, new(key="other", job="k"), slots=2)
+        await bench.settle(post(first.claimed[0], 1))
+
+        found = await bench.store.known("j", ["a", odd, "waits", "other", "never"])
+        nothing = await bench.store.known("no such job", ["a"])
+
+        assert {key: each.state.is_final for key, each in found.items()} == {
+            "a": True, odd: False, "waits": False,
+        }  # fmt: skip
+        assert nothing == {}
+        for each, known in zip(keys, found.values(), strict=True):
+            assert known.error is None
+            assert not known.is_conflict(each.digest)
+            assert known.is_conflict(f"{each.digest}x")
+
     async def test_the_queue_shows_who_waits_and_why(self, bench):
         ids = [bench.ids["team"]]
         await bench.submit(new(ids, 90, key="runs"), new(ids, 20, key="waits"), new([], 1), slots=1)
