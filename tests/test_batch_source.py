@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import threading
+import time
 import tracemalloc
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from scheduler.batch.input import BadLine, BatchLine, LineOptions, read_source
 from scheduler.batch.recognise import is_settled, layout_of
-from scheduler.batch.records import values
+from scheduler.batch.records import MAX_LINE_BYTES, is_json, values
 from scheduler.batch.source import Source, open_source
 from scheduler.errors import ConfigError
 
@@ -230,6 +231,101 @@ def test_what_is_bad_in_a_file_is_told_by_its_line_and_the_rest_is_read(text, go
     assert [error.line for error in found] == [number for number, _ in bad]
     for error, (_, problem) in zip(found, bad, strict=True):
         assert problem in error.problem
+
+
+TORN = {
+    "a brace": '{"prompt": "torn"',
+    "a brace, with a comma": '{"prompt": "torn",',
+    "a quote": '{"prompt": "torn},',
+    "a quote and a brace": '{"prompt": "torn,',
+    "a bracket within": '{"prompt": "torn", "stop": ["x"},',
+    "a brace within": '{"prompt": "torn", "metadata": {"a": 1},',
+    "two braces": '{"prompt": "torn", "metadata": {"a": {"b": 1,',
+    "a quote of a name": '{"prompt": "torn", stop": "x"},',
+}
+ROW = '{{"prompt": "{}"}}'
+
+
+@pytest.mark.parametrize("drip", [3, 65_536])
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("torn", TORN)
+@pytest.mark.parametrize("layout", ["[\n{}\n]\n", '{{"requests": [\n{}\n]}}', "[\n  {}\n]", "[{}]"])
+def test_behind_one_that_has_no_end_reading_goes_on_at_the_next(torn, at, layout, drip):
+    class Dripping(io.BytesIO):
+        def read1(self, size=-1):
+            return super().read1(drip)
+
+    rows = [ROW.format(n) + "," for n in range(6)]
+    rows[5] = rows[5][:-1]
+    rows[at] = TORN[torn]
+    joint = "\n  " if "\n  {}" in layout else "\n," if layout == "[{}]" else "\n"
+    rows = [row.strip(",") for row in rows] if layout == "[{}]" else rows
+    text = layout.format(joint.join(rows))
+
+    records = list(values(Dripping(text.encode()), 10_000, layout.startswith("{{")))
+
+    good = [record for record in records if not record.problem and is_json(record.data)]
+    bad = [record for record in records if record not in good]
+    assert [json.loads(record.data)["prompt"] for record in good] == [
+        str(n) for n in range(6) if n != at
+    ]
+    first = 1 + layout.startswith(("[\n", "{{"))
+    assert [(record.number, record.place) for record in bad] == [(first + at, f"item-{at + 1}")]
+    assert [record.number - first for record in good] == [n for n in range(6) if n != at]
+    assert [record.place for record in good] == [f"item-{n + 1}" for n in range(6) if n != at]
+
+
+def test_a_file_with_one_that_has_no_end_is_told_by_its_line_and_sent_but_for_that(tmp_path):
+    rows = [{**row, "prompt": f"{row['prompt']} {'x' * 2000}"} for row in ROWS]
+    lines = list(map(json.dumps, rows))
+    for n in (17, 18, 150, 299):
+        lines[n] = lines[n][:-1]
+    source = Source(io.BytesIO(("[\n" + ",\n".join(lines) + "\n]").encode()), "in")
+
+    found = read(source)
+
+    bad = [line for line in found if isinstance(line, BadLine)]
+    assert [(line.error.line, line.key) for line in bad] == [
+        (n + 2, f"r{n}") for n in (17, 18, 150, 299)
+    ]
+    assert "has no end: a bracket or a quote is missing" in bad[0].error.problem
+    assert "begins again on line 20" in bad[0].error.problem
+    assert len(found) == 300
+
+
+@pytest.mark.parametrize("text", [
+    # What stands in a value, however it is laid out, is a part of it: even if something is wrong.
+    '[\n{"prompt": "a", "rows": [\n{"prompt": "no"},\n{"prompt": "no"}\n]},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a" "rows": [\n{"prompt": "no"},\n{"prompt": "no"}\n]},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a", "rows": [\n{"prompt": "no"},\n{"prompt": "no"}\n],\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a", "rows":\n{"prompt": "no"},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a\n{\\"prompt\\": \\"no\\"},\n"},\n{"prompt": "b"}\n]',
+    # What is nothing that a run would send, or not whole, or not followed by anything.
+    '[\n{"prompt": "a",\n{"prompt": "no"\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a",\n{"prompt": no},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a",\n  {"prompt": "no"},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a",\n{"role": "no"},\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a",\n{"prompt": "b"}\n]',
+    '[\n{"prompt": "a",\n{"prompt": "b"},\n{"prompt": "no"}\n',
+])  # fmt: skip
+def test_what_might_be_a_part_of_another_is_not_read_by_itself(text):
+    def prompts_in(**options):
+        records = values(io.BytesIO(text.encode()), 10_000)
+        good = [json.loads(r.data) for r in records if not r.problem and is_json(r.data)]
+        return [each.get("prompt") for each in good]
+
+    found = prompts_in()
+    assert "no" not in found or text.endswith('"no"}\n')
+    assert "b" in found
+
+
+def test_many_that_have_no_end_take_no_time_that_grows_with_their_number():
+    rows = [f'{{"prompt": "{"x" * 400}"' for _ in range(4_000)]
+    started = time.perf_counter()
+    records = list(values(io.BytesIO(("[\n" + ",\n".join(rows) + "\n]").encode()), MAX_LINE_BYTES))
+    assert len(records) <= 4_000
+    assert all(record.problem or not is_json(record.data) for record in records)
+    assert time.perf_counter() - started < 10
 
 
 def test_rows_of_an_array_without_ids_are_called_by_their_place_in_it():

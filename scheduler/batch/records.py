@@ -5,10 +5,13 @@ Memory does not grow with the file: a record is kept up to the most that is allo
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from scheduler.batch.torn import Beginnings, torn_at
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # unless told otherwise
 KEPT_BYTES = 4096  # of a record that is too long, so that its id may be read
@@ -79,6 +82,8 @@ class _Values:
         self._line, self._count = 1, 0
         self._is_array = False
         self._is_over = False  # the array that was wrapped has ended
+        self._beginnings = Beginnings()
+        self._margin: bytes | None = b""  # what stands on this line, while it is nothing of a value
         self._begin(0)
         self._depth = -1  # no value has begun
 
@@ -86,35 +91,54 @@ class _Values:
         self._number, self._depth, self._size = number, 0, 0
         self._is_text = self._is_escaped = self._is_scalar = False
         self._pieces: list[bytes] = []
+        self._may_be_torn = False
 
     def read(self, file: BinaryIO) -> Iterator[Record]:
         """All of them."""
         if self._is_wrapped:
             self._skip_wrapper(file)
         while chunk := _some(file):
-            position = 0
-            while position < len(chunk):
-                if self._depth < 0:
-                    position = self._between(chunk, position)
-                    continue
-                end, is_whole = self._end(chunk, position)
-                self._keep(chunk[position:end])
-                position = end
-                if is_whole:
-                    yield self._finish()
+            yield from self._feed(chunk)
         if self._depth >= 0:
             yield self._finish() if self._is_scalar else self._unfinished()
+
+    def _feed(self, chunk: bytes) -> Iterator[Record]:
+        position = 0
+        while position < len(chunk):
+            if self._depth < 0:
+                position = self._between(chunk, position)
+                continue
+            end, is_whole = self._end(chunk, position)
+            self._keep(chunk[position:end])
+            position = end
+            if self._may_be_torn and (torn := self._torn(is_whole)) is not None:
+                rest = b"".join(self._pieces)[torn[0] :]
+                yield self._broken(*torn)
+                chunk, position = rest + chunk[position:], 0
+            elif is_whole:
+                yield self._finish()
+
+    def _torn(self, is_whole: bool) -> tuple[int, int] | None:
+        """Where another value begins in this one, which has no end; see `torn_at`."""
+        if self._size > self._most or self._is_scalar:
+            return None
+        data = b"".join(self._pieces)
+        self._beginnings.learn(data)
+        if next(self._beginnings.within(data), None) is None or (is_whole and is_json(data)):
+            return None
+        return torn_at(data, self._beginnings, b",]" if self._is_array else b",{")
 
     def _skip_wrapper(self, file: BinaryIO) -> None:
         while (byte := file.read(1)) and byte != b"[":
             self._line += byte == b"\n"
-        self._is_array = True
+        self._is_array, self._margin = True, None
 
     def _between(self, chunk: bytes, position: int) -> int:
         """Go on to where a value begins; gives the position there, or the end."""
         found = _BEGINS.search(chunk, position)
         end = len(chunk) if found is None else found.start()
         self._line += chunk.count(b"\n", position, end)
+        self._pass(chunk[position:end])
         if found is None:
             return end
         byte = chunk[end : end + 1]
@@ -125,10 +149,22 @@ class _Values:
             return end + 1
         if byte == b"[" and not self._is_array:
             self._is_array = True
+            self._pass(byte)
             return end + 1
+        if self._margin is not None:
+            self._beginnings.at(len(self._margin))
+        self._margin = None
         self._begin(self._line)
         self._is_scalar = byte not in b"{["
         return end
+
+    def _pass(self, between: bytes) -> None:
+        """Take note of where on its line the next value begins."""
+        _, newline, rest = between.rpartition(b"\n")
+        if newline:
+            self._margin = rest
+        elif self._margin is not None:
+            self._margin += between
 
     def _end(self, chunk: bytes, position: int) -> tuple[int, bool]:
         """Where the value ends in this chunk, and whether it does."""
@@ -160,6 +196,8 @@ class _Values:
 
     def _keep(self, piece: bytes) -> None:
         self._line += piece.count(b"\n")
+        # A line that begins with a bracket may have begun in the piece before.
+        self._may_be_torn = self._may_be_torn or b"\n" in piece
         before, self._size = self._size, self._size + len(piece)
         if self._size <= self._most:
             self._pieces.append(piece)
@@ -178,7 +216,22 @@ class _Values:
         elif self._is_over:
             problem = "stands behind the array, which is all that is read of this file"
         data, self._pieces = b"".join(self._pieces), []
+        self._beginnings.learn(data)
         return Record(self._number, f"item-{self._count}", data, problem)
+
+    def _broken(self, at: int, lost: int) -> Record:
+        """One that has no end, where others are seen behind it."""
+        data, self._size = b"".join(self._pieces), 0
+        record = self._finish()
+        self._count += lost
+        self._line = self._number + data.count(b"\n", 0, at)
+        self._margin = None  # `Beginnings` knows
+        given_up = f" {lost:,} behind it could not be told from it." if lost else ""
+        problem = (
+            "begins here and has no end: a bracket or a quote is missing."
+            f"{given_up} What is read begins again on line {self._line:,}"
+        )
+        return Record(record.number, record.place, data[: min(at, KEPT_BYTES)], problem)
 
     def _unfinished(self) -> Record:
         record = self._finish()
@@ -187,3 +240,12 @@ class _Values:
             "it could be read"
         )
         return Record(record.number, record.place, record.data[:KEPT_BYTES], problem)
+
+
+def is_json(data: bytes) -> bool:
+    """Whether it is a value as it stands."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.errors import BudgetUnknown
@@ -314,3 +315,17 @@ def _encode_waiter(waiter: Waiter | None) -> str | None:
     return json.dumps(
         [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
     )
+
+
+def rows_of_keys(
+    db: sqlite3.Connection, columns: str, job_id: int, keys: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """Columns of the requests that a job has under these keys."""
+    # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
+    odd = [key for key in keys if "\0" in key]
+    plain = json.dumps([key for key in keys if "\0" not in key])
+    select = f"SELECT {columns} FROM requests WHERE job_id = ? AND key"
+    found = db.execute(f"{select} IN (SELECT value FROM json_each(?))", (job_id, plain)).fetchall()
+    for key in odd:
+        found += db.execute(f"{select} = ?", (job_id, key)).fetchall()
+    return found

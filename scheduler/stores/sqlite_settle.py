@@ -298,3 +298,8 @@ class Settling(Books):
         self._db.execute(
             "UPDATE lanes SET waiting = max(0, waiting - ?) WHERE id = ?", (count, lane_id)
         )
+
+
+def state_of(text: str) -> RequestState:
+    """A request's state from its column."""
+    return RequestState.QUEUED if text == DELAYED else RequestState(text)

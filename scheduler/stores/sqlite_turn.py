@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.errors import StoreLocked
@@ -40,9 +40,9 @@ from scheduler.stores.codec import (
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.process import GONE_MS, Process, is_dead
-from scheduler.stores.sqlite_books import encode_budgets
+from scheduler.stores.sqlite_books import encode_budgets, rows_of_keys
 from scheduler.stores.sqlite_gates import load_gates, save_gates
-from scheduler.stores.sqlite_settle import DELAYED, Settling
+from scheduler.stores.sqlite_settle import Settling, state_of
 from scheduler.stores.sqlite_upgrade import add_indexes
 from scheduler.stores.views import budget_status, is_tried_again
 
@@ -691,22 +691,3 @@ def decode_finished(
         None if response is None else decode_response(response),
         None if error is None else json.loads(error), cost_nusd, attempts, digest,
     )  # fmt: skip
-
-
-def state_of(text: str) -> RequestState:
-    """A request's state from its column."""
-    return RequestState.QUEUED if text == DELAYED else RequestState(text)
-
-
-def rows_of_keys(
-    db: sqlite3.Connection, columns: str, job_id: int, keys: Sequence[str]
-) -> list[tuple[Any, ...]]:
-    """Columns of the requests that a job has under these keys."""
-    # SQLite's JSON ends a text at a NUL: such names are asked for one by one.
-    odd = [key for key in keys if "\0" in key]
-    plain = json.dumps([key for key in keys if "\0" not in key])
-    select = f"SELECT {columns} FROM requests WHERE job_id = ? AND key"
-    found = db.execute(f"{select} IN (SELECT value FROM json_each(?))", (job_id, plain)).fetchall()
-    for key in odd:
-        found += db.execute(f"{select} = ?", (job_id, key)).fetchall()
-    return found

@@ -14,8 +14,9 @@ from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished, Known, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
-from scheduler.stores.sqlite_books import decode_budgets, parse_cap
-from scheduler.stores.sqlite_turn import Transactions, decode_finished, rows_of_keys, state_of
+from scheduler.stores.sqlite_books import decode_budgets, parse_cap, rows_of_keys
+from scheduler.stores.sqlite_settle import state_of
+from scheduler.stores.sqlite_turn import Transactions, decode_finished
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")

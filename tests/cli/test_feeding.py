@@ -105,7 +105,8 @@ def test_a_line_that_cannot_be_prepared_is_its_own_error_and_the_others_run(run)
         )
     errors = {each["custom_id"]: each["error"] for each in lines("p.errors.jsonl")}
     assert errors.keys() == {*(f"r{600 + place}" for place in range(6)), "deep", "big"}
-    assert quoted(run, "p.jsonl")[:2] == (1094, 8)
+    assert quoted(run, "p.jsonl", "-o", "other.jsonl")[:2] == (1094, 8)  # as if it were new
+    assert quoted(run, "p.jsonl")[:2] == (0, 8)
     again = run("p.jsonl", "--budget", "$1", "--json")
     assert json.loads(again.stdout)["known_before"] == 1094
 
@@ -321,12 +322,12 @@ def test_quote_tells_what_run_will(run):
     write(FORMS)
 
     requests, bad, code = quoted(run, "p.jsonl")
+    said = run("p.jsonl", command="quote").stderr
     done = run("p.jsonl", "--json")
 
     told = json.loads(done.stdout)
     assert (told["succeeded"], told["bad_lines"]) == (requests, bad) == (7, 8)
     assert (code, done.exit_code) == (3, 1)
-    said = run("p.jsonl", command="quote").stderr
     assert "custom_id 'twice' stands on an earlier line too (line 11)" in said
     assert "custom_id 'twice' was used before for another body (line 11)" in said
     assert "'label'" in said
