@@ -11,10 +11,15 @@ from typing import Any
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int], object]) -> Iterator[None]:
-    """Interrupts and SIGTERM go to the handler, in the loop, while the block lasts."""
+    """What asks a process to end goes to the handler, in the loop, while the block lasts.
+
+    That is an interrupt, SIGTERM, and the end of its terminal, unless ``nohup`` has it ignored.
+    """
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for number in _ENDING:
+            if number == HANG_UP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             with contextlib.suppress(RuntimeError, ValueError):  # another thread: none come here
                 try:
                     loop.add_signal_handler(number, handler, number)
@@ -33,6 +38,9 @@ def _handled(loop: asyncio.AbstractEventLoop, number: int, handler: Callable[[in
     return signal.signal(number, tell) or signal.SIG_DFL
 
 
+HANG_UP: int | None = getattr(signal, "SIGHUP", None)
 _ENDING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")
+    if hasattr(signal, name)
 )

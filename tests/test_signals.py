@@ -38,3 +38,20 @@ async def test_in_another_thread_there_are_none_and_that_is_no_error():
         return True
 
     assert await asyncio.to_thread(asyncio.run, within())
+
+
+async def test_the_end_of_a_terminal_is_told_unless_it_is_ignored(monkeypatch):
+    if sys.platform == "win32":
+        pytest.skip("no terminal hangs up there")
+    told = asyncio.Queue()
+    with signals_to(told.put_nowait):
+        signal.raise_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            assert await told.get() == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals_to(told.put_nowait):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

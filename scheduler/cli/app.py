@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from typer.core import TyperGroup
 from scheduler import __version__
 from scheduler.cli.exits import EPILOG, Exit, envelope, exit_for, report
 from scheduler.cli.output import fit_streams
+from scheduler.cli.streams import give_up_stdout, is_of_stdout, take_streams
 from scheduler.errors import SchedulerError
 from scheduler.plain import one_line
 
@@ -32,6 +32,7 @@ class Root(TyperGroup):
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Run a command line; `args` None: that of the process."""
+        take_streams()
         fit_streams()
         self.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **options)
@@ -58,6 +59,8 @@ class Root(TyperGroup):
             if isinstance(error, BrokenPipeError):
                 raise
             report(error, self.as_json)
+            if is_of_stdout(error):
+                give_up_stdout()
             raise typer.Exit(Exit.FAILED) from None
 
 
@@ -119,6 +122,10 @@ def main() -> None:
     """Entry point of the command ``scheduler``."""
     try:
         app(prog_name="scheduler")
+    except OSError as error:  # of stdout, outside any command: its help, or what ended it
+        give_up_stdout()
+        report(error)
+        raise SystemExit(Exit.FAILED) from None
     finally:
         _flush()
 
@@ -127,5 +134,8 @@ def _flush() -> None:
     """Write out what is left; a reader that has gone away (``| head``) is no error."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        give_up_stdout()
+        if not isinstance(error, BrokenPipeError):
+            report(error)
+            raise SystemExit(Exit.FAILED) from None

@@ -8,6 +8,7 @@ import sys
 import traceback
 from enum import IntEnum
 
+from scheduler.cli.streams import is_of_stdout
 from scheduler.errors import (
     BudgetUnknown,
     ConfigError,
@@ -70,6 +71,8 @@ def report(error: BaseException, as_json: bool = False) -> None:
             lines = part.splitlines() if is_ours else [one_line(part)]
             print("\n".join(map(plain_line, lines)), file=sys.stderr)
     message = one_line(str(error)) or type(error).__name__
+    if isinstance(error, OSError) and is_of_stdout(error):
+        message, as_json = f"cannot write to stdout: {error.strerror}", False
     print(f"error: {message}", file=sys.stderr)
     if as_json:
         print(envelope(type(error).__name__, message))

@@ -41,7 +41,7 @@ from scheduler.errors import (
 )
 from scheduler.money import format_usd
 from scheduler.scheduler import Scheduler
-from scheduler.signals import signals_to
+from scheduler.signals import HANG_UP, signals_to
 from scheduler.stats import CapStatus, Stats
 
 TICK_S = 0.1
@@ -342,6 +342,8 @@ class BatchRun:
         self.s.stop_admitting()
 
     def _interrupted(self, number: int) -> None:
+        if number == HANG_UP and self._interrupts:
+            return  # the system and the shell both tell of it
         self._interrupts += 1
         stats = self.s.stats()
         if self._interrupts == 1:

@@ -599,6 +599,11 @@ def _translate(exc: sqlite3.Error, path: Path) -> StoreError:
             "it with 'scheduler doctor'"
         )
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED:
+        return StoreError(
+            f"{path} was removed, renamed or replaced while it was open; nothing more is sent. Put it "
+            "back under its name: what it holds is what was spent"
+        )
     if code == sqlite3.SQLITE_READONLY:
         return StoreError(
             f"{path} cannot be written: {os.strerror(errno.EACCES)} ({exc}); nothing was changed. "

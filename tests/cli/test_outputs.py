@@ -357,6 +357,22 @@ def test_a_call_that_never_ends_is_given_up_after_the_stated_grace(number):
     assert ids("p.parked.jsonl") == all_ids(4)
 
 
+def test_a_terminal_that_is_closed_lets_calls_finish_though_it_is_told_twice():
+    write(*map(line, range(6)))
+    process = start("run", "p.jsonl", "--base-url", "sim:latency=2", "-c", "3", "--budget", "$1")
+    wait_for(lambda: '"running": 3' in run("status", "--json").stdout)
+
+    process.stderr.close()
+    for _ in range(2):  # the system tells it, and so does the shell
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    assert process.wait(timeout=20) == 130
+
+    assert written("p.results.jsonl") == 3
+    (row,) = json.loads(run("budget", "list", "--json").stdout)
+    assert Decimal(row["suspense_usd"]) == Decimal(row["reserved_usd"]) == 0
+
+
 def test_an_address_where_nobody_is_ends_the_run_after_the_longest_wait(monkeypatch):
     write(*map(line, range(20)))
     monkeypatch.setenv("OPENAI_API_KEY", "k")
