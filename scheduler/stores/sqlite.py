@@ -151,6 +151,8 @@ class SqliteStore(Store):
         self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
         self._foreign = False  # another process wrote since the last turn
+        self._place = path  # as it was when the file was opened, wherever the process goes
+        self._file: tuple[int, int] | None = None  # which one was opened; None: not told
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self.path}>"
@@ -159,6 +161,7 @@ class SqliteStore(Store):
         """Open or create the file; a process that only looks writes nothing."""
         if self._connection is not None:
             raise in_use()
+        self._place, self._file = self.path.absolute(), None
         with self._translated():
             _check_file(self.path, self._create)
             self._look = Look(self.path) if not self._create and not may_write(self.path) else None
@@ -225,6 +228,7 @@ class SqliteStore(Store):
                        "cache_size = -32768"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
+        self._file = None if self._look is not None else _named(self._place)
 
     def _upgrade(self, db: sqlite3.Connection, now_ms: int) -> None:
         """Bring an older file up to date, in one transaction, after a copy of it is made."""
@@ -263,7 +267,23 @@ class SqliteStore(Store):
         if self._connection is None:
             raise StoreError(f"{self.path} is not open")
         with self._translated():
-            return await self._connection.run(function, *args, **kwargs)
+            return await self._connection.run(self._while_named(function), *args, **kwargs)
+
+    def _while_named(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T]
+    ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
+        """A function that works on the file of this name only.
+
+        With a write-ahead log SQLite itself would go on in a file that was removed, while the next
+        process makes a new one, with all of the budget in it.
+        """
+
+        def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            if self._file is not None and _named(self._place) != self._file:
+                raise _moved(self.path)
+            return function(db, *args, **kwargs)
+
+        return run
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -548,6 +568,22 @@ def _check_file(path: Path, create: bool) -> None:
         raise StoreError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
 
 
+def _named(path: Path) -> tuple[int, int] | None:
+    """Which file has the name; None: none that the system tells."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _moved(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} was removed, renamed or replaced while it was open; nothing more is sent. Put it "
+        "back under its name: what it holds is what was spent"
+    )
+
+
 def _use_journal(db: sqlite3.Connection, path: Path) -> None:
     wanted = journal_mode()
     (current,) = db.execute("PRAGMA journal_mode").fetchone()
@@ -600,10 +636,7 @@ def _translate(exc: sqlite3.Error, path: Path) -> StoreError:
         )
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
     if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED:
-        return StoreError(
-            f"{path} was removed, renamed or replaced while it was open; nothing more is sent. Put it "
-            "back under its name: what it holds is what was spent"
-        )
+        return _moved(path)
     if code == sqlite3.SQLITE_READONLY:
         return StoreError(
             f"{path} cannot be written: {os.strerror(errno.EACCES)} ({exc}); nothing was changed. "

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.budget import Budget
 from scheduler.errors import StoreError, StoreLocked
 from scheduler.stores import sqlite as stores_sqlite
 from scheduler.stores.sqlite import SqliteStore
+from tests.stores import newest
 from tests.stores.conformance import T0, new
 from tests.stores.disk import World, bench_on, work
 
@@ -120,6 +122,54 @@ def test_a_file_that_may_not_be_written_is_a_clear_error(path, file_mode, folder
     if file_mode is not None:
         path.chmod(0o600)
         assert path.read_bytes() == content
+
+
+def remove(path):
+    for each in path.parent.iterdir():  # its journal or log as well
+        each.unlink()
+
+
+def replace(path):
+    path.with_name("copy").write_bytes(path.read_bytes())
+    path.with_name("copy").replace(path)
+
+
+def move_its_folder(path):
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file keeps its name there")
+@pytest.mark.parametrize("change", [remove, replace, move_its_folder])
+@pytest.mark.parametrize("is_newest", [False, True], ids=["this SQLite", "with a log"])
+async def test_a_file_that_lost_its_name_while_it_was_open_takes_nothing_more(
+    tmp_path, monkeypatch, change, is_newest
+):
+    """Else the next process would find a new one, with all of the budget in it."""
+    if is_newest:
+        newest.install(monkeypatch.setattr)
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "s.db"
+    store = SqliteStore(path)
+    await store.open(0)
+    await store.define([Budget("team", "$1")], 0)
+    change(path)
+
+    with pytest.raises(StoreError, match="was removed, renamed or replaced while it was open"):
+        await store.define([Budget("team", "$2")], 0)
+
+    await store.aclose()
+
+
+async def test_a_process_that_goes_to_another_folder_keeps_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    store = SqliteStore(Path("s.db"))
+    await store.open(0)
+    monkeypatch.chdir(tmp_path / "folder")
+
+    await store.define([Budget("team", "$1")], 0)
+
+    await store.aclose()
 
 
 HOLD = """
