@@ -65,6 +65,28 @@ async def write_left(
     return count
 
 
+async def count_foreign(s: Scheduler, job: str, feeding: Feeding) -> int:
+    """How many wait that earlier runs were given and this one was not.
+
+    Lines were taken out of the input since, or only the first were asked for.
+    """
+    counts = await s.store.counts(job)
+    if not (counts.queued + counts.parked + counts.running) or not feeding.can_reread:
+        return 0
+    given = Marks()
+    feeding.rewind()
+    while requests := await feeding.rest():
+        for request in requests:
+            given.add(request.key)
+    count, after_id = 0, 0
+    while rows := await s.store.queue(
+        WAITING, SystemClock().now_ms(), job=job, limit=CHUNK, after_id=after_id
+    ):
+        after_id = rows[-1].id
+        count += sum(not given.has(row.key) for row in rows)
+    return count
+
+
 async def _queued(
     s: Scheduler, job: str, unkept: set[str], only: Marks | None
 ) -> AsyncIterator[Sequence[Request]]:

@@ -25,7 +25,7 @@ from scheduler.calls import describe, has_spoken
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
-from scheduler.cli.left import write_left
+from scheduler.cli.left import count_foreign, write_left
 from scheduler.cli.outcome import Outcome, RunOptions
 from scheduler.cli.output import plural
 from scheduler.cli.patience import Patience, worst
@@ -178,6 +178,20 @@ class BatchRun:
             self.s, self._job, self.files, self._feeding, self._unkept,
             self._seen if self._is_part else None, self.progress.say,
         )  # fmt: skip
+        if self.outcome.exit is Exit.DONE and self._feeding.is_read and not self._is_part:
+            self._tell_foreign(await count_foreign(self.s, self._job, self._feeding))
+
+    def _tell_foreign(self, count: int) -> None:
+        """What this run was not given is no work of its own: no rerun would send it."""
+        if not count:
+            return
+        place = f"; {self.files.parked} has them" if self.outcome.left else ""
+        self.outcome.left = max(0, self.outcome.left - count)
+        self.outcome.message = (
+            f"{plural(count, 'request')} of earlier runs wait that this run was not given, and are not "
+            f"sent{place}. --fresh forgets them"
+        )
+        self.progress.say(self.outcome.message)
 
     # Lines in (see `Feeding`)
 

@@ -335,6 +335,34 @@ def test_another_prompt_under_an_id_that_the_file_holds_is_another_request():
     assert ids("p.results.jsonl") == ["r0", "r1", "r1", "r2"]
 
 
+@pytest.mark.parametrize("kept", ["full", "none"])
+@pytest.mark.parametrize("way", ["taken out", "--limit"])
+def test_what_a_run_is_not_given_any_more_is_told_and_is_no_work_of_its_own(kept, way):
+    write(*map(line, range(30)))
+    words = ("--store-prompts", kept, "--budget", "$1")
+    process = start("run", "p.jsonl", "--base-url", "sim:latency=0.5", "-c", "2", *words)
+    wait_for(lambda: written("p.results.jsonl") >= 2)
+    process.kill()
+    process.communicate()
+    if way == "taken out":
+        write(*map(line, range(10)))
+    limit = ("--limit", "10") if way == "--limit" else ()
+
+    done = run("run", "p.jsonl", "--base-url", "sim:", *words, *limit)
+
+    assert done.returncode == 0, done.stderr  # 75 would have it tried again, for nothing
+    assert "20 requests of earlier runs wait that this run was not given" in done.stderr
+    assert "resume:" not in done.stderr
+    assert ids("p.results.jsonl") == all_ids(10)
+    assert ids("p.parked.jsonl") == sorted(f"r{n}" for n in range(10, 30) if kept == "full")
+    if kept == "full":
+        assert run("run", "p.parked.jsonl", "--base-url", "sim:", *words).returncode == 0
+        assert ids("p.results.jsonl") == all_ids(10)
+    else:
+        done = run("run", "p.jsonl", "--base-url", "sim:", *words, *limit, "--fresh")
+        assert "earlier runs wait" not in done.stderr
+
+
 # Every way to end
 
 
