@@ -32,6 +32,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.stores.base import Submitted
 
 CHUNK = 500
+SILENT_S = 0.2  # whoever writes to a pipe more slowly has what there is sent
 MAX_TOLD_BAD = 20
 MAX_TOLD_COLUMNS = 20
 # An end that says nothing about the request itself: a rerun sends it again.
@@ -115,6 +116,46 @@ def conflict(name: str, line: BatchLine) -> InputError:
     return InputError(name, line.number, problem)
 
 
+class _Chunks:
+    """Lines, some at a time: a chunk of them, or those that came before their source fell silent.
+
+    The reading goes on in its thread whoever waits for it, so nothing is lost when that is cancelled.
+    """
+
+    def __init__(self, lines: Iterator[BatchLine | BadLine] = iter(())) -> None:
+        self._lines = lines
+        self._ready: list[BatchLine | BadLine] = []
+        self._reading: asyncio.Task[int] | None = None
+
+    async def take(self) -> list[BatchLine | BadLine]:
+        """The next ones; empty at the end."""
+        while not self._ready or self._reading is not None:
+            if self._reading is None:
+                self._reading = asyncio.create_task(asyncio.to_thread(self._read))
+            done, _ = await asyncio.wait({self._reading}, timeout=SILENT_S)
+            if done:
+                reading, self._reading = self._reading, None
+                if not reading.result() and not self._ready:
+                    return []
+            elif self._ready:
+                break
+        count = len(self._ready)  # the thread may add to it meanwhile
+        chunk = self._ready[:count]
+        del self._ready[:count]
+        return chunk
+
+    def _read(self) -> int:
+        count = 0
+        for line in itertools.islice(self._lines, CHUNK):
+            self._ready.append(line)
+            count += 1
+        return count
+
+    def put_back(self, chunk: Sequence[BatchLine | BadLine]) -> None:
+        """Let them be the next again."""
+        self._ready[:0] = chunk
+
+
 class Feeding:
     """Puts an input in a scheduler's queue, a chunk at a time.
 
@@ -136,7 +177,7 @@ class Feeding:
         self._s, self._source, self._options, self._sink = scheduler, source, options, sink
         self._retry_failed = retry_failed
         self._budget: Sequence[str] | None = None
-        self._lines: Iterator[BatchLine | BadLine] = iter(())
+        self._lines = _Chunks()
         self._columns: set[str] = set()
 
     async def run(self, stopping: asyncio.Event, budget: Sequence[str] | None) -> None:
@@ -146,9 +187,9 @@ class Feeding:
             SchedulerError: Nothing more can be queued.
         """
         self._budget, self._source.is_stopping = budget, stopping.is_set
-        self._lines = read_source(self._source, self._options)
+        self._lines = _Chunks(read_source(self._source, self._options))
         while not stopping.is_set():
-            chunk = await self._take(self._lines)
+            chunk = await self._lines.take()
             if not chunk:
                 self.is_read = True
                 return
@@ -156,14 +197,12 @@ class Feeding:
             try:
                 await self._queue(chunk)
             except Exception:
-                self._lines = itertools.chain(
-                    chunk, self._lines
-                )  # it is not in the store: `rest` has it
+                self._lines.put_back(chunk)  # it is not in the store: `rest` has it
                 raise
 
     async def rest(self) -> Sequence[Request]:
         """Some of what was not read, for whoever writes down what is left; empty at the end."""
-        while chunk := await self._take(self._lines):
+        while chunk := await self._lines.take():
             requests = [line.request for line in chunk if isinstance(line, BatchLine)]
             if requests:
                 return requests
@@ -177,11 +216,7 @@ class Feeding:
     def rewind(self) -> None:
         """Let `rest` begin at the beginning."""
         self._source.rewind()
-        self._lines = read_source(self._source, self._options)
-
-    @staticmethod
-    async def _take(lines: Iterator[BatchLine | BadLine]) -> list[BatchLine | BadLine]:
-        return await asyncio.to_thread(lambda: list(itertools.islice(lines, CHUNK)))
+        self._lines = _Chunks(read_source(self._source, self._options))
 
     async def check(self, stopping: asyncio.Event, budget: Sequence[str] | None) -> None:
         """Read all of it and queue nothing, to know whether every line can be sent.
@@ -196,10 +231,10 @@ class Feeding:
                 "a file first, and give that; nothing was sent",
             )  # fmt: skip
         self._budget = budget
-        self._lines = read_source(self._source, self._options)
+        self._lines = _Chunks(read_source(self._source, self._options))
         bad: list[InputError] = []
         count = 0
-        while (chunk := await self._take(self._lines)) and not stopping.is_set():
+        while (chunk := await self._lines.take()) and not stopping.is_set():
             checked = [self._checked(line) for line in chunk]
             found = [line.error for line in checked if isinstance(line, BadLine)]
             count, bad = count + len(found), bad + found[: MAX_TOLD_BAD - len(bad)]

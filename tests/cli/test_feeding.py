@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -11,6 +12,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from scheduler.cli.feeding import _Chunks
 
 STORE = "sqlite:///x.db"
 
@@ -450,3 +453,25 @@ def test_a_name_that_would_collide_is_refused(run, name):
     assert run(f"{name}.jsonl").exit_code == 0
     assert run(name, "-o", "out.jsonl").exit_code == 0
     assert ids("out.jsonl") == ["r0"]
+
+
+async def test_lines_that_are_read_while_nobody_waits_any_more_are_the_next():
+    more = threading.Event()
+
+    def lines():
+        yield 1
+        more.wait(10)
+        yield from (2, 3)
+
+    chunks = _Chunks(lines())
+    assert await chunks.take() == [1]
+    waiting = asyncio.create_task(chunks.take())
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    more.set()
+
+    assert await chunks.take() == [2, 3]
+    chunks.put_back([2, 3])
+    assert await chunks.take() == [2, 3]
+    assert await chunks.take() == []

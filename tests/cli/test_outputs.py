@@ -363,6 +363,25 @@ def test_what_a_run_is_not_given_any_more_is_told_and_is_no_work_of_its_own(kept
         assert "earlier runs wait" not in done.stderr
 
 
+# A pipe
+
+
+def test_what_a_slow_pipe_has_brought_is_sent_before_more_comes():
+    process = subprocess.Popen(
+        [*COMMAND, "run", "-", "-o", "out.jsonl", *SIM], stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    STARTED.append(process)
+    for n in range(2):
+        process.stdin.write(json.dumps(line(n)) + "\n")
+        process.stdin.flush()
+        wait_for(lambda n=n: written("out.jsonl") == n + 1)
+    _, told = process.communicate(json.dumps(line(2)) + "\n", timeout=30)
+
+    assert process.returncode == 0, told
+    assert ids("out.jsonl") == all_ids(3)
+
+
 # Every way to end
 
 
