@@ -406,7 +406,7 @@ def test_a_call_that_never_ends_is_given_up_after_the_stated_grace(number):
 
 def test_a_terminal_that_is_closed_lets_calls_finish_though_it_is_told_twice():
     write(*map(line, range(6)))
-    process = start("run", "p.jsonl", "--base-url", "sim:latency=2", "-c", "3", "--budget", "$1")
+    process = start("run", "p.jsonl", "--base-url", "sim:latency=6", "-c", "3", "--budget", "$1")
     wait_for(lambda: '"running": 3' in run("status", "--json").stdout)
 
     process.stderr.close()
