@@ -247,9 +247,9 @@ def suspended_since(
     """`Store.suspended_since`."""
     rows = db.execute(
         f"SELECT {_BECAME_UNKNOWN}, h.id FROM reservations h WHERE h.state = 'suspense'"
-        f" AND {_BECAME_UNKNOWN} >= ?1 AND ({_BECAME_UNKNOWN} > ?1 OR h.id > ?2)"
-        f" ORDER BY {_BECAME_UNKNOWN}, h.id LIMIT ?3",
-        (since_ms, after_id, limit),
+        f" AND {_BECAME_UNKNOWN} >= ? AND ({_BECAME_UNKNOWN} > ? OR h.id > ?)"
+        f" ORDER BY {_BECAME_UNKNOWN}, h.id LIMIT ?",
+        (since_ms, since_ms, after_id, limit),
     )
     return list(rows)
 
