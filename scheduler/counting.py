@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from scheduler.billing import ONLY_TEXT, Asked
+from scheduler.lenient import count_of
 from scheduler.media import (
     LEAST_SOUND,
     MEDIA_BYTES_PER_TOKEN,
@@ -332,7 +333,8 @@ class Counter:
         """A tool that the provider runs."""
         self.unbind(f"the provider runs {kind[:40]} itself, and bills what it adds")
         self.add_media(READ_A_TOOL)
-        calls = most if type(most) is int and 0 < most <= _MOST_TOOL_CALLS else USUAL_TOOL_CALLS
+        said = count_of(most) or 0
+        calls = said if 0 < said <= _MOST_TOOL_CALLS else USUAL_TOOL_CALLS
         for words, name in (
             (_SEARCHES, "web_searches"), (_LOOKS, "file_searches"), (_DRAWS, "made_images"),
         ):  # fmt: skip

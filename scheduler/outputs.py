@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from scheduler.lenient import count_of
 from scheduler.request import (
     CHAT,
     COMPLETIONS,
@@ -32,7 +33,8 @@ _CAPS = {
     GENERATE: ("max_output_tokens", "maxOutputTokens"),
 }
 _COUNTS = {GENERATE: ("candidateCount", "candidate_count")}
-_USUAL_COUNTS = ("n", "best_of")
+_USUAL_COUNTS = ("n", "best_of", "num_completions")
+_THOUGHTS = ("thinking_budget", "thinking")
 _CONFIGS = ("generation_config", "generationConfig")  # where Google's bodies have both
 REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-6")  # these refuse chat's old name for the cap
 _ALL_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -67,16 +69,27 @@ def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBo
     most = known_max_output(request.model) or context_tokens
     if most is not None:
         cap = min(cap or most, most)
-    return TokenBound(min((cap or DEFAULT_OUTPUT) * answers_of(request), MAX_TOKENS), cap > 0)
+    answers, is_readable = _answers(request)
+    tokens = min((cap or DEFAULT_OUTPUT) * answers, MAX_TOKENS)
+    return TokenBound(tokens, cap > 0 and is_readable)
 
 
 def answers_of(request: Request) -> int:
     """How many answers are generated, and billed."""
-    settings, names = _settings(request), _COUNTS.get(request.url, _USUAL_COUNTS)
-    answers = max([_count(settings[name]) for name in names if name in settings], default=1)
+    return _answers(request)[0]
+
+
+def _answers(request: Request) -> tuple[int, bool]:
+    """How many answers are generated; whether the body says it in a way that can be read."""
+    settings, answers, is_readable = _settings(request), 1, True
+    for name in _COUNTS.get(request.url, _USUAL_COUNTS):
+        if name in settings and (value := settings[name]) is not None:
+            count = count_of(value)
+            is_readable = is_readable and count is not None
+            answers = max(answers, count or 1)
     if request.url == COMPLETIONS:
         answers *= _prompts(request.body.get("prompt"))
-    return answers
+    return answers, is_readable
 
 
 def stated_output_tokens(request: Request) -> int:
@@ -88,9 +101,25 @@ def _stated_cap(request: Request) -> int:
     cap, settings = 0, _settings(request)
     for name in _CAPS.get(request.url, _ALL_CAPS):
         value = settings.get(name)
-        if type(value) is int and value > cap:
-            cap = value
-    return cap
+        if value is not None:
+            cap = max(cap, count_of(value) or 0)
+    return cap + _thoughts_beside(settings, cap) if cap else 0
+
+
+def _thoughts_beside(settings: Mapping[str, Any], cap: int) -> int:
+    """Tokens for thinking that the cap may not count.
+
+    Alibaba's cap does not count them where a budget is set (Model Studio, deep thinking, November
+    2026); Anthropic's does, but lets the budget be larger than the cap where thoughts and tools
+    alternate, over all turns that these take.
+    """
+    if "thinking_budget" in settings:
+        return max(0, count_of(settings["thinking_budget"]) or 0)
+    thinking = settings.get("thinking")
+    if not isinstance(thinking, Mapping):
+        return 0
+    budget = count_of(thinking.get("budget_tokens")) or 0
+    return budget if budget >= cap else 0
 
 
 def _settings(request: Request) -> Mapping[str, Any]:
@@ -127,11 +156,8 @@ def prompt_only(request: Request) -> Request:
         return request
     ones = [name for name in names if name in settings] or [names[-1]]
     ones += [name for name in _COUNTS.get(request.url, _USUAL_COUNTS) if name in settings]
-    return _with_settings(request, dict.fromkeys(ones, 1))
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value > 0 else 1
+    thoughts = [name for name in _THOUGHTS if name in settings]
+    return _with_settings(request, dict.fromkeys(ones, 1) | dict.fromkeys(thoughts))
 
 
 def _prompts(prompt: object) -> int:

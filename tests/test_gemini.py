@@ -319,7 +319,7 @@ def test_nothing_breaks_quoting_or_reading(body):
         ({"generationConfig": {"maxOutputTokens": 50, "candidateCount": 3}}, 150),
         ({"generationConfig": {"maxOutputTokens": 50, "candidate_count": 3}}, 150),
         ({"generationConfig": {"maxOutputTokens": 1_000_000}}, 65_536),
-        ({"generationConfig": {"maxOutputTokens": "50"}}, 65_536),
+        ({"generationConfig": {"maxOutputTokens": "50"}}, 50),
         ({"generationConfig": {"max_tokens": 50, "n": 3}}, 65_536),  # not its names
         ({"maxOutputTokens": 50, "max_tokens": 50}, 65_536),  # not their place
         ({"generationConfig": "nonsense"}, 65_536),

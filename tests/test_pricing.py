@@ -137,7 +137,7 @@ def test_a_prompt_that_may_be_long_is_held_at_the_long_rate():
         ({"max_tokens": 50, "n": 3}, 150),
         ({"max_tokens": 999_999_999}, 16_384),
         ({}, 16_384),
-        ({"max_tokens": "50"}, 16_384),
+        ({"max_tokens": "50"}, 50),
         ({"max_tokens": -1}, 16_384),
     ],
 )
