@@ -6,12 +6,14 @@ import pytest
 
 from scheduler import Provider, RateLimited, Request, Scheduler
 from scheduler.errors import ProviderOverloaded
-from scheduler.gates import Heard
+from scheduler.gates import Gates, Heard, ProviderRules, Report
+from scheduler.gates.front import MANY_MODELS
 from scheduler.gates.model import LONGEST_PAUSE_MS, MARGIN_MS
 from scheduler.providers.answers import read_error
+from scheduler.providers.base import Answer
 from scheduler.testing import VirtualClock, run
 from tests.conftest import FixedTariff
-from tests.limits.test_gates import Bench
+from tests.limits.test_gates import ASKS, T0, Bench
 
 
 class Refusing(Provider):
@@ -80,3 +82,107 @@ def test_what_is_asked_for_is_waited_where_it_is_more():
 
     assert bench.gate.paused_until_ms == bench.now_ms + 7_000 + MARGIN_MS
     assert issubclass(type(refused({}, status=503)()), ProviderOverloaded | RateLimited)
+
+
+# Many models of one provider
+
+
+def many(provider, seconds, models=100, requests=2):
+    """How often each model was asked in each of these seconds."""
+
+    async def main():
+        async with Scheduler(providers=provider, clock=VirtualClock()) as s:
+            futures = [
+                s.submit(Request.chat(f"m-{model}", f"{n}"))
+                for n in range(requests) for model in range(models)
+            ]  # fmt: skip
+            counts, before = [], 0
+            for _ in range(seconds):
+                await asyncio.sleep(1)
+                counts.append(provider.calls - before)
+                before = provider.calls
+            for future in futures:
+                future.cancel()
+        return counts
+
+    return run(main())
+
+
+@pytest.mark.parametrize("headers", [{"retry-after": "0"}, {"retry-after-ms": "1"}, {}], ids=str)
+def test_a_provider_that_refuses_all_of_its_models_is_asked_ever_more_rarely(headers):
+    counts = many(Refusing(refused(headers)), 300)
+
+    assert counts[0] < 64 + 10  # as many as go at once before anything is known
+    assert sum(counts[1:60]) < 20
+    assert sum(counts[60:]) < 20
+
+
+class RefusingSome(Refusing):
+    """Answers models with an even number."""
+
+    async def send(self, request):
+        self.calls += 1
+        await asyncio.sleep(0.001)
+        if int(request.model.partition("-")[2]) % 2:
+            raise self.error()
+        return Answer({"model": request.model}, cost_nusd=1)
+
+
+def test_models_that_are_answered_do_not_wait_for_those_that_are_refused():
+    provider = RefusingSome(refused({"retry-after": "0"}))
+
+    async def main():
+        async with Scheduler(providers=provider, clock=VirtualClock()) as s:
+            futures = [s.submit(Request.chat(f"m-{n % 8}", f"{n}")) for n in range(400)]
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(each for n, each in enumerate(futures) if not n % 2))
+            for future in futures:
+                future.cancel()
+
+    run(main())
+
+
+@pytest.mark.parametrize("models", [1, MANY_MODELS - 1])
+def test_the_limits_of_few_models_are_their_own(models):
+    provider = Refusing(refused({"retry-after": "600"}))
+
+    async def main():
+        async with Scheduler(providers=provider, clock=VirtualClock()) as s:
+            futures = [s.submit(Request.chat(f"m-{n}", "hi")) for n in range(models)]
+            await asyncio.sleep(1)
+            held = [each for each in s.stats().limited if not each.model]
+            for future in futures:
+                future.cancel()
+        return held
+
+    assert run(main()) == []
+
+
+def test_a_provider_that_answers_one_model_again_is_open_for_all():
+    gates = Gates({"p": ProviderRules()})
+    front, now_ms = gates.of("p", "m-0")[0], T0
+    for n in range(MANY_MODELS + 12):
+        front.take(n, ASKS, now_ms)
+        now_ms += 10
+        gates.hear([Report(n, "p", f"m-{n % 7}", Heard.LIMITED, now_ms, retry_after_ms=0)])
+        now_ms = max(now_ms + 1, front.paused_until_ms)
+    assert front.status(now_ms - 1).why == "many of its models were refused in a row"
+    front.take(99, ASKS, now_ms)
+    assert front.paused_until_ms == now_ms + LONGEST_PAUSE_MS
+
+    gates.hear([Report(99, "p", "m-3", Heard.ANSWERED, now_ms + 10)])
+
+    assert front.opens_at_ms(ASKS, now_ms + 10) <= now_ms + 10
+    assert front.status(now_ms + 10) is None
+
+
+def test_processes_that_share_a_store_share_the_pause_of_a_provider():
+    fronts = [Gates({"p": ProviderRules()}).of("p", "m")[0] for _ in range(2)]
+    for n in range(MANY_MODELS):
+        fronts[0].take(n, ASKS, T0)
+        fronts[0].hear(Report(n, "p", f"m-{n}", Heard.LIMITED, T0))
+
+    fronts[1].load(fronts[0].dump(), T0)
+    assert fronts[1].opens_at_ms(ASKS, T0) > T0
+    fronts[1].load(fronts[0].dump()[:4], T0)  # as older programs wrote it
+    assert fronts[1].opens_at_ms(ASKS, T0) <= T0
