@@ -124,13 +124,20 @@ class Rates:
         steps = [((0, _yocto_per_token(part, what)),) for part in parts]
         return cls(steps[0], steps[1], steps[2] if len(steps) > 2 else None)
 
-    def times(self, factor: Decimal, guess: str) -> Rates:
-        """The same with tokens that cost so many times as much, which is a guess of that name."""
+    def times(self, factor: Decimal, guess: str = "") -> Rates:
+        """The same with tokens and seconds that cost so many times as much.
+
+        Args:
+            factor: How many times.
+            guess: Named as a guess of that name; empty: it is none.
+        """
         dearer: dict[str, Any] = {
-            name: tuple((above, int(rate * factor)) for above, rate in getattr(self, name))
+            name: tuple((above, _scaled(rate, factor)) for above, rate in getattr(self, name))
             for name in (*_KINDS_IN, *_KINDS_OUT) if getattr(self, name) is not None
         }  # fmt: skip
-        return replace(self, **dearer, guessed=self.guessed | {guess})
+        if self.audio_second is not None:
+            dearer["audio_second"] = _scaled(self.audio_second, factor)
+        return replace(self, **dearer, guessed=self.guessed | ({guess} if guess else set()))
 
     def cost_nusd(self, usage: Usage) -> int:
         """What a call with this usage costs, rounded up to nano-dollars."""
@@ -258,6 +265,11 @@ _KINDS_IN = (
     "input_image", "cache_image", "input_video", "cache_video",
 )  # fmt: skip
 _KINDS_OUT = ("output", "output_audio", "output_image", "output_video", "reasoning", "citation")
+
+
+def _scaled(rate: int, factor: Decimal) -> int:
+    above, below = factor.as_integer_ratio()
+    return -(-rate * above // below)
 
 
 def _has_more(usage: Usage) -> bool:

@@ -122,6 +122,7 @@ class Traits(NamedTuple):
     image: _Picture | None
     sound_tokens: int  # a second
     makes_pictures: bool
+    is_online: bool  # a gateway searches for it before each call
 
 
 @lru_cache(1024)
@@ -135,6 +136,7 @@ def traits_of(model: str) -> Traits:
         _IMAGES.get(known),
         OPENAI_TOKENS_A_SECOND if name.startswith("gpt-") else TOKENS_A_SECOND,
         "image" in name,
+        ":online" in lower,
     )
 
 

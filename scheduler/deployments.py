@@ -18,7 +18,7 @@ from scheduler.request import Quote, Request
 def tariff_of(provider: Provider, prices: PriceBook) -> Tariff:
     """Prices as a provider's calls are billed."""
     listed = provider.prices or {}
-    tariff = prices.tariff(provider.price_source, listed, provider.name)
+    tariff = prices.tariff(provider.price_source, listed, provider.name, provider.base_url)
     if not provider.priced_as and provider.price_source != "azure":
         return tariff
     return _Renamed(tariff, provider, prices, listed)

@@ -11,7 +11,7 @@ an error, never free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,6 +28,7 @@ from scheduler.billing import (
     Steps,
 )
 from scheduler.errors import PriceUnknown
+from scheduler.lenient import count_of
 from scheduler.outputs import (
     DEFAULT_OUTPUT,
     MAX_OUTPUT,
@@ -49,7 +50,18 @@ from scheduler.request import (
     Tokens,
     Usage,
 )
+from scheduler.surcharges import (
+    RAISING,
+    dearer,
+    geo_percent,
+    is_elsewhere,
+    others_of,
+    raised,
+    region_of,
+    together,
+)
 from scheduler.tokens import Input, bare_name, count_input
+from scheduler.usage import iterations_of, whole_of
 
 __all__ = [
     "DEFAULT_OUTPUT", "MAX_OUTPUT", "PriceBook", "PriceInfo", "answers_of", "bound_output_tokens",
@@ -61,6 +73,7 @@ EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
 _MANY = 10**6  # searches: as many as there are
 MAX_CACHED = 10_000  # models remembered, found or not
+_GUESSES = frozenset({"tier", "variant"})  # of which the quote says that they are
 _STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only", "unspecified")
 _TIERS = ("speed", "service_tier", "serviceTier")
 _FREE = Quote(0, 0)
@@ -111,6 +124,7 @@ class PriceBook:
         self.count_tokens, self._now_ms = count_tokens, now_ms
         self._found: dict[_Place, Listing] = {}
         self._missing: dict[_Place, str] = {}  # and the hint, which takes long to find
+        self._answering: dict[tuple[str | None, str, str], str] = {}
         for model, price in (own or {}).items():
             self.set(model, price)
 
@@ -122,13 +136,14 @@ class PriceBook:
     def set(self, model: str, price: str) -> None:
         """Add or change a price of the user's own: ``"IN/OUT"`` in USD per million tokens."""
         self._own[model] = (price, Rates.parse(price, f"price of {model}"))
+        self._answering.clear()
 
     def own_rates(self, model: str) -> Rates | None:
         """The user's own rates for a model; None: they have none."""
         found = self._own.get(model)
         return None if found is None else found[1]
 
-    def knows(self, model: str, price_source: str) -> bool:
+    def knows(self, model: str, price_source: str | None) -> bool:
         """Whether there is a price for a model at a provider."""
         try:
             self.rates(model, price_source)
@@ -138,7 +153,7 @@ class PriceBook:
 
     def tariff(
         self, price_source: str | None = None, brought: Mapping[str, str] | None = None,
-        provider: str | None = None,
+        provider: str | None = None, base_url: str | None = None,
     ) -> Tariff:  # fmt: skip
         """Prices as one provider's calls are billed.
 
@@ -149,10 +164,12 @@ class PriceBook:
                 a URL the catalogue does not know: found by the model's name alone.
             provider: Its name, by which the user's prices may tell its models from others':
                 ``"mistral:mistral-large-latest"``.
+            base_url: Where it is, which may cost more than elsewhere. None: as the price source
+                says.
         """
         listed = {model: Rates.parse(price, f"price of {model}")
                   for model, price in (brought or {}).items()}  # fmt: skip
-        return _BookTariff(self, price_source, listed, provider)
+        return _BookTariff(self, price_source, listed, provider, base_url)
 
     def rates(
         self, model: str, price_source: str | None = None, tier: str | None = None,
@@ -208,6 +225,35 @@ class PriceBook:
             context_tokens=rates.context_tokens,
         )
 
+    def answering(self, price_source: str | None, asked: str, told: str) -> str:
+        """The model that answered, as it is priced, where the answer tells a name.
+
+        That is the one asked if the name is another of its own, such as of a dated snapshot; it is
+        empty if nobody knows what the name stands for.
+        """
+        place = (price_source, asked, told)
+        found = self._answering.get(place)
+        if found is None:
+            if len(self._answering) >= MAX_CACHED:
+                self._answering.clear()
+            found = self._answering[place] = self._answers(price_source, asked, told)
+        return found
+
+    def _answers(self, price_source: str | None, asked: str, told: str) -> str:
+        if told in self._own:
+            return told
+        if bare_name(told) == bare_name(asked):
+            return asked
+        try:
+            listing = look_up(told, price_source, None)
+        except PriceUnknown:
+            return asked if bare_name(told).startswith(bare_name(asked)) else ""
+        try:
+            is_same = listing.is_same(self._find(asked, price_source, None))
+        except PriceUnknown:
+            is_same = False
+        return asked if is_same else told
+
     def _at_ms(self) -> int:
         return int(datetime.now(UTC).timestamp() * 1000) if self._now_ms is None else self._now_ms()
 
@@ -234,8 +280,11 @@ class _BookTariff:
 
     def __init__(
         self, book: PriceBook, price_source: str | None, brought: Mapping[str, Rates],
-        provider: str | None,
+        provider: str | None, base_url: str | None = None,
     ) -> None:  # fmt: skip
+        self._region = region_of(base_url or price_source)
+        if self._region is not None and (price_source is None or "://" in price_source):
+            price_source = self._region.price_source
         self._book, self._source, self._brought = book, price_source, brought
         self._prefix = "" if provider is None else f"{provider}:"
 
@@ -252,6 +301,36 @@ class _BookTariff:
     def quote(self, request: Request) -> Quote:
         if request.url == MODERATIONS:
             return _FREE  # at every provider that has it
+        if self._region is None and RAISING.isdisjoint(request.body):
+            return self._quote(request)
+        return self._raised(request)
+
+    def _raised(self, request: Request) -> Quote:
+        """A quote where the body, or the place, may make it dearer than the model asked is."""
+        body, others = request.body, others_of(request.body)
+        quotes, unpriced = list[Quote](), ""
+        for model in (request.model, *others.names):
+            is_asked = model == request.model
+            try:
+                quote = self._quote(
+                    request if is_asked else replace(request, body={**body, "model": model})
+                )
+            except PriceUnknown:
+                if is_asked:
+                    raise
+                unpriced = unpriced or model
+                continue
+            if self._fixed(model) is None:
+                quote = dearer(raised(body, quote), self._percent(model))
+            else:  # it costs what the user says, wherever it runs
+                quote = raised({**body, "inference_geo": None}, quote)
+            quotes.append(quote)
+        return together(quotes, others, unpriced)
+
+    def _percent(self, model: str) -> int:
+        return 0 if self._region is None else self._region.percent_of(model)
+
+    def _quote(self, request: Request) -> Quote:
         found = self._input(request)
         asked = found.asked
         fixed = self._fixed(request.model)
@@ -267,14 +346,19 @@ class _BookTariff:
         out, beside = output.tokens, 0
         if asked is not ONLY_TEXT:
             asked = _as_billed(request, asked)
-            beside = _preview_nusd(request, candidates, asked.web_searches)
+            beside = _dear_searches_nusd(request, candidates, asked.web_searches)
             unknown = rates.unknown(asked)
             if unknown:
                 # Said first: what is missing is a price, which can be given.
                 why = f"no price is known for {unknown}: the dearest that is known stands in"
         ceiling_nusd = max([each.most_nusd(into, out, asked) for each in candidates]) + beside
-        if any("tier" in each.guessed for each in candidates):
-            why = f"no price is known for the {_tier(request.body)} tier: the dearest of others stands in"
+        for each in candidates:
+            if not _GUESSES.isdisjoint(each.guessed):
+                what = (
+                    f"the {_tier(request.body)} tier: the dearest of others stands in"
+                    if "tier" in each.guessed else "this variant of the model: its own stands in"
+                )  # fmt: skip
+                why = f"no price is known for {what}"
         if not why and not output.is_bound:
             why = "nothing caps the output"
         if not why and not all(each.is_complete for each in candidates):
@@ -286,7 +370,7 @@ class _BookTariff:
             min(out, EXPECTED_OUTPUT), _once(asked),
         )  # fmt: skip
         if beside:
-            likely += _preview_nusd(request, candidates, 1)
+            likely += _dear_searches_nusd(request, candidates, 1)
         least = rates.plain_nusd(into // LEAST_BYTES_PER_TOKEN, min(out, 1))
         return Quote(
             ceiling_nusd,
@@ -322,21 +406,96 @@ class _BookTariff:
         usage = answer.usage
         if usage is None:
             return None
-        usage = _as_written(request, answer.body, _as_billed(request, usage))
-        told, asked = _tier(answer.body), _tier(request.body)
+        body, model = answer.body, request.model
+        told, raw = None, None
+        if isinstance(body, dict):
+            told, raw = body.get("model") or body.get("modelVersion"), body.get("usage")
+        if (
+            self._region is None
+            and (told is None or told == model or not isinstance(told, str)
+                 or self._book.answering(self._source, model, told) == model)
+            and not (isinstance(raw, dict) and is_elsewhere(raw))
+            and RAISING.isdisjoint(request.body)
+        ):  # fmt: skip
+            return self._bill_nusd(request, model, usage, body)
+        return self._raised_nusd(request, usage, body, told if isinstance(told, str) else "")
+
+    def _bill_nusd(
+        self, request: Request, model: str, usage: Usage, body: Any, percent: int = 0
+    ) -> int:
+        """What this usage costs at a model's price, and so many percent more."""
+        usage = _as_written(request, body, _as_billed(request, usage))
+        told, asked = _tier(body), _tier(request.body)
         # Where nobody says that it was granted, a cheaper tier may have been ignored.
         tiers = (told,) if told is not None else (asked, None) if asked is not None else (None,)
-        fixed = self._fixed(request.model)
+        fixed = self._fixed(model)
         found = (fixed,) if fixed is not None else [
             self._book.rates(
-                request.model, self._source, tier, _has_media(usage) and _deals_in_media(request)
+                model, self._source, tier, _has_media(usage) and _deals_in_media(request)
             ) for tier in tiers
         ]  # fmt: skip
+        if percent and fixed is None:
+            found = [each.times(1 + Decimal(percent) / 100) for each in found]
         return max([
             rates.cost_nusd(usage) + (
-                _preview_nusd(request, (rates,), usage.web_searches) if usage.web_searches else 0
+                _dear_searches_nusd(request, (rates,), usage.web_searches) if usage.web_searches else 0
             ) for rates in found
         ])  # fmt: skip
+
+    def _raised_nusd(self, request: Request, usage: Usage, body: Any, told: str) -> int:
+        """What an answer costs where another model, or another place, may have given it."""
+        asked, others = request.model, others_of(request.body).names
+        raw = body.get("usage") if isinstance(body, dict) else None
+        raw = raw if isinstance(raw, dict) else {}
+        geo = raw.get("inference_geo")
+        more = geo_percent(request.body.get("inference_geo") if geo is None else geo)
+
+        def most_nusd(models: Iterable[str], used: Usage) -> int:
+            return max(
+                self._bill_nusd(request, each, used, body, more + self._percent(each))
+                for each in models
+            )
+
+        answered = self._billed_as(asked, told, others)
+        steps = iterations_of(raw)
+        if not any(model for model, _ in steps):
+            return most_nusd(answered, usage)
+        # What is beside tokens is told of all of them together.
+        beside = {
+            field: getattr(usage, field)
+            for field in ("web_searches", "file_searches", "code_sessions", "made_images")
+        }
+        whole, total_nusd = whole_of(raw), 0
+        for n, (model, used) in enumerate(steps):
+            known = self._book.answering(self._source, asked, model) if model else ""
+            total_nusd += most_nusd(
+                (known,) if known else answered, used if n else replace(used, **beside)
+            )
+        if whole is None:
+            return total_nusd
+        return max(total_nusd, most_nusd(answered, replace(whole, **beside)))
+
+    def _billed_as(self, asked: str, told: str, others: tuple[str, ...]) -> tuple[str, ...]:
+        """At whose price an answer is billed: at the dearest of these models.
+
+        The one that answered, where the body let it answer. Else the dearer of it and the one asked,
+        since a gateway may tell another name than it bills by; a price of the user's own for the model
+        asked holds whoever answers. Where nobody knows who answered, it may be any that could.
+        """
+        if others:
+            priced = tuple([each for each in others if self._has_price(each)])
+            for each in (asked, *priced):
+                if told and self._book.answering(self._source, each, told) == each:
+                    return (each,)
+            known = self._book.answering(self._source, asked, told) if told else ""
+            return (asked, *priced, *((known,) if known else ()))
+        known = self._book.answering(self._source, asked, told) if told else ""
+        if not known or known == asked or self._fixed(asked) is not None:
+            return (asked,)
+        return (asked, known)
+
+    def _has_price(self, model: str) -> bool:
+        return self._fixed(model) is not None or self._book.knows(model, self._source)
 
 
 def _within_context(found: Input, rates: Rates) -> int:
@@ -349,10 +508,13 @@ def _within_context(found: Input, rates: Rates) -> int:
 
 _Counted = TypeVar("_Counted", Usage, Asked)
 _DEALS_IN_MEDIA = ("audio", "realtime", "voice", "omni", "sonic", "speech", "image", "video")
-_ALWAYS_SEARCH = ("search-preview", "search-api")  # for every call, without saying so
+_ALWAYS_SEARCH = ("search-preview", "search-api", ":online")  # for every call, without saying so
 # OpenAI's pages on pricing (November 2026): a search of the preview tool, by a model that does
 # not reason, costs $25 a thousand; the catalogue has the newer tool's price.
 _PREVIEW_SEARCH = YOCTO_PER_USD * 25 // 1000
+# OpenRouter's pages on searching the web (November 2026): $4 for a thousand results, five of them
+# where nobody says how many, before every call of an ":online" model or with the plugin.
+_GATEWAYS_RESULT, _USUAL_RESULTS = YOCTO_PER_USD * 4 // 1000, 5
 _FOR_A_PROMPT = ("gemini-1", "gemini-2")  # billed for searching at all, newer ones by the query
 
 
@@ -391,12 +553,24 @@ def _as_billed(request: Request, counted: _Counted) -> _Counted:
     """The same with as many searches as are billed."""
     least, most = _billed_searches(request.model)
     searches = counted.web_searches
-    billed = min(max(least if request.url == CHAT else 0, searches), most)
+    if "plugins" in request.body and _searches_first(request.body["plugins"]):
+        least = 1
+    elif least and request.url != CHAT and ":online" not in request.model:
+        least = 0
+    billed = min(max(least, searches), most)
     if billed == searches:
         return counted
     if isinstance(counted, Usage):
         return replace(counted, web_searches=billed)
     return counted._replace(web_searches=billed)
+
+
+def _searches_first(plugins: Any) -> bool:
+    """Whether a gateway's plugin searches the web before the model is asked, each time."""
+    return isinstance(plugins, list) and any(
+        isinstance(each, dict) and each.get("id") == "web" and each.get("enabled") is not False
+        for each in plugins
+    )
 
 
 def _as_written(request: Request, body: Any, usage: Usage) -> Usage:
@@ -426,18 +600,33 @@ def _keeps_long(value: Any, depth: int = 0) -> bool:
     )  # fmt: skip
 
 
-def _preview_nusd(request: Request, candidates: tuple[Rates, ...], searches: int) -> int:
-    """What searches cost beyond their listed price, in nano-dollars, where the old tool is used."""
+def _dear_searches_nusd(request: Request, candidates: tuple[Rates, ...], searches: int) -> int:
+    """What searches cost beyond their listed price, in nano-dollars."""
+    price = max(_preview_price(request), _gateways_price(request))
+    more = max(0, price - min(each.web_search for each in candidates)) if price else 0
+    return -(-more * searches // YOCTO_PER_NANO)
+
+
+def _preview_price(request: Request) -> int:
     name = bare_name(request.model)
     tools = request.body.get("tools")
     is_preview = "search-preview" in name or any(
         isinstance(tool, dict) and str(tool.get("type")).startswith("web_search_preview")
         for tool in (tools if isinstance(tools, list) else ())
     )
-    if not is_preview or name.startswith(REASONING) or "gpt" not in name:
+    is_dear = is_preview and "gpt" in name and not name.startswith(REASONING)
+    return _PREVIEW_SEARCH if is_dear else 0
+
+
+def _gateways_price(request: Request) -> int:
+    plugins = request.body.get("plugins")
+    if not (":online" in request.model or _searches_first(plugins)):
         return 0
-    more = max(0, _PREVIEW_SEARCH - min(each.web_search for each in candidates))
-    return -(-more * searches // YOCTO_PER_NANO)
+    asked = [
+        count_of(each.get("max_results")) or 0
+        for each in (plugins if isinstance(plugins, list) else ()) if isinstance(each, dict)
+    ]  # fmt: skip
+    return _GATEWAYS_RESULT * min(max([_USUAL_RESULTS, *asked]), _MANY)
 
 
 def _tier(body: Any) -> str | None:

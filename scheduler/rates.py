@@ -17,6 +17,7 @@ from typing import Any
 from scheduler.billing import YOCTO_PER_USD, Rates, Steps, dearest_of, yocto
 from scheduler.errors import PriceUnknown
 from scheduler.request import Usage
+from scheduler.surcharges import variant_of
 
 _FIELDS = {
     "input_mtok": "input",
@@ -150,14 +151,15 @@ class Listing:
     """
 
     __slots__ = (
-        "_constraints", "_context", "_has_media", "_media", "_minute", "_model", "_possible",
+        "_constraints", "_context", "_guess", "_has_media", "_media", "_minute", "_model", "_possible",
         "_tier", "fixed", "provider",
     )  # fmt: skip
 
     def __init__(
-        self, provider: str, model: Any, tier: str | None, with_media: bool = False
-    ) -> None:
-        self.provider, self._model, self._tier = provider, model, tier
+        self, provider: str, model: Any, tier: str | None, with_media: bool = False,
+        guess: str = "",
+    ) -> None:  # fmt: skip
+        self.provider, self._model, self._tier, self._guess = provider, model, tier, guess
         self._has_media, self._media = with_media, self if with_media else None
         self._context = None if tier is None else {"service_tier": tier, "speed": tier}
         dated = [*(model.prices if isinstance(model.prices, list) else ())]
@@ -170,8 +172,16 @@ class Listing:
     def with_media(self) -> Listing:
         """The same, with prices for sound and pictures even where others' must stand in."""
         if self._media is None:
-            self._media = Listing(self.provider, self._model, self._tier, True)
+            self._media = Listing(self.provider, self._model, self._tier, True, self._guess)
         return self._media
+
+    def stands_in(self) -> Listing:
+        """The same for a variant of the model, which may cost more."""
+        return Listing(self.provider, self._model, self._tier, self._has_media, "variant")
+
+    def is_same(self, other: Listing) -> bool:
+        """Whether it is the same model, under whichever of its names."""
+        return self._model is other._model and self._guess == other._guess
 
     def now(self, at_ms: int) -> Rates:
         """The rates at an instant."""
@@ -207,6 +217,8 @@ class Listing:
         rates = from_catalogue(
             prices, self._model.context_window, self.provider, self._model.id, self._has_media
         )
+        if self._guess:
+            rates = rates.times(Decimal(1), self._guess)
         dearer = _DEARER_TIERS.get(self._tier or "")
         return rates if dearer is None or self._lists_tier() else rates.times(dearer, "tier")
 
@@ -238,6 +250,23 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot = get_snapshot()
+    found, variant = _listed(model, price_source, tier, snapshot), variant_of(model)
+    if found is None and variant is not None:
+        found = _listed(variant.model, price_source, tier, snapshot)
+        if found is not None and not variant.is_bounded:
+            found = found.stands_in()
+    if found is not None:
+        return found
+    names = {info.id for provider in snapshot.providers for info in provider.models}
+    near = difflib.get_close_matches(model, names - {model}, 3, 0.75)
+    hint = f"the catalogue has {', '.join(near)}; " if near else ""
+    raise PriceUnknown(model, price_source or "", hint + _in_python(model))
+
+
+def _listed(
+    model: str, price_source: str | None, tier: str | None, snapshot: Any
+) -> Listing | None:
+    """A model under just this name; None: it is not there. Raises as `look_up`."""
     for provider_id, url, name in _ways_to_ask(model, price_source, snapshot):
         try:
             provider, info = snapshot.find_provider_model(name, None, provider_id, url)
@@ -245,14 +274,7 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
             continue
         if _has_price(info):
             return Listing(provider.id, info, tier)
-    if _is_elsewhere(price_source, snapshot):
-        found = _anywhere(model, snapshot, tier)
-        if found is not None:
-            return found
-    names = {info.id for provider in snapshot.providers for info in provider.models}
-    near = difflib.get_close_matches(model, names - {model}, 3, 0.75)
-    hint = f"the catalogue has {', '.join(near)}; " if near else ""
-    raise PriceUnknown(model, price_source or "", hint + _in_python(model))
+    return _anywhere(model, snapshot, tier) if _is_elsewhere(price_source, snapshot) else None
 
 
 def _in_python(model: str) -> str:

@@ -67,7 +67,7 @@ _NOT_SENT = frozenset({
 # beside the answer (rejected predictions are billed as output).
 _UNBOUNDED = frozenset({
     "conversation", "previous_response_id", "prompt", "web_search_options", "search_parameters",
-    "audio", "prediction", "plugins", "models", "mcp_servers", "container",
+    "audio", "prediction", "plugins", "mcp_servers", "container",
 })  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _count_input(url: str, body: Mapping[str, Any]) -> Input:
         counter.plain(body.get("prompt" if url == COMPLETIONS else "input"))
         counter.json(body.get("suffix"))
         return counter.sum(PER_REQUEST)
-    if traits.acts and url == CHAT:
+    if traits.acts and (url == CHAT or traits.is_online):
         counter.asks(web_searches=1)
     turns = "input" if url == RESPONSES else "messages"
     counter.conversation(body.get(turns))

@@ -48,7 +48,7 @@ def extract_usage(body: Any) -> Usage | None:
     if found is None:
         return None
     if "iterations" in usage:
-        found = _with_iterations(found, usage["iterations"])
+        found = _with_iterations(found, usage)
     if _TELL_MORE.isdisjoint(usage) and "output" not in body and not _may_cite(body):
         inside = usage.get("prompt_tokens_details")
         if not isinstance(inside, dict) or "web_search_requests" not in inside:
@@ -150,14 +150,27 @@ def _with_its_parts(whole: int, details: Mapping[str, Any], thought: Any) -> int
     return whole + sum(count for each in parts if (count := _part(each, MAX_TOKENS)) > whole)
 
 
-def _with_iterations(found: Usage, told: Any) -> Usage:
+def iterations_of(usage: Mapping[str, Any]) -> list[tuple[str, Usage]]:
+    """What each iteration of an answer used, with the model that made it; empty: it is not told."""
+    told, found = usage.get("iterations"), list[tuple[str, Usage]]()
+    for one in told if isinstance(told, list) else ():
+        used = _tokens(one) if isinstance(one, dict) else None
+        if used is not None:
+            model = one.get("model")
+            found.append((model if isinstance(model, str) else "", used))
+    return found
+
+
+def whole_of(usage: Mapping[str, Any]) -> Usage | None:
+    """The tokens that usage tells, whatever its iterations tell; None: it tells none."""
+    return _tokens(usage)
+
+
+def _with_iterations(found: Usage, usage: Mapping[str, Any]) -> Usage:
     """The whole, or the sum of what each iteration used, if that is more."""
-    each = [
-        _tokens(one) for one in (told if isinstance(told, list) else ()) if isinstance(one, dict)
-    ]
+    each = iterations_of(usage)
     summed = Usage(**{
-        field.name: sum(getattr(one, field.name) for one in each if one is not None)
-        for field in fields(Usage)
+        field.name: sum(getattr(one, field.name) for _, one in each) for field in fields(Usage)
     })  # fmt: skip
     return summed if summed.total_tokens > found.total_tokens else found
 

@@ -26,6 +26,8 @@ LAYERS = [
         "counting",
         "counting_google",
         "outputs",
+        "lenient",
+        "surcharges",
         "ledger",
         "admission",
         "matching",

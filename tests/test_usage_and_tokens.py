@@ -246,7 +246,7 @@ def test_parts_count_by_their_kind(body, tokens, is_bound):
         ({"web_search_options": {}}, False),
         ({"prediction": {"type": "content", "content": "x"}}, False),
         ({"plugins": [{"id": "web"}]}, False),
-        ({"models": ["a", "b"]}, False),
+        ({"models": ["a", "b"]}, True),  # the quote is of the dearest of them
         ({"response_format": {"type": "json_schema", "json_schema": {"x": "y" * 50}}}, True),
     ],
 )

@@ -94,11 +94,10 @@ class Front(Metered):
             self._refusals = self.paused_until_ms = 0
             self.is_dirty = True
         elif report.heard in (Heard.LIMITED, Heard.BUSY):
+            is_new = sent_at_ms is not None and sent_at_ms > self._cut_at_ms
             if not self.refuses:
                 self._refused_models.add(report.model)
-                is_new = self.refuses
-            else:
-                is_new = sent_at_ms is not None and sent_at_ms > self._cut_at_ms
+                is_new = len(self._refused_models) == MANY_MODELS
             if is_new:
                 self._cut_at_ms, self._refusals = report.at_ms, self._refusals + 1
                 self._pause(report.at_ms)

@@ -164,5 +164,6 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_tokens": into, "completion_tokens": out, "total_tokens": into + out,
         "prompt_tokens_details": {"cached_tokens": read, "cache_creation_tokens": written},
     }  # fmt: skip
-    kept = ("cache_creation", "server_tool_use")  # billed at rates of their own
+    # Billed at rates of their own, or raises the rates of all.
+    kept = ("cache_creation", "server_tool_use", "iterations", "inference_geo", "speed")
     return told | {name: usage[name] for name in kept if name in usage}
