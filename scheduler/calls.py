@@ -88,6 +88,7 @@ class Attempt:
 
     Attributes:
         overrun_nusd: What it cost above its ceiling.
+        told: What it cost at the least, in nano-dollars and tokens, as far as a lost answer told.
         seen: What an answer's headers said about rate limits.
         is_sent: False: it was given back before anything was tried.
     """
@@ -99,6 +100,7 @@ class Attempt:
     overrun_nusd: int = 0
     seen: tuple[Seen, ...] = ()
     is_sent: bool = True
+    told: tuple[int, int] | None = None
 
 
 async def attempt(
@@ -218,7 +220,8 @@ def _failed(
     tries: Tries,
 ) -> Attempt:
     void = error.is_billed is False
-    posted_nusd = None if void else _told_nusd(tariff, claimed, error)
+    told_nusd = None if void else _told_nusd(tariff, claimed, error)
+    posted_nusd = _to_post_nusd(claimed, error, told_nusd)
     counted_nusd = claimed.ceiling_nusd if posted_nusd is None else posted_nusd
     tried, free = tries.of(claimed.request_id), tries.free(claimed.request_id)
     error.attempts = claimed.attempt + free
@@ -235,6 +238,9 @@ def _failed(
         ended.overrun_nusd = max(0, posted_nusd - claimed.ceiling_nusd)
     elif not void:
         settlement.why, settlement.provider_id = error.message[:MAX_WHY], error.request_id
+        usage = None if told_nusd is None else error.used.usage
+        if told_nusd is not None and usage is not None:
+            ended.told = told_nusd, usage.total_tokens
     # What cost something is an attempt, whatever it was refused for: else it is paid without end.
     is_limited = isinstance(error, RateLimited) and error.is_retryable
     if void and (error.credit is not None or is_limited):
@@ -262,10 +268,7 @@ def _failed(
 
 
 def _told_nusd(tariff: Tariff, claimed: Claimed, error: CallFailed) -> int | None:
-    """What a failed answer told of its cost, as it is to be posted; None: its ceiling counts on.
-
-    Where that is the least it cost, and is above the ceiling, the ceiling is added for the rest.
-    """
+    """What a failed answer told of its cost; None: nothing that can be."""
     if error.used is None:
         return None
     try:
@@ -273,9 +276,15 @@ def _told_nusd(tariff: Tariff, claimed: Claimed, error: CallFailed) -> int | Non
     except Exception as exc:
         logger.debug("the cost of a failed answer could not be told: %r", exc)
         return None
-    if told_nusd is None or not is_sane(told_nusd):
-        return None
-    if error.is_billed is True:
+    return told_nusd if is_sane(told_nusd) else None
+
+
+def _to_post_nusd(claimed: Claimed, error: CallFailed, told_nusd: int | None) -> int | None:
+    """What is to be posted of what a failed answer told; None: its ceiling counts on.
+
+    Where that is the least it cost, and is above the ceiling, the ceiling is added for the rest.
+    """
+    if told_nusd is None or error.is_billed is True:
         return told_nusd
     rest_nusd = claimed.ceiling_nusd
     return told_nusd + rest_nusd if told_nusd > rest_nusd else None

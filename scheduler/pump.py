@@ -78,7 +78,7 @@ class Pump:
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
         # Called with the reservation when an outcome is unknown.
-        self.suspended: Callable[[int], None] = lambda reservation_id: None
+        self.suspended: Callable[[int, tuple[int, int] | None], None] = lambda lost, told: None
         self.is_closed = False
         self._intake, self._clock, self._poll_s = intake, clock, poll_s
         self._loop = asyncio.get_running_loop()
@@ -442,7 +442,7 @@ class Pump:
         elif settlement.outcome is Outcome.SUSPEND:
             tally.suspense_nusd += claimed.ceiling_nusd
             tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
-            self.suspended(claimed.reservation_id)
+            self.suspended(claimed.reservation_id, ended.told)
         if lives_on is not None:
             self._follow_elsewhere(ended, lives_on)
         elif settlement.state is RequestState.QUEUED:

@@ -54,6 +54,8 @@ class Resolver:
         self._signal.set()  # a process before this one may have left something
         self._look_at_ms: dict[int, int] = {}  # reservation to when its provider is asked next
         self._told: set[int] = set()  # reservations of this process that became unknown
+        # What their answers told before they were lost: nano-dollars and tokens, at the least.
+        self._least: dict[int, tuple[int, int]] = {}
         self._due_ms: dict[int, int] = {}  # reservation to when it is looked at next
         self._queue: list[tuple[int, int]] = []  # the same as a heap; stale where they differ
         self._find_at_ms = self._since_ms = 0
@@ -83,10 +85,12 @@ class Resolver:
             policy = self._policies[provider.name] = parse_policy(provider.on_unknown)
         return policy
 
-    def wake(self, reservation_id: int) -> None:
-        """An outcome became unknown."""
+    def wake(self, reservation_id: int, told: tuple[int, int] | None = None) -> None:
+        """An outcome became unknown, and its answer told that much of its cost and tokens."""
         if self._task is not None:
             self._told.add(reservation_id)
+            if told is not None:
+                self._least[reservation_id] = told
             self._signal.set()
             if self._task.done():  # somebody cancelled it
                 self.start()
@@ -138,6 +142,7 @@ class Resolver:
             unknown = await self._store.suspended_of(page)
             for gone in set(page) - {each.id for each in unknown}:
                 self._look_at_ms.pop(gone, None)
+                self._least.pop(gone, None)
             await self._look(unknown)
         return min([*again_ms, *(due_ms for due_ms, _ in self._queue[:1])], default=None)
 
@@ -189,6 +194,8 @@ class Resolver:
             else:
                 self._look_at_ms.pop(unknown.id, None)
         policy = self._policy(provider)
+        if policy.assumption is not Assumption.INPUT_ONLY:
+            self._least.pop(unknown.id, None)
         if policy.is_due(unknown.suspended_at_ms, now_ms):
             assumed = self._assume(provider, unknown, policy)
             if assumed is not None:
@@ -246,6 +253,9 @@ class Resolver:
         why = f"{unknown.why or 'outcome unknown'}; assumed by policy: {policy}"
         if policy.assumption is Assumption.RELEASE:
             return _settlement(unknown, Outcome.VOID, why=why)
+        told = self._least.pop(unknown.id, None)
+        if told is not None:  # the provider's own count, in place of our bound
+            return _settlement(unknown, Outcome.POST, *told, why=why)
         if unknown.request is None:
             return None  # without its prompt there is nothing to price: it stays as it is
         try:

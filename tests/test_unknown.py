@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import httpx
 import pytest
 
 from scheduler import Budget, CallTimeout, FunctionProvider, OpenAI, Scheduler, TransportFailed
 from scheduler.clock import SystemClock
-from scheduler.errors import CallFailed, ConfigError
+from scheduler.errors import CallFailed, ConfigError, StreamBroken
 from scheduler.money import parse_usd
+from scheduler.providers.answers import read_error, tell
 from scheduler.providers.base import Answer
 from scheduler.providers.simulated import Simulated
 from scheduler.request import Quote, Request, RequestState, Usage
@@ -426,3 +428,83 @@ async def test_a_gateway_is_asked_by_the_id_it_gave_before_the_answer_broke_off(
             assert asked == ["/v1/generation?id=gen-7"] * 2
             (status,) = await s.store.budgets(SystemClock().now_ms())
             assert (status.caps[0].posted, status.caps[0].reserved) == (420, 0)
+
+
+# What a lost answer told before it was lost
+
+
+def lost_after(error, *, on_unknown="input_only", look_s=5.0, prompt="x" * 1000):
+    """What is posted and reserved a while after a call failed so; its input bound is 1,160."""
+
+    class Failing(Simulated):
+        async def send(self, request):
+            raise error
+
+    async def main():
+        provider = Failing(prices={"m": "10/1000"})
+        provider.on_unknown = on_unknown
+        async with Scheduler(budgets=Budget("team", "$1"), providers=provider,
+                             clock=VirtualClock(), max_attempts=1) as s:  # fmt: skip
+            request = Request.chat("m", prompt, max_tokens=500, budget="team")
+            with pytest.raises(CallFailed):
+                await s.run(request)
+            await asyncio.sleep(look_s)
+            return balance(s)
+
+    return run(main())
+
+
+def broken(usage, body=None):
+    """A failure of which nobody knows the bill, whose answer told this much."""
+    error = StreamBroken("reset", 3)
+    tell(error, {**(body or {}), "usage": usage}, is_final=False)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("usage", "nusd"),
+    [
+        ({"input_tokens": 250, "output_tokens": 1}, 250 * 10_000 + 1_000_000),
+        ({"input_tokens": 250, "output_tokens": 0}, 250 * 10_000),
+        ({"input_tokens": 250, "output_tokens": 40}, 250 * 10_000 + 40 * 1_000_000),
+        # Above the bound of the prompt, which is then none.
+        ({"input_tokens": 30_000, "output_tokens": 1}, 30_000 * 10_000 + 1_000_000),
+    ],
+)
+def test_input_only_posts_what_was_told_before_the_answer_was_lost(usage, nusd):
+    written = {"content": [{"type": "text", "text": "Hel"}]}
+
+    assert lost_after(broken(usage, written))[:2] == (nusd, 0)
+
+
+def test_a_server_error_that_tells_its_usage_is_posted_by_input_only():
+    told = {"input_tokens": 250, "output_tokens": 3}
+    content = json.dumps({"error": {"message": "no"}, "usage": told}).encode()
+
+    posted, reserved, _ = lost_after(read_error(500, {}, content))
+    assert (posted, reserved) == (250 * 10_000 + 3 * 1_000_000, 0)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"input_tokens": -5, "output_tokens": 1}, "none"])
+def test_input_only_posts_its_bound_where_nothing_was_told(usage):
+    posted, reserved, _ = lost_after(broken(usage))
+
+    assert reserved == 0
+    assert 10_000 * 1000 < posted < 10_000 * 1200 + 1_000_000
+
+
+def test_what_was_told_is_kept_until_the_policy_is_due():
+    told = broken({"input_tokens": 250, "output_tokens": 1})
+
+    posted, reserved, _ = lost_after(told, on_unknown="input_only after 10m", look_s=500)
+    assert posted == 0 < reserved
+    posted, reserved, _ = lost_after(told, on_unknown="input_only after 10m", look_s=700)
+    assert (posted, reserved) == (250 * 10_000 + 1_000_000, 0)
+
+
+@pytest.mark.parametrize(("policy", "left"), [("charge", True), ("release after 1m", False)])
+def test_other_policies_do_not_mind_what_was_told(policy, left):
+    posted, reserved, _ = lost_after(
+        broken({"input_tokens": 250, "output_tokens": 1}), on_unknown=policy, look_s=100
+    )
+    assert (posted, reserved > 0) == (0, left)

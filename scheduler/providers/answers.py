@@ -38,7 +38,7 @@ from scheduler.providers.meaning import (
     usage_told,
 )
 from scheduler.providers.waits import retry_after_ms
-from scheduler.usage import reported_cost_nusd
+from scheduler.usage import extract_usage, reported_cost_nusd
 
 MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000
@@ -244,7 +244,9 @@ def tell(
         secrets: Texts not to keep.
         is_final: It is the whole bill; False: it is at least that.
     """
-    usage, cost_nusd = usage_told(body), reported_cost_nusd(body)
+    # Of an answer that broke off the input may be told while output has come that is not.
+    usage = usage_told(body) if is_final else extract_usage(body)
+    cost_nusd = reported_cost_nusd(body)
     if cost_nusd is None and (usage is None or not usage.total_tokens):
         return
     rest = {name: value for name, value in body.items() if name not in _CONTENTS}

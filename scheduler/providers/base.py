@@ -98,8 +98,8 @@ class Provider(ABC):
     """What to assume of a call nobody heard back from, unless somebody finds out.
 
     ``"charge"``: it cost all that was reserved. ``"input_only"`` or ``"input_only after 10m"``:
-    its prompt was read and nothing was written. ``"release after 1h"``: it cost nothing. The
-    last two may count less than the provider bills; an answer that comes late corrects them.
+    its prompt was read, and nothing was written but what the lost answer told. ``"release after
+    1h"``: it cost nothing. The last two may count less than the provider bills; an answer that comes late corrects them.
     """
 
     limits: Limits | None = None

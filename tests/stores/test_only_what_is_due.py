@@ -383,7 +383,7 @@ def test_what_another_process_left_is_found_within_a_minute_of_the_next_look():
         await lose_calls(s, 1)
         (mine,) = await store.suspended()
         # As if another process had written it: nobody tells this resolver.
-        s._resolver.wake = s._pump.suspended = lambda reservation_id: None
+        s._resolver.wake = s._pump.suspended = lambda reservation_id, told: None
         await lose_calls(s, 1)
         s._pump.suspended = type(s._resolver).wake.__get__(s._resolver)
         await asyncio.sleep(FIND_EVERY_MS / 1000)
