@@ -41,7 +41,7 @@ from scheduler.outputs import (
     with_output_cap,
 )
 from scheduler.providers.base import Answer, Tariff
-from scheduler.rates import Listing, look_up
+from scheduler.rates import Listing, find, look_up
 from scheduler.request import (
     CHAT,
     MODERATIONS,
@@ -73,6 +73,7 @@ EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
 _MANY = 10**6  # searches: as many as there are
 MAX_CACHED = 10_000  # models remembered, found or not
+MAX_NAME = 500  # characters of a name that an answer tells and that is looked for
 _GUESSES = frozenset({"tier", "variant"})  # of which the quote says that they are
 _STANDARD_TIERS = (None, "", "auto", "default", "standard", "standard_only", "unspecified")
 _TIERS = ("speed", "service_tier", "serviceTier")
@@ -245,8 +246,10 @@ class PriceBook:
         if bare_name(told) == bare_name(asked):
             return asked
         try:
-            listing = look_up(told, price_source, None)
-        except PriceUnknown:
+            listing = find(told, price_source, None) if len(told) <= MAX_NAME else None
+        except PriceUnknown:  # at several prices
+            listing = None
+        if listing is None:
             return asked if bare_name(told).startswith(bare_name(asked)) else ""
         try:
             is_same = listing.is_same(self._find(asked, price_source, None))
@@ -413,6 +416,7 @@ class _BookTariff:
         if (
             self._region is None
             and (told is None or told == model or not isinstance(told, str)
+                 or self._fixed(model) is not None
                  or self._book.answering(self._source, model, told) == model)
             and not (isinstance(raw, dict) and is_elsewhere(raw))
             and RAISING.isdisjoint(request.body)

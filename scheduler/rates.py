@@ -246,6 +246,23 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
     """
     if not model:
         raise PriceUnknown("", price_source or "", "the request names no model")
+    found = find(model, price_source, tier)
+    if found is not None:
+        return found
+    from genai_prices.data_snapshot import get_snapshot
+
+    names = {info.id for provider in get_snapshot().providers for info in provider.models}
+    near = difflib.get_close_matches(model, names - {model}, 3, 0.75)
+    hint = f"the catalogue has {', '.join(near)}; " if near else ""
+    raise PriceUnknown(model, price_source or "", hint + _in_python(model))
+
+
+def find(model: str, price_source: str | None, tier: str | None) -> Listing | None:
+    """As `look_up`, without looking for what is near; None: it is not there.
+
+    Raises:
+        PriceUnknown: It is at several providers for different prices.
+    """
     # Imported late: those who price everything themselves never need its thousands of models.
     from genai_prices.data_snapshot import get_snapshot
 
@@ -255,12 +272,7 @@ def look_up(model: str, price_source: str | None, tier: str | None) -> Listing:
         found = _listed(variant.model, price_source, tier, snapshot)
         if found is not None and not variant.is_bounded:
             found = found.stands_in()
-    if found is not None:
-        return found
-    names = {info.id for provider in snapshot.providers for info in provider.models}
-    near = difflib.get_close_matches(model, names - {model}, 3, 0.75)
-    hint = f"the catalogue has {', '.join(near)}; " if near else ""
-    raise PriceUnknown(model, price_source or "", hint + _in_python(model))
+    return found
 
 
 def _listed(
