@@ -15,24 +15,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from scheduler.billing import (
     ONLY_TEXT,
-    YOCTO_PER_NANO,
-    YOCTO_PER_USD,
     YOCTO_PER_USD_A_MILLION,
     Asked,
     Rates,
     Steps,
 )
 from scheduler.errors import PriceUnknown
-from scheduler.lenient import count_of
 from scheduler.outputs import (
     DEFAULT_OUTPUT,
     MAX_OUTPUT,
-    REASONING,
     answers_of,
     bound_output_tokens,
     known_max_output,
@@ -43,13 +38,13 @@ from scheduler.outputs import (
 from scheduler.providers.base import Answer, Tariff
 from scheduler.rates import Listing, find, look_up
 from scheduler.request import (
-    CHAT,
     MODERATIONS,
     Quote,
     Request,
     Tokens,
     Usage,
 )
+from scheduler.searches import as_billed, dear_searches_nusd
 from scheduler.surcharges import (
     RAISING,
     dearer,
@@ -71,7 +66,6 @@ __all__ = [
 EXPECTED_OUTPUT = 300  # tokens of an ordinary answer, for forecasts only
 EXPECTED_BYTES_PER_TOKEN = 4
 LEAST_BYTES_PER_TOKEN = 8
-_MANY = 10**6  # searches: as many as there are
 MAX_CACHED = 10_000  # models remembered, found or not
 MAX_NAME = 500  # characters of a name that an answer tells and that is looked for
 _GUESSES = frozenset({"tier", "variant"})  # of which the quote says that they are
@@ -348,8 +342,8 @@ class _BookTariff:
         output = bound_output_tokens(request, rates.context_tokens)
         out, beside = output.tokens, 0
         if asked is not ONLY_TEXT:
-            asked = _as_billed(request, asked)
-            beside = _dear_searches_nusd(request, candidates, asked.web_searches)
+            asked = as_billed(request, asked)
+            beside = dear_searches_nusd(request, candidates, asked.web_searches)
             unknown = rates.unknown(asked)
             if unknown:
                 # Said first: what is missing is a price, which can be given.
@@ -373,7 +367,7 @@ class _BookTariff:
             min(out, EXPECTED_OUTPUT), _once(asked),
         )  # fmt: skip
         if beside:
-            likely += _dear_searches_nusd(request, candidates, 1)
+            likely += dear_searches_nusd(request, candidates, 1)
         least = rates.plain_nusd(into // LEAST_BYTES_PER_TOKEN, min(out, 1))
         return Quote(
             ceiling_nusd,
@@ -428,7 +422,7 @@ class _BookTariff:
         self, request: Request, model: str, usage: Usage, body: Any, percent: int = 0
     ) -> int:
         """What this usage costs at a model's price, and so many percent more."""
-        usage = _as_written(request, body, _as_billed(request, usage))
+        usage = _as_written(request, body, as_billed(request, usage))
         told, asked = _tier(body), _tier(request.body)
         # Where nobody says that it was granted, a cheaper tier may have been ignored.
         tiers = (told,) if told is not None else (asked, None) if asked is not None else (None,)
@@ -442,7 +436,7 @@ class _BookTariff:
             found = [each.times(1 + Decimal(percent) / 100) for each in found]
         return max([
             rates.cost_nusd(usage) + (
-                _dear_searches_nusd(request, (rates,), usage.web_searches) if usage.web_searches else 0
+                dear_searches_nusd(request, (rates,), usage.web_searches) if usage.web_searches else 0
             ) for rates in found
         ])  # fmt: skip
 
@@ -510,16 +504,7 @@ def _within_context(found: Input, rates: Rates) -> int:
     return max(found.tokens - found.media, most)
 
 
-_Counted = TypeVar("_Counted", Usage, Asked)
 _DEALS_IN_MEDIA = ("audio", "realtime", "voice", "omni", "sonic", "speech", "image", "video")
-_ALWAYS_SEARCH = ("search-preview", "search-api", ":online")  # for every call, without saying so
-# OpenAI's pages on pricing (November 2026): a search of the preview tool, by a model that does
-# not reason, costs $25 a thousand; the catalogue has the newer tool's price.
-_PREVIEW_SEARCH = YOCTO_PER_USD * 25 // 1000
-# OpenRouter's pages on searching the web (November 2026): $4 for a thousand results, five of them
-# where nobody says how many, before every call of an ":online" model or with the plugin.
-_GATEWAYS_RESULT, _USUAL_RESULTS = YOCTO_PER_USD * 4 // 1000, 5
-_FOR_A_PROMPT = ("gemini-1", "gemini-2")  # billed for searching at all, newer ones by the query
 
 
 def _once(asked: Asked) -> Asked:
@@ -543,38 +528,6 @@ def _deals_in_media(request: Request) -> bool:
     if any(word in name for word in _DEALS_IN_MEDIA):
         return True
     return count_input(request.url, request.body).asked is not ONLY_TEXT
-
-
-@lru_cache(1024)
-def _billed_searches(model: str) -> tuple[int, int]:
-    """The fewest and the most searches that are billed for a call of a model."""
-    name = bare_name(model)
-    least = any(word in name for word in _ALWAYS_SEARCH)
-    return int(least), 1 if name.startswith(_FOR_A_PROMPT) else _MANY
-
-
-def _as_billed(request: Request, counted: _Counted) -> _Counted:
-    """The same with as many searches as are billed."""
-    least, most = _billed_searches(request.model)
-    searches = counted.web_searches
-    if "plugins" in request.body and _searches_first(request.body["plugins"]):
-        least = 1
-    elif least and request.url != CHAT and ":online" not in request.model:
-        least = 0
-    billed = min(max(least, searches), most)
-    if billed == searches:
-        return counted
-    if isinstance(counted, Usage):
-        return replace(counted, web_searches=billed)
-    return counted._replace(web_searches=billed)
-
-
-def _searches_first(plugins: Any) -> bool:
-    """Whether a gateway's plugin searches the web before the model is asked, each time."""
-    return isinstance(plugins, list) and any(
-        isinstance(each, dict) and each.get("id") == "web" and each.get("enabled") is not False
-        for each in plugins
-    )
 
 
 def _as_written(request: Request, body: Any, usage: Usage) -> Usage:
@@ -602,35 +555,6 @@ def _keeps_long(value: Any, depth: int = 0) -> bool:
         isinstance(value, list) and depth < _DEEPEST
         and any(_keeps_long(each, depth + 1) for each in value)
     )  # fmt: skip
-
-
-def _dear_searches_nusd(request: Request, candidates: tuple[Rates, ...], searches: int) -> int:
-    """What searches cost beyond their listed price, in nano-dollars."""
-    price = max(_preview_price(request), _gateways_price(request))
-    more = max(0, price - min(each.web_search for each in candidates)) if price else 0
-    return -(-more * searches // YOCTO_PER_NANO)
-
-
-def _preview_price(request: Request) -> int:
-    name = bare_name(request.model)
-    tools = request.body.get("tools")
-    is_preview = "search-preview" in name or any(
-        isinstance(tool, dict) and str(tool.get("type")).startswith("web_search_preview")
-        for tool in (tools if isinstance(tools, list) else ())
-    )
-    is_dear = is_preview and "gpt" in name and not name.startswith(REASONING)
-    return _PREVIEW_SEARCH if is_dear else 0
-
-
-def _gateways_price(request: Request) -> int:
-    plugins = request.body.get("plugins")
-    if not (":online" in request.model or _searches_first(plugins)):
-        return 0
-    asked = [
-        count_of(each.get("max_results")) or 0
-        for each in (plugins if isinstance(plugins, list) else ()) if isinstance(each, dict)
-    ]  # fmt: skip
-    return _GATEWAYS_RESULT * min(max([_USUAL_RESULTS, *asked]), _MANY)
 
 
 def _tier(body: Any) -> str | None:

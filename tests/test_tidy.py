@@ -28,6 +28,7 @@ LAYERS = [
         "outputs",
         "lenient",
         "surcharges",
+        "searches",
         "ledger",
         "admission",
         "matching",
