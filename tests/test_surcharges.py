@@ -15,6 +15,7 @@ from scheduler.pricing import PriceBook
 from scheduler.providers.anthropic_chat import to_chat
 from scheduler.providers.base import Answer
 from scheduler.request import CHAT, MESSAGES, RESPONSES, Request, Usage
+from scheduler.surcharges import RAISING
 from scheduler.usage import extract_usage
 
 BOOK = PriceBook()
@@ -393,3 +394,19 @@ def test_rates_are_scaled_upwards_and_exactly():
     assert Rates(((0, 10**18),), ((0, 3),)).times(Decimal("1.1")) == (
         Rates(((0, 11 * 10**17),), ((0, 4),))
     )
+
+
+ODD = [None, 1, "x", [], {}, [None], [[]], {"a": 1}, True, [{"model": None}], [{"model": {}}],
+       {"edits": 7}, {"edits": [[]]}, "x" * 1000]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*sorted(RAISING), "plugins"])
+def test_nothing_odd_in_a_body_or_an_answer_breaks_a_quote_or_a_bill(field):
+    for odd in ODD:
+        request = chat("openai/gpt-4o", **{field: odd})
+        quote = ROUTER.quote(request)
+        assert quote.is_bound is not bool(quote.why_unbound)
+        for name in ODD:
+            usage = told(5, 1, iterations=odd, inference_geo=name)
+            answer = Answer({"model": name, "usage": usage}, usage=Usage(5, 1))
+            assert ROUTER.cost_nusd(request, answer) >= cost("openai/gpt-4o", 5, 1, "openrouter")
