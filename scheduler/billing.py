@@ -31,11 +31,10 @@ Steps = tuple[tuple[int, int], ...]  # (input tokens above which it holds, yocto
 
 # What the catalogue has no price for, in USD each; the dearest that providers publish
 # (November 2026). A search: Google's. A container for code: OpenAI's of 1 GB, for 20 minutes.
-# A picture made by a tool: OpenAI's of high quality. An hour of sound: OpenAI's live model.
+# A picture made by a tool: OpenAI's of high quality.
 DEAREST_SEARCH = YOCTO_PER_USD * 35 // 1000
 DEAREST_SESSION = YOCTO_PER_USD * 3 // 100
 DEAREST_PICTURE = YOCTO_PER_USD * 25 // 100
-DEAREST_SECOND = YOCTO_PER_USD * 3 // 3600
 
 
 class Asked(NamedTuple):

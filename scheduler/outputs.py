@@ -109,8 +109,8 @@ def _stated_cap(request: Request) -> int:
 def _thoughts_beside(settings: Mapping[str, Any], cap: int) -> int:
     """Tokens for thinking that the cap may not count.
 
-    Alibaba's cap does not count them where a budget is set (Model Studio, deep thinking, November
-    2026); Anthropic's does, but lets the budget be larger than the cap where thoughts and tools
+    Alibaba's cap is taken not to count them where a budget is set, which its pages leave open;
+    Anthropic's does, but lets the budget be larger than the cap where thoughts and tools
     alternate, over all turns that these take.
     """
     if "thinking_budget" in settings:

@@ -17,8 +17,8 @@ _ALWAYS_SEARCH = ("search-preview", "search-api", ":online")  # for every call, 
 # OpenAI's pages on pricing (November 2026): a search of the preview tool, by a model that does
 # not reason, costs $25 a thousand; the catalogue has the newer tool's price.
 _PREVIEW_SEARCH = YOCTO_PER_USD * 25 // 1000
-# OpenRouter's pages on searching the web (November 2026): $4 for a thousand results, five of them
-# where nobody says how many, before every call of an ":online" model or with the plugin.
+# OpenRouter's announcement of January 2025, its newest word that was found: $4 for a thousand
+# results, five of them where nobody says how many, before every call of an ":online" model or with the plugin.
 _GATEWAYS_RESULT, _USUAL_RESULTS = YOCTO_PER_USD * 4 // 1000, 5
 _FOR_A_PROMPT = ("gemini-1", "gemini-2")  # billed for searching at all, newer ones by the query
 
