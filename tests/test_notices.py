@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from scheduler import Budget, DeadlineExceeded, Scheduler
+from scheduler.cli.run import _not_told_twice
 from scheduler.errors import ProviderOverloaded, ProviderRefused, TransportFailed
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
@@ -305,3 +306,15 @@ def test_a_deadline_bounds_the_wait_between_attempts_and_tells_what_they_cost():
             assert caught.value.reason.startswith("between attempts; the last: HTTP 500")
 
     run(main())
+
+
+def test_a_run_of_the_command_tells_it_itself_and_leaves_the_logger_as_it_was(told):
+    async def main():
+        async with opened() as s:
+            await parked(s, ceiling=150)
+
+    with _not_told_twice():
+        run(main())
+    assert told() == []
+    run(main())
+    assert [level for level, _ in told()] == ["WARNING"]

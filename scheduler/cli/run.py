@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +18,7 @@ from scheduler.cli.look import DEFAULT_STORE, JsonOption, store_option
 from scheduler.cli.options import ConfigOption
 from scheduler.cli.output import say
 from scheduler.errors import ConfigError
-from scheduler.plain import command, without_password
+from scheduler.plain import command, logger_of, without_password
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
@@ -261,11 +263,23 @@ async def _run(
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
-    logging.getLogger("scheduler.parked").setLevel(logging.ERROR)  # a run tells it by itself
     budgets = [] if budget is None else [Budget("default", budget)]
-    with OutputLock(files.outputs, shown.say):  # before anything is touched
+    # The outputs are locked before anything is touched.
+    with _not_told_twice(), OutputLock(files.outputs, shown.say):
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
             return await BatchRun(s, source, files, options, shown).run()
+
+
+@contextlib.contextmanager
+def _not_told_twice() -> Iterator[None]:
+    """Who is parked is told by a run itself, and not on the logger as well."""
+    logger = logger_of("scheduler.parked")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
