@@ -238,7 +238,8 @@ SEARCHED = {"usage": {"input_tokens": 0}, "output": [{"type": "web_search_call"}
          {**grounded("a", "b"), "usageMetadata": {"promptTokenCount": 0}}, 3.5),
         (Request({"model": "gemini-3-flash-preview", "contents": "x",
                   "tools": [{"google_search": {}}]}, url=GENERATE),
-         {**grounded("a", "b"), "usageMetadata": {"promptTokenCount": 0}}, 2.8),
+         {**grounded("a", "b", model="gemini-3-flash-preview"),
+          "usageMetadata": {"promptTokenCount": 0}}, 2.8),
     ],
 )  # fmt: skip
 def test_fees_for_what_a_provider_does_itself_are_posted_and_reserved(request_, body, fee):

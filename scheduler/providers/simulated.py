@@ -226,6 +226,11 @@ class Simulated(Provider):
         """What was billed in all, in nano-dollars."""
         return self.bill.nusd
 
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens billed in all."""
+        return self.bill.tokens
+
     async def send(self, request: Request) -> Answer:
         """Make one attempt."""
         if request.body.get("stream"):
