@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -156,8 +156,8 @@ def _secrets(kwargs: Mapping[str, Any]) -> Secrets:
 class Called(Provider):
     """A function, and its model, as a provider: what one of them meets, others need not."""
 
-    def __init__(self, name: str, tariff: Tariff) -> None:
-        self.name, self.tariff = name, tariff
+    def __init__(self, name: str, tariff: Tariff, reaches: Sequence[str] = ()) -> None:
+        self.name, self.tariff, self.reaches = name, tariff, reaches
 
     async def send(self, request: Request) -> Answer:
         """Refuse: who submitted it is gone, and the function with it."""
@@ -215,9 +215,9 @@ class _ByQuote:
         return answer.cost_nusd
 
 
-def _provider(scheduler: Scheduler, name: str, tariff: Tariff) -> str:
+def _provider(scheduler: Scheduler, name: str, tariff: Tariff, reaches: Sequence[str] = ()) -> str:
     if name not in scheduler.providers:
-        scheduler.add_provider(Called(name, tariff))
+        scheduler.add_provider(Called(name, tariff, reaches))
     return name
 
 
@@ -244,7 +244,7 @@ class _ModelVisit(FunctionVisit):
             self._request = replace(self._request, provider=name)
         if name not in self.scheduler.providers:
             tariff.quote(self._request)  # raises `PriceUnknown`
-        _provider(self.scheduler, name, tariff)
+        _provider(self.scheduler, name, tariff, tuple(each.model for each in reached))
         return self._request
 
 
