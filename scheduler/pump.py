@@ -655,7 +655,9 @@ class Pump:
                     await self._elsewhere.look_what_was_taken(waiting)
                 if await self.store.changed(self._clock.now_ms()):
                     self._signal.set()
-                    self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
+                    changed, removed = await self.store.redefined(self._clock.now_ms())
+                    self._intake.book.update(changed)
+                    self._intake.book.remove(removed)
                     await self._elsewhere.look()
             except Exception as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
