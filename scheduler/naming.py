@@ -91,7 +91,10 @@ def names_of(*written: str, places: Iterable[str] = ()) -> Names:
     for raw in filter(None, written):
         _spell(raw, plain, bare, before)
     plain |= bare
-    at = {f"{place}/{name}" for place in before for name in plain}
+    at = {
+        f"{place}/{name}" for place in before for name in plain
+        if not name.startswith(f"{place}/")
+    }  # fmt: skip
     return Names(frozenset(plain), frozenset(at))
 
 

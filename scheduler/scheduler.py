@@ -16,6 +16,7 @@ from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock
+from scheduler.declared import open_budgets, read_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.errors import (
@@ -32,7 +33,6 @@ from scheduler.mapping import answered
 from scheduler.marks import apply
 from scheduler.matching import DEFAULT
 from scheduler.money import parse_usd
-from scheduler.plain import logger_of
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider, Send
 from scheduler.pump import Pump
@@ -52,10 +52,6 @@ from scheduler.stores.base import (
 )
 from scheduler.stream import ResponseStream
 from scheduler.tally import Tally
-
-logger = logger_of("scheduler.budgets")
-
-MOST_TOLD = 5  # budgets in one line
 
 E_ = TypeVar("E_", bound=events.Event)
 
@@ -174,7 +170,7 @@ class Scheduler(Adoption):
             for model, price in (await self.store.prices()).items():
                 if model not in self._given_prices:
                     self.prices.set(model, price)
-            await self._open_budgets()
+            await open_budgets(self.store, self._intake.book, self._wanted, self._clock.now_ms())
         except BaseException:
             await self.store.aclose()
             raise
@@ -437,8 +433,9 @@ class Scheduler(Adoption):
         Raising it lets parked requests go on at once; lowering it cancels nothing.
         """
         self._pump_here()
-        await self._read_budgets(name)
-        await self._define([self._intake.book[name].with_limit(limit)])
+        book = self._intake.book
+        await read_budgets(self.store, book, [name])
+        await self._define([book[name].with_limit(limit)])
 
     async def define(self, *budgets: Budget) -> None:
         """Create budgets, or change them to this definition; what was spent stays spent."""
@@ -448,7 +445,7 @@ class Scheduler(Adoption):
     async def _define(self, budgets: Sequence[Budget]) -> None:
         pump = self._pump_here()
         await self.store.define(budgets, self._clock.now_ms())
-        await self._read_budgets(*(each.name for each in budgets))
+        await read_budgets(self.store, self._intake.book, [each.name for each in budgets])
         pump.wake()
 
     async def ensure(self, *budgets: Budget) -> None:
@@ -461,7 +458,7 @@ class Scheduler(Adoption):
         missing = [each for each in budgets if each.name not in book]
         if missing:
             # Other processes may have made them.
-            await self._read_budgets(*(each.name for each in missing))
+            await read_budgets(self.store, book, [each.name for each in missing])
             missing = [each for each in missing if each.name not in book]
         if missing:
             await self._define(missing)
@@ -519,31 +516,6 @@ class Scheduler(Adoption):
         needed = self.store.gates.probe(provider)
         pump.wake()
         return needed
-
-    async def _read_budgets(self, *names: str) -> None:
-        """Learn of these budgets, as they are now."""
-        found = await self.store.defined(names)
-        self._intake.book.update(found)
-        self._intake.book.remove(set(names) - {budget.name for _, budget in found})
-
-    async def _open_budgets(self) -> None:
-        """Define what the program wants, learn what else there is, and say what binds nobody."""
-        book, now_ms = self._intake.book, self._clock.now_ms()
-        if self._wanted:
-            await self.store.define(self._wanted, now_ms)
-        found = await self.store.budgets(now_ms)
-        book.update((status.id, status.budget) for status in found)
-        book.declare(each.name for each in self._wanted)
-        left_out = book.left_out
-        if left_out:
-            shown = ", ".join(map(repr, left_out[:MOST_TOLD]))
-            rest = len(left_out) - MOST_TOLD
-            logger.warning(
-                "the store has budgets that this program does not declare: %s%s. Only requests that "
-                "name them draw on them. Declare those that are still wanted (budgets=[...]); "
-                "'scheduler budget remove NAME' ends one, and keeps what it spent on record",
-                shown, f" and {rest:,} more" if rest > 0 else "",
-            )  # fmt: skip
 
     # What nobody knows
 
