@@ -26,7 +26,7 @@ from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
-from scheduler.adapters.routers import ByReach, Deployment, place_of, reach
+from scheduler.adapters.routers import ByReach, place_of, reach
 from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
@@ -235,11 +235,9 @@ class _ModelVisit(FunctionVisit):
         """What is asked, at a provider that is added when there is a price."""
         book = self.scheduler.prices
         name, tariff = self._request.provider or "", cast("Tariff", _ByModel(book))
-        reached: tuple[Deployment, ...] = ()
-        if book.own_rates(self._request.model) is None:
-            fallbacks = self._call.keywords.get("fallbacks")
-            reached = reach(self._call.func, self._request.model, fallbacks)
-        if reached:  # a router's alias
+        fallbacks = self._call.keywords.get("fallbacks")
+        reached = reach(self._call.func, self._request.model, fallbacks)
+        if reached and book.own_rates(self._request.model) is None:  # a router's alias
             name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
             self._request = replace(self._request, provider=name)
         if name not in self.scheduler.providers:

@@ -135,7 +135,7 @@ def remove(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
     if as_json:
         emit_json({"name": name, "removed": True, "waiting": waiting, "caps": budget_rows(status)})
         return
-    spent = ", ".join(amount(cap.posted, cap.cap.unit.value) for cap in status.caps)
+    spent = ", ".join(cap.cap.format_amount(cap.posted) for cap in status.caps)
     tell(f"{name}: removed; {spent} spent stays on record{_waiting_note(waiting)}")
 
 
