@@ -171,7 +171,7 @@ class BudgetBook:
         names = (named,) if isinstance(named, str) else tuple(named)
         labels = tuple(sorted(tags.items())) if tags and self._rules else ()
         question = (model if self._rules.ask_models else "", names, labels)
-        known = self._remembered.get(question)
+        known = self._remembered.young.get(question) or self._remembered.get(question)
         if known is None:
             known = self._find(model, tags, names)
             self._remembered.put(question, known)
@@ -325,14 +325,18 @@ def _exact_tag(budget: Budget) -> tuple[str, str] | None:
 
 
 class _Memory(Generic[T]):
-    """Answers by question: of the last some thousands, in two halves of which the older goes."""
+    """Answers by question: of the last some thousands, in two halves of which the older goes.
+
+    Attributes:
+        young: The newer half, to be asked first where that is asked often.
+    """
 
     def __init__(self) -> None:
-        self._young: dict[object, T] = {}
+        self.young: dict[object, T] = {}
         self._old: dict[object, T] = {}
 
     def get(self, question: object) -> T | None:
-        known = self._young.get(question)
+        known = self.young.get(question)
         if known is None:
             known = self._old.get(question)
             if known is not None:
@@ -340,9 +344,9 @@ class _Memory(Generic[T]):
         return known
 
     def put(self, question: object, answer: T) -> None:
-        if len(self._young) >= MAX_REMEMBERED // 2:
-            self._old, self._young = self._young, {}
-        self._young[question] = answer
+        if len(self.young) >= MAX_REMEMBERED // 2:
+            self._old, self.young = self.young, {}
+        self.young[question] = answer
 
     def clear(self) -> None:
-        self._young, self._old = {}, {}
+        self.young, self._old = {}, {}
