@@ -87,8 +87,8 @@ class BudgetBook:
                 self._take_out(budget_id, old)
             self._ids[budget.name], self._names[budget_id] = budget_id, budget.name
             self._all.add(budget_id, budget)
-            if budget.name in self._declared_names:
-                self._declare(budget.name)
+            if budget.name in self._declared_names or self._declared.is_parent(budget.name):
+                self._include(budget.name)
             if budget.has_rules:
                 self._rules.add(budget_id, budget)
             if old is not None or budget.has_rules:
@@ -105,26 +105,32 @@ class BudgetBook:
     def declare(self, names: Iterable[str]) -> None:
         """The program names these budgets as its own, now or once they are there."""
         for name in names:
-            self._declare(name)
+            self._declared_names.add(name)
+            self._include(name)
 
-    def _declare(self, name: str) -> None:
-        """With a budget its parents are named."""
-        parent: str | None = name
-        seen = set[str]()
-        while parent is not None and parent not in seen:
-            seen.add(parent)
-            self._declared_names.add(parent)
-            budget_id = self._ids.get(parent)
-            if budget_id is None:
-                return
-            budget = self._budgets[budget_id]
-            self._declared.add(budget_id, budget)
-            parent = budget.parent
+    def _include(self, name: str | None) -> None:
+        """A budget is declared; with it its parents are named."""
+        while name in self._ids and (budget_id := self._ids[name]) not in self._declared:
+            self._declared.add(budget_id, self._budgets[budget_id])
+            name = self._budgets[budget_id].parent
 
     def _take_out(self, budget_id: int, budget: Budget) -> None:
+        """It is gone, or to be put in anew."""
         self._all.remove(budget_id, budget)
-        self._declared.remove(budget_id, budget)
         self._rules.remove(budget_id, budget)
+        if self._declared.remove(budget_id, budget):
+            self._exclude(budget.parent)
+
+    def _exclude(self, name: str | None) -> None:
+        """A parent that nobody names any more."""
+        while (
+            name in self._ids and name not in self._declared_names
+            and not self._declared.is_parent(name)
+        ):  # fmt: skip
+            budget = self._budgets[self._ids[name]]
+            if not self._declared.remove(self._ids[name], budget):
+                return
+            name = budget.parent
 
     @property
     def left_out(self) -> list[str]:
@@ -141,12 +147,10 @@ class BudgetBook:
 
     def _is_under_declared(self, budget: Budget) -> bool:
         seen = {budget.name}
-        while budget.parent is not None and budget.parent not in seen:
-            if budget.parent in self._declared_names:
+        while budget.parent in self._ids and budget.parent not in seen:
+            parent_id = self._ids[budget.parent]
+            if parent_id in self._declared:
                 return True
-            parent_id = self._ids.get(budget.parent)
-            if parent_id is None:
-                return False
             seen.add(budget.parent)
             budget = self._budgets[parent_id]
         return False
@@ -265,9 +269,9 @@ class _Choice:
             self._children[budget.parent] += 1
             self.plain.pop(self._by_name.get(budget.parent, 0), None)
 
-    def remove(self, budget_id: int, budget: Budget) -> None:
+    def remove(self, budget_id: int, budget: Budget) -> bool:
         if self._members.pop(budget_id, None) is None:
-            return
+            return False
         del self._by_name[budget.name]
         self.plain.pop(budget_id, None)
         if budget.parent is not None:
@@ -277,6 +281,7 @@ class _Choice:
                 parent_id = self._by_name.get(budget.parent)
                 if parent_id is not None and not self._members[parent_id].has_rules:
                     self.plain[parent_id] = None
+        return True
 
 
 class _Rules:

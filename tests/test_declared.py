@@ -102,6 +102,19 @@ def test_rules_and_parents_bind_whoever_declared_them(store, caplog):
     assert told(caplog) == []
 
 
+def test_a_parent_is_declared_with_its_children_and_no_longer(store):
+    async def main():
+        await earlier(store, Budget("default", PLENTY))
+        async with Scheduler(store(), budgets=Budget("team", PLENTY), providers=Bench()) as s:
+            await s.ensure(Budget("ann", PLENTY, parent="default"))
+            await s.run(ask())  # which is named, and so chosen
+            await s.remove_budget("ann")
+            await s.run(ask())
+            return await spent(s)
+
+    assert asyncio.run(main()) == {"default": 60, "team": 60}
+
+
 def test_children_of_what_is_declared_are_not_told_and_names_have_an_end(store, caplog):
     async def main():
         users = [Budget(f"user-{i}", PLENTY, parent="app") for i in range(3)]
@@ -130,7 +143,7 @@ def made(name, has_rules, parent):
     return Budget(name, 1, models=models, parent=None if parent == name else parent)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(BUDGETS, BUDGETS, st.sampled_from(["m", "x"]), st.sampled_from([None, "a", "default", ()]),
        st.randoms())  # fmt: skip
 def test_declared_and_stored_budgets_bind_by_one_rule(stored, declared, model, named, order):
