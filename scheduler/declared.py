@@ -21,8 +21,14 @@ async def open_budgets(
     if wanted:
         await store.define(wanted, now_ms)
     book.update((status.id, status.budget) for status in await store.budgets(now_ms))
-    book.declare(each.name for each in wanted)
-    left_out = book.left_out
+    declare(book, wanted)
+
+
+def declare(book: BudgetBook, budgets: Iterable[Budget]) -> None:
+    """These are the program's own; with the first of them it is told what others there are."""
+    was_told = book.has_declared
+    book.declare(each.name for each in budgets)
+    left_out = [] if was_told else book.left_out
     if left_out:
         rest = len(left_out) - MOST_TOLD
         logger.warning(

@@ -108,6 +108,11 @@ class BudgetBook:
             self._declared_names.add(name)
             self._include(name)
 
+    @property
+    def has_declared(self) -> bool:
+        """Whether the program declared any."""
+        return bool(self._declared_names)
+
     def _include(self, name: str | None) -> None:
         """A budget is declared; with it its parents are named."""
         while name in self._ids and (budget_id := self._ids[name]) not in self._declared:

@@ -16,7 +16,7 @@ from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock
-from scheduler.declared import open_budgets, read_budgets
+from scheduler.declared import declare, open_budgets, read_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.errors import (
@@ -440,7 +440,7 @@ class Scheduler(Adoption):
     async def define(self, *budgets: Budget) -> None:
         """Create budgets, or change them to this definition; what was spent stays spent."""
         await self._define(budgets)
-        self._intake.book.declare(each.name for each in budgets)
+        declare(self._intake.book, budgets)
 
     async def _define(self, budgets: Sequence[Budget]) -> None:
         pump = self._pump_here()
@@ -462,7 +462,7 @@ class Scheduler(Adoption):
             missing = [each for each in missing if each.name not in book]
         if missing:
             await self._define(missing)
-        book.declare(each.name for each in budgets)
+        declare(book, budgets)
 
     async def remove_budget(self, name: str) -> None:
         """Have a budget bind nobody any more; requests that wait only for it go on at once.

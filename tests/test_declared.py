@@ -61,7 +61,7 @@ def test_a_budget_that_the_program_forgot_binds_no_request_that_names_none(store
 
 
 @pytest.mark.parametrize("how", ["define", "ensure", "redefine"])
-def test_a_budget_is_declared_in_any_way(store, how):
+def test_a_budget_is_declared_in_any_way(store, how, caplog):
     async def main():
         await earlier(store, Budget("default", "$5"))
         s = Scheduler(store(), providers=Bench())
@@ -70,10 +70,14 @@ def test_a_budget_is_declared_in_any_way(store, how):
         async with s:
             if how != "redefine":
                 await getattr(s, how)(Budget("team", PLENTY))
+                await getattr(s, how)(Budget("ann", PLENTY, parent="team"))
+                await s.remove_budget("ann")
             await s.run(ask())
             return await spent(s)
 
     assert asyncio.run(main()) == {"default": 0, "team": 60}
+    (line,) = told(caplog)
+    assert "'default'." in line
 
 
 def test_a_program_that_declares_none_uses_what_the_store_has(store, caplog):

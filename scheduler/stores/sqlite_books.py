@@ -10,7 +10,6 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 from scheduler.budget import Budget, Cap, Window, parse_caps
@@ -32,10 +31,9 @@ def encode_budgets(budgets: tuple[int, ...]) -> str:
     return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
 
 
-@lru_cache(maxsize=4096)
 def decode_budgets(text: str) -> tuple[int, ...]:
     """The ids `encode_budgets` wrote."""
-    return tuple(int(part) for part in text.split(_SEPARATOR) if part)
+    return tuple(map(int, text.strip(_SEPARATOR).split(_SEPARATOR))) if text else ()
 
 
 class _Definition(NamedTuple):
