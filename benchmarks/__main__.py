@@ -1,15 +1,15 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap]``."""
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [budgets]``."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import dispatch, http, limits, waiting, wrap
+from benchmarks import budgets, dispatch, http, limits, waiting, wrap
 from benchmarks.harness import Row, show
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run,
+    "wrap": wrap.run, "budgets": budgets.run,
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from fnmatch import fnmatchcase
 
 from scheduler.errors import ConfigError
 from scheduler.money import parse_usd, usd
+from scheduler.naming import Names, is_met, names_of
 from scheduler.window import Window, WindowKind
 
 __all__ = ["Budget", "Cap", "Spec", "Unit", "Window", "WindowKind", "parse_caps"]
@@ -154,7 +155,8 @@ class Budget:
         name: What requests and people call it.
         limit: Its caps, as text or as an amount of dollars in total; None: no limit,
             spending is only counted.
-        models: Patterns such as ``"gpt-4*"``: requests for these models draw on it.
+        models: Patterns such as ``"gpt-4*"``: requests for these models draw on it, by whatever
+            name they are asked for. ``"openai/gpt-4*"`` is about that provider's alone.
         tags: Tags a request must have to draw on it; values may be patterns.
         parent: Name of a budget that its requests draw on as well.
 
@@ -195,12 +197,19 @@ class Budget:
         """Whether requests can match it without naming it."""
         return bool(self.models or self.tags)
 
-    def covers(self, model: str, tags: Mapping[str, str]) -> bool:
-        """Whether its rules match a request; without rules nothing does."""
+    def covers(self, model: str | Names, tags: Mapping[str, str]) -> bool:
+        """Whether its rules match a request; without rules nothing does.
+
+        Args:
+            model: All names of its model, or one of which the others follow.
+            tags: Its tags.
+        """
         if not self.has_rules:
             return False
-        if self.models and not any(fnmatchcase(model, pattern) for pattern in self.models):
-            return False
+        if self.models:
+            names = names_of(model) if isinstance(model, str) else model
+            if not any(is_met(pattern, names) for pattern in self.models):
+                return False
         return all(
             name in tags and fnmatchcase(tags[name], value) for name, value in self.tags.items()
         )

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from scheduler.admission import LaneKey, Shortfall
+from scheduler.aliases import Aliases
 from scheduler.clock import Clock
 from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
@@ -21,6 +22,7 @@ from scheduler.gates import ProviderRules
 from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
+from scheduler.naming import Asked
 from scheduler.notices import brief
 from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
@@ -28,7 +30,6 @@ from scheduler.providers.descriptors import fitting
 from scheduler.providers.known import KNOWN
 from scheduler.request import Priority, Quote, Request
 from scheduler.routing import Router
-from scheduler.stats import BudgetStatus
 from scheduler.stores.base import NewRequest
 
 MAX_CEILING = MAX_USD * NUSD_PER_USD  # no request may cost, or take tokens, beyond any sense
@@ -53,6 +54,25 @@ class Prevention:
     cap_output: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Which budgets a request draws on, and why.
+
+    Attributes:
+        model: What its provider is asked for.
+        provider: Who is asked.
+        names: Under what names rules looked at the model.
+        rules: Budgets whose rules cover the request.
+        budgets: All that it draws on: those it names, or gets by default, these, and parents.
+    """
+
+    model: str
+    provider: str
+    names: tuple[str, ...]
+    rules: tuple[str, ...]
+    budgets: tuple[str, ...]
+
+
 class Intake:
     """Turns requests into queue entries; see the module. Used by `Scheduler`."""
 
@@ -67,10 +87,11 @@ class Intake:
     ) -> None:
         self.providers = _by_name(providers)
         self.default_provider = next(iter(self.providers))
-        self.prices, self.book = prices, BudgetBook()
+        self.prices = prices
         self._clock, self._on_exceeded, self._prevention = clock, on_exceeded, prevention
         self._tariffs: dict[str, Tariff] = {}
         self._router = Router(self.providers, routes, self._is_of)
+        self.book = BudgetBook(names=Aliases(self.providers, self._router.led_by).names)
 
     def _is_of(self, name: str, model: str) -> bool:
         """Whether a prefix names the provider of a model.
@@ -134,10 +155,6 @@ class Intake:
             default=None,
         )  # fmt: skip
 
-    def read_budgets(self, statuses: Iterable[BudgetStatus]) -> None:
-        """Learn which budgets there are."""
-        self.book = BudgetBook([(status.id, status.budget) for status in statuses])
-
     def quote(self, request: Request) -> Quote:
         """What one attempt may cost. Raises `PriceUnknown`."""
         request = self._router.route(request)
@@ -165,18 +182,21 @@ class Intake:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
         request = self._as_sent(request)
         digest = request.digest() if request.key is not None else ""
-        on_exceeded = on_exceeded or self._on_exceeded
+        called, on_exceeded = request.model, on_exceeded or self._on_exceeded
         request, provider, quote = self._taken(request, on_exceeded)
         priority = request.priority
         if priority.__class__ is not Priority:
             priority = Priority.parse(priority)
         lane = LaneKey(
             provider.name,
-            self.book.draws_on(request.model, request.tags, request.budget),
+            self.book.draws_on(
+                asked_of(request, provider, called) if self.book.asks_models else "",
+                request.tags, request.budget,
+            ),
             int(priority),
             on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback),
             request.model,
-        )
+        )  # fmt: skip
         return NewRequest(
             request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
             digest, self._expiry(request),
@@ -204,6 +224,17 @@ class Intake:
             if quote.ceiling_nusd > max_cost_nusd:
                 raise CostTooHigh(quote.ceiling_nusd, max_cost_nusd)
         return request, provider, quote
+
+    def explain(self, request: Request) -> Matched:
+        """Which budgets a request draws on, and why. Raises as `prepare`, but for its price."""
+        routed = self._router.route(request)
+        provider = self._provider(routed)
+        asked = asked_of(routed, provider, request.model)
+        drawn = self.book.draws_on(asked, request.tags, request.budget)
+        return Matched(
+            routed.model, provider.name, self.book.met_as(asked).shown,
+            self.book.ruled_by(asked, request.tags), tuple(self.book.name(each) for each in drawn),
+        )  # fmt: skip
 
     def prepare_instead(self, request: Request, lack: Shortfall) -> NewRequest:
         """What to ask in place of a request that may not wait: its next model, or, when none is
@@ -272,6 +303,15 @@ class Intake:
         if request.max_wait is not None:
             instants.append(now_ms + parse_duration_ms(request.max_wait, "max_wait"))
         return min(instants)
+
+
+def asked_of(request: Request, provider: Provider, called: str) -> Asked:
+    """The model of a request that knows its provider, with what it was called before."""
+    others = request.body.get("models")  # a gateway's: it falls back to them by itself
+    also = [each for each in others if isinstance(each, str)] if isinstance(others, list) else ()
+    return Asked(
+        request.model, provider.name, called if called != request.model else "", tuple(also)
+    )
 
 
 def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:

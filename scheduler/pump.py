@@ -18,6 +18,7 @@ from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.calls import Attempt
 from scheduler.clock import Clock
+from scheduler.declared import follow
 from scheduler.elsewhere import Elsewhere
 from scheduler.errors import (
     CallFailed,
@@ -655,7 +656,7 @@ class Pump:
                     await self._elsewhere.look_what_was_taken(waiting)
                 if await self.store.changed(self._clock.now_ms()):
                     self._signal.set()
-                    self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
+                    await follow(self.store, self._intake.book, self._clock.now_ms())
                     await self._elsewhere.look()
             except Exception as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)

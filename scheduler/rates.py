@@ -289,6 +289,27 @@ def _listed(
     return _anywhere(model, snapshot, tier) if _is_elsewhere(price_source, snapshot) else None
 
 
+def listed_as(model: str, price_source: str | None) -> tuple[str, str] | None:
+    """The catalogue's ids of the provider and the model that a name finds; None: none, or several.
+
+    Args:
+        model: As for `look_up`.
+        price_source: Likewise.
+    """
+    if not model:
+        return None
+    from genai_prices.data_snapshot import get_snapshot
+
+    snapshot = get_snapshot()
+    for provider_id, url, name in _ways_to_ask(model, price_source, snapshot):
+        try:
+            provider, info = snapshot.find_provider_model(name, None, provider_id, url)
+        except LookupError:
+            continue
+        return provider.id, info.id
+    return None
+
+
 def _in_python(model: str) -> str:
     return f"in Python: Scheduler(prices={{{model!r}: 'IN/OUT'}})"
 

@@ -80,6 +80,13 @@ class Router:
         provider, _, renamed = target.partition(":")
         return provider, renamed or model
 
+    def led_by(self, provider: str, model: str) -> tuple[str, ...]:
+        """Names of routes to one model of a provider; patterns are none."""
+        return tuple(
+            name for name, target in self._routes.items()
+            if "*" not in name and target == f"{provider}:{model}"
+        )  # fmt: skip
+
     def route(self, request: Request) -> Request:
         """The request for the provider that its model belongs to; as it is if it names one."""
         if request.provider is not None or not (self._routes or ":" in request.model):

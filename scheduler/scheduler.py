@@ -16,6 +16,7 @@ from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock
+from scheduler.declared import declare, open_budgets, read_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.errors import (
@@ -27,7 +28,7 @@ from scheduler.errors import (
 )
 from scheduler.future import RequestFuture
 from scheduler.gates import Gates
-from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
+from scheduler.intake import EXCEEDED, Intake, Matched, OnExceeded, Prevention
 from scheduler.mapping import answered
 from scheduler.marks import apply
 from scheduler.matching import DEFAULT
@@ -63,7 +64,8 @@ class Scheduler(Adoption):
             or a `Store`. None: in memory, gone with the process.
         budgets: Budgets to define. One that is stored already is changed to this
             definition and keeps what was spent. A bare limit such as ``"$10/day"`` is that of
-            a budget named ``default``.
+            a budget named ``default``. A request that names no budget draws on one of these; others
+            in the store bind who names them, and all whom their rules cover. None given: the store's.
         providers: How requests leave; the first is the default. None given: OpenAI's
             API, with the key from ``OPENAI_API_KEY``.
         prices: Prices of your own, model to ``"IN/OUT"`` in USD per million tokens;
@@ -168,9 +170,7 @@ class Scheduler(Adoption):
             for model, price in (await self.store.prices()).items():
                 if model not in self._given_prices:
                     self.prices.set(model, price)
-            if self._wanted:
-                await self.store.define(self._wanted, self._clock.now_ms())
-            await self._read_budgets()
+            await open_budgets(self.store, self._intake.book, self._wanted, self._clock.now_ms())
         except BaseException:
             await self.store.aclose()
             raise
@@ -436,14 +436,19 @@ class Scheduler(Adoption):
         Raising it lets parked requests go on at once; lowering it cancels nothing.
         """
         self._pump_here()
-        await self._read_budgets()
-        await self.define(self._intake.book[name].with_limit(limit))
+        book = self._intake.book
+        await read_budgets(self.store, book, [name])
+        await self._define([book[name].with_limit(limit)])
 
     async def define(self, *budgets: Budget) -> None:
         """Create budgets, or change them to this definition; what was spent stays spent."""
+        await self._define(budgets)
+        declare(self._intake.book, budgets)
+
+    async def _define(self, budgets: Sequence[Budget]) -> None:
         pump = self._pump_here()
         await self.store.define(budgets, self._clock.now_ms())
-        await self._read_budgets()
+        await read_budgets(self.store, self._intake.book, [each.name for each in budgets])
         pump.wake()
 
     async def ensure(self, *budgets: Budget) -> None:
@@ -452,12 +457,39 @@ class Scheduler(Adoption):
         For budgets that come up as work comes in, such as one for each user: unlike `define` it
         undoes no limit that somebody raised.
         """
-        missing = [each for each in budgets if each.name not in self._intake.book]
+        book = self._intake.book
+        missing = [each for each in budgets if each.name not in book]
         if missing:
-            await self._read_budgets()  # other processes may have made them
-            missing = [each for each in missing if each.name not in self._intake.book]
+            # Other processes may have made them.
+            await read_budgets(self.store, book, [each.name for each in missing])
+            missing = [each for each in missing if each.name not in book]
         if missing:
-            await self.define(*missing)
+            await self._define(missing)
+        declare(book, budgets)
+
+    async def remove_budget(self, name: str) -> None:
+        """Have a budget bind nobody any more; requests that wait only for it go on at once.
+
+        Calls under way settle in it, and what was spent on it stays in `scheduler spend` and
+        `scheduler audit`. Defined again by that name, it comes back with what it spent.
+
+        Raises:
+            BudgetUnknown: There is none of that name.
+            ConfigError: It is the parent of others, which would lose its limit.
+        """
+        pump = self._pump_here()
+        await self.store.remove(name, self._clock.now_ms())
+        self._intake.book.remove([name])
+        pump.wake()
+
+    def budgets_of(self, request: Request) -> Matched:
+        """Which budgets a request would draw on, and why: under what names rules see its model.
+
+        Raises:
+            RequestRejected, ConfigError: It names a budget or a provider that is not there.
+        """
+        self._open_pump()
+        return self._intake.explain(apply(self.marks, request) if self.marks else request)
 
     def redefine(self, budget: Budget) -> None:
         """As `define`, for a scheduler that is not open yet."""
@@ -487,9 +519,6 @@ class Scheduler(Adoption):
         needed = self.store.gates.probe(provider)
         pump.wake()
         return needed
-
-    async def _read_budgets(self) -> None:
-        self._intake.read_budgets(await self.store.budgets(self._clock.now_ms()))
 
     # What nobody knows
 

@@ -139,7 +139,7 @@ def test_an_ambiguous_limit_asks_for_the_full_form(before, limit):
     [
         ([], {}, "gpt-4o", {}, False),
         (["gpt-4*"], {}, "gpt-4o", {}, True),
-        (["gpt-4*"], {}, "GPT-4o", {}, False),
+        (["gpt-4*"], {}, "GPT-4o", {}, True),
         (["a", "gpt-*"], {}, "gpt-4o", {}, True),
         ([], {"user": "ann"}, "x", {"user": "ann", "more": "1"}, True),
         ([], {"user": "ann"}, "x", {"user": "bob"}, False),

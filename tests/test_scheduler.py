@@ -356,11 +356,11 @@ async def test_who_stops_admitting_is_no_longer_first_in_line():
         s.submit(ask(seconds=900))
         s.submit(ask(ceiling=150))
         await asyncio.sleep(1)
-        assert s.store._budgets["team"].accounts[0].waiter is not None
+        assert s.store._budgets._get("team").accounts[0].waiter is not None
         s.stop_admitting()
         s.submit(ask(ceiling=1))
         await asyncio.sleep(1)
-        assert s.store._budgets["team"].accounts[0].waiter is None
+        assert s.store._budgets._get("team").accounts[0].waiter is None
 
 
 @virtual

@@ -16,7 +16,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 # Imports point from later layers to earlier ones, or stay within one.
 LAYERS = [
-    {"errors", "money", "duration", "window", "budget", "request", "plain"},
+    {"errors", "money", "duration", "window", "naming", "budget", "request", "plain"},
     {
         "usage",
         "tokens",
@@ -60,6 +60,8 @@ LAYERS = [
         "flight",
         "ending",
         "calls",
+        "aliases",
+        "declared",
         "intake",
         "pump",
         "resolver",

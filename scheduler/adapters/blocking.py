@@ -349,6 +349,10 @@ class BlockingScheduler:
         """Create budgets, or change them; see `Scheduler.define`."""
         self._do(self.scheduler.define, *budgets)
 
+    def remove_budget(self, name: str) -> None:
+        """Have a budget bind nobody any more; see `Scheduler.remove_budget`."""
+        self._do(self.scheduler.remove_budget, name)
+
     def pause(self, name: str) -> None:
         """Admit nothing on a budget until `resume`."""
         self._do(self.scheduler.pause, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -26,7 +26,7 @@ from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
-from scheduler.adapters.routers import ByReach, Deployment, place_of, reach
+from scheduler.adapters.routers import ByReach, place_of, reach
 from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
@@ -156,8 +156,8 @@ def _secrets(kwargs: Mapping[str, Any]) -> Secrets:
 class Called(Provider):
     """A function, and its model, as a provider: what one of them meets, others need not."""
 
-    def __init__(self, name: str, tariff: Tariff) -> None:
-        self.name, self.tariff = name, tariff
+    def __init__(self, name: str, tariff: Tariff, reaches: Sequence[str] = ()) -> None:
+        self.name, self.tariff, self.reaches = name, tariff, reaches
 
     async def send(self, request: Request) -> Answer:
         """Refuse: who submitted it is gone, and the function with it."""
@@ -215,9 +215,9 @@ class _ByQuote:
         return answer.cost_nusd
 
 
-def _provider(scheduler: Scheduler, name: str, tariff: Tariff) -> str:
+def _provider(scheduler: Scheduler, name: str, tariff: Tariff, reaches: Sequence[str] = ()) -> str:
     if name not in scheduler.providers:
-        scheduler.add_provider(Called(name, tariff))
+        scheduler.add_provider(Called(name, tariff, reaches))
     return name
 
 
@@ -235,16 +235,14 @@ class _ModelVisit(FunctionVisit):
         """What is asked, at a provider that is added when there is a price."""
         book = self.scheduler.prices
         name, tariff = self._request.provider or "", cast("Tariff", _ByModel(book))
-        reached: tuple[Deployment, ...] = ()
-        if book.own_rates(self._request.model) is None:
-            fallbacks = self._call.keywords.get("fallbacks")
-            reached = reach(self._call.func, self._request.model, fallbacks)
-        if reached:  # a router's alias
+        fallbacks = self._call.keywords.get("fallbacks")
+        reached = reach(self._call.func, self._request.model, fallbacks)
+        if reached and book.own_rates(self._request.model) is None:  # a router's alias
             name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
             self._request = replace(self._request, provider=name)
         if name not in self.scheduler.providers:
             tariff.quote(self._request)  # raises `PriceUnknown`
-        _provider(self.scheduler, name, tariff)
+        _provider(self.scheduler, name, tariff, tuple(each.model for each in reached))
         return self._request
 
 

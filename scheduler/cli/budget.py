@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.options import ConfigOption
 from scheduler.cli.output import (
     amount,
     amounts,
@@ -25,9 +26,10 @@ from scheduler.cli.output import (
     tell,
     until,
 )
+from scheduler.plain import one_line
 
 if TYPE_CHECKING:
-    from scheduler.budget import Cap
+    from scheduler.budget import Budget, Cap
     from scheduler.stats import BudgetStatus, CapStatus, QueueRow
     from scheduler.stores.base import Store
 
@@ -38,11 +40,14 @@ Name = Annotated[str, typer.Argument(help="Name of the budget.", show_default=Fa
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the root."""
-    group = typer.Typer(help="List budgets; change, pause and explain them.", no_args_is_help=True)
+    group = typer.Typer(
+        help="List budgets; change, pause, remove and explain them.", no_args_is_help=True
+    )
     group.command("list")(list_budgets)
     group.command("set")(set_limit)
     group.command("pause")(pause)
     group.command("resume")(resume)
+    group.command("remove")(remove)
     group.command("explain")(explain)
     app.add_typer(group, name="budget")
 
@@ -116,19 +121,95 @@ def resume(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
     _pause(name, False, store, as_json)
 
 
+def remove(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Have a budget bind nobody any more; what it spent stays in spend and audit."""
+
+    async def change(opened: Store) -> tuple[BudgetStatus | None, int | None]:
+        status = next((s for s in await opened.budgets(now_ms()) if s.budget.name == name), None)
+        waiting = await _waiting(opened, name)
+        await opened.remove(name, now_ms())
+        return status, waiting
+
+    status, waiting = with_store(store, change)
+    assert status is not None  # else it could not be removed
+    if as_json:
+        emit_json({"name": name, "removed": True, "waiting": waiting, "caps": budget_rows(status)})
+        return
+    spent = ", ".join(cap.cap.format_amount(cap.posted) for cap in status.caps)
+    tell(f"{name}: removed; {spent} spent stays on record{_waiting_note(waiting)}")
+
+
 def explain(
-    spec: Annotated[str, typer.Argument(help="A limit, such as '$100/month @Asia/Tokyo'.")],
+    spec: Annotated[
+        str | None, typer.Argument(help="A limit, such as '$100/month @Asia/Tokyo'.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Which rules a request for this model meets.")
+    ] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A tag it has.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a limit means: its kind, the current window, and the next three resets."""
+    """Say what a limit means, or under which names budgets see a model, and whose rules match."""
     from scheduler.budget import parse_caps
+    from scheduler.errors import ConfigError
 
+    if (spec is None) == (model is None):
+        raise ConfigError("explain", "takes a limit such as '$10/day', or --model NAME, not both")
+    if model is not None:
+        _explain_model(model, tags or (), store, config, as_json)
+        return
+    assert spec is not None
     at_ms = now_ms()
     caps = parse_caps(spec)
     if as_json:
         emit_json([explained(cap, at_ms) for cap in caps])
     else:
         print("\n\n".join(explanation(cap, at_ms) for cap in caps))
+
+
+def _explain_model(
+    model: str, tags: Sequence[str], store: str, config: str | None, as_json: bool
+) -> None:
+    from scheduler.cli.options import make_intake
+    from scheduler.request import Request
+
+    intake = make_intake(config)
+    statuses = with_store(store, lambda opened: opened.budgets(now_ms()))
+    intake.book.update((status.id, status.budget) for status in statuses)
+    labels = {name: value for name, _, value in (each.partition("=") for each in tags)}
+    found = intake.explain(Request({"model": model, "messages": []}, tags=labels, budget=()))
+    ruled = [status.budget for status in statuses if status.budget.has_rules]
+    if as_json:
+        emit_json({
+            "model": found.model, "provider": found.provider, "names": list(found.names),
+            "rules": [_rule_row(budget, budget.name in found.rules) for budget in ruled],
+            "draws_on": list(found.budgets),
+        })  # fmt: skip
+        return
+    print(f"{one_line(model)}\n  asked   {one_line(f'{found.model} at {found.provider}')}")
+    for number, each in enumerate(found.names):
+        print(f"  {'' if number else 'names':<7} {one_line(each)}")
+    if ruled:
+        rows = [(b.name, "yes" if b.name in found.rules else "no", _rule_text(b)) for b in ruled]
+        print(f"\n{table(('budget', 'matches', 'rules'), rows)}")
+    else:
+        print("\n  no budget has rules")
+    drawn = one_line(", ".join(found.budgets)) or "none"
+    print(f"\n  draws on {drawn}, besides the budgets it names or gets by default")
+
+
+def _rule_row(budget: Budget, is_met: bool) -> dict[str, Any]:
+    models, tags = list(budget.models), budget.tags
+    return {"budget": budget.name, "models": models, "tags": tags, "matches": is_met}
+
+
+def _rule_text(budget: Budget) -> str:
+    tags = (f"{name}={value}" for name, value in budget.tags.items())
+    return ", ".join((*budget.models, *tags))
 
 
 def _pause(name: str, paused: bool, store: str, as_json: bool) -> None:

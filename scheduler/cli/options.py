@@ -15,6 +15,7 @@ from scheduler.errors import ConfigError
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
     from scheduler.config import Config
+    from scheduler.intake import Intake
     from scheduler.providers.base import Provider
 
 SIMULATED = "sim:"
@@ -94,6 +95,17 @@ class Sending:
                 tokens_per_minute=self.max_tokens_per_minute or limits.tokens_per_minute,
             )
         return found
+
+
+def make_intake(config: str | None) -> Intake:
+    """Providers, routes and prices of a configuration file, to ask what becomes of a request."""
+    from scheduler.clock import SystemClock
+    from scheduler.intake import Intake, Prevention
+    from scheduler.pricing import PriceBook
+
+    found = Sending(config).settings(needs_key=False)
+    prices, clock = PriceBook(), SystemClock()
+    return Intake(found["providers"], prices, clock, "wait", Prevention(), found["routes"])
 
 
 def open_input(given: str) -> Source:

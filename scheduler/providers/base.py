@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -93,6 +93,9 @@ class Provider(ABC):
 
     deployment: str | None = None
     """The one deployment that all calls go to, where its URL says one."""
+
+    reaches: Sequence[str] = ()
+    """Models that may answer its calls, where what is asked is an alias of several."""
 
     on_unknown: str = "charge"
     """What to assume of a call nobody heard back from, unless somebody finds out.

@@ -397,7 +397,32 @@ class Store(ABC):
 
     @abstractmethod
     async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
-        """Create budgets, or change them to this definition; what was spent stays spent."""
+        """Create budgets, or change them to this definition; what was spent stays spent.
+
+        It costs what these budgets do, however many others there are.
+        """
+
+    @abstractmethod
+    async def remove(self, name: str, now_ms: int) -> None:
+        """Have a budget bind nobody any more; who waits for nothing else goes on.
+
+        Reservations settle in it as they would have, and what was spent stays in `spend` and
+        `audit`. Defined again, it is the same one, with what it spent.
+
+        Raises:
+            BudgetUnknown: There is none of that name.
+            ConfigError: It is the parent of others; nothing was changed.
+        """
+
+    @abstractmethod
+    async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        """Those of these budgets that there are, with their ids; reads no others."""
+
+    async def redefined(self, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
+        """Budgets that other processes made or changed since this one heard of them, and the names
+        of those that were removed.
+        """  # noqa: D205
+        return [], []
 
     @abstractmethod
     async def budgets(self, now_ms: int) -> list[BudgetStatus]:

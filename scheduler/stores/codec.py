@@ -127,16 +127,24 @@ def decode_shortfall(text: str) -> Shortfall:
     return Shortfall(**fields)
 
 
-def encode_budget(budget: Budget) -> str:
-    """A budget's definition as JSON, without its name."""
-    return json.dumps(
-        {
-            "spec": budget.spec,
-            "models": list(budget.models),
-            "tags": dict(budget.tags),
-            "parent": budget.parent,
-        }
-    )
+def encode_budget(budget: Budget, *, is_removed: bool = False) -> str:
+    """A budget's definition as JSON, without its name.
+
+    Programs that know nothing of removed budgets see one without a limit.
+    """
+    fields = {
+        "spec": budget.spec,
+        "models": list(budget.models),
+        "tags": dict(budget.tags),
+        "parent": budget.parent,
+    }
+    return json.dumps(fields | ({"is_removed": True} if is_removed else {}))
+
+
+@_names_the_damaged("budget")
+def was_removed(text: str) -> bool:
+    """Whether a definition is that of a budget that was removed."""
+    return bool(_fields(text).get("is_removed"))
 
 
 @_names_the_damaged("budget")

@@ -52,6 +52,7 @@ class Lanes:
     def __init__(self) -> None:
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
+        self._of_budget: dict[int, list[Lane]] = {}
         self._open: dict[int, Lane] = {}  # open, with something waiting
         self._wakes: dict[
             int, list[tuple[int, int, int]]
@@ -67,6 +68,8 @@ class Lanes:
         if lane is None:
             lane = self._by_key[key] = Lane(make_id(), key)
             self._by_id[lane.id] = lane
+            for budget_id in key.budgets:
+                self._of_budget.setdefault(budget_id, []).append(lane)
         return lane
 
     def find(self, key: LaneKey) -> Lane | None:
@@ -153,8 +156,18 @@ class Lanes:
             if lane.key.provider in providers and lane.shortfall is not None:
                 self._reopen(lane, now_ms)
 
+    def combinations(self, budget_id: int) -> set[tuple[int, ...]]:
+        """The budgets that lanes which draw on this one draw on."""
+        return {lane.key.budgets for lane in self._of_budget.get(budget_id, ())}
+
+    def wake_on(self, budget_id: int, now_ms: int) -> None:
+        """Open the lanes that draw on a budget: it was defined anew, paused, or removed."""
+        for lane in self._of_budget.get(budget_id, ()):
+            if lane.shortfall is not None:
+                self._reopen(lane, now_ms)
+
     def wake_all(self, now_ms: int) -> None:
-        """Open every lane: budgets were defined anew, or somebody else was first in line."""
+        """Open every lane: others changed something, or somebody else was first in line."""
         for lane in self._by_key.values():
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)

@@ -16,7 +16,6 @@ from typing import Any
 
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
-from scheduler.errors import BudgetUnknown
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
@@ -39,20 +38,11 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.memory_budgets import Budgets
 from scheduler.stores.memory_rows import Hold, Row
-from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
+from scheduler.stores.views import SETTLED, compare, is_tried_again
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
-
-
-class _Budget:
-    """A budget and its accounts."""
-
-    __slots__ = ("accounts", "budget", "id", "paused")
-
-    def __init__(self, id: int, budget: Budget) -> None:
-        self.id, self.budget, self.paused = id, budget, False
-        self.accounts: list[Account] = []
 
 
 _Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
@@ -80,9 +70,7 @@ class MemoryStore(Store):
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._journal = Journal()
-        self._budgets: dict[str, _Budget] = {}
-        self._accounts: dict[int, list[Account]] = {}  # budget id → accounts
-        self._of_lane: dict[tuple[int, ...], list[Account]] = {}
+        self._budgets = Budgets(self._next_id, self._replay, self._lanes)
         self._ended: Counter[RequestState] = Counter()
         self._admitted = 0
         self._prices: dict[str, str] = {}
@@ -119,9 +107,8 @@ class MemoryStore(Store):
         if turn.slots is not None:
             self._claim(turn, now_ms, result)
         else:
-            for accounts in self._accounts.values():
-                for account in accounts:
-                    account.set_waiter(None)  # whoever does not claim is not in line
+            for account in self._budgets.all_accounts():
+                account.set_waiter(None)  # whoever does not claim is not in line
         result.lanes = [
             LaneStatus(lane.key, lane.waiting, lane.shortfall)
             for lane in self._lanes.take_changed()
@@ -133,13 +120,6 @@ class MemoryStore(Store):
         """Note the time, which never goes backwards here, whatever the clock says."""
         self._now_ms = now_ms = max(now_ms, self._now_ms)
         self._lanes.wake_due(now_ms)
-        return now_ms
-
-    def _look_at_all(self, now_ms: int) -> int:
-        now_ms = self._look(now_ms)
-        for accounts in self._accounts.values():
-            for account in accounts:
-                account.look(now_ms)
         return now_ms
 
     def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
@@ -417,24 +397,15 @@ class MemoryStore(Store):
         self._drop(row, RequestState.FAILED, now_ms)
 
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
-        accounts = self._of_lane.get(budgets)
-        if accounts is None:
-            accounts = [account for each in budgets for account in self._accounts.get(each, ())]
-            self._of_lane[budgets] = accounts
-        for account in accounts:
-            if account.looked_ms != self._now_ms:
-                account.take_changed()  # nothing to write: old slots may go
-                account.look(self._now_ms)
-        return accounts
+        return self._budgets.accounts_of(budgets, self._now_ms)
+
+    def _replay(self, account: Account) -> None:
+        self._journal.replay(account, self._holds.values())
 
     # What is known without asking
 
     def latest(self) -> list[BudgetStatus]:
-        self._look_at_all(self._now_ms)
-        return [
-            budget_status(b.id, b.budget, b.paused, b.accounts, self._now_ms)
-            for b in self._budgets.values()
-        ]
+        return self._budgets.pictures(self._now_ms)
 
     def lanes(self) -> list[LaneStatus]:
         return [
@@ -452,37 +423,22 @@ class MemoryStore(Store):
     async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
         now_ms = self._look(now_ms)
         for budget in budgets:
-            known = self._budgets.get(budget.name)
-            if known is None:
-                known = self._budgets[budget.name] = _Budget(next(self._ids), budget)
-            known.budget = budget
-            kept = {(a.cap.unit, a.cap.window): a for a in known.accounts}
-            known.accounts = []
-            for cap in budget.caps:
-                account = kept.get((cap.unit, cap.window))
-                if account is None:
-                    account = Account(next(self._ids), known.id, budget.name, cap, known.paused)
-                    self._journal.replay(account, self._holds.values())
-                account.redefine(cap)
-                known.accounts.append(account)
-            self._accounts[known.id] = known.accounts
-        self._of_lane.clear()
+            self._budgets.define(budget, now_ms)
         self._journal.forget_run()
-        self._look_at_all(now_ms)
-        self._lanes.wake_all(now_ms)
+
+    async def remove(self, name: str, now_ms: int) -> None:
+        self._budgets.remove(name, self._look(now_ms))
+        self._journal.forget_run()
+
+    async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        return self._budgets.defined(names)
 
     async def budgets(self, now_ms: int) -> list[BudgetStatus]:
         self._look(now_ms)
         return self.latest()
 
     async def pause(self, name: str, paused: bool, now_ms: int) -> None:
-        if name not in self._budgets:
-            raise BudgetUnknown(name, tuple(self._budgets))
-        budget = self._budgets[name]
-        budget.paused = paused
-        for account in budget.accounts:
-            account.paused = paused
-        self._lanes.wake_all(self._look(now_ms))
+        self._budgets.pause(name, paused, self._look(now_ms))
 
     async def prices(self) -> dict[str, str]:
         return dict(self._prices)
@@ -534,19 +490,18 @@ class MemoryStore(Store):
         )  # fmt: skip
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        names = {b.id: b.budget.name for b in self._budgets.values()}
-        return self._journal.spend(by, since_ms, self._holds.values(), names)
+        return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
 
     async def audit(self, now_ms: int) -> Audit:
-        self._look_at_all(now_ms)
+        now_ms = self._look(now_ms)
         found: list[Discrepancy] = []
         balances = 0
-        for budget in self._budgets.values():
-            for account in budget.accounts:
-                fresh = Account(account.id, account.budget_id, account.budget, account.cap)
-                self._journal.replay(fresh, self._holds.values())
-                balances += len(account.slots)
-                found += compare(account, fresh, account.oldest_ms)
+        for account in self._budgets.all_accounts():
+            account.look(now_ms)
+            fresh = Account(account.id, account.budget_id, account.budget, account.cap)
+            self._replay(fresh)
+            balances += len(account.slots)
+            found += compare(account, fresh, account.oldest_ms)
         return Audit(
             balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
         )

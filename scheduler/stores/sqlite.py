@@ -376,6 +376,18 @@ class SqliteStore(Store):
         """See `Store.define`."""
         await self._run(_writing(self._transactions.define, self._patience_s), budgets, now_ms)
 
+    async def remove(self, name: str, now_ms: int) -> None:
+        """See `Store.remove`."""
+        await self._run(_writing(self._transactions.remove, self._patience_s), name, now_ms)
+
+    async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        """See `Store.defined`."""
+        return await self._run(_reading(self._transactions.defined), list(names))
+
+    async def redefined(self, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
+        """See `Store.redefined`."""
+        return await self._run(_reading(self._transactions.redefined), now_ms)
+
     async def budgets(self, now_ms: int) -> list[BudgetStatus]:
         """See `Store.budgets`."""
         return await self._run(_reading(self._transactions.read_budgets), now_ms)

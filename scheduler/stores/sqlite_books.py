@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.errors import BudgetUnknown
 from scheduler.ledger import Account, Tally, Waiter, cost_in
 from scheduler.stats import BudgetStatus
-from scheduler.stores.codec import decode_budget, encode_budget
+from scheduler.stores.codec import decode_budget, encode_budget, was_removed
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.views import budget_status
+from scheduler.stores.views import budget_status, check_childless
 
 MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
 MINUTE_MS = 60_000
+REFRESHED = 200  # budgets looked at again when other processes have written
 _SEPARATOR = ","
 
 
@@ -29,16 +31,17 @@ def encode_budgets(budgets: tuple[int, ...]) -> str:
     return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
 
 
-@lru_cache(maxsize=4096)
 def decode_budgets(text: str) -> tuple[int, ...]:
     """The ids `encode_budgets` wrote."""
-    return tuple(int(part) for part in text.split(_SEPARATOR) if part)
+    return tuple(map(int, text.strip(_SEPARATOR).split(_SEPARATOR))) if text else ()
 
 
-@lru_cache(maxsize=4096)
-def parse_cap(text: str) -> Cap:
-    """A stored cap; cached, since windows remember their boundaries."""
-    return parse_caps(text)[0]
+class _Definition(NamedTuple):
+    """A budget as it is stored, and read."""
+
+    text: str
+    budget: Budget
+    is_removed: bool
 
 
 class Books:
@@ -50,6 +53,10 @@ class Books:
     def __init__(self) -> None:
         self.lanes = Lanes()
         self.statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
+        self._definitions: dict[int, _Definition] = {}  # by budget, as last heard of
+        self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
+        self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
+        self._stalest: deque[int] = deque()  # budgets, the one looked at longest ago first
         self._db: sqlite3.Connection
         self._now_ms = 0
         self._accounts: dict[int, list[Account]] = {}  # by budget, as read in this transaction
@@ -73,6 +80,15 @@ class Books:
 
     # Accounts
 
+    def cap_of(self, account_id: int, text: str) -> Cap:
+        """A stored cap, read anew only if it was changed."""
+        known = self._caps.get(account_id)
+        if known is None or known[0] != text:
+            cap = parse_caps(text)[0]
+            cap = replace(cap, window=self._windows.setdefault(cap.window, cap.window))
+            known = self._caps[account_id] = (text, cap)
+        return known[1]
+
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         if len(budgets) == 1:
             return self._accounts.get(budgets[0]) or self._read_accounts(budgets[0])
@@ -90,7 +106,9 @@ class Books:
             " WHERE a.budget_id = ? ORDER BY a.position",
             (budget_id,),
         ).fetchall():
-            account = Account(account_id, budget_id, name, parse_cap(cap), bool(is_paused))
+            account = Account(
+                account_id, budget_id, name, self.cap_of(account_id, cap), bool(is_paused)
+            )
             account.warned, account.warned_slot_ms = warned, warned_slot_ms
             if waiter is not None:
                 account.waiter = Waiter(*json.loads(waiter))
@@ -153,24 +171,127 @@ class Books:
         """`Store.define`."""
         now_ms = self._begin(db, now_ms)
         for budget in budgets:
-            (budget_id,) = db.execute(
-                "INSERT INTO budgets (name, definition) VALUES (?, ?)"
-                " ON CONFLICT DO UPDATE SET definition = excluded.definition RETURNING id",
-                (budget.name, encode_budget(budget)),
+            row = db.execute(
+                "SELECT id, is_paused FROM budgets WHERE name = ?", (budget.name,)
             ).fetchone()
-            self._define_accounts(budget_id, budget)
-        self._accounts = {}
-        self.lanes.wake_all(now_ms)
-        self.read_budgets(db, now_ms)
+            definition = encode_budget(budget)
+            if row is None:
+                (budget_id,) = db.execute(
+                    "INSERT INTO budgets (name, definition) VALUES (?, ?) RETURNING id",
+                    (budget.name, definition),
+                ).fetchone()
+            else:
+                budget_id = row[0]
+                self._write_definition(budget_id, definition)
+            self._define_accounts(budget_id, budget, is_new=row is None)
+            self._definitions[budget_id] = _Definition(definition, budget, False)
+            self._defined(budget_id, budget, bool(row and row[1]), now_ms)
 
-    def _define_accounts(self, budget_id: int, budget: Budget) -> None:
+    def remove(self, db: sqlite3.Connection, name: str, now_ms: int) -> None:
+        """`Store.remove`: its accounts lose their limits, so whoever still draws on it goes on."""
+        now_ms = self._begin(db, now_ms)
+        found = db.execute("SELECT id, definition FROM budgets WHERE name = ?", (name,)).fetchone()
+        known = None if found is None else self._definition(found[0], name, found[1])
+        if known is None or known.is_removed:
+            raise BudgetUnknown(name, self._names())
+        check_childless(name, [
+            child for child_id, child, text in db.execute(
+                "SELECT id, name, definition FROM budgets"
+                " WHERE json_extract(definition, '$.parent') = ?", (name,)
+            ).fetchall()
+            if not self._definition(child_id, child, text).is_removed
+        ])  # fmt: skip
+        budget_id, budget = found[0], known.budget.with_limit(None)
+        definition = encode_budget(budget, is_removed=True)
+        self._write_definition(budget_id, definition)
+        db.execute("UPDATE budgets SET is_paused = 0 WHERE id = ?", (budget_id,))
+        self._define_accounts(budget_id, budget, is_new=False)
+        self._definitions[budget_id] = _Definition(definition, budget, True)
+        self._accounts.pop(budget_id, None)
+        self.statuses.pop(budget_id, None)
+        self.lanes.wake_on(budget_id, now_ms)
+
+    def _write_definition(self, budget_id: int, definition: str) -> None:
+        self._db.execute("UPDATE budgets SET definition = ? WHERE id = ?", (definition, budget_id))
+
+    def _defined(self, budget_id: int, budget: Budget, paused: bool, now_ms: int) -> None:
+        """Look at one that was changed, and let others look again."""
+        accounts = self._read_accounts(budget_id)
+        self._note(budget_status(budget_id, budget, paused, accounts, now_ms))
+        self.lanes.wake_on(budget_id, now_ms)
+
+    def _note(self, status: BudgetStatus) -> None:
+        if status.id not in self.statuses:
+            self._stalest.append(status.id)
+        self.statuses[status.id] = status
+
+    def _definition(self, budget_id: int, name: str, text: str) -> _Definition:
+        """A stored definition, read anew only if it was changed."""
+        known = self._definitions.get(budget_id)
+        if known is None or known.text != text:
+            known = _Definition(text, decode_budget(name, text), was_removed(text))
+            self._definitions[budget_id] = known
+        return known
+
+    def _names(self) -> tuple[str, ...]:
+        """Names of all budgets, in the order they were defined."""
+        return tuple(
+            name for budget_id, name, text in self._db.execute(
+                "SELECT id, name, definition FROM budgets ORDER BY id"
+            ).fetchall()
+            if not self._definition(budget_id, name, text).is_removed
+        )  # fmt: skip
+
+    def defined(self, db: sqlite3.Connection, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        """`Store.defined`; writes nothing."""
+        rows = db.execute(
+            "SELECT id, name, definition FROM budgets"
+            " WHERE name IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (json.dumps(list(names)),),
+        ).fetchall()
+        found = [(row[0], self._definition(*row)) for row in rows]
+        return [(each, known.budget) for each, known in found if not known.is_removed]
+
+    def redefined(
+        self, db: sqlite3.Connection, now_ms: int
+    ) -> tuple[list[tuple[int, Budget]], list[str]]:
+        """`Store.redefined`: of budgets that are as they were it reads no more than their text.
+
+        It also looks at some of all balances for what others spent; in time all have their turn.
+        """
+        now_ms = self._begin(db, now_ms)
+        changed: list[tuple[int, Budget]] = []
+        removed: list[str] = []
+        paused: dict[int, bool] = {}
+        for budget_id, name, text, is_paused in db.execute(
+            "SELECT id, name, definition, is_paused FROM budgets"
+        ):
+            paused[budget_id] = bool(is_paused)
+            old = self._definitions.get(budget_id)
+            if old is not None and old.text == text:
+                continue
+            new = self._definition(budget_id, name, text)
+            if not new.is_removed:
+                changed.append((budget_id, new.budget))
+            elif old is None or not old.is_removed:
+                removed.append(name)
+                self.statuses.pop(budget_id, None)
+        again = [self._stalest.popleft() for _ in range(min(REFRESHED, len(self._stalest)))]
+        again = [each for each in again if each in self.statuses]
+        self._stalest += again
+        for budget_id in {*again, *(each for each, _ in changed)}:
+            budget, accounts = self._definitions[budget_id].budget, self._read_accounts(budget_id)
+            self._note(budget_status(budget_id, budget, paused[budget_id], accounts, now_ms))
+        return changed, removed
+
+    def _define_accounts(self, budget_id: int, budget: Budget, is_new: bool) -> None:
         """Keep the account of every cap whose window stays; count anew for the others."""
         db = self._db
         kept = {}
         for account_id, text in db.execute(
             "SELECT id, cap FROM accounts WHERE budget_id = ?", (budget_id,)
         ).fetchall():
-            cap = parse_cap(text)
+            cap = self.cap_of(account_id, text)
             kept[cap.unit, cap.window] = account_id
         for position, cap in enumerate(budget.caps):
             account_id = kept.pop((cap.unit, cap.window), None)
@@ -184,6 +305,8 @@ class Books:
                 "INSERT INTO accounts (budget_id, position, cap) VALUES (?, ?, ?) RETURNING id",
                 (budget_id, position, str(cap)),
             ).fetchone()
+            if is_new:
+                continue  # nothing was reserved in it
             fresh = Account(account_id, budget_id, budget.name, cap)
             self.replay(db, [fresh], self._counting_since_ms(cap.window))
             db.executemany(
@@ -196,6 +319,7 @@ class Books:
         for account_id in kept.values():
             db.execute("DELETE FROM balances WHERE account_id = ?", (account_id,))
             db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
+            self._caps.pop(account_id, None)
 
     def _counting_since_ms(self, window: Window) -> int:
         """Beginning of the oldest slot that counts, or still has calls under way."""
@@ -258,38 +382,34 @@ class Books:
                     account.slots.setdefault(slot_ms, Tally()).posted += posted[account.index]
         return count
 
-    @staticmethod
     def slots_of(
-        db: sqlite3.Connection, budgets: tuple[int, ...], made_at_ms: int
+        self, db: sqlite3.Connection, budgets: tuple[int, ...], made_at_ms: int
     ) -> dict[int, int]:
         """The slot in which each of these budgets' accounts counts a reservation."""
         return {
-            account_id: parse_cap(cap).window.slot_start_ms(made_at_ms)
+            account_id: self.cap_of(account_id, cap).window.slot_start_ms(made_at_ms)
             for budget_id in budgets
             for account_id, cap in db.execute(
                 "SELECT id, cap FROM accounts WHERE budget_id = ? ORDER BY id", (budget_id,)
             )
         }
 
-    @staticmethod
-    def oldest_counting(db: sqlite3.Connection, now_ms: int) -> list[tuple[int, int]]:
+    def oldest_counting(self, db: sqlite3.Connection, now_ms: int) -> list[tuple[int, int]]:
         """Every account's id, and the oldest slot that still counts in it."""
         return [
-            (account_id, parse_cap(cap).window.oldest_counting_ms(now_ms))
+            (account_id, self.cap_of(account_id, cap).window.oldest_counting_ms(now_ms))
             for account_id, cap in db.execute("SELECT id, cap FROM accounts").fetchall()
         ]
 
     def pause(self, db: sqlite3.Connection, name: str, paused: bool, now_ms: int) -> None:
         """`Store.pause`."""
         now_ms = self._begin(db, now_ms)
-        found = db.execute(
-            "UPDATE budgets SET is_paused = ? WHERE name = ? RETURNING id", (paused, name)
-        ).fetchall()
-        if not found:
-            known = tuple(row[0] for row in db.execute("SELECT name FROM budgets ORDER BY id"))
-            raise BudgetUnknown(name, known)
-        self.lanes.wake_all(now_ms)
-        self.read_budgets(db, now_ms)
+        found = db.execute("SELECT id, definition FROM budgets WHERE name = ?", (name,)).fetchone()
+        known = None if found is None else self._definition(found[0], name, found[1])
+        if known is None or known.is_removed:
+            raise BudgetUnknown(name, self._names())
+        db.execute("UPDATE budgets SET is_paused = ? WHERE id = ?", (paused, found[0]))
+        self._defined(found[0], known.budget, paused, now_ms)
 
     def read_budgets(self, db: sqlite3.Connection, now_ms: int) -> list[BudgetStatus]:
         """`Store.budgets`; writes nothing."""
@@ -298,15 +418,15 @@ class Books:
         for budget_id, name, definition, is_paused in db.execute(
             "SELECT id, name, definition, is_paused FROM budgets ORDER BY id"
         ).fetchall():
-            budget, accounts = _decode_budget(name, definition), self._read_accounts(budget_id)
-            found.append(budget_status(budget_id, budget, bool(is_paused), accounts, now_ms))
+            known = self._definition(budget_id, name, definition)
+            if not known.is_removed:
+                accounts = self._read_accounts(budget_id)
+                found.append(
+                    budget_status(budget_id, known.budget, bool(is_paused), accounts, now_ms)
+                )
         self.statuses = {status.id: status for status in found}
+        self._stalest = deque(self.statuses)
         return found
-
-
-@lru_cache(maxsize=4096)
-def _decode_budget(name: str, definition: str) -> Budget:
-    return decode_budget(name, definition)
 
 
 def _encode_waiter(waiter: Waiter | None) -> str | None:

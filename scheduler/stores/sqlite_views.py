@@ -14,7 +14,7 @@ from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished, Known, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
-from scheduler.stores.sqlite_books import decode_budgets, parse_cap, rows_of_keys
+from scheduler.stores.sqlite_books import decode_budgets, rows_of_keys
 from scheduler.stores.sqlite_settle import state_of
 from scheduler.stores.sqlite_turn import Transactions, decode_finished
 from scheduler.stores.views import compare
@@ -150,7 +150,7 @@ def audit(db: sqlite3.Connection, transactions: Transactions, now_ms: int) -> Au
     for account_id, budget_id, name, cap in db.execute(
         "SELECT a.id, a.budget_id, b.name, a.cap FROM accounts a JOIN budgets b ON b.id = a.budget_id"
     ).fetchall():
-        account = Account(account_id, budget_id, name, parse_cap(cap))
+        account = Account(account_id, budget_id, name, transactions.cap_of(account_id, cap))
         transactions.load_all_slots(db, account)
         account.oldest_ms = account.cap.window.oldest_counting_ms(now_ms)
         stored.append(account)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scheduler.budget import Budget
+from scheduler.budget import Budget, WindowKind
+from scheduler.errors import ConfigError
 from scheduler.ledger import Account, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
 from scheduler.stores.base import Outcome
+
+MOST_SHOWN = 5  # names in an error
 
 SETTLED = {
     Outcome.POST: ReservationState.POSTED,
@@ -66,3 +69,27 @@ def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrep
                     )
                 )
     return found
+
+
+def changes_at_ms(account: Account) -> int | None:
+    """When an account's sums or window change by time alone; it has been looked at. None: never."""
+    window = account.cap.window
+    if window.kind is WindowKind.TOTAL:
+        return None
+    if window.kind is WindowKind.CALENDAR:
+        return window.resets_at_ms(account.looked_ms)
+    leaves_ms = account.oldest_ms + window.bucket_ms + window.span_ms
+    return min(account.slot_ms + window.bucket_ms, leaves_ms)
+
+
+def check_childless(name: str, children: Iterable[str]) -> None:
+    """A budget that is removed takes nobody else's limit away. Raises `ConfigError`."""
+    found = sorted(children)
+    if found:
+        more = f" and {len(found) - MOST_SHOWN:,} more" if len(found) > MOST_SHOWN else ""
+        shown = ", ".join(map(repr, found[:MOST_SHOWN]))
+        raise ConfigError(
+            "budget",
+            f"{name!r} is the parent of {shown}{more}, which would lose its limit; nothing was "
+            "changed. Remove these first, or define them with another parent",
+        )

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import subprocess
@@ -6,8 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scheduler.budget import parse_caps
+from scheduler.budget import Budget, parse_caps
 from scheduler.cli.budget import explained, explanation
+from scheduler.stores import open_store
 
 
 def at_ms(text):
@@ -249,3 +251,87 @@ def test_a_reader_that_goes_away_is_no_error(filled):
 
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+# Removing, and explaining what rules meet
+
+
+def test_a_removed_budget_tells_what_it_spent_and_is_listed_no_more(cli, filled):
+    done = cli("budget", "remove", "default", "--store", filled)
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(
+        "default: removed; $0.80 spent stays on record; 3 requests parked"
+    )
+    assert listed(cli, filled) == []
+    (row,) = json.loads(cli("spend", "--by", "budget", "--json", "--store", filled).stdout)
+    assert (row["budget"], row["spent_usd"]) == ("default", "0.80")
+    assert cli("audit", "--store", filled).exit_code == 0
+    for words in (["remove", "default"], ["set", "default", "$5"], ["pause", "default"]):
+        assert cli("budget", words[0], "--store", filled, "--", *words[1:]).exit_code == 3
+
+    assert cli("budget", "set", "default", "$5/day @Europe/Athens", "--create", "--store", filled)
+    assert listed(cli, filled)[0]["posted_usd"] == "0.80"
+
+
+def test_a_parent_is_not_removed_before_its_children(cli, tmp_path):
+    store = tmp_path / "s.db"
+    rules(store)
+
+    done = cli("budget", "remove", "org", "--json", "--store", store)
+
+    assert done.exit_code == 3
+    assert "is the parent of 'big'" in json.loads(done.stdout)["error"]["message"]
+    assert json.loads(cli("budget", "remove", "big", "--json", "--store", store).stdout)["removed"]
+    assert cli("budget", "remove", "org", "--store", store).exit_code == 0
+
+
+def rules(path):
+    async def make():
+        store = open_store(path)
+        await store.open(0)
+        budgets = [
+            Budget("org", "$9"), Budget("big", "$1", models=["gpt-4*"], parent="org"),
+            Budget("ann", "$1", models=["claude-*"], tags={"user": "ann"}),
+        ]  # fmt: skip
+        await store.define(budgets, 0)
+        await store.aclose()
+
+    asyncio.run(make())
+
+
+def test_it_is_explained_under_which_names_rules_see_a_model(cli, tmp_path):
+    store = tmp_path / "s.db"
+    rules(store)
+    words = (
+        "--model",
+        "openrouter:openai/GPT-4o-2024-08-06",
+        "--tag",
+        "user=ann",
+        "--store",
+        store,
+    )
+    config = tmp_path / "scheduler.toml"
+    config.write_text("[provider.openrouter]\n[provider.openai]\n")
+
+    done = cli("budget", "explain", *words, "--config", config)
+    told = json.loads(cli("budget", "explain", *words, "--config", config, "--json").stdout)
+
+    assert done.exit_code == 0, done.output
+    for part in ("at openrouter", "gpt-4o\n", "big", "yes", "ann", "no", "draws on org, big"):
+        assert part in done.stdout
+    assert (told["model"], told["provider"]) == ("openai/GPT-4o-2024-08-06", "openrouter")
+    assert {"gpt-4o", "openrouter/openai/gpt-4o-2024-08-06"} <= set(told["names"])
+    assert [(row["budget"], row["matches"]) for row in told["rules"]] == [
+        ("big", True),
+        ("ann", False),
+    ]
+    assert told["draws_on"] == ["org", "big"]
+
+
+@pytest.mark.parametrize("words", [(), ("$5", "--model", "gpt-4o")])
+def test_either_a_limit_is_explained_or_a_model(cli, words):
+    done = cli("budget", "explain", *words)
+
+    assert done.exit_code == 3
+    assert "--model NAME, not both" in done.stderr

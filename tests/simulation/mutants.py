@@ -140,7 +140,7 @@ MUTANTS = [
     Mutant("send one claim twice", Pump, "_start", start_twice),
     Mutant("lose the end of a call", Pump, "_turn", lose_an_ending),
     Mutant("lose a wake-up after a refund", Lanes, "wake", never_look_again, 60),
-    Mutant("lose a wake-up after a raise", Lanes, "wake_all", never_look_again),
+    Mutant("lose a wake-up after a raise", Lanes, "wake_on", never_look_again),
     Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),

@@ -134,7 +134,8 @@ class InlineSqlite(SqliteStore):
 
 
 METHODS = (
-    "open", "aclose", "turn", "changed", "define", "budgets", "pause", "prices", "set_price",
+    "open", "aclose", "turn", "changed", "define", "remove", "defined", "redefined", "budgets", "pause",
+    "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
     "suspended_since", "suspended_of", "resolve", "still_mine", "prune",
 )  # fmt: skip

@@ -115,6 +115,57 @@ class Conformance:
         assert (await bench.store.counts()).parked_by_reason == {"held_in_flight": 2}
         assert await bench.is_sound()
 
+    async def test_a_removed_budget_binds_nobody_and_keeps_what_it_spent(self, bench):
+        team = bench.ids["team"]
+        first = await bench.submit(new([team], 60))
+        await bench.settle(post(first.claimed[0], 50))
+        running = (await bench.submit(new([team], 30), new([team], 90))).claimed
+        assert (await bench.store.counts()).parked == 1
+
+        await bench.store.remove("team", bench.now_ms)
+        gone_on = (await bench.turn()).claimed
+
+        assert len(gone_on) == 1
+        assert await bench.store.budgets(bench.now_ms) == bench.store.latest() == []
+        assert await bench.store.defined(["team"]) == []
+        await bench.settle(post(running[0], 20), end(gone_on[0], Outcome.SUSPEND, FAILED))
+        assert [(row.name, row.posted_nusd, row.suspense_nusd)
+                for row in await bench.store.spend("budget")] == [("team", 70, 90)]  # fmt: skip
+        assert await bench.is_sound()
+        for change in (bench.store.remove("team", T0), bench.store.pause("team", True, T0)):
+            with pytest.raises(BudgetUnknown, match="no budget is named 'team'"):
+                await change
+
+    async def test_a_removed_budget_is_the_same_when_its_name_comes_back(self, bench):
+        team = bench.ids["team"]
+        running = (await bench.submit(new([team], 60))).claimed
+        await bench.store.pause("team", True, bench.now_ms)
+        await bench.store.remove("team", bench.now_ms)
+        await bench.settle(post(running[0], 40))
+
+        await bench.define(Budget("team", "$0.0000001/day, $0.0000002/week"))
+
+        (status,) = await bench.store.budgets(bench.now_ms)
+        assert (status.id, status.paused) == (team, False)
+        assert [each for each, _ in await bench.store.defined(["team", "x"])] == [team]
+        assert await bench.balance() == await bench.balance(cap=1) == (40, 0)
+        assert not (await bench.submit(new([bench.ids["team"]], 61))).claimed
+        assert await bench.is_sound()
+
+    async def test_a_parent_is_removed_after_its_children(self, bench):
+        await bench.define(*[Budget(f"c{i}", "$1", parent="team") for i in range(7)])
+        with pytest.raises(
+            ConfigError, match=r"the parent of 'c0', .*'c4' and 2 more.*nothing was"
+        ):
+            await bench.store.remove("team", bench.now_ms)
+
+        await bench.define(Budget("c0", "$1"))  # another parent, here none
+        for i in range(1, 7):
+            await bench.store.remove(f"c{i}", bench.now_ms)
+        await bench.store.remove("team", bench.now_ms)
+
+        assert [each.budget.name for each in await bench.store.budgets(bench.now_ms)] == ["c0"]
+
     async def test_nothing_is_claimed_without_free_slots(self, bench):
         first = await bench.submit(new(), slots=None)
         second = await bench.turn(0)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.budget import Budget
+from scheduler.errors import BudgetUnknown
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement
 from scheduler.stores.memory import MemoryStore
@@ -46,6 +47,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.live: list[list] = []  # claims not settled for good, one per store
         self.assumed: list[tuple] = []  # unknown outcomes that were settled by assumption
         self.keys: dict[str, str] = {}
+        self.removed: set[str] = set()
 
     def both(self, operation):
         return [self.runner.run(operation(position, b)) for position, b in enumerate(self.benches)]
@@ -58,6 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.both(start)
         self.names = list(self.benches[0].ids)
+        self.ids = [dict(bench.ids) for bench in self.benches]  # of removed ones, too
 
     def teardown(self) -> None:
         self.both(lambda _, bench: bench.store.aclose())
@@ -118,8 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
         names = [name for i, name in enumerate(self.names) if i in budgets]
         at_ms = None if expires is None else self.benches[0].now_ms + expires
         batches = []
-        for bench in self.benches:
-            draws = sorted(bench.ids[name] for name in names)
+        for ids in self.ids:
+            draws = sorted(ids[name] for name in names)
             batches.append(
                 [
                     new(draws, need, priority=priority, may_wait=may_wait, expires_at_ms=at_ms)
@@ -131,8 +134,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from("abc"), body=st.sampled_from(["x", "x", "y"]), retry=st.booleans())
     def submit_key(self, key, body, retry) -> None:
         batches = [
-            [new([bench.ids["b0"]], 5, key=key, body=body, retry_failed=retry)]
-            for bench in self.benches
+            [new([ids["b0"]], 5, key=key, body=body, retry_failed=retry)] for ids in self.ids
         ]
         known = self.keys.setdefault(key, body)
         before = len(self.requests)
@@ -211,12 +213,46 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(i=st.integers(0, 2), spec=st.sampled_from([*SPECS, "none"]))
     def redefine(self, i, spec) -> None:
-        self.both(lambda _, bench: bench.define(Budget(self.names[i % len(self.names)], spec)))
+        name = self.names[i % len(self.names)]
+        before = self.spent()
+        self.both(lambda _, bench: bench.define(Budget(name, spec)))
+        self.removed.discard(name)
+        assert self.spent() == before
         self.turn(2)
+
+    @rule(i=st.integers(0, 2))
+    def remove(self, i) -> None:
+        """It binds nobody any more: what lacked only that goes on, what it spent stays."""
+        name = self.names[i % len(self.names)]
+        before = self.spent()
+
+        async def try_it(_, bench):
+            try:
+                await bench.store.remove(name, bench.now_ms)
+            except BudgetUnknown:
+                return False
+            return True
+
+        assert self.both(try_it) == [name not in self.removed] * 2
+        self.removed.add(name)
+        assert self.spent() == before
+        self.turn(2)
+
+    def spent(self):
+        """What every budget there ever was has spent, promised and tried."""
+
+        async def rows(_, bench):
+            return [row for row in await bench.store.spend("budget") if row.attempts]
+
+        one, two = self.both(rows)
+        assert one == two
+        return one
 
     @rule(i=st.integers(0, 2), paused=st.booleans())
     def pause(self, i, paused) -> None:
         name = self.names[i % len(self.names)]
+        if name in self.removed:
+            return
         self.both(lambda _, bench: bench.store.pause(name, paused, bench.now_ms))
         self.turn(2)
 
@@ -226,6 +262,9 @@ class StoreMachine(RuleBasedStateMachine):
             budgets = await bench.store.budgets(bench.now_ms)
             audit = await bench.store.audit(bench.now_ms)
             assert audit.discrepancies == ()
+            assert {b.budget.name for b in budgets} == set(self.names) - self.removed
+            lacks = [lane.shortfall.budget for lane in bench.store.lanes() if lane.shortfall]
+            assert not self.removed & set(lacks)
             caps = [
                 [(cap.posted, cap.reserved, cap.suspense, cap.resets_at_ms) for cap in b.caps]
                 for b in budgets

@@ -27,7 +27,7 @@ async def test_a_rolling_window_forgets_slots_that_no_longer_count():
         result = await bench.submit(new([bench.ids["team"]]))
         await bench.settle(*[post(claimed, 1) for claimed in result.claimed])
 
-    (account,) = store._accounts[bench.ids["team"]]
+    (account,) = store._budgets._get("team").accounts
     assert len(account.slots) <= 62
 
 
