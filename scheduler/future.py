@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
 from scheduler.providers.base import Emit, Send
-from scheduler.request import Request, RequestState, Response
+from scheduler.request import Priority, Request, RequestState, Response
 from scheduler.stores.base import Finished
+from scheduler.terms import Terms
 
 
 class Keeper(Protocol):
@@ -38,6 +40,9 @@ def explain(error: BaseException, waiting: Parked | None) -> None:
         error.add_note(note)
 
 
+PLAIN = Terms(Priority.NORMAL, "wait")
+
+
 class RequestFuture(asyncio.Future[Response]):
     """An `asyncio.Future` that also tells how its request is doing.
 
@@ -48,15 +53,16 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "_note", "context", "emit", "expires_at_ms", "is_running", "lane", "let_flow",
-        "request", "request_id", "send",
+        "_keeper", "_note", "context", "emit", "is_running", "lack", "lane", "let_flow", "request",
+        "request_id", "send", "terms",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
-        loop: asyncio.AbstractEventLoop,
+        loop: asyncio.AbstractEventLoop, terms: Terms = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__(loop=loop)
+        # The lane in which its request waits here; None: it does not, another process has it.
         self.request, self.lane, self._keeper = request, lane, keeper
         self.request_id: int | None = None  # None until it is in the store
         self.is_running = False
@@ -64,7 +70,8 @@ class RequestFuture(asyncio.Future[Response]):
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
-        self.expires_at_ms: int | None = None  # as it was first submitted
+        self.terms = terms  # this caller's own, as it was first submitted
+        self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
 
     @property
@@ -90,9 +97,9 @@ class RequestFuture(asyncio.Future[Response]):
     @property
     def parked(self) -> Shortfall | None:
         """Why the request is parked, how much is missing and until when; None: it is not."""
-        if self.done() or self.is_running or self.lane is None or self._keeper is None:
+        if self.done() or self.is_running or self._keeper is None:
             return None
-        return self._keeper.why_parked(self.lane)
+        return self.lack if self.lane is None else self._keeper.why_parked(self.lane)
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel the request; see the class for what that costs."""
@@ -132,12 +139,18 @@ class RequestFuture(asyncio.Future[Response]):
             self.set_exception(error)
             self.exception()  # read, so that asyncio does not complain
 
+    def answer(self, response: Response) -> None:
+        """End with a response: that of its request, whoever asked for its key first."""
+        if response.metadata is not self.request.metadata:
+            response = replace(response, metadata=self.request.metadata)
+        self.set_result(response)
+
     def finish(self, finished: Finished) -> None:
         """End with what the store knows of the request."""
         if self.done():
             return
         if finished.response is not None:
-            self.set_result(finished.response)
+            self.answer(finished.response)
             return
         error = CallFailed((finished.error or {}).get("message", finished.state.value))
         error.attempts, error.cost_nusd = finished.attempts, finished.cost_nusd

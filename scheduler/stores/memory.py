@@ -35,11 +35,12 @@ from scheduler.stores.base import (
     TurnResult,
     Unknown,
     in_use,
+    refusal,
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.memory_rows import Hold, Row
-from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
+from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again, keep_line
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
@@ -306,7 +307,9 @@ class MemoryStore(Store):
                 row = self._rows[request_id]
                 waited_ms, request = now_ms - row.submitted_at_ms, row.request
                 result.expired.append(
-                    ExpiredRequest(row.id, waited_ms, request.key, request.job, row.why_parked)
+                    ExpiredRequest(
+                        row.id, waited_ms, request.key, request.job, row.why_parked, at_ms
+                    )
                 )
                 self._drop(row, RequestState.EXPIRED, now_ms)
 
@@ -317,9 +320,10 @@ class MemoryStore(Store):
             if known is not None:
                 if known.digest != new.digest:
                     return self._known(known, is_conflict=True)
-                if not is_tried_again(known.state, new.retry_failed):
-                    done = known.finished() if known.state.is_final else None
-                    return self._known(known, finished=done)
+                if not is_tried_again(known.state, new.retry_failed, known.error):
+                    if known.state.is_final:
+                        return self._known(known, finished=known.finished())
+                    return self._known(known, held=known.as_new())
                 self._ended[known.state] -= 1
                 self._remove(known)
         lane = self._lane(new.lane)
@@ -336,12 +340,23 @@ class MemoryStore(Store):
 
     def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
         row = self._rows.get(request_id)
-        if row is None or row.state is not RequestState.QUEUED:
+        if row is None or row.state.is_final:
             return
-        self._leave_lane(row, now_ms)
-        row.request, row.lane, row.is_delayed = new.request, self._lane(new.lane), False
+        old, waits = row.lane, row.state is RequestState.QUEUED
+        row.request, row.lane = new.request, self._lane(new.lane)
         row.needs, row.tokens = (new.ceiling_nusd, new.ceiling_tokens, 1), new.tokens
         row.expected_nusd = new.expected_nusd
+        if not new.keeps_time:
+            row.expires_at_ms = new.expires_at_ms
+            if waits and new.expires_at_ms is not None:
+                heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
+        if not waits or row.is_delayed:
+            return
+        row.parked_ms += old.parked_clock_ms(now_ms) - row.parked_mark_ms
+        self._lanes.remove(old, now_ms)
+        accounts = self._accounts_of(old.key.budgets), self._accounts_of(new.lane.budgets)
+        if keep_line(*accounts, row.id, new.lane.priority, row.needs):
+            self._lanes.wake_all(now_ms)
         self._enqueue(row, now_ms)
 
     @staticmethod
@@ -380,8 +395,9 @@ class MemoryStore(Store):
         for candidate, lack in decided.refused:
             row = self._rows[candidate.id]
             result.refused.append(Refused(row.id, row.request, lack))
-            if not row.request.fallback:
-                self._refuse(row, now_ms)
+            if not (row.request.fallback or row.id in turn.holds):
+                row.error = refusal(lack)
+                self._drop(row, RequestState.FAILED, now_ms)
         for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
             for row in seen:
                 if row.state is RequestState.QUEUED:
@@ -410,10 +426,6 @@ class MemoryStore(Store):
             row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
             row.submitted_at_ms, row.parked_ms, row.digest,
         )  # fmt: skip
-
-    def _refuse(self, row: Row, now_ms: int) -> None:
-        row.error = {"code": "budget_exceeded"}
-        self._drop(row, RequestState.FAILED, now_ms)
 
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         accounts = self._of_lane.get(budgets)

@@ -68,6 +68,13 @@ class Row:
         """Whether it still waits for an answer."""
         return not self.state.is_final
 
+    def as_new(self) -> NewRequest:
+        """The same as it might be submitted."""
+        return NewRequest(
+            self.request, self.lane.key, self.needs[0], self.needs[1], self.expected_nusd,
+            self.digest, self.expires_at_ms, tokens=self.tokens,
+        )  # fmt: skip
+
     def finished(self) -> Finished:
         """Its outcome."""
         return Finished(

@@ -41,6 +41,7 @@ from scheduler.stores.base import (
     Finished,
     LaneStatus,
     NewRequest,
+    Picture,
     Settlement,
     Store,
     StorePrompts,
@@ -429,6 +430,10 @@ class SqliteStore(Store):
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         """See `Store.outcomes`."""
         return await self._run(_reading(sqlite_views.outcomes), ids)
+
+    async def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        """See `Store.pictures`."""
+        return await self._run(_reading(sqlite_views.pictures), ids)
 
     async def forget(self, job: str, now_ms: int) -> None:
         """See `Store.forget`."""

@@ -117,8 +117,8 @@ def never_look_again(self: Lanes, *args: Any) -> None:
     return None
 
 
-def say_it_is_taken_care_of(self: Any, new: Any, known: Any, now_ms: int) -> Any:
-    answer, now_known = submit_known(self, new, known, now_ms)
+def say_it_is_taken_care_of(self: Any, *args: Any) -> Any:
+    answer, now_known = submit_known(self, *args)
     answer.is_known = True
     return answer, now_known
 

@@ -7,6 +7,7 @@ transactions run in place; several of them on one file are several processes.
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,9 @@ class Surviving(MemoryStore):
         self._orphans.discard(row.id)
         row.lane, row.request = self._lane(new.lane), new.request
         row.needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        row.attempts = 0
+        row.attempts, row.expires_at_ms = 0, new.expires_at_ms
+        if new.expires_at_ms is not None:
+            heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
         self._enqueue(row, now_ms)
         return Submitted(row.id)
 
@@ -136,7 +139,7 @@ class InlineSqlite(SqliteStore):
 METHODS = (
     "open", "aclose", "turn", "changed", "define", "budgets", "pause", "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "forget", "delivered", "suspended",
-    "suspended_since", "suspended_of", "resolve", "still_mine", "prune",
+    "suspended_since", "suspended_of", "resolve", "still_mine", "prune", "pictures",
 )  # fmt: skip
 
 
