@@ -89,8 +89,9 @@ class Pump:
         self._cancels: list[int] = []
         self._amends: list[tuple[int, NewRequest]] = []
         # What is under way; written by the pump.
+        self._signal = asyncio.Event()
         self._waiters = Waiters()
-        self._twins = Twins(store, intake, self._waiters)
+        self._twins = Twins(store, intake, self._waiters, self._signal.set)
         self._elsewhere = Elsewhere(
             store, self._waiters, self._prepare_again, self._submit_all_again, self._queue
         )
@@ -104,7 +105,6 @@ class Pump:
         self._flight = Flight(
             store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
         )
-        self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
@@ -373,7 +373,6 @@ class Pump:
             self._twins.note_enqueued(submitted.id, held)
             terms = terms_of(new, self._clock.now_ms())
             self._twins.join(submitted.id, Enqueued(new.request, held.lane, terms))
-            self._signal.set()
 
     def _submitted(self, new: NewRequest, future: RequestFuture, submitted: Submitted) -> None:
         if submitted.is_known:
@@ -391,11 +390,8 @@ class Pump:
             elif submitted.held is not None:
                 self._twins.note_enqueued(request_id, submitted.held)
                 self._twins.join(request_id, future)
-                future.lane, future.is_running = (
-                    submitted.held.lane,
-                    request_id in self._flight.calls,
-                )
-                self._signal.set()
+                future.lane = submitted.held.lane
+                future.is_running = request_id in self._flight.calls
             else:
                 self._waiters.add(request_id, future)
                 future.lane, future.is_running = new.lane, False
@@ -625,7 +621,6 @@ class Pump:
             return  # still in the inbox: seen when it was submitted
         if self._waiters.is_wanted(request_id):  # by somebody else
             self._twins.leave(request_id)
-            self._signal.set()
             return
         if request_id in self._elsewhere:  # not ours to cancel
             self._elsewhere.forget(request_id)

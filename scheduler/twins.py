@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from scheduler.errors import SchedulerError
@@ -22,12 +22,20 @@ from scheduler.waiters import Enqueued, Holder, Waiters
 class Twins:
     """What is shared in one process. Used by `Pump` alone.
 
+    Args:
+        store: Where they wait.
+        intake: Prepares requests.
+        waiters: Who waits.
+        wake: Called when there is something for the next turn.
+
     Attributes:
         holds: Requests that live on when they are refused: not all of their callers would be.
     """
 
-    def __init__(self, store: Store, intake: Intake, waiters: Waiters) -> None:
-        self._store, self._intake, self._waiters = store, intake, waiters
+    def __init__(
+        self, store: Store, intake: Intake, waiters: Waiters, wake: Callable[[], None]
+    ) -> None:
+        self._store, self._intake, self._waiters, self._wake = store, intake, waiters, wake
         self.holds: set[int] = set()
         self._changed: set[int] = set()
         self._order = itertools.count()
@@ -53,11 +61,13 @@ class Twins:
         waiters.add(request_id, holder)
         self._await_end(request_id, holder)
         self._changed.add(request_id)
+        self._wake()
 
     def leave(self, request_id: int) -> None:
         """Somebody holds a request no more."""
         if request_id in self._waiters.shared:
             self._changed.add(request_id)
+            self._wake()
 
     def _await_end(self, request_id: int, holder: Holder) -> None:
         at_ms = holder.terms.expires_at_ms

@@ -147,6 +147,7 @@ async def live(store: str, callers: list[Caller], money_s: float | None, folder:
         return "answer" if error is None else kinds.get(type(error), repr(error))
 
     async with opened(store, provider, folder) as schedulers:
+
         async def call(position: int, caller: Caller) -> None:
             await asyncio.sleep(caller.at_s)
             s = schedulers[caller.place]
@@ -207,7 +208,9 @@ def check(store: str, callers: list[Caller], money_s: float | None) -> None:
 
 
 ALL = settings(
-    max_examples=60, deadline=None, suppress_health_check=list(HealthCheck),
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 
@@ -233,3 +236,255 @@ def _apart(caller: Caller) -> Caller:
         caller.at_s * 1.5 + caller.place * 0.75, caller.priority, caller.on_exceeded,
         caller.patience_s and caller.patience_s + 0.45, caller.leaves_after_s, caller.place,
     )  # fmt: skip
+
+
+# Tables
+
+
+def of_two(first: dict, second: dict, store: str = "memory", *, money: str = "$1", **options):
+    """What two callers of one key hear who ask while another call holds the only place."""
+
+    async def main():
+        provider = Bench()
+        async with opened(
+            store, provider, budgets=Budget("team", money), concurrency=1, **options
+        ) as (s, _):
+            blocker = asyncio.ensure_future(s.run(ask(0, seconds=5)))
+            await asyncio.sleep(1)
+            futures = []
+            for terms in (first, second):
+                on_exceeded = terms.pop("on_exceeded", None)
+                request = ask(1, key="k", **{"budget": "team", **terms})
+                futures.append(s.submit(request, on_exceeded=on_exceeded))
+            await asyncio.sleep(0)
+            s.submit(ask(2)).add_done_callback(_seen)
+            await asyncio.wait([blocker, *futures], timeout=60)
+            return [each.body["n"] for each in provider.sent], futures
+
+    return run(main())
+
+
+def _seen(future: asyncio.Future) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    ("first", "second", "comes_first"),
+    [("idle", "interactive", True), ("interactive", "idle", True), ("idle", "batch", False)],
+)
+def test_a_request_goes_with_the_most_urgent_of_who_wait_for_it(store, first, second, comes_first):
+    sent, futures = of_two({"priority": first}, {"priority": second}, store)
+
+    assert sent == ([0, 1, 2] if comes_first else [0, 2, 1])
+    assert [future.result().cost_nusd for future in futures] == [60, 60]
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("way", ["leaves", "is late"])
+def test_it_falls_back_when_the_urgent_one_gives_up(store, way):
+    async def main():
+        provider = Bench()
+        async with opened(store, provider, budgets=Budget("team", "$1"), concurrency=1) as (s, _):
+            blocker = s.submit(ask(0, seconds=5))
+            patient = s.submit(ask(1, key="k", priority="idle"))
+            await asyncio.sleep(1)
+            urgent = s.submit(ask(1, key="k", priority="interactive", max_wait="2s"))
+            other = s.submit(ask(2))
+            await asyncio.sleep(1)
+            if way == "leaves":
+                urgent.cancel()
+            await asyncio.wait([blocker, patient, urgent, other])
+            return [each.body["n"] for each in provider.sent], patient.state, urgent.state
+
+    sent, patient, urgent = run(main())
+    assert sent == [0, 2, 1]
+    assert patient is RequestState.SUCCEEDED
+    assert urgent in (RequestState.CANCELLED, RequestState.EXPIRED)
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_who_would_rather_be_refused_is_although_all_places_are_taken(store):
+    async def main():
+        budgets = Budget("team", "$0.00000015")
+        async with opened(store, Bench(), budgets=budgets, concurrency=1) as (s, _):
+            running = s.submit(ask(0, budget="team", seconds=9))  # it holds what the next one lacks
+            patient = s.submit(ask(1, key="k", budget="team"))
+            await asyncio.sleep(1)
+            request = ask(1, key="k", budget="team", priority="interactive")
+            refused = s.submit(request, on_exceeded="raise")
+            await asyncio.wait([refused], timeout=1)
+            assert isinstance(refused.exception(), BudgetExceeded)
+            assert not patient.done()
+            await s.set_limit("team", "$1")
+            await asyncio.wait([running, patient])
+            return patient.result().cost_nusd
+
+    assert run(main()) == 60
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_whoever_enqueued_a_key_holds_it_like_anybody_else(store, comes):
+    async def main():
+        provider, seen = Bench(), []
+        async with opened(store, provider) as (s, _):
+            s.on(events.Settled, lambda event: seen.append(event.state))
+            if comes == "before":
+                await s.enqueue([ask(1, key="k", budget="team", priority="idle")])
+            future = s.submit(ask(1, key="k", budget="team", max_wait="5s"))
+            await asyncio.sleep(1)
+            if comes == "after":
+                await s.enqueue([ask(1, key="k", budget="team", priority="idle")])
+            assert (future.state, future.parked.budget) == (RequestState.PARKED, "team")
+            raised = s.submit(ask(1, key="k", budget="team"), on_exceeded="raise")
+            with pytest.raises(BudgetExceeded):
+                await raised
+            with pytest.raises(DeadlineExceeded, match="parked"):
+                await future
+            assert (await s.store.counts()).parked == 1
+            left = s.submit(ask(1, key="k", budget="team"))
+            await asyncio.sleep(1)
+            left.cancel()
+            await asyncio.sleep(1)
+            await s.set_limit("team", "$1")
+            await s.join()
+            return len(provider.sent), seen
+
+    assert run(main()) == (1, [RequestState.SUCCEEDED])
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_it_is_paid_from_the_budgets_of_the_first_who_still_wants_it(store):
+    async def main():
+        provider = Bench()
+        budgets = [Budget("ann", "$0"), Budget("bob", "$1")]
+        async with opened(store, provider, budgets=budgets) as (s, _):
+            first = s.submit(ask(1, key="k", budget="ann"))
+            second = s.submit(ask(1, key="k", budget="bob"))
+            await asyncio.sleep(1)
+            assert first.parked == second.parked
+            assert second.parked.budget == "ann"  # it is one request, and that is what it lacks
+            first.cancel()
+            await second
+            return {row.name: row.posted_nusd for row in await s.store.spend("budget")}
+
+    assert run(main()) == {"bob": 60}
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_between_attempts_each_has_their_own_time(store):
+    busy = ProviderOverloaded(503, "busy")
+    busy.is_billed = True
+
+    async def fail(request):
+        await asyncio.sleep(2)
+        raise busy
+
+    async def main():
+        provider = Bench()
+        provider.before = fail
+        options = {"budgets": Budget("team", "$1"), "max_attempts": 9}
+        async with opened(store, provider, **options) as (s, _):
+            request = {"key": "k", "budget": "team"}
+            first = s.submit(ask(1, max_wait="1s", **request))
+            await asyncio.sleep(1.5)  # it runs: to be sent in time is all that was asked
+            second = s.submit(ask(1, **request))
+            third = s.submit(ask(1, max_wait="20s", **request))
+            await asyncio.sleep(1)
+            assert isinstance(first.exception(), DeadlineExceeded)
+            assert (second.state, third.state) == (RequestState.QUEUED,) * 2
+            await asyncio.sleep(22)
+            assert isinstance(third.exception(), DeadlineExceeded)
+            assert third.exception().cost_nusd > 0  # what its request has cost so far
+            assert not second.done()
+            second.cancel()
+
+    run(main())
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_key_that_was_refused_may_be_asked_again(store):
+    async def main():
+        provider = Bench()
+        async with opened(store, provider) as (s, _):
+            request = ask(1, key="k", budget="team")
+            with pytest.raises(BudgetExceeded):
+                await s.run(request, on_exceeded="raise")
+            patient = s.submit(request)
+            await asyncio.sleep(1)
+            assert patient.state is RequestState.PARKED
+            await s.set_limit("team", "$1")
+            return (await patient).cost_nusd, len(provider.sent)
+
+    assert run(main()) == (60, 1)
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_another_model_is_asked_only_if_all_would_take_its_answer(store):
+    async def main(second: str):
+        provider = Bench()
+        budgets = [Budget("big", "$0", models=["m"]), Budget("rest", "$1", models=["small"])]
+        async with opened(store, provider, budgets=budgets) as (s, _):
+            request = ask(1, key="k", fallback=["small"])
+            both = [s.submit(request, on_exceeded=each) for each in (second, "fallback")]
+            await asyncio.wait(both, timeout=5)
+            return [each.body["model"] for each in provider.sent], [each.state for each in both]
+
+    assert run(main("fallback")) == (["small"], [RequestState.SUCCEEDED] * 2)
+    assert run(main("raise")) == (["small"], [RequestState.FAILED, RequestState.SUCCEEDED])
+    assert run(main("wait")) == ([], [RequestState.PARKED] * 2)
+
+
+def test_each_gets_their_own_metadata_back():
+    async def main():
+        async with opened("sqlite", Bench(), budgets=()) as (s, _):
+            futures = [s.submit(ask(1, key="k", metadata={"row": n})) for n in range(3)]
+            found = [each.metadata for each in await asyncio.gather(*futures)]
+            return [*found, (await s.run(ask(1, key="k", metadata="late"))).metadata]
+
+    assert run(main()) == [{"row": 0}, {"row": 1}, {"row": 2}, "late"]
+
+
+def test_another_process_tells_how_its_request_is_doing():
+    async def main():
+        async with opened("two processes", Bench()) as (here, there):
+            first = here.submit(ask(1, key="k", budget="team", seconds=5))
+            await asyncio.sleep(1)
+            second = there.submit(ask(1, key="k", budget="team", seconds=5))
+            await asyncio.sleep(1)
+            assert (second.state, second.parked) == (RequestState.PARKED, first.parked)
+            await here.set_limit("team", "$1")
+            await asyncio.sleep(1)
+            assert (second.state, second.parked) == (RequestState.RUNNING, None)
+            return (await second).cost_nusd
+
+    assert run(main()) == 60
+
+
+PATIENCE = st.one_of(st.none(), st.integers(0, 5))
+TERMS = st.lists(
+    st.builds(Terms, st.integers(0, 3), st.sampled_from(["wait", "raise", "fallback"]), PATIENCE),
+    min_size=1,
+)
+
+
+@given(TERMS, st.randoms())
+def test_what_terms_are_together_does_not_depend_on_who_came_first(terms, random):
+    whole = together(terms)
+    shuffled = random.sample(terms, len(terms))
+
+    assert together(shuffled) == whole == together([*terms, whole])
+    assert whole.priority in {each.priority for each in terms}
+    assert all(whole.priority <= each.priority for each in terms)
+    assert not whole.is_over(3) or all(each.is_over(3) for each in terms)
+
+
+def test_without_the_rule_the_first_would_speak_for_all(monkeypatch):
+    monkeypatch.setattr(Twins, "join", lambda self, id, holder: self._waiters.add(id, holder))
+
+    with pytest.raises(AssertionError):
+        check("memory", [Caller(0.0), Caller(1.0, patience_s=3.25)], None)
+    with pytest.raises(AssertionError):
+        check("memory", [Caller(0.0), Caller(1.0, on_exceeded="raise")], 10.0)
