@@ -32,6 +32,7 @@ LAYERS = [
         "stats",
         "events",
         "suspense",
+        "texts",
         "marks",
         "limits",
         "meters",

@@ -31,6 +31,7 @@ from scheduler.gates import Gates, GateStatus, Heard, Report
 from scheduler.ledger import Crossing
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.texts import check_names
 
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.
@@ -376,12 +377,13 @@ class Store(ABC):
     async def changed(self, now_ms: int) -> bool:
         """Whether another process wrote since the last look; also renews the lease."""
 
-    def prepare(self, new: NewRequest) -> None:  # noqa: B027 - optional
+    def prepare(self, new: NewRequest) -> None:
         """Check, before it is queued, that a request can be stored.
 
         Raises:
             ConfigError: It cannot; nothing was queued.
         """
+        check_names(new.request)
 
     def use(self, gates: Gates) -> None:
         """Decide by these gates, too: a turn hears its settlements' reports and takes from them.

@@ -41,6 +41,7 @@ from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.memory_rows import Hold, Row
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again, keep_line
+from scheduler.texts import words
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
@@ -197,8 +198,8 @@ class MemoryStore(Store):
         is_posted, was_posted = new is ReservationState.POSTED, old is ReservationState.POSTED
         hold.nusd, hold.tokens = (settlement.nusd, settlement.tokens) if is_posted else (0, 0)
         hold.is_assumed, hold.settled_at_ms = settlement.is_assumed, now_ms
-        hold.provider_id = settlement.provider_id or hold.provider_id
-        hold.why = settlement.why or hold.why
+        hold.provider_id = words(settlement.provider_id) or hold.provider_id
+        hold.why = words(settlement.why) or hold.why
         self._unknown.pop(hold.id, None)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold

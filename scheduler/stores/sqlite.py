@@ -272,6 +272,9 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as exc:
             raise _translate(exc, self.path) from exc
+        except UnicodeEncodeError as exc:
+            problem = f"{exc.object[exc.start : exc.end]!a} cannot be stored in {self.path}"
+            raise ConfigError("text", problem) from None
         except OSError as exc:
             raise StoreError(f"{self.path}: {exc.strerror or exc}") from exc
 
@@ -283,6 +286,7 @@ class SqliteStore(Store):
 
     def prepare(self, new: NewRequest) -> None:
         """Write the request as JSON, on the caller's time."""
+        super().prepare(new)
         new.payload = encode_request(new.request)
 
     async def turn(self, turn: Turn) -> TurnResult:
@@ -525,6 +529,8 @@ def _reading(
 
 def _check_file(path: Path, create: bool) -> None:
     """Clear errors for what SQLite would only call 'unable to open database file'."""
+    if "\0" in str(path):
+        raise ConfigError("store", f"{str(path)!r} is not the name of a file")
     if path.is_dir():
         raise StoreForeign(f"{path} is a folder; name a file with --store sqlite:///FILE.db")
     if not path.exists():
