@@ -3,7 +3,8 @@
 Everything happens in plain dictionaries within one call, without threads or
 awaiting, so it is exact under virtual time. Nothing survives the process. What was
 settled long ago is folded into sums, so memory does not grow with requests that
-are done, except for those with a key: a key's outcome is remembered.
+are done. Of those with a key the outcomes are remembered, without what was asked, and
+no more of them than a stated number: the oldest are forgotten, and their keys are free again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
-from scheduler.errors import BudgetUnknown
+from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
@@ -39,6 +40,7 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.memory_ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory_rows import Hold, Row
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again, keep_line
 from scheduler.texts import words
@@ -60,9 +62,17 @@ _Entry = tuple[int, int]  # request id, ticket: stale once the row has another t
 
 
 class MemoryStore(Store):
-    """A store that lives and dies with its process; see the module."""
+    """A store that lives and dies with its process; see the module.
 
-    def __init__(self) -> None:
+    Args:
+        keep_finished: Most requests with keys whose outcomes are remembered. None: all, until
+            they are pruned. With an attempt whose outcome is unknown they stay beyond that.
+    """
+
+    def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
+        if keep_finished is not None and keep_finished < 0:
+            raise ConfigError("keep_finished", f"{keep_finished} is below 0")
+        self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._now_ms = 0
         self._rows: dict[int, Row] = {}
@@ -256,8 +266,11 @@ class MemoryStore(Store):
         row.ended_at_ms = self._now_ms
         if row.request.key is None:
             del self._rows[row.id]
-        else:
-            self._undelivered[row.id] = row
+            return
+        row.request = self._finished.outline(row.request)
+        self._undelivered[row.id] = row
+        if self._finished.add(row.id):
+            self._forget_oldest()
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
         lane = row.lane
@@ -286,7 +299,6 @@ class MemoryStore(Store):
         return True
 
     def _drop(self, row: Row, state: RequestState, now_ms: int) -> None:
-        """End a request that waits."""
         self._leave_lane(row, now_ms)
         row.state = state
         self._end(row)
@@ -480,8 +492,7 @@ class MemoryStore(Store):
             self._accounts[known.id] = known.accounts
         self._of_lane.clear()
         self._journal.forget_run()
-        self._look_at_all(now_ms)
-        self._lanes.wake_all(now_ms)
+        self._lanes.wake_all(self._look_at_all(now_ms))
 
     async def budgets(self, now_ms: int) -> list[BudgetStatus]:
         self._look(now_ms)
@@ -527,23 +538,9 @@ class MemoryStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         wanted = set(states)
         rows = (row for row in self._rows.values() if row.id > after_id)
-        found = (self._queue_row(row, now_ms) for row in rows if job in (None, row.request.job))
+        found = (row.as_queue_row(now_ms) for row in rows if job in (None, row.request.job))
         ordered = sorted((row for row in found if row.state in wanted), key=lambda row: row.id)
         return ordered[:limit]
-
-    def _queue_row(self, row: Row, now_ms: int) -> QueueRow:
-        lack = row.why_parked
-        parked_ms = row.parked_ms
-        if row.state is RequestState.QUEUED and not row.is_delayed:
-            parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
-        return QueueRow(
-            id=row.id, key=row.request.key, job=row.request.job,
-            state=RequestState.PARKED if lack is not None else row.state,
-            model=row.request.model, provider=row.lane.key.provider,
-            priority=row.lane.key.priority, submitted_at_ms=row.submitted_at_ms,
-            attempts=row.attempts, ceiling_nusd=row.needs[0], cost_nusd=row.cost_nusd,
-            parked_ms=parked_ms, shortfall=lack, request=row.request, error=row.error,
-        )  # fmt: skip
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         names = {b.id: b.budget.name for b in self._budgets.values()}
@@ -625,9 +622,27 @@ class MemoryStore(Store):
                 self._remove(row)
 
     def _remove(self, row: Row) -> None:
-        """Forget one that has ended."""
-        del self._rows[row.id]
-        self._undelivered.pop(row.id, None)
+        """Forget one that has ended, but for its key."""
+        if self._rows.pop(row.id, None) is not None:
+            self._undelivered.pop(row.id, None)
+            self._finished.count -= 1
+
+    def _forget(self, row: Row) -> None:
+        """Forget one that has ended; its key is free, unless it is another's by now."""
+        self._remove(row)
+        if self._keys.get(name := (row.request.job, row.key or "")) is row:
+            del self._keys[name]
+
+    def _forget_oldest(self) -> None:
+        """More have ended than are kept: forget what is oldest, but nothing that is still open."""
+        for request_id in self._finished.oldest():
+            row = self._rows.get(request_id)
+            if row is None or row.is_live:
+                continue  # it was forgotten, or asked again, and is told again when it ends
+            if row.id in self._open:
+                self._finished.put_back(row.id)
+            else:
+                self._forget(row)
 
     async def delivered(self, ids: Sequence[int]) -> None:
         for request_id in ids:
@@ -660,8 +675,7 @@ class MemoryStore(Store):
             self._end_sweep()
             raise
         for row in found:
-            self._remove(row)
-            self._keys.pop((row.request.job, row.key or ""), None)
+            self._forget(row)
         if len(page) < limit:
             self._end_sweep()
         return page
