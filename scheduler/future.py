@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
 from scheduler.providers.base import Emit, Send
-from scheduler.request import Priority, Request, RequestState, Response
+from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
-from scheduler.terms import Terms
+from scheduler.terms import Terms, terms_in
 
 
 class Keeper(Protocol):
@@ -40,9 +40,6 @@ def explain(error: BaseException, waiting: Parked | None) -> None:
         error.add_note(note)
 
 
-PLAIN = Terms(Priority.NORMAL, "wait")
-
-
 class RequestFuture(asyncio.Future[Response]):
     """An `asyncio.Future` that also tells how its request is doing.
 
@@ -53,13 +50,13 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "_note", "context", "emit", "is_running", "lack", "lane", "let_flow", "request",
-        "request_id", "send", "terms",
+        "_keeper", "_note", "_submitted_to", "_terms", "context", "emit", "expires_at_ms",
+        "is_running", "lack", "lane", "let_flow", "request", "request_id", "send", "since_ms",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
-        loop: asyncio.AbstractEventLoop, terms: Terms = PLAIN,
+        loop: asyncio.AbstractEventLoop, terms: Terms | None = None,
     ) -> None:  # fmt: skip
         super().__init__(loop=loop)
         # The lane in which its request waits here; None: it does not, another process has it.
@@ -70,9 +67,20 @@ class RequestFuture(asyncio.Future[Response]):
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
-        self.terms = terms  # this caller's own, as it was first submitted
+        self._submitted_to, self._terms = lane, terms
+        self.expires_at_ms: int | None = None  # as it was first submitted,
+        self.since_ms = 0  # and when that was, if it expires
         self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms this caller waits, as they first said."""
+        if self._terms is None:  # seldom asked for, so made when it is
+            lane = self._submitted_to
+            assert lane is not None
+            self._terms = terms_in(lane, self.request, self.expires_at_ms, self.since_ms)
+        return self._terms
 
     @property
     def key(self) -> str | None:

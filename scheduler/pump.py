@@ -135,8 +135,9 @@ class Pump:
     def submit(self, new: NewRequest) -> RequestFuture:
         """Queue a request in the next transaction."""
         new.is_kept = True
-        since_ms = 0 if new.expires_at_ms is None else self._clock.now_ms()
-        future = RequestFuture(new.request, new.lane, self, self._loop, terms_of(new, since_ms))
+        future = RequestFuture(new.request, new.lane, self, self._loop)
+        if new.expires_at_ms is not None:
+            future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)
         return future
 
@@ -411,7 +412,7 @@ class Pump:
         if self._gives_back:
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
-        if claimed.request_id in self._waiters and not self._waiters.is_wanted(claimed.request_id):
+        if self._is_given_up(claimed.request_id, futures):
             self._flight.hand_back(claimed, RequestState.CANCELLED)
             return
         request = claimed.request
@@ -427,6 +428,11 @@ class Pump:
                     claimed.ceiling_nusd, claimed.parked_ms,
                 )
             )  # fmt: skip
+
+    def _is_given_up(self, request_id: int, futures: Sequence[RequestFuture]) -> bool:
+        if futures and not futures[0].done():
+            return False
+        return request_id in self._waiters and not self._waiters.is_wanted(request_id)
 
     def _landed(self, ended: Attempt) -> None:
         """A call has ended, or was given back unsent."""

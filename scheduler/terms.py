@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+from scheduler.admission import LaneKey
 from scheduler.intake import OnExceeded
+from scheduler.request import Request
 from scheduler.stores.base import NewRequest
 
 
@@ -43,10 +45,15 @@ class Terms(NamedTuple):
 
 def terms_of(new: NewRequest, since_ms: int = 0) -> Terms:
     """The terms of a submission."""
+    return terms_in(new.lane, new.request, new.expires_at_ms, since_ms)
+
+
+def terms_in(lane: LaneKey, request: Request, expires_at_ms: int | None, since_ms: int) -> Terms:
+    """The terms of a request that was submitted to a lane."""
     on_exceeded: OnExceeded = "wait"
-    if not new.lane.may_wait:
-        on_exceeded = "fallback" if new.request.fallback else "raise"
-    return Terms(new.lane.priority, on_exceeded, new.expires_at_ms, since_ms)
+    if not lane.may_wait:
+        on_exceeded = "fallback" if request.fallback else "raise"
+    return Terms(lane.priority, on_exceeded, expires_at_ms, since_ms)
 
 
 def together(terms: Collection[Terms]) -> Terms:

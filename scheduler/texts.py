@@ -37,12 +37,13 @@ def check_name(what: str, name: object) -> None:
 
 def check_names(request: Request) -> None:
     """Refuse a request whose names no store could find again. Raises `ConfigError`."""
-    if request.key is not None:
-        check_name("key", request.key)
-    if request.job != "":
-        check_name("job", request.job)
-    if not request.model.isascii():
-        check_name("model", request.model)
+    key, job, model = request.key, request.job, request.model
+    if key is not None and not (key.__class__ is str and key.isascii()):
+        check_name("key", key)
+    if job != "" and not (job.__class__ is str and job.isascii()):
+        check_name("job", job)
+    if not model.isascii():
+        check_name("model", model)
 
 
 def words(said: object) -> str | None:

@@ -51,6 +51,8 @@ class Waiters:
             self._twins.setdefault(request_id, []).append(holder)
             return False
         self._first[request_id] = holder
+        if isinstance(holder, Enqueued):
+            self._twins[request_id] = []
         return True
 
     def of(self, request_id: int) -> Sequence[RequestFuture]:
@@ -58,7 +60,9 @@ class Waiters:
         first = self._first.get(request_id)
         if first is None:
             return ()
-        twins = self._twins.get(request_id, ()) if self._twins else ()
+        twins = self._twins.get(request_id) if self._twins else None
+        if twins is None:
+            return (first,)  # type: ignore[return-value]  # an `Enqueued` is noted with its twins
         return [each for each in (first, *twins) if isinstance(each, RequestFuture)]
 
     def holders(self, request_id: int) -> Sequence[Holder]:
