@@ -69,6 +69,10 @@ class Surviving(MemoryStore):
         self._enqueue(row, now_ms)
         return Submitted(row.id)
 
+    def _is_expiring(self, at_ms: int, request_id: int) -> bool:
+        """Nobody's requests expire with whoever takes them over, on terms of their own."""
+        return request_id not in self._orphans and super()._is_expiring(at_ms, request_id)
+
     def _answered_late(self, row: Any, settlement: Settlement, now_ms: int) -> None:
         if row.id in self._orphans:
             self._orphans.discard(row.id)
