@@ -133,6 +133,7 @@ class Twins:
                 continue
             waiters.shared[request_id] = request, terms
             return new
+        self.holds.discard(request_id)  # nobody is left: the next refusal is the last
         return None
 
     def _prepared(self, request: Request, terms: Terms) -> NewRequest:
