@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Protocol
 
 from scheduler.admission import LaneKey, Shortfall
@@ -12,6 +13,7 @@ from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
 from scheduler.providers.base import Emit, Send
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
+from scheduler.terms import Terms, terms_in
 
 
 class Keeper(Protocol):
@@ -48,15 +50,16 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "_note", "context", "emit", "expires_at_ms", "is_running", "lane", "let_flow",
-        "request", "request_id", "send",
+        "_keeper", "_note", "_submitted_to", "_terms", "context", "emit", "expires_at_ms",
+        "is_running", "lack", "lane", "let_flow", "request", "request_id", "send", "since_ms",
     )  # fmt: skip
 
     def __init__(
         self, request: Request, lane: LaneKey | None, keeper: Keeper | None,
-        loop: asyncio.AbstractEventLoop,
+        loop: asyncio.AbstractEventLoop, terms: Terms | None = None,
     ) -> None:  # fmt: skip
         super().__init__(loop=loop)
+        # The lane in which its request waits here; None: it does not, another process has it.
         self.request, self.lane, self._keeper = request, lane, keeper
         self.request_id: int | None = None  # None until it is in the store
         self.is_running = False
@@ -64,8 +67,20 @@ class RequestFuture(asyncio.Future[Response]):
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
-        self.expires_at_ms: int | None = None  # as it was first submitted
+        self._submitted_to, self._terms = lane, terms
+        self.expires_at_ms: int | None = None  # as it was first submitted,
+        self.since_ms = 0  # and when that was, if it expires
+        self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms this caller waits, as they first said."""
+        if self._terms is None:  # seldom asked for, so made when it is
+            lane = self._submitted_to
+            assert lane is not None
+            self._terms = terms_in(lane, self.request, self.expires_at_ms, self.since_ms)
+        return self._terms
 
     @property
     def key(self) -> str | None:
@@ -90,9 +105,9 @@ class RequestFuture(asyncio.Future[Response]):
     @property
     def parked(self) -> Shortfall | None:
         """Why the request is parked, how much is missing and until when; None: it is not."""
-        if self.done() or self.is_running or self.lane is None or self._keeper is None:
+        if self.done() or self.is_running or self._keeper is None:
             return None
-        return self._keeper.why_parked(self.lane)
+        return self.lack if self.lane is None else self._keeper.why_parked(self.lane)
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel the request; see the class for what that costs."""
@@ -132,12 +147,18 @@ class RequestFuture(asyncio.Future[Response]):
             self.set_exception(error)
             self.exception()  # read, so that asyncio does not complain
 
+    def answer(self, response: Response) -> None:
+        """End with a response: that of its request, whoever asked for its key first."""
+        if response.metadata is not self.request.metadata:
+            response = replace(response, metadata=self.request.metadata)
+        self.set_result(response)
+
     def finish(self, finished: Finished) -> None:
         """End with what the store knows of the request."""
         if self.done():
             return
         if finished.response is not None:
-            self.set_result(finished.response)
+            self.answer(finished.response)
             return
         error = CallFailed((finished.error or {}).get("message", finished.state.value))
         error.attempts, error.cost_nusd = finished.attempts, finished.cost_nusd

@@ -31,6 +31,7 @@ from scheduler.providers.known import KNOWN
 from scheduler.request import Priority, Quote, Request
 from scheduler.routing import Router
 from scheduler.stores.base import NewRequest
+from scheduler.texts import check_name
 
 MAX_CEILING = MAX_USD * NUSD_PER_USD  # no request may cost, or take tokens, beyond any sense
 OnExceeded = Literal["wait", "raise", "fallback"]
@@ -137,6 +138,7 @@ class Intake:
 
     def add(self, provider: Provider) -> None:
         """Have one provider more. Raises `ConfigError` if there is one of that name."""
+        check_name("providers", provider.name)
         if provider.name in self.providers:
             raise ConfigError("providers", f"there is one of the name {provider.name!r}")
         self.providers[provider.name] = provider
@@ -181,7 +183,7 @@ class Intake:
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""
         request = self._as_sent(request)
-        digest = request.digest() if request.key is not None else ""
+        digest = _digest(request) if request.key is not None else ""
         called, on_exceeded = request.model, on_exceeded or self._on_exceeded
         request, provider, quote = self._taken(request, on_exceeded)
         priority = request.priority
@@ -314,12 +316,22 @@ def asked_of(request: Request, provider: Provider, called: str) -> Asked:
     )
 
 
+def _digest(request: Request) -> str:
+    try:
+        return request.digest()
+    except (TypeError, ValueError, RecursionError) as exc:
+        problem = f"has a key, and a body that cannot be written as JSON: {exc}; nothing was sent"
+        raise ConfigError("request", problem) from None
+
+
 def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:
     found = [providers] if isinstance(providers, Provider) else list(providers)
     if not found:
         from scheduler.providers.openai import OpenAI
 
         found = [OpenAI()]
+    for provider in found:
+        check_name("providers", provider.name)
     named = {provider.name: provider for provider in found}
     if len(named) < len(found):
         raise ConfigError("providers", "two of them have the same name")

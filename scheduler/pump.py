@@ -22,7 +22,6 @@ from scheduler.declared import follow
 from scheduler.elsewhere import Elsewhere
 from scheduler.errors import (
     CallFailed,
-    DeadlineExceeded,
     KeyConflict,
     RateLimited,
     SchedulerClosed,
@@ -32,7 +31,7 @@ from scheduler.errors import (
 from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
-from scheduler.notices import Notices, brief, sentence
+from scheduler.notices import Notices, sentence
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
@@ -40,10 +39,8 @@ from scheduler.retry import Retry
 from scheduler.steady import Steady, is_running, raise_in
 from scheduler.stores.base import (
     Claimed,
-    ExpiredRequest,
     NewRequest,
     Outcome,
-    Refused,
     Settlement,
     Store,
     Submitted,
@@ -51,8 +48,11 @@ from scheduler.stores.base import (
     TurnResult,
 )
 from scheduler.tally import Tally
+from scheduler.terms import terms_of
 from scheduler.tries import Tries
-from scheduler.waiters import Waiters
+from scheduler.twins import Twins
+from scheduler.unsent import Unsent
+from scheduler.waiters import Enqueued, Holder, Waiters
 
 logger = logger_of("scheduler.pump")
 
@@ -90,17 +90,22 @@ class Pump:
         self._cancels: list[int] = []
         self._amends: list[tuple[int, NewRequest]] = []
         # What is under way; written by the pump.
+        self._signal = asyncio.Event()
         self._waiters = Waiters()
+        self._twins = Twins(store, intake, self._waiters, self._signal.set)
         self._elsewhere = Elsewhere(
-            store, intake, self._waiters, self._submit_all_again, self._queue, self._fail
+            store, self._waiters, self._prepare_again, self._submit_all_again, self._queue
         )
         self._tries = Tries()
+        self._unsent = Unsent(
+            store, intake, self._waiters, self._twins, self._tries, self.tally, announcer,
+            self._submit_again, self._amend, self._cancel,
+        )  # fmt: skip
         self._notices = Notices(store.gates.closed_since)
         self._most = concurrency
         self._flight = Flight(
             store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
         )
-        self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
@@ -132,7 +137,8 @@ class Pump:
         """Queue a request in the next transaction."""
         new.is_kept = True
         future = RequestFuture(new.request, new.lane, self, self._loop)
-        future.expires_at_ms = new.expires_at_ms
+        if new.expires_at_ms is not None:
+            future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)
         return future
 
@@ -274,19 +280,22 @@ class Pump:
 
     async def _turn(self) -> None:
         now_ms, began_s = self._clock.now_ms(), self._loop.time()
+        for request_id, holder in self._twins.late(now_ms):
+            if request_id not in self._flight.calls:
+                self._unsent.give_up(request_id, holder, now_ms)
         inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
         # The key may have been submitted again since its caller lost interest.
         cancels = [each for each in self._cancels if not self._waiters.is_wanted(each)]
         self._cancels = []
-        amends, self._amends = self._amends, []
+        amends, self._amends = [*self._amends, *self._twins.amends()], []
         submit = [new for new, _ in inbox]
         for batch, _ in batches:
             submit += batch
         turn = Turn(
             now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._open_slots() if self._admits else None,
+            self._open_slots() if self._admits else None, self._twins.holds,
         )  # fmt: skip
         try:
             result = await self.store.turn(turn)
@@ -298,6 +307,9 @@ class Pump:
         if result.lease_ms is not None:
             self._flight.lease_until_s = began_s + result.lease_ms / 1000
         self._was_lost = self._was_lost or result.was_lost
+        for request_id, new in amends:
+            for future in self._waiters.of(request_id):
+                future.lane = new.lane
         self._apply(now_ms, inbox, batches, ended, cancels, result)
 
     def _still_wanted(self) -> list[tuple[NewRequest, RequestFuture]]:
@@ -335,17 +347,18 @@ class Pump:
             answers = result.submitted[position : position + len(batch)]
             position += len(batch)
             for new, submitted in zip(batch, answers, strict=True):
-                self._submitted(new, None, submitted)
+                self._enqueued(new, submitted)
             if not done.done():
                 done.set_result(answers)
         for refused in result.refused:
-            self._refused(refused)
+            self._unsent.refused(refused)
         for expired in result.expired:
-            self._expired(expired, now_ms)
+            self._unsent.expired(expired, now_ms)
         self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
-        self._set_timer(result.look_again_at_ms)
+        instants = (result.look_again_at_ms, self._twins.due_ms)
+        self._set_timer(min((each for each in instants if each is not None), default=None))
         if result.waiting is not None:
             arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
             self.tally.waiting = result.waiting + arrived
@@ -354,24 +367,36 @@ class Pump:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _submitted(
-        self, new: NewRequest, future: RequestFuture | None, submitted: Submitted
-    ) -> None:
+    def _enqueued(self, new: NewRequest, submitted: Submitted) -> None:
         if submitted.is_known:
             self.tally.waiting -= 1
-        if future is None:
-            return
+        held = submitted.held
+        if held is not None and not submitted.is_conflict:
+            self._twins.note_enqueued(submitted.id, held)
+            terms = terms_of(new, self._clock.now_ms())
+            self._twins.join(submitted.id, Enqueued(new.request, held.lane, terms))
+
+    def _submitted(self, new: NewRequest, future: RequestFuture, submitted: Submitted) -> None:
+        if submitted.is_known:
+            self.tally.waiting -= 1
         future.request_id = request_id = submitted.id
         if submitted.is_conflict:
             assert new.request.key is not None
             future.fail(KeyConflict(new.request.key, new.request.job))
         elif submitted.finished is not None:
             future.finish(submitted.finished)
-        elif not self._waiters.add(request_id, future):
-            future.is_running = request_id in self._flight.calls
         else:
             if submitted.is_elsewhere:
-                self._elsewhere.add(request_id, new)
+                self._waiters.add(request_id, future)
+                self._elsewhere.add(request_id, new, future)
+            elif submitted.held is not None:
+                self._twins.note_enqueued(request_id, submitted.held)
+                self._twins.join(request_id, future)
+                future.lane = submitted.held.lane
+                future.is_running = request_id in self._flight.calls
+            else:
+                self._waiters.add(request_id, future)
+                future.lane, future.is_running = new.lane, False
             if future.cancelled():
                 self.cancelled(future)
 
@@ -388,7 +413,7 @@ class Pump:
         if self._gives_back:
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
-        if futures and all(future.cancelled() for future in futures):
+        if self._is_given_up(claimed.request_id, futures):
             self._flight.hand_back(claimed, RequestState.CANCELLED)
             return
         request = claimed.request
@@ -405,6 +430,11 @@ class Pump:
                 )
             )  # fmt: skip
 
+    def _is_given_up(self, request_id: int, futures: Sequence[RequestFuture]) -> bool:
+        if futures and not futures[0].done():
+            return False
+        return request_id in self._waiters and not self._waiters.is_wanted(request_id)
+
     def _landed(self, ended: Attempt) -> None:
         """A call has ended, or was given back unsent."""
         self._ended.append(ended)
@@ -413,6 +443,8 @@ class Pump:
     def _sender_of(self, request_id: int, provider: Provider) -> tuple[Send, bool]:
         """Who makes the call: whoever submitted it, if they said so (True), else its provider."""
         for future in self._waiters.of(request_id):
+            if future.done():
+                continue
             if future.send is not None:
                 return future.send, True
             if future.emit is not None:
@@ -421,7 +453,7 @@ class Pump:
 
     def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
         """Where a call runs: in its caller's context, if they make it themselves."""
-        found = (future.context for future in futures if future.context is not None)
+        found = (each.context for each in futures if each.context is not None and not each.done())
         context = next(found, None)
         return None if context is None else context.copy()
 
@@ -452,8 +484,9 @@ class Pump:
             for future in self._waiters.of(claimed.request_id):
                 future.is_running = False
                 if future.cancelled():
-                    self._cancels.append(claimed.request_id)
-                    self._signal.set()
+                    self._cancel(claimed.request_id)
+            for holder in self._twins.late_of(claimed.request_id, now_ms):
+                self._unsent.give_up(claimed.request_id, holder, now_ms)
         else:
             tally.ended[settlement.state] += 1
             self._tries.forget(claimed.request_id)
@@ -496,74 +529,46 @@ class Pump:
             if future.done():
                 continue
             if ended.response is not None:
-                future.set_result(ended.response)
+                future.answer(ended.response)
             elif ended.error is not None:
                 future.set_exception(ended.error)
             else:
                 self._submit_again(future)  # who cancelled it was somebody else
 
-    def _submit_again(self, future: RequestFuture) -> None:
+    def _submit_again(self, holder: Holder) -> None:
+        future = holder if isinstance(holder, RequestFuture) else self._stand_in(holder)
         try:
-            may_wait = future.lane is None or future.lane.may_wait
-            new = self._intake.prepare(future.request, "wait" if may_wait else "raise")
-            self.store.prepare(new)
+            new = self._prepare_again(future)
         except SchedulerError as error:
             future.fail(error)
             return
-        new.is_kept = True
-        new.expires_at_ms = future.expires_at_ms  # it has waited since it was first submitted
         self._queue(new, future)
+
+    def _stand_in(self, enqueued: Enqueued) -> RequestFuture:
+        """A future in place of somebody who has none; nobody looks at it."""
+        future = RequestFuture(enqueued.request, None, self, self._loop, enqueued.terms)
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    def _amend(self, request_id: int, new: NewRequest) -> None:
+        self._amends.append((request_id, new))
+        self._signal.set()
+
+    def _cancel(self, request_id: int) -> None:
+        self._cancels.append(request_id)
+        self._signal.set()
+
+    def _prepare_again(self, future: RequestFuture) -> NewRequest:
+        """Its request on its own terms: it has waited since it was first submitted."""
+        new = self._intake.prepare(future.request, future.terms.on_exceeded)
+        self.store.prepare(new)
+        new.is_kept, new.expires_at_ms = True, future.terms.expires_at_ms
+        return new
 
     def _queue(self, new: NewRequest, future: RequestFuture) -> None:
         self._inbox.append((new, future))
         self.tally.waiting += 1
         self._signal.set()
-
-    def _refused(self, refused: Refused) -> None:
-        """It does not fit and may not wait: ask another model, if the user said so."""
-        if refused.request.fallback:
-            try:
-                new = self._intake.prepare_instead(refused.request, refused.lack)
-                self.store.prepare(new)
-            except SchedulerError as exc:  # its price or budget is no longer there
-                self._fail(refused.id, exc)
-                self._cancels.append(refused.id)
-            else:
-                futures = self._waiters.of(refused.id)
-                new.is_kept = bool(futures)
-                for future in futures:
-                    future.lane = new.lane
-                self._amends.append((refused.id, new))
-            self._signal.set()
-            return
-        self.tally.end_waiting(RequestState.FAILED)
-        error = refused.lack.as_error()
-        self._fail(refused.id, self._tries.ended(refused.id, error, "it may not wait for money"))
-
-    def _expired(self, expired: ExpiredRequest, now_ms: int) -> None:
-        self.tally.end_waiting(RequestState.EXPIRED)
-        tried = self._tries.of(expired.id)
-        cost_nusd = 0 if tried is None else tried.error.cost_nusd
-        error = DeadlineExceeded(expired.waited_ms, self._why_late(expired, now_ms), cost_nusd)
-        self._tries.forget(expired.id)
-        if self.announcer.hears(events.Expired):
-            self.announcer.emit(events.Expired(now_ms, expired.id, expired.key, expired.job, error))
-        self._fail(expired.id, error)
-
-    def _why_late(self, expired: ExpiredRequest, now_ms: int) -> str:
-        """What a request waited for when its time was over."""
-        if expired.lack is not None:
-            return f"parked: {brief(expired.lack)}"
-        tried = self._tries.of(expired.id)
-        if tried is not None:
-            return f"between attempts; the last: {tried.error}"
-        gates = self.store.gates.statuses(now_ms)
-        lanes = [each.lane for each in self._waiters.of(expired.id) if each.lane is not None]
-        held = [
-            each.sentence for each in gates if lanes and each.provider == lanes[0].provider
-            and each.model in ("", lanes[0].model)
-        ]  # fmt: skip
-        return held[0] if held else "all places were taken"
 
     def _fail(self, request_id: int, error: SchedulerError) -> None:
         for future in self._waiters.take(request_id):
@@ -621,16 +626,16 @@ class Pump:
         request_id = future.request_id
         if request_id is None:
             return  # still in the inbox: seen when it was submitted
-        if self._waiters.is_wanted(request_id):
-            return  # by somebody else
+        if self._waiters.is_wanted(request_id):  # by somebody else
+            self._twins.leave(request_id)
+            return
         if request_id in self._elsewhere:  # not ours to cancel
             self._elsewhere.forget(request_id)
             self._waiters.take(request_id)
         elif request_id in self._flight.calls:
             self._flight.cancel(request_id)
         else:
-            self._cancels.append(request_id)
-            self._signal.set()
+            self._cancel(request_id)
 
     async def _poll(self) -> None:
         """Notice what other processes changed; keep the lease while there is work."""
@@ -658,6 +663,8 @@ class Pump:
                     self._signal.set()
                     await follow(self.store, self._intake.book, self._clock.now_ms())
                     await self._elsewhere.look()
+                now_ms = self._clock.now_ms()
+                await self._elsewhere.follow(now_ms, partial(self._unsent.give_up, now_ms=now_ms))
             except Exception as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
 

@@ -42,6 +42,7 @@ from scheduler.retry import ATTEMPTS, PATIENCE, Retry, plain_retry
 from scheduler.stats import Stats
 from scheduler.stores import open_store
 from scheduler.stores.base import (
+    Archive,
     NewRequest,
     Outcome,
     Settlement,
@@ -50,6 +51,7 @@ from scheduler.stores.base import (
     Submitted,
     Unknown,
 )
+from scheduler.stores.memory_ended import KEEP_FINISHED
 from scheduler.stream import ResponseStream
 from scheduler.tally import Tally
 
@@ -94,6 +96,9 @@ class Scheduler(Adoption):
             `retry_wait_s`; a provider's own comes first.
         store_prompts: What of a request a durable store keeps on the disk: ``"full"``,
             ``"hash"`` or ``"none"``; see `StorePrompts` for what that costs.
+        keep_finished: Most requests with keys whose outcomes a store in memory keeps; then the
+            oldest are forgotten: asked again they are sent, and paid, again. None: all of them. A
+            file keeps all; see `prune`.
         clock: Tells the time. None: the computer's clock.
         poll_interval: How often to look for changes by other processes.
 
@@ -121,6 +126,7 @@ class Scheduler(Adoption):
         retry_wait_s: Callable[[int], float] | None = None,
         retry: Retry | None = None,
         store_prompts: StorePrompts = "full",
+        keep_finished: int | None = KEEP_FINISHED,
         clock: Clock | None = None,
         poll_interval: Duration = 0.2,
     ) -> None:
@@ -135,9 +141,11 @@ class Scheduler(Adoption):
         if isinstance(store, Store):
             if store_prompts != "full":
                 raise ConfigError("store_prompts", "is set on the store that was given")
+            if keep_finished != KEEP_FINISHED:
+                raise ConfigError("keep_finished", "is set on the store that was given")
             self.store: Store = store
         else:
-            self.store = open_store(store, store_prompts=store_prompts)
+            self.store = open_store(store, store_prompts=store_prompts, keep_finished=keep_finished)
         self.concurrency, self.max_queue = concurrency, max_queue
         self._clock = clock or SystemClock()
         if not isinstance(prices, PriceBook):
@@ -519,6 +527,34 @@ class Scheduler(Adoption):
         needed = self.store.gates.probe(provider)
         pump.wake()
         return needed
+
+    async def prune(
+        self, older_than: Duration, *, undelivered: bool = True, archive: Archive | None = None
+    ) -> int:
+        """Forget requests that ended longer ago, and their answers; no balance changes.
+
+        Their keys are free: asked again they are sent, and paid, again. What waits, runs, or has
+        an unknown outcome stays. Requests without a key are forgotten by themselves in memory, in
+        a file by this.
+
+        Args:
+            older_than: How long ago they ended at least, e.g. ``"7d"``.
+            undelivered: Also those whose answers never reached a results file, as all that were
+                not asked by ``scheduler run``. False: only lines of batches that were written.
+            archive: Called with what is forgotten, a page at a time, before it is, on the store's
+                own thread; what it raises leaves the page as it was.
+
+        Returns:
+            How many were forgotten.
+        """
+        self._pump_here()
+        count, before_ms = 0, self._clock.now_ms() - parse_duration_ms(older_than, "older_than")
+        while page := await self.store.prune(
+            before_ms, self._clock.now_ms(), undelivered=undelivered, archive=archive
+        ):
+            count += len(page)
+            await asyncio.sleep(0)  # others have their turns meanwhile
+        return count
 
     # What nobody knows
 

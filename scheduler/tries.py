@@ -70,14 +70,20 @@ class Tries:
             self._tried.pop(request_id, None)
 
     def ended(self, request_id: int, error: SchedulerError, why: str) -> SchedulerError:
-        """What to tell of a request that ends while it waits.
+        """What to tell of a request that ends while it waits; it is forgotten then.
 
         Args:
             request_id: Which one.
             error: What it would hear if it had never been tried.
             why: Why there is no further attempt.
         """
-        tried = self._tried.pop(request_id, None) if self._tried else None
+        error = self.left(request_id, error, why)
+        self.forget(request_id)
+        return error
+
+    def left(self, request_id: int, error: SchedulerError, why: str) -> SchedulerError:
+        """As `ended`, for one caller of a request that waits on for others."""
+        tried = self._tried.get(request_id) if self._tried else None
         if tried is None or not tried.error.cost_nusd or not isinstance(error, RequestRejected):
             return error
         last = tried.error

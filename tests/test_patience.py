@@ -182,7 +182,7 @@ def test_time_does_not_begin_anew_when_a_request_is_submitted_again():
     run(main())
 
 
-async def test_a_key_taken_over_from_a_lost_process_keeps_its_first_deadline(tmp_path):
+async def test_who_takes_a_key_over_from_a_lost_process_waits_on_their_own_terms(tmp_path):
     from scheduler.stores.process import Process
 
     ours, theirs = SqliteStore(tmp_path / "s.db"), SqliteStore(tmp_path / "s.db")
@@ -201,7 +201,7 @@ async def test_a_key_taken_over_from_a_lost_process_keeps_its_first_deadline(tmp
             other.submit(ask(2, key="plain", deadline="1h"))
             await asyncio.sleep(0.1)
             assert not again.done()
-            assert _expiries(tmp_path)[0] == expires_ms
+            assert _expiries(tmp_path)[0] > expires_ms + 3_000_000
             assert _expiries(tmp_path)[1] is not None
         for future in (first, plain):
             future.cancel()

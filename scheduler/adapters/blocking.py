@@ -26,10 +26,10 @@ from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
 from scheduler.plain import logger_of
-from scheduler.request import Quote, Request, Response, StreamEvent
+from scheduler.request import Duration, Quote, Request, Response, StreamEvent
 from scheduler.scheduler import Scheduler
 from scheduler.stats import Stats
-from scheduler.stores.base import Unknown
+from scheduler.stores.base import Archive, Unknown
 
 if TYPE_CHECKING:
     from scheduler import events
@@ -360,6 +360,14 @@ class BlockingScheduler:
     def resume(self, name: str) -> None:
         """Admit on a paused budget again."""
         self._do(self.scheduler.resume, name)
+
+    def prune(
+        self, older_than: Duration, *, undelivered: bool = True, archive: Archive | None = None
+    ) -> int:
+        """Forget requests that ended longer ago; see `Scheduler.prune`."""
+        prune = partial(self.scheduler.prune, undelivered=undelivered, archive=archive)
+        count: int = self._do(prune, older_than)
+        return count
 
     def suspended(self) -> Sequence[Unknown]:
         """Attempts whose outcome nobody knows; see `Scheduler.suspended`."""

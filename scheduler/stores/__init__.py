@@ -7,10 +7,15 @@ from pathlib import Path
 from scheduler.errors import ConfigError
 from scheduler.plain import without_password
 from scheduler.stores.base import Store, StorePrompts
+from scheduler.stores.memory_ended import KEEP_FINISHED
 
 
 def open_store(
-    url: str | Path | None = None, *, create: bool = True, store_prompts: StorePrompts = "full"
+    url: str | Path | None = None,
+    *,
+    create: bool = True,
+    store_prompts: StorePrompts = "full",
+    keep_finished: int | None = KEEP_FINISHED,
 ) -> Store:
     """Make the store a URL names; it still has to be opened.
 
@@ -20,6 +25,7 @@ def open_store(
         create: Whether opening may create the file. If not, a file that cannot be written may
             be looked at all the same.
         store_prompts: What of a request goes to the disk; see `StorePrompts`.
+        keep_finished: Most outcomes of keys that one in memory keeps; a file keeps all.
 
     Raises:
         ConfigError: Nothing known by that name.
@@ -27,7 +33,12 @@ def open_store(
     if url is None or url == "memory://":
         from scheduler.stores.memory import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(keep_finished)
+    if keep_finished != KEEP_FINISHED:
+        raise ConfigError(
+            "keep_finished",
+            "is of stores in memory; a file keeps what has ended until it is pruned",
+        )
     from scheduler.stores.sqlite import SqliteStore
 
     if isinstance(url, Path):

@@ -19,18 +19,19 @@ A store's promises, checked by one suite for all of them (`scheduler.testing`):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.budget import Budget
-from scheduler.errors import ConfigError
+from scheduler.errors import BudgetExceeded, ConfigError
 from scheduler.gates import Gates, GateStatus, Heard, Report
 from scheduler.ledger import Crossing
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.texts import check_names
 
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.
@@ -58,6 +59,7 @@ class NewRequest:
     Attributes:
         digest: Fingerprint of what would be sent; only requests with a key have one.
         expires_at_ms: When it is dropped if it was not sent by then; None: never.
+        keeps_time: Of one that is amended: it is dropped when it would have been before.
         retry_failed: Queue a key again that failed before; otherwise a known key gives
             back what is known.
         is_kept: Somebody waits for it in this process: the request may stay in memory.
@@ -72,6 +74,7 @@ class NewRequest:
     expected_nusd: int = 0
     digest: str = ""
     expires_at_ms: int | None = None
+    keeps_time: bool = False
     retry_failed: bool = False
     is_kept: bool = False
     payload: str | None = None
@@ -90,6 +93,38 @@ class Finished:
     cost_nusd: int = 0
     attempts: int = 0
     digest: str = ""  # of what was asked; empty: not kept
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether it ended because of its callers' own terms: another may ask for its key anew."""
+        gave_up = self.state in (RequestState.CANCELLED, RequestState.EXPIRED)
+        return gave_up or is_refusal(self.error)
+
+
+REFUSED = "budget_exceeded"
+
+
+def refusal(lack: Shortfall) -> dict[str, str]:
+    """The error of a request that did not fit and was not allowed to wait, as it is stored."""
+    return {"code": REFUSED, "message": lack.reason.value, "type": BudgetExceeded.__name__}
+
+
+def is_refusal(error: Mapping[str, Any] | None) -> bool:
+    """Whether a stored error is a `refusal`."""
+    if error is None or error.get("code") != REFUSED:
+        return False
+    return bool(error.get("type", BudgetExceeded.__name__) == BudgetExceeded.__name__)
+
+
+class Picture(NamedTuple):
+    """How a request is doing, whichever process has it.
+
+    `lack`: why it is parked; None: it is not.
+    """
+
+    id: int
+    state: RequestState
+    lack: Shortfall | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +155,7 @@ class Submitted:
         is_elsewhere: The key waits or runs in another live process, which will finish it.
         submitted_at_ms: When a known key was first submitted.
         finished: The outcome, if the key has one already.
+        held: The request of a known key as it waits or runs in this process; None: it does not.
     """
 
     id: int
@@ -129,6 +165,7 @@ class Submitted:
     is_elsewhere: bool = False
     submitted_at_ms: int = 0
     finished: Finished | None = None
+    held: NewRequest | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -230,8 +267,10 @@ class Turn:
     """Everything that waits to be written, and room for what may start.
 
     Attributes:
-        amend: Requests that wait, and what to ask in their place.
+        amend: Requests that live, and what to ask in their place, on which terms. Whoever waits
+            keeps their age, and their place in line for money.
         slots: Free places per provider; None: claim nothing.
+        holds: Requests that live on when they are refused, since others hold them who may wait.
     """
 
     now_ms: int
@@ -240,6 +279,7 @@ class Turn:
     submit: Sequence[NewRequest] = ()
     cancel: Sequence[int] = ()
     slots: Mapping[str, int] | None = None
+    holds: Container[int] = ()
 
 
 class Refused(NamedTuple):
@@ -256,6 +296,7 @@ class ExpiredRequest:
 
     Attributes:
         lack: What it was parked for; None: it was not parked.
+        expires_at_ms: When its time was over.
     """
 
     id: int
@@ -263,6 +304,7 @@ class ExpiredRequest:
     key: str | None
     job: str
     lack: Shortfall | None = None
+    expires_at_ms: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
@@ -282,7 +324,8 @@ class TurnResult:
         settled: Whether each settlement was the first for its reservation.
         cancelled: Whether each request was still waiting, and is now cancelled.
         refused: Requests that were not allowed to wait, with what lacked. Final, but for those
-            with a `Request.fallback`: these still wait, and are to be amended in the next turn.
+            with a `Request.fallback` and those that others hold: these still wait, and are to be
+            amended in the next turn.
         expired: Requests whose time ran out unsent. Final.
         look_again_at_ms: When a claim could do more without anything else happening.
         lease_ms: How long from the turn's `now_ms` others leave this process's claims
@@ -352,12 +395,13 @@ class Store(ABC):
     async def changed(self, now_ms: int) -> bool:
         """Whether another process wrote since the last look; also renews the lease."""
 
-    def prepare(self, new: NewRequest) -> None:  # noqa: B027 - optional
+    def prepare(self, new: NewRequest) -> None:
         """Check, before it is queued, that a request can be stored.
 
         Raises:
             ConfigError: It cannot; nothing was queued.
         """
+        check_names(new.request)
 
     def use(self, gates: Gates) -> None:
         """Decide by these gates, too: a turn hears its settlements' reports and takes from them.
@@ -497,6 +541,10 @@ class Store(ABC):
     async def still_mine(self, ids: Sequence[int]) -> set[int]:
         """Those of these requests that no other process has taken over."""
         return set(ids)
+
+    async def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        """How these requests are doing, those of other processes too."""
+        return []
 
     # Results kept for files
 

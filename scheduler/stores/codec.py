@@ -71,9 +71,6 @@ def encode_request(request: Request) -> str:
     fields["priority"] = Priority.parse(request.priority)
     try:
         text = _to_json(fields)
-        for word in (request.key, request.job, request.model):
-            if word and not word.isascii():
-                word.encode()  # a lone surrogate cannot be stored as a column
     except (TypeError, ValueError, RecursionError) as exc:
         raise ConfigError("request", f"cannot be stored as JSON: {exc}; nothing was sent") from None
     return text

@@ -3,7 +3,8 @@
 Everything happens in plain dictionaries within one call, without threads or
 awaiting, so it is exact under virtual time. Nothing survives the process. What was
 settled long ago is folded into sums, so memory does not grow with requests that
-are done, except for those with a key: a key's outcome is remembered.
+are done. Of those with a key the outcomes are remembered, without what was asked, and
+no more of them than a stated number: the oldest are forgotten, and their keys are free again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
+from scheduler.errors import ConfigError
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
@@ -35,12 +37,15 @@ from scheduler.stores.base import (
     TurnResult,
     Unknown,
     in_use,
+    refusal,
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.memory_budgets import Budgets
+from scheduler.stores.memory_ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory_rows import Hold, Row
-from scheduler.stores.views import SETTLED, compare, is_tried_again
+from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
+from scheduler.texts import words
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
@@ -49,9 +54,17 @@ _Entry = tuple[int, int]  # request id, ticket: stale once the row has another t
 
 
 class MemoryStore(Store):
-    """A store that lives and dies with its process; see the module."""
+    """A store that lives and dies with its process; see the module.
 
-    def __init__(self) -> None:
+    Args:
+        keep_finished: Most requests with keys whose outcomes are remembered. None: all, until
+            they are pruned. With an attempt whose outcome is unknown they stay beyond that.
+    """
+
+    def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
+        if keep_finished is not None and keep_finished < 0:
+            raise ConfigError("keep_finished", f"{keep_finished} is below 0")
+        self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._now_ms = 0
         self._rows: dict[int, Row] = {}
@@ -177,8 +190,8 @@ class MemoryStore(Store):
         is_posted, was_posted = new is ReservationState.POSTED, old is ReservationState.POSTED
         hold.nusd, hold.tokens = (settlement.nusd, settlement.tokens) if is_posted else (0, 0)
         hold.is_assumed, hold.settled_at_ms = settlement.is_assumed, now_ms
-        hold.provider_id = settlement.provider_id or hold.provider_id
-        hold.why = settlement.why or hold.why
+        hold.provider_id = words(settlement.provider_id) or hold.provider_id
+        hold.why = words(settlement.why) or hold.why
         self._unknown.pop(hold.id, None)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
@@ -235,8 +248,11 @@ class MemoryStore(Store):
         row.ended_at_ms = self._now_ms
         if row.request.key is None:
             del self._rows[row.id]
-        else:
-            self._undelivered[row.id] = row
+            return
+        row.request = self._finished.outline(row.request)
+        self._undelivered[row.id] = row
+        if self._finished.add(row.id):
+            self._forget_oldest()
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
         lane = row.lane
@@ -265,7 +281,6 @@ class MemoryStore(Store):
         return True
 
     def _drop(self, row: Row, state: RequestState, now_ms: int) -> None:
-        """End a request that waits."""
         self._leave_lane(row, now_ms)
         row.state = state
         self._end(row)
@@ -287,7 +302,9 @@ class MemoryStore(Store):
                 row = self._rows[request_id]
                 waited_ms, request = now_ms - row.submitted_at_ms, row.request
                 result.expired.append(
-                    ExpiredRequest(row.id, waited_ms, request.key, request.job, row.why_parked)
+                    ExpiredRequest(
+                        row.id, waited_ms, request.key, request.job, row.why_parked, at_ms
+                    )
                 )
                 self._drop(row, RequestState.EXPIRED, now_ms)
 
@@ -298,9 +315,10 @@ class MemoryStore(Store):
             if known is not None:
                 if Known(known.state, known.digest).is_conflict(new.digest):
                     return self._known(known, is_conflict=True)
-                if not is_tried_again(known.state, new.retry_failed):
-                    done = known.finished() if known.state.is_final else None
-                    return self._known(known, finished=done)
+                if not is_tried_again(known.state, new.retry_failed, known.error):
+                    if known.state.is_final:
+                        return self._known(known, finished=known.finished())
+                    return self._known(known, held=known.as_new())
                 self._ended[known.state] -= 1
                 self._remove(known)
         lane = self._lane(new.lane)
@@ -317,12 +335,23 @@ class MemoryStore(Store):
 
     def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
         row = self._rows.get(request_id)
-        if row is None or row.state is not RequestState.QUEUED:
+        if row is None or row.state.is_final:
             return
-        self._leave_lane(row, now_ms)
-        row.request, row.lane, row.is_delayed = new.request, self._lane(new.lane), False
+        old, waits = row.lane, row.state is RequestState.QUEUED
+        row.request, row.lane = new.request, self._lane(new.lane)
         row.needs, row.tokens = (new.ceiling_nusd, new.ceiling_tokens, 1), new.tokens
         row.expected_nusd = new.expected_nusd
+        if not new.keeps_time:
+            row.expires_at_ms = new.expires_at_ms
+            if waits and new.expires_at_ms is not None:
+                heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
+        if not waits or row.is_delayed:
+            return
+        row.parked_ms += old.parked_clock_ms(now_ms) - row.parked_mark_ms
+        self._lanes.remove(old, now_ms)
+        accounts = self._accounts_of(old.key.budgets), self._accounts_of(new.lane.budgets)
+        if keep_line(*accounts, row.id, new.lane.priority, row.needs):
+            self._lanes.wake_all(now_ms)
         self._enqueue(row, now_ms)
 
     @staticmethod
@@ -361,8 +390,9 @@ class MemoryStore(Store):
         for candidate, lack in decided.refused:
             row = self._rows[candidate.id]
             result.refused.append(Refused(row.id, row.request, lack))
-            if not row.request.fallback:
-                self._refuse(row, now_ms)
+            if not (row.request.fallback or row.id in turn.holds):
+                row.error = refusal(lack)
+                self._drop(row, RequestState.FAILED, now_ms)
         for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
             for row in seen:
                 if row.state is RequestState.QUEUED:
@@ -391,10 +421,6 @@ class MemoryStore(Store):
             row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
             row.submitted_at_ms, row.parked_ms, row.digest,
         )  # fmt: skip
-
-    def _refuse(self, row: Row, now_ms: int) -> None:
-        row.error = {"code": "budget_exceeded"}
-        self._drop(row, RequestState.FAILED, now_ms)
 
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         return self._budgets.accounts_of(budgets, self._now_ms)
@@ -471,23 +497,9 @@ class MemoryStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         wanted = set(states)
         rows = (row for row in self._rows.values() if row.id > after_id)
-        found = (self._queue_row(row, now_ms) for row in rows if job in (None, row.request.job))
+        found = (row.as_queue_row(now_ms) for row in rows if job in (None, row.request.job))
         ordered = sorted((row for row in found if row.state in wanted), key=lambda row: row.id)
         return ordered[:limit]
-
-    def _queue_row(self, row: Row, now_ms: int) -> QueueRow:
-        lack = row.why_parked
-        parked_ms = row.parked_ms
-        if row.state is RequestState.QUEUED and not row.is_delayed:
-            parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
-        return QueueRow(
-            id=row.id, key=row.request.key, job=row.request.job,
-            state=RequestState.PARKED if lack is not None else row.state,
-            model=row.request.model, provider=row.lane.key.provider,
-            priority=row.lane.key.priority, submitted_at_ms=row.submitted_at_ms,
-            attempts=row.attempts, ceiling_nusd=row.needs[0], cost_nusd=row.cost_nusd,
-            parked_ms=parked_ms, shortfall=lack, request=row.request, error=row.error,
-        )  # fmt: skip
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
@@ -576,9 +588,27 @@ class MemoryStore(Store):
                 self._remove(row)
 
     def _remove(self, row: Row) -> None:
-        """Forget one that has ended."""
-        del self._rows[row.id]
-        self._undelivered.pop(row.id, None)
+        """Forget one that has ended, but for its key."""
+        if self._rows.pop(row.id, None) is not None:
+            self._undelivered.pop(row.id, None)
+            self._finished.count -= 1
+
+    def _forget(self, row: Row) -> None:
+        """Forget one that has ended; its key is free, unless it is another's by now."""
+        self._remove(row)
+        if self._keys.get(name := (row.request.job, row.key or "")) is row:
+            del self._keys[name]
+
+    def _forget_oldest(self) -> None:
+        """More have ended than are kept: forget what is oldest, but nothing that is still open."""
+        for request_id in self._finished.oldest():
+            row = self._rows.get(request_id)
+            if row is None or row.is_live:
+                continue  # it was forgotten, or asked again, and is told again when it ends
+            if row.id in self._open:
+                self._finished.put_back(row.id)
+            else:
+                self._forget(row)
 
     async def delivered(self, ids: Sequence[int]) -> None:
         for request_id in ids:
@@ -611,8 +641,7 @@ class MemoryStore(Store):
             self._end_sweep()
             raise
         for row in found:
-            self._remove(row)
-            self._keys.pop((row.request.job, row.key or ""), None)
+            self._forget(row)
         if len(page) < limit:
             self._end_sweep()
         return page

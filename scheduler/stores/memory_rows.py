@@ -7,6 +7,7 @@ from typing import Any
 from scheduler.admission import Shortfall
 from scheduler.ledger import Needs, ReservationState
 from scheduler.request import RequestState, Response
+from scheduler.stats import QueueRow
 from scheduler.stores.base import Finished, NewRequest, Unknown
 from scheduler.stores.lanes import Lane
 
@@ -67,6 +68,27 @@ class Row:
     def is_live(self) -> bool:
         """Whether it still waits for an answer."""
         return not self.state.is_final
+
+    def as_queue_row(self, now_ms: int) -> QueueRow:
+        """The same for who looks at the queue."""
+        lack, parked_ms = self.why_parked, self.parked_ms
+        if self.state is RequestState.QUEUED and not self.is_delayed:
+            parked_ms += self.lane.parked_clock_ms(now_ms) - self.parked_mark_ms
+        return QueueRow(
+            id=self.id, key=self.request.key, job=self.request.job,
+            state=RequestState.PARKED if lack is not None else self.state,
+            model=self.request.model, provider=self.lane.key.provider,
+            priority=self.lane.key.priority, submitted_at_ms=self.submitted_at_ms,
+            attempts=self.attempts, ceiling_nusd=self.needs[0], cost_nusd=self.cost_nusd,
+            parked_ms=parked_ms, shortfall=lack, request=self.request, error=self.error,
+        )  # fmt: skip
+
+    def as_new(self) -> NewRequest:
+        """The same as it might be submitted."""
+        return NewRequest(
+            self.request, self.lane.key, self.needs[0], self.needs[1], self.expected_nusd,
+            self.digest, self.expires_at_ms, tokens=self.tokens,
+        )  # fmt: skip
 
     def finished(self) -> Finished:
         """Its outcome."""

@@ -42,6 +42,7 @@ from scheduler.stores.base import (
     Known,
     LaneStatus,
     NewRequest,
+    Picture,
     Settlement,
     Store,
     StorePrompts,
@@ -292,6 +293,9 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as exc:
             raise _translate(exc, self.path) from exc
+        except UnicodeEncodeError as exc:
+            problem = f"{exc.object[exc.start : exc.end]!a} cannot be stored in {self.path}"
+            raise ConfigError("text", problem) from None
         except OSError as exc:
             raise StoreError(f"{self.path}: {exc.strerror or exc}") from exc
 
@@ -303,6 +307,7 @@ class SqliteStore(Store):
 
     def prepare(self, new: NewRequest) -> None:
         """Write the request as JSON, on the caller's time."""
+        super().prepare(new)
         new.payload = encode_request(new.request)
 
     async def turn(self, turn: Turn) -> TurnResult:
@@ -467,6 +472,10 @@ class SqliteStore(Store):
         """See `Store.outcomes`."""
         return await self._run(_reading(sqlite_views.outcomes), ids)
 
+    async def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        """See `Store.pictures`."""
+        return await self._run(_reading(sqlite_views.pictures), ids)
+
     async def forget(self, job: str, now_ms: int) -> None:
         """See `Store.forget`."""
         await self._run(_writing(self._transactions.forget, self._patience_s), job, now_ms)
@@ -557,6 +566,8 @@ def _reading(
 
 def _check_file(path: Path, create: bool) -> None:
     """Clear errors for what SQLite would only call 'unable to open database file'."""
+    if "\0" in str(path):
+        raise ConfigError("store", f"{str(path)!r} is not the name of a file")
     if path.is_dir():
         raise StoreForeign(f"{path} is a folder; name a file with --store sqlite:///FILE.db")
     if not path.exists():

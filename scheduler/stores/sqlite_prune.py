@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from scheduler.stores.base import Archive, Finished
 from scheduler.stores.sqlite_books import MINUTE_MS, decode_budgets
-from scheduler.stores.sqlite_turn import Transactions, decode_finished
+from scheduler.stores.sqlite_submit import decode_finished
+from scheduler.stores.sqlite_turn import Transactions
 from scheduler.stores.sqlite_upgrade import add_indexes
 
 ENDED = "state IN ('succeeded', 'failed', 'cancelled', 'expired')"  # as in the index

@@ -13,6 +13,7 @@ from scheduler.stores.base import Outcome, Settlement, StorePrompts, TurnResult
 from scheduler.stores.codec import encode_response
 from scheduler.stores.sqlite_books import Books, decode_budgets
 from scheduler.stores.views import SETTLED
+from scheduler.texts import words
 
 DELAYED = "delayed"  # queued, but not before a given instant
 SILENT = "its process was silent for longer than its lease"
@@ -78,8 +79,8 @@ class Settling(Books):
                 hold.is_assumed = each.is_assumed
                 held.append(
                     (
-                        new.value, now_ms, *hold.cost, each.is_assumed, each.provider_id, each.why,
-                        hold.id,
+                        new.value, now_ms, *hold.cost, each.is_assumed, words(each.provider_id),
+                        words(each.why), hold.id,
                     )
                 )  # fmt: skip
             is_current = hold.request_state == "running" and hold.current_id == hold.id

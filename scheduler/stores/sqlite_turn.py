@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from scheduler.admission import LaneKey, LaneView, Plan, plan
+from scheduler.admission import LaneView, Plan, plan
 from scheduler.errors import StoreLocked
 from scheduler.gates import Gates
 from scheduler.ledger import Crossing, Needs
@@ -22,29 +21,24 @@ from scheduler.request import RequestState, Tokens
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
-    Finished,
-    Known,
     LaneStatus,
-    NewRequest,
     Refused,
     Settlement,
-    Submitted,
     Turn,
     TurnResult,
+    refusal,
 )
 from scheduler.stores.codec import (
     decode_request,
-    decode_response,
-    encode_request,
     encode_shortfall,
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.process import GONE_MS, Process, is_dead
-from scheduler.stores.sqlite_books import encode_budgets, rows_of_keys
+from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_gates import load_gates, save_gates
-from scheduler.stores.sqlite_settle import Settling, state_of
+from scheduler.stores.sqlite_submit import Submitting
 from scheduler.stores.sqlite_upgrade import add_indexes
-from scheduler.stores.views import budget_status, is_tried_again
+from scheduler.stores.views import budget_status
 
 
 @dataclass(slots=True)
@@ -57,28 +51,16 @@ class _Waiting:
     row: tuple[int, int, int, str, int, int, int, int, int, int, str, str]
 
 
-class _Known(NamedTuple):
-    """What is stored under a key."""
-
-    id: int
-    digest: str
-    state: str
-    lane_id: int
-    submitted_at_ms: int
-
-
-class Transactions(Settling):
+class Transactions(Submitting):
     """What this process does to the file, one transaction per public method."""
 
     def __init__(self, process: Process, lease_ms: int) -> None:
         super().__init__()
-        self.worker_id = 0  # 0: not registered, this process has only looked so far
         self.process, self.lease_ms = process, lease_ms
         self.seen_at_ms = 0
         self._was_lost = False  # others had taken this process for dead
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._admitted = 0
-        self._jobs: dict[str, int] = {}
         self.gates = Gates()
 
     # Turns
@@ -106,7 +88,7 @@ class Transactions(Settling):
         self._expire(now_ms, result)
         self.lanes.wake_due(now_ms)
         if turn.slots is not None:
-            self._claim(turn.slots, now_ms, result)
+            self._claim(turn, now_ms, result)
         elif self.lanes.any_waiting:
             self._step_out_of_line()
         self._write_lanes(result)
@@ -278,18 +260,19 @@ class Transactions(Settling):
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         rows = self._db.execute(
-            "SELECT r.id, r.key, j.name, r.lane_id, r.state FROM requests r JOIN jobs j ON j.id = r.job_id"
+            "SELECT r.id, r.key, j.name, r.lane_id, r.state, r.expires_at_ms"
+            " FROM requests r JOIN jobs j ON j.id = r.job_id"
             " WHERE r.expires_at_ms <= ? AND r.expires_at_ms IS NOT NULL"
             " AND r.state IN ('queued', 'delayed')"
             " AND r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) ORDER BY r.id",
             (now_ms, self.worker_id),
         ).fetchall()
-        for request_id, key, job, lane_id, state in rows:
+        for request_id, key, job, lane_id, state, at_ms in rows:
             lane = self.lanes.by_id(lane_id) if state == RequestState.QUEUED else None
             lack = None if lane is None else lane.shortfall
             waited_ms = self._drop(request_id, RequestState.EXPIRED, now_ms)
             if waited_ms is not None:
-                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job, lack))
+                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job, lack, at_ms))
 
     def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
         row = self._db.execute(
@@ -304,186 +287,9 @@ class Transactions(Settling):
         instants += [at_ms for at_ms in (self.lanes.due_ms, gate_ms) if at_ms is not None]
         return min(instants, default=None)
 
-    # Submitting
-
-    def _submit(self, batch: Sequence[NewRequest], now_ms: int) -> list[Submitted]:
-        known = self._read_known(batch)
-        (next_id,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM requests").fetchone()
-        rows, result = [], []
-        for new in batch:
-            job_id, key = self._job_id(new.request.job), new.request.key
-            if key is not None and (job_id, key) in known:
-                answer, now_known = self._resubmit(new, known[job_id, key], now_ms)
-                known[job_id, key] = now_known
-                result.append(answer)
-                continue
-            lane = self._lane(new.lane)
-            mark_ms = self._enqueue(lane, new, now_ms)
-            if new.is_kept or self.store_prompts != "full":
-                self.kept[next_id] = new.request
-            rows.append(
-                (
-                    next_id,
-                    job_id,
-                    key,
-                    "" if self.store_prompts == "none" else new.digest,
-                    lane.id,
-                    RequestState.QUEUED.value,
-                    new.request.model,
-                    new.ceiling_nusd,
-                    new.ceiling_tokens,
-                    new.expected_nusd,
-                    now_ms,
-                    new.expires_at_ms,
-                    mark_ms,
-                    key is None,
-                    self._payload(new),
-                    *new.tokens,
-                )
-            )
-            self._deltas[job_id, RequestState.QUEUED] += 1
-            if key is not None:
-                known[job_id, key] = _Known(
-                    next_id, new.digest, RequestState.QUEUED.value, lane.id, now_ms
-                )
-            result.append(Submitted(next_id))
-            next_id += 1
-        self._db.executemany(
-            "INSERT INTO requests (id, job_id, key, digest, lane_id, state, model, ceiling_nusd,"
-            " ceiling_tokens, expected_nusd, submitted_at_ms, expires_at_ms, parked_mark_ms,"
-            " is_delivered, payload, input_tokens, output_tokens)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            rows,
-        )
-        return result
-
-    def _payload(self, new: NewRequest) -> str | None:
-        """What of the request's content goes to the disk."""
-        if self.store_prompts != "full":
-            return None
-        return new.payload or encode_request(new.request)
-
-    def _read_known(self, batch: Sequence[NewRequest]) -> dict[tuple[int, str], _Known]:
-        """Rows of the batch's keys that were submitted before."""
-        keys: dict[int, list[str]] = {}
-        for new in batch:
-            if new.request.key is not None:
-                keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
-        columns = "key, id, digest, state, lane_id, submitted_at_ms"
-        known: dict[tuple[int, str], _Known] = {}
-        for job_id, names in keys.items():
-            found = rows_of_keys(self._db, columns, job_id, names)
-            known |= {(job_id, row[0]): _Known(*row[1:]) for row in found}
-        return known
-
-    def _resubmit(self, new: NewRequest, known: _Known, now_ms: int) -> tuple[Submitted, _Known]:
-        request_id, digest, text, lane_id, submitted_at_ms = known
-        state = state_of(text)
-        answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
-        if Known(state, digest).is_conflict(new.digest):
-            answer.is_conflict = True
-            return answer, known
-        if state.is_final:
-            if not is_tried_again(state, new.retry_failed):
-                answer.finished = self.read_finished(self._db, request_id)
-                return answer, known
-        elif self.lanes.by_id(lane_id) is not None:
-            return answer, known
-        elif state is RequestState.RUNNING or self._is_owned(lane_id):
-            answer.is_elsewhere = True
-            return answer, known
-        else:
-            self._db.execute(
-                "UPDATE lanes SET waiting = max(0, waiting - (SELECT state = 'queued' FROM requests"
-                " WHERE id = ?)) WHERE id = ?",
-                (request_id, lane_id),
-            )
-        lane = self._lane(new.lane)
-        mark_ms = self._enqueue(lane, new, now_ms)
-        self._db.execute(
-            "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?,"
-            # While it lives, its time runs from when it was first submitted.
-            " expires_at_ms = CASE WHEN state IN ('queued', 'delayed') AND expires_at_ms > ?"
-            " THEN expires_at_ms ELSE ? END,"
-            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
-            " output_tokens = ?, attempts = 0, error = NULL,"
-            " payload = ?, is_delivered = 0, ended_at_ms = NULL WHERE id = ?",
-            (
-                lane.id, mark_ms, now_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
-            ),
-        )  # fmt: skip
-        if new.is_kept or self.store_prompts != "full":
-            self.kept[request_id] = new.request
-        job_id = self._job_id(new.request.job)
-        self._deltas[job_id, state.value] -= 1
-        self._deltas[job_id, RequestState.QUEUED] += 1
-        queued = known._replace(state=RequestState.QUEUED.value, lane_id=lane.id)
-        return Submitted(request_id), queued
-
-    def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
-        row = self._db.execute(
-            "SELECT lane_id FROM requests WHERE id = ? AND state = 'queued'", (request_id,)
-        ).fetchone()
-        if row is None or self.lanes.by_id(row[0]) is None:
-            return
-        self._leave_lane(request_id, row[0], now_ms)
-        lane = self._lane(new.lane)
-        self._db.execute(
-            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, ceiling_nusd = ?,"
-            " ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
-            " output_tokens = ?, payload = ? WHERE id = ?",
-            (
-                lane.id, self._enqueue(lane, new, now_ms), new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
-            ),
-        )  # fmt: skip
-        if new.is_kept or self.store_prompts != "full":
-            self.kept[request_id] = new.request
-
-    def _is_owned(self, lane_id: int) -> bool:
-        """Whether the lane's process is still there."""
-        row = self._db.execute(
-            "SELECT 1 FROM lanes JOIN workers ON workers.id = lanes.worker_id"
-            " WHERE lanes.id = ? AND NOT workers.is_lost",
-            (lane_id,),
-        ).fetchone()
-        return row is not None
-
-    def _enqueue(self, lane: Lane, new: NewRequest, now_ms: int) -> int:
-        self.lanes.add(lane)
-        if lane.shortfall is not None:
-            needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-            if lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
-                self.lanes.reopen(lane, now_ms)
-        return lane.parked_clock_ms(now_ms)
-
-    def _lane(self, key: LaneKey) -> Lane:
-        return self.lanes.get(key, lambda: self._insert_lane(key))
-
-    def _insert_lane(self, key: LaneKey) -> int:
-        row = self._db.execute(
-            "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait, model)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            self._lane_row(key),
-        ).fetchone()
-        return int(row[0])
-
-    def _lane_row(self, key: LaneKey) -> tuple[int, str, str, int, bool, str]:
-        budgets = encode_budgets(key.budgets)
-        return self.worker_id, key.provider, budgets, key.priority, key.may_wait, key.model
-
-    def _job_id(self, name: str) -> int:
-        job_id = self._jobs.get(name)
-        if job_id is None:
-            self._db.execute("INSERT OR IGNORE INTO jobs (name) VALUES (?)", (name,))
-            (job_id,) = self._db.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
-            self._jobs[name] = job_id
-        return int(job_id)
-
     # Claiming
 
-    def _claim(self, slots: Mapping[str, int], now_ms: int, result: TurnResult) -> None:
+    def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
         lanes = self.lanes.open_lanes()
         if not lanes:
             return
@@ -498,7 +304,8 @@ class Transactions(Settling):
                 )
                 for lane, cursor in zip(lanes, cursors, strict=True)
             ]
-            decided = plan(views, slots, now_ms, admitted_before=self._admitted)
+            assert turn.slots is not None
+            decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
         finally:
             for cursor in cursors:
                 cursor.close()
@@ -509,8 +316,8 @@ class Transactions(Settling):
             assert isinstance(candidate, _Waiting)
             request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
             result.refused.append(Refused(candidate.id, request, lack))
-            if not request.fallback:
-                error = json.dumps({"code": "budget_exceeded", "message": lack.reason.value})
+            if not (request.fallback or candidate.id in turn.holds):
+                error = json.dumps(refusal(lack))
                 self._drop(candidate.id, RequestState.FAILED, now_ms, error)
         for lane, verdict in zip(lanes, decided.verdicts, strict=True):
             self.lanes.settle(lane, verdict, now_ms)
@@ -669,25 +476,3 @@ class Transactions(Settling):
         self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
         self.lanes = Lanes()
         self.kept.clear()
-
-    @staticmethod
-    def read_finished(db: sqlite3.Connection, request_id: int) -> Finished | None:
-        """The outcome of a request that has ended."""
-        row = db.execute(
-            "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
-            " FROM requests r LEFT JOIN responses a ON a.request_id = r.id WHERE r.id = ?",
-            (request_id,),
-        ).fetchone()
-        return None if row is None else decode_finished(row)
-
-
-def decode_finished(
-    row: tuple[int, str | None, str, str | None, int, int, str | None, str],
-) -> Finished:
-    """An outcome from its row: id, key, state, error, cost, attempts, response, digest."""
-    request_id, key, state, error, cost_nusd, attempts, response, digest = row
-    return Finished(
-        request_id, key, RequestState(state),
-        None if response is None else decode_response(response),
-        None if error is None else json.loads(error), cost_nusd, attempts, digest,
-    )  # fmt: skip

@@ -12,11 +12,12 @@ from scheduler.ledger import Account
 from scheduler.plain import logger_of
 from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
-from scheduler.stores.base import Finished, Known, Unknown
+from scheduler.stores.base import Finished, Known, Picture, Unknown
 from scheduler.stores.codec import decode_request, decode_shortfall
 from scheduler.stores.sqlite_books import decode_budgets, rows_of_keys
-from scheduler.stores.sqlite_settle import state_of
-from scheduler.stores.sqlite_turn import Transactions, decode_finished
+from scheduler.stores.sqlite_settle import DELAYED, state_of
+from scheduler.stores.sqlite_submit import decode_finished
+from scheduler.stores.sqlite_turn import Transactions
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")
@@ -221,6 +222,22 @@ def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
         (json.dumps(list(ids)),),
     )
     return [decode_finished(row) for row in rows]
+
+
+def pictures(db: sqlite3.Connection, ids: Sequence[int]) -> list[Picture]:
+    """`Store.pictures`."""
+    rows = db.execute(
+        "SELECT r.id, r.state, l.shortfall FROM requests r JOIN lanes l ON l.id = r.lane_id"
+        " WHERE r.id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(ids)),),
+    )
+    found = []
+    for request_id, text, shortfall in rows:
+        waits = text == RequestState.QUEUED and shortfall is not None
+        lack = decode_shortfall(shortfall) if waits else None
+        state = RequestState.QUEUED if text == DELAYED else RequestState(text)
+        found.append(Picture(request_id, state if lack is None else RequestState.PARKED, lack))
+    return found
 
 
 _BECAME_UNKNOWN = "coalesce(h.settled_at_ms, h.made_at_ms)"  # as in the index

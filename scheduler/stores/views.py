@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from scheduler.budget import Budget, WindowKind
 from scheduler.errors import ConfigError
-from scheduler.ledger import Account, ReservationState
+from scheduler.ledger import Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
-from scheduler.stores.base import Outcome
+from scheduler.stores.base import Outcome, is_refusal
 
 MOST_SHOWN = 5  # names in an error
 
@@ -20,11 +21,36 @@ SETTLED = {
 }
 
 
-def is_tried_again(state: RequestState, retry_failed: bool) -> bool:
-    """Whether submitting a known key queues it anew: never after success, nor while it lives."""
+def is_tried_again(state: RequestState, retry_failed: bool, error: object = None) -> bool:
+    """Whether submitting a known key queues it anew: never after success, nor while it lives.
+
+    What ended by its callers' own terms, unsent, is no answer for others; nor is a refusal.
+    """
     if state in (RequestState.CANCELLED, RequestState.EXPIRED):
         return True
-    return state is RequestState.FAILED and retry_failed
+    was_refused = isinstance(error, Mapping) and is_refusal(error)
+    return state is RequestState.FAILED and (retry_failed or was_refused)
+
+
+def keep_line(
+    old: Sequence[Account], new: Sequence[Account], request_id: int, priority: int, needs: Needs
+) -> bool:
+    """A request that waits goes to another lane: it keeps its place in line where it can.
+
+    Returns:
+        Whether it was first in line for money that is nothing to it any more.
+    """
+    has_left = False
+    for account in old:
+        waiter = account.waiter
+        if waiter is None or waiter.request_id != request_id:
+            continue
+        if account in new and waiter.need == needs[account.index]:
+            account.set_waiter(replace(waiter, priority=priority))
+        else:
+            account.set_waiter(None)
+            has_left = True
+    return has_left
 
 
 def budget_status(

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from scheduler.calls import attempt
+from scheduler.elsewhere import Elsewhere
 from scheduler.ledger import Account, Tally
 from scheduler.matching import BudgetBook
 from scheduler.pump import Pump
@@ -22,9 +23,12 @@ from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.sqlite_settle import Settling
 from scheduler.stores.sqlite_turn import Transactions
+from scheduler.twins import Twins
+from scheduler.unsent import Unsent
 
 reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
 settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
+give_up = Unsent.give_up
 draws_on, submit_known = BudgetBook.draws_on, Transactions._resubmit
 
 
@@ -117,8 +121,8 @@ def never_look_again(self: Lanes, *args: Any) -> None:
     return None
 
 
-def say_it_is_taken_care_of(self: Any, new: Any, known: Any, now_ms: int) -> Any:
-    answer, now_known = submit_known(self, new, known, now_ms)
+def say_it_is_taken_care_of(self: Any, *args: Any) -> Any:
+    answer, now_known = submit_known(self, *args)
     answer.is_known = True
     return answer, now_known
 
@@ -126,6 +130,19 @@ def say_it_is_taken_care_of(self: Any, new: Any, known: Any, now_ms: int) -> Any
 async def send_whatever_the_lease(self: Pump) -> None:
     await turn(self)
     self._flight.lease_until_s = None
+
+
+def only_the_first_speaks(self: Twins, request_id: int, holder: Any) -> None:
+    self._waiters.add(request_id, holder)
+
+
+def take_the_others_along(self: Unsent, request_id: int, holder: Any, now_ms: int) -> None:
+    for each in self._waiters.holders(request_id):
+        give_up(self, request_id, each, now_ms)
+
+
+async def look_at_nobody(self: Any, *args: Any) -> None:
+    return None
 
 
 MUTANTS = [
@@ -142,6 +159,10 @@ MUTANTS = [
     Mutant("lose a wake-up after a refund", Lanes, "wake", never_look_again, 60),
     Mutant("lose a wake-up after a raise", Lanes, "wake_on", never_look_again),
     Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
+    Mutant("let the first caller of a key speak for all", Twins, "join", only_the_first_speaks),
+    Mutant("let one who is too late give up for all", Unsent, "give_up", take_the_others_along, 60),
+    Mutant("let who comes from elsewhere wait for ever", Elsewhere, "follow", look_at_nobody,
+           60, "sqlite"),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),

@@ -7,6 +7,7 @@ transactions run in place; several of them on one file are several processes.
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,15 @@ class Surviving(MemoryStore):
         self._orphans.discard(row.id)
         row.lane, row.request = self._lane(new.lane), new.request
         row.needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        row.attempts = 0
+        row.attempts, row.expires_at_ms = 0, new.expires_at_ms
+        if new.expires_at_ms is not None:
+            heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
         self._enqueue(row, now_ms)
         return Submitted(row.id)
+
+    def _is_expiring(self, at_ms: int, request_id: int) -> bool:
+        """Nobody's requests expire with whoever takes them over, on terms of their own."""
+        return request_id not in self._orphans and super()._is_expiring(at_ms, request_id)
 
     def _answered_late(self, row: Any, settlement: Settlement, now_ms: int) -> None:
         if row.id in self._orphans:
@@ -137,7 +144,7 @@ METHODS = (
     "open", "aclose", "turn", "changed", "define", "remove", "defined", "redefined", "budgets", "pause",
     "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
-    "suspended_since", "suspended_of", "resolve", "still_mine", "prune",
+    "suspended_since", "suspended_of", "resolve", "still_mine", "prune", "pictures",
 )  # fmt: skip
 
 

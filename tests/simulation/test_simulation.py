@@ -57,7 +57,11 @@ def test_the_worlds_are_full_of_trouble():
     events: Counter[str] = sum((report.events for report in reports), Counter())
     faults: Counter[str] = sum((world.provider.faults for world in worlds), Counter())
     assert (
-        min(events[name] for name in ("cancel", "change_limit", "set_clock", "close", "pause")) > 10
+        min(
+            events[name]
+            for name in ("cancel", "change_limit", "set_clock", "close", "pause", "ask_on_terms")
+        )
+        > 10
     )
     assert min(faults[name] for name in ("busy", "broken", "reset", "stall", "too much")) > 5
     assert sum(report.crashes for report in reports) > 10

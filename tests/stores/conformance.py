@@ -418,6 +418,44 @@ class Conformance:
 
         assert len(result.claimed) == 8
 
+    async def test_what_others_hold_lives_on_when_it_is_refused(self, bench):
+        result = await bench.submit(
+            new([bench.ids["team"]], 200, key="k", may_wait=False), slots=None
+        )
+        request_id = result.submitted[0].id
+
+        held = await bench.turn(holds={request_id})
+        assert [each.id for each in held.refused] == [request_id]
+        waits = new([bench.ids["team"]], 200, key="k", expires_at_ms=T0 + 900)
+        await bench.turn(amend=[(request_id, waits)])
+        (row,) = await bench.store.queue([PARKED], T0)
+        assert (row.id, row.priority) == (request_id, 10)
+
+        bench.now_ms += 900
+        assert [each.id for each in (await bench.turn()).expired] == [request_id]
+
+    async def test_what_runs_goes_back_to_the_lane_it_was_amended_to(self, bench):
+        (claimed,) = (await bench.submit(new(key="k", priority=20, expires_at_ms=T0 + 500))).claimed
+        urgent = new(key="k", priority=0)
+        await bench.turn(amend=[(claimed.request_id, urgent)])
+        bench.now_ms += 600
+
+        await bench.submit(new(), slots=None)
+        again = await bench.settle(end(claimed, Outcome.VOID, QUEUED), slots=1)
+
+        assert [each.request_id for each in again.claimed] == [claimed.request_id]
+        assert again.expired == []
+
+    async def test_a_known_key_tells_how_it_waits(self, bench):
+        waiting = new(key="k", priority=20, expires_at_ms=T0 + 500)
+        first, twin = (await bench.submit(waiting, new(key="k"), slots=None)).submitted
+        (later,) = (await bench.submit(new(key="k", priority=0), slots=None)).submitted
+
+        assert first.held is None
+        for each in (twin, later):
+            assert (each.held.lane.priority, each.held.expires_at_ms) == (20, T0 + 500)
+            assert each.held.request.key == "k"
+
     async def test_a_deadline_drops_what_was_not_sent_by_then(self, bench):
         result = await bench.submit(new(expires_at_ms=T0 + 500), slots=None)
         assert result.look_again_at_ms == T0 + 500

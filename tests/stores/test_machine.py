@@ -205,6 +205,31 @@ class StoreMachine(RuleBasedStateMachine):
             pair = data.draw(st.sampled_from(self.requests))
             self.turn(1, cancel=[[pair[0]], [pair[1]]])
 
+    @rule(
+        data=st.data(), budgets=st.sets(st.integers(0, 2), max_size=3),
+        need=st.sampled_from([5, 60]), priority=st.sampled_from([0, 10, 20]), may_wait=st.booleans(),
+        expires=st.sampled_from([None, 1000, 7_200_000]), keeps_time=st.booleans(),
+        is_held=st.booleans(),
+    )  # fmt: skip
+    def amend(
+        self, data, budgets, need, priority, may_wait, expires, keeps_time, is_held
+    ) -> None:  # fmt: skip
+        """Who holds a request has changed: it waits, or would wait, on other terms."""
+        if not self.requests:
+            return
+        pair = data.draw(st.sampled_from(self.requests))
+        at_ms = None if expires is None else self.benches[0].now_ms + expires
+        amends = []
+        for position, bench in enumerate(self.benches):
+            draws = sorted(bench.ids[name] for i, name in enumerate(self.names) if i in budgets)
+            changed = new(
+                draws, need, priority=priority, may_wait=may_wait, expires_at_ms=at_ms,
+                keeps_time=keeps_time,
+            )  # fmt: skip
+            amends.append([(pair[position], changed)])
+        holds = [{pair[position]} if is_held else () for position in range(2)]
+        self.turn(2, amend=amends, holds=holds)
+
     @rule(passed_ms=st.sampled_from([1, 900, 60_000, 3_600_000, 40_000_000, 86_400_000]))
     def wait(self, passed_ms) -> None:
         for bench in self.benches:
