@@ -221,7 +221,10 @@ class StoreMachine(RuleBasedStateMachine):
         at_ms = None if expires is None else self.benches[0].now_ms + expires
         amends = []
         for position, bench in enumerate(self.benches):
-            draws = sorted(bench.ids[name] for i, name in enumerate(self.names) if i in budgets)
+            draws = sorted(
+                bench.ids[name] for i, name in enumerate(self.names)
+                if i in budgets and name not in self.removed
+            )  # fmt: skip
             changed = new(
                 draws, need, priority=priority, may_wait=may_wait, expires_at_ms=at_ms,
                 keeps_time=keeps_time,
