@@ -91,8 +91,7 @@ class Books:
         ).fetchall():
             account = Account(account_id, budget_id, name, parse_cap(cap), bool(is_paused))
             account.warned, account.warned_slot_ms = warned, warned_slot_ms
-            if waiter is not None:
-                account.waiter = Waiter(*json.loads(waiter))
+            account.line = decode_line(waiter)
             for slot_ms, *sums in self._db.execute(
                 "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
                 " WHERE account_id = ? AND slot_ms >= ?",
@@ -136,12 +135,12 @@ class Books:
                             for slot_ms, t in changed
                         ],
                     )
-                if account.waiter_changed or account.warned_changed:
-                    account.waiter_changed = account.warned_changed = False
+                if account.line_changed or account.warned_changed:
+                    account.line_changed = account.warned_changed = False
                     self._db.execute(
                         "UPDATE accounts SET warned = ?, warned_slot_ms = ?, waiter = ? WHERE id = ?",
                         (
-                            account.warned, account.warned_slot_ms, _encode_waiter(account.waiter),
+                            account.warned, account.warned_slot_ms, encode_line(account.line),
                             account.id,
                         ),
                     )  # fmt: skip
@@ -308,9 +307,20 @@ def _decode_budget(name: str, definition: str) -> Budget:
     return decode_budget(name, definition)
 
 
-def _encode_waiter(waiter: Waiter | None) -> str | None:
-    if waiter is None:
+def encode_line(line: Sequence[Waiter]) -> str | None:
+    """Who is in line at an account; None: nobody. One alone as programs before wrote it."""
+    rows = [
+        [each.priority, each.request_id, each.need, each.bypassed, each.since_ms, each.left]
+        for each in line
+    ]
+    if not rows:
         return None
-    return json.dumps(
-        [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
-    )
+    return json.dumps(rows[0][:5] if len(rows) == 1 and rows[0][5] is None else rows)
+
+
+def decode_line(text: str | None) -> list[Waiter]:
+    """Who `encode_line` wrote."""
+    if text is None:
+        return []
+    rows = json.loads(text)
+    return [Waiter(*row) for row in (rows if isinstance(rows[0], list) else [rows])]
