@@ -451,13 +451,13 @@ def _next_look(lack: _Lack, account: Account, now_ms: int) -> tuple[int, int | N
 
 
 def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
-    """Take a place wherever money is lacking, and give up those where it need not wait yet."""
+    """Take a place in every account, for what there is may not be there any more later."""
     key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
     order, needs = (key.priority, candidate.id), candidate.needs
-    wanted = [each for each in accounts if _wants_a_place(each, candidate)]
-    if not wanted:
-        return
-    full = [each for each in wanted if not each.has_room_for(order)]
+    if all(needs[each.index] <= each.available for each in accounts):
+        return  # it only has to let others go first
+    wanted = [each for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED]
+    full = [each for each in wanted if not each.has_room_for(order, needs[each.index])]
     for each in full:
         scan.verdict.beyond.setdefault(each.id, order)
     if len(full) == len(wanted):
@@ -473,22 +473,13 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
                 result.moved.add(each.id)
             continue
         waiter = each.waiter_of(candidate.id)
-        if waiter is None and each.has_room_for(order):
+        if waiter is None and each not in full:
             waiter = Waiter(*order, needs[each.index], 0, NOT_YET)
             each.get_in_line(waiter)
-            if each.waiter is waiter:
-                waiter.since_ms = now_ms
         if waiter is not None and starts_ms[each.id] == NEVER:
             left = each.limit - each.suspense
             if waiter.left is None or left < waiter.left:
                 waiter.left, each.line_changed = left, True
-
-
-def _wants_a_place(account: Account, candidate: Candidate) -> bool:
-    need = candidate.needs[account.index]
-    if need > 0 and need > account.available:
-        return True
-    return bool(account.line) and account.waiter_of(candidate.id) is not None
 
 
 def _starts_ms(account: Account, need: int, now_ms: int) -> float:

@@ -252,18 +252,26 @@ class Account:
         """A request's place in line, if it has one."""
         return next((each for each in self.line if each.request_id == request_id), None)
 
-    def has_room_for(self, order: tuple[int, int]) -> bool:
+    def has_room_for(self, order: tuple[int, int], need: int) -> bool:
         """Whether one of that priority and id has a place in line, or may take one."""
-        if len(self.line) < MAX_LINE:
-            return True
+        return len(self.line) < MAX_LINE or self._last(order, need) is not None
+
+    def _last(self, order: tuple[int, int], need: int) -> Waiter | None:
+        """Who gives up its place in a full line: first of all one that lacks nothing here."""
+        for waiter in reversed(self.line):
+            if need > self.available >= waiter.need or waiter.request_id == order[1]:
+                return waiter
         last = self.line[-1]
-        return order <= (last.priority, last.request_id)
+        return last if order < (last.priority, last.request_id) else None
 
     def get_in_line(self, waiter: Waiter) -> None:
         """Take a place in line; whoever has one so far keeps it, and its count."""
+        if len(self.line) >= MAX_LINE:
+            last = self._last((waiter.priority, waiter.request_id), waiter.need)
+            self.line = [each for each in self.line if each is not last]
         insort(self.line, waiter)
-        del self.line[MAX_LINE:]
         self.line_changed = True
+        self._start_clocks()
 
     def leave_line(self, request_id: int | None = None) -> bool:
         """Whether that request had a place, which it gives up; None: everybody."""
@@ -271,7 +279,18 @@ class Account:
         if len(kept) == len(self.line):
             return False
         self.line, self.line_changed = kept, True
+        self._start_clocks()
         return True
+
+    def _start_clocks(self) -> None:
+        """Note since when the first in line is it, and who comes after those that lack nothing."""
+        ahead = 0
+        for waiter in self.line:
+            if waiter.since_ms == NOT_YET:
+                waiter.since_ms = self.looked_ms
+            ahead += waiter.need
+            if ahead > self.available:
+                return
 
     def spare(self, waiter: Waiter, ahead: int) -> float:
         """What others may take without delaying one in line; negative: nothing.
