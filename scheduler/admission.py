@@ -272,10 +272,11 @@ def plan(
 class _Scan:
     """Where the plan is in one lane."""
 
-    __slots__ = ("blocked", "head", "verdict", "view")
+    __slots__ = ("blocked", "head", "is_beyond", "verdict", "view")
 
     def __init__(self, view: LaneView, verdict: Verdict) -> None:
         self.view, self.verdict, self.blocked = view, verdict, 0
+        self.is_beyond = False  # there was no place in line for one: nor is there for later ones
         self.head: Candidate
 
     def advance(self) -> bool:
@@ -430,7 +431,7 @@ def _pass_over(scan: _Scan, now_ms: int, result: Plan) -> None:
         verdict.held[account.id] = max(lack.first.ahead, verdict.held.get(account.id, 0))
     if lack.reason in (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT):
         _leave_lines(candidate, accounts, result)
-    else:
+    elif not scan.is_beyond:
         _get_in_line(scan, now_ms, result)
 
 
@@ -456,15 +457,19 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
     order, needs = (key.priority, candidate.id), candidate.needs
     if all(needs[each.index] <= each.available for each in accounts):
         return  # it only has to let others go first
-    wanted = [each for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED]
-    full = [each for each in wanted if not each.has_room_for(order, needs[each.index])]
-    for each in full:
-        scan.verdict.beyond.setdefault(each.id, order)
-    if len(full) == len(wanted):
+    wanted = {each.id: Waiter(*order, needs[each.index], 0, NOT_YET)
+              for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED}  # fmt: skip
+    full = [each.id for each in accounts
+            if each.id in wanted and not each.has_room_for(wanted[each.id])]  # fmt: skip
+    scan.verdict.beyond.update((each, order) for each in full if each not in scan.verdict.beyond)
+    scan.is_beyond = len(full) == len(wanted)
+    if scan.is_beyond:
         return
     starts_ms = {each.id: _starts_ms(each, needs[each.index], now_ms) for each in accounts}
     last_ms = max(starts_ms.values())
-    for each in wanted:
+    for each in accounts:
+        if each.id not in wanted:
+            continue
         forgets_ms = each.cap.window.stops_counting_ms(each.slot_ms)
         has_left = last_ms == NEVER or (forgets_ms is not None and forgets_ms <= last_ms)
         if has_left and starts_ms[each.id] < last_ms:
@@ -473,8 +478,8 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
                 result.moved.add(each.id)
             continue
         waiter = each.waiter_of(candidate.id)
-        if waiter is None and each not in full:
-            waiter = Waiter(*order, needs[each.index], 0, NOT_YET)
+        if waiter is None and each.id not in full:
+            waiter = wanted[each.id]
             each.get_in_line(waiter)
         if waiter is not None and starts_ms[each.id] == NEVER:
             left = each.limit - each.suspense

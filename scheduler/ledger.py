@@ -252,22 +252,22 @@ class Account:
         """A request's place in line, if it has one."""
         return next((each for each in self.line if each.request_id == request_id), None)
 
-    def has_room_for(self, order: tuple[int, int], need: int) -> bool:
-        """Whether one of that priority and id has a place in line, or may take one."""
-        return len(self.line) < MAX_LINE or self._last(order, need) is not None
+    def has_room_for(self, waiter: Waiter) -> bool:
+        """Whether it has a place in line, or may take one."""
+        return len(self.line) < MAX_LINE or self._last_behind(waiter) is not None
 
-    def _last(self, order: tuple[int, int], need: int) -> Waiter | None:
-        """Who gives up its place in a full line: first of all one that lacks nothing here."""
-        for waiter in reversed(self.line):
-            if need > self.available >= waiter.need or waiter.request_id == order[1]:
-                return waiter
-        last = self.line[-1]
-        return last if order < (last.priority, last.request_id) else None
+    def _last_behind(self, waiter: Waiter) -> Waiter | None:
+        """Who gives up its place in a full line for another: it need not remember anything."""
+        for each in reversed(self.line):
+            if each.request_id == waiter.request_id or (each.since_ms == NOT_YET and waiter < each):
+                return each
+        lacks_nothing = (w for w in reversed(self.line) if w.need <= self.available < waiter.need)
+        return next(lacks_nothing, self.line[-1] if waiter < self.line[0] else None)
 
     def get_in_line(self, waiter: Waiter) -> None:
         """Take a place in line; whoever has one so far keeps it, and its count."""
         if len(self.line) >= MAX_LINE:
-            last = self._last((waiter.priority, waiter.request_id), waiter.need)
+            last = self._last_behind(waiter)
             self.line = [each for each in self.line if each is not last]
         insort(self.line, waiter)
         self.line_changed = True

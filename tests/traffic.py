@@ -142,9 +142,8 @@ class _Sums:
         """The first in line: who lacks money here, and could have it one day."""
         for asked in self.waiting:
             need = asked.needs[self.index]
-            if self.available < need <= self.limit:
-                if all(need <= each.limit for each, need in _pairs(asked)):
-                    return asked
+            if self.available < need and all(n <= each.limit for each, n in _pairs(asked)):
+                return asked
         return None
 
 
@@ -201,7 +200,7 @@ class Traffic:
 
     def run(self, until_ms: int | None = None, most: int | None = None) -> Traffic:
         """Go on until nothing happens any more, for a time, or for a number of arrivals."""
-        with mock.patch("scheduler.stores.sqlite_turn.is_dead", lambda me, other: False):
+        with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
             for store in self.stores:
                 _now(store.open(self.now_ms))
             self._define(range(len(self.budgets)))
@@ -217,7 +216,7 @@ class Traffic:
 
     def release(self) -> Traffic:
         """Money for all: whatever waits has to start by itself, or be heard of no more."""
-        with mock.patch("scheduler.stores.sqlite_turn.is_dead", lambda me, other: False):
+        with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
             for number in range(len(self.budgets)):
                 self._relimit(number, PLENTY)
             while self._step(None):
