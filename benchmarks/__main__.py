@@ -1,15 +1,15 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap]``."""
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [starvation]``."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import dispatch, http, limits, waiting, wrap
+from benchmarks import dispatch, http, limits, starvation, waiting, wrap
 from benchmarks.harness import Row, show
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run,
+    "starvation": starvation.run, "wrap": wrap.run,
 }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from scheduler.budget import Unit
+from scheduler.budget import Unit, WindowKind
 from scheduler.errors import BudgetExceeded, ProviderUnavailable
 from scheduler.ledger import NOT_YET, UNLIMITED, Account, Needs, Waiter
 from scheduler.request import Tokens
@@ -371,6 +371,8 @@ def _first_to_go(
     for waiter in account.line:
         if (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
             return None
+        if waiter.away_until_ms > now_ms:
+            continue
         ahead += waiter.need
         if waiter.since_ms == NOT_YET:
             waiter.since_ms, account.line_changed = now_ms, True
@@ -397,6 +399,8 @@ def _count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None
     """Note whom the candidate passes that it may delay."""
     need, ahead = candidate.needs[account.index], 0
     for waiter in account.line if need else ():
+        if waiter.away_until_ms > account.looked_ms:
+            continue
         ahead += waiter.need
         if (waiter.priority, waiter.request_id) > (key.priority, candidate.id):
             return
@@ -452,7 +456,10 @@ def _next_look(lack: _Lack, account: Account, now_ms: int) -> tuple[int, int | N
 
 
 def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
-    """Take a place in every account, for what there is may not be there any more later."""
+    """Take a place in every account, for what there is may not be there any more later.
+
+    Where it waits elsewhere so long that what is taken here will have left, it delays nobody.
+    """
     key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
     order, needs = (key.priority, candidate.id), candidate.needs
     if all(needs[each.index] <= each.available for each in accounts):
@@ -470,21 +477,31 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
     for each in accounts:
         if each.id not in wanted:
             continue
-        forgets_ms = each.cap.window.stops_counting_ms(each.slot_ms)
-        has_left = last_ms == NEVER or (forgets_ms is not None and forgets_ms <= last_ms)
-        if has_left and starts_ms[each.id] < last_ms:
-            # It waits so long elsewhere that what is taken here meanwhile will have left.
-            if each.leave_line(candidate.id):
-                result.moved.add(each.id)
-            continue
         waiter = each.waiter_of(candidate.id)
         if waiter is None and each.id not in full:
             waiter = wanted[each.id]
             each.get_in_line(waiter)
-        if waiter is not None and starts_ms[each.id] == NEVER:
+        if waiter is None:
+            continue
+        away_ms = 0 if starts_ms[each.id] == last_ms else _away_until_ms(each, last_ms)
+        left = waiter.left
+        if starts_ms[each.id] == NEVER:
             left = each.limit - each.suspense
-            if waiter.left is None or left < waiter.left:
-                waiter.left, each.line_changed = left, True
+            left = left if waiter.left is None else min(left, waiter.left)
+        if (left, away_ms) != (waiter.left, waiter.away_until_ms):
+            if away_ms > max(now_ms, waiter.away_until_ms):
+                result.moved.add(each.id)
+            waiter.left, waiter.away_until_ms, each.line_changed = left, away_ms, True
+
+
+def _away_until_ms(account: Account, last_ms: float) -> int:
+    """Up to when all that is taken from an account will have left it at that instant."""
+    window = account.cap.window
+    if last_ms == NEVER:
+        return UNLIMITED
+    if window.kind is WindowKind.ROLLING:
+        return int(last_ms) - window.span_ms - window.bucket_ms
+    return 0 if window.kind is WindowKind.TOTAL else window.slot_start_ms(int(last_ms))
 
 
 def _starts_ms(account: Account, need: int, now_ms: int) -> float:

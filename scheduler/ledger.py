@@ -111,6 +111,7 @@ class Waiter:
     bypassed: int
     since_ms: int
     left: int | None = None
+    away_until_ms: int = 0  # it waits elsewhere: what is taken here till then will have left
 
     def __lt__(self, other: Waiter) -> bool:
         return (self.priority, self.request_id) < (other.priority, other.request_id)
@@ -261,8 +262,12 @@ class Account:
         for each in reversed(self.line):
             if each.request_id == waiter.request_id or (each.since_ms == NOT_YET and waiter < each):
                 return each
-        lacks_nothing = (w for w in reversed(self.line) if w.need <= self.available < waiter.need)
-        return next(lacks_nothing, self.line[-1] if waiter < self.line[0] else None)
+        spared = (
+            each
+            for each in reversed(self.line)
+            if each.need <= self.available < waiter.need or each.away_until_ms > self.looked_ms
+        )
+        return next(spared, self.line[-1] if waiter < self.line[0] else None)
 
     def get_in_line(self, waiter: Waiter) -> None:
         """Take a place in line; whoever has one so far keeps it, and its count."""
@@ -286,6 +291,8 @@ class Account:
         """Note since when the first in line is it, and who comes after those that lack nothing."""
         ahead = 0
         for waiter in self.line:
+            if waiter.away_until_ms > self.looked_ms:
+                continue
             if waiter.since_ms == NOT_YET:
                 waiter.since_ms = self.looked_ms
             ahead += waiter.need

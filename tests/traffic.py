@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from scheduler.admission import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey
-from scheduler.budget import Budget, Cap, WindowKind
+from scheduler.budget import Budget, Cap, Window, WindowKind
 from scheduler.ledger import UNLIMITED, unit_index
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Claimed, NewRequest, Outcome, Settlement, Store, Turn, TurnResult
@@ -125,13 +125,8 @@ class _Sums:
         return max((room for at, room in self._rooms() if at <= at_ms), default=self.available)
 
     def _rooms(self) -> Iterable[tuple[float, int]]:
-        room = self.available
-        oldest_ms = self.window.oldest_counting_ms(self.now_ms)
-        for start in sorted(self.held):
-            at_ms = self.window.stops_counting_ms(start)
-            if start >= oldest_ms and at_ms is not None:
-                room += sum(self.held[start])
-                yield at_ms, room
+        counted = {start: sum(sums) for start, sums in self.held.items()}
+        return rooms(self.window, counted, self.now_ms, self.available)
 
     def leaves_ms(self) -> float:
         """When what is reserved now counts no longer."""
@@ -139,16 +134,33 @@ class _Sums:
         return math.inf if at_ms is None else at_ms
 
     def first(self) -> _Asked | None:
-        """The first in line: who lacks money here, and could have it one day."""
+        """The first in line: who lacks money here, and could have it one day.
+
+        None also if only by what those before it will take.
+        """
+        ahead = 0
         for asked in self.waiting:
             need = asked.needs[self.index]
-            if self.available < need and all(n <= each.limit for each, n in _pairs(asked)):
-                return asked
+            if ahead + need > self.available and all(n <= e.limit for e, n in _pairs(asked)):
+                return asked if need > self.available else None
+            ahead += need
         return None
 
 
 def _pairs(asked: _Asked) -> Iterable[tuple[_Sums, int]]:
     return ((each, asked.needs[each.index]) for each in asked.accounts)
+
+
+def rooms(
+    window: Window, counted: dict[int, int], now_ms: int, available: int
+) -> Iterable[tuple[float, int]]:
+    """At which instants something leaves a window by itself, and what there is from then on."""
+    oldest_ms = window.oldest_counting_ms(now_ms)
+    for start in sorted(counted):
+        at_ms = window.stops_counting_ms(start)
+        if start >= oldest_ms and at_ms is not None:
+            available += counted[start]
+            yield at_ms, available
 
 
 class Traffic:
@@ -198,8 +210,8 @@ class Traffic:
 
     # The run
 
-    def run(self, until_ms: int | None = None, most: int | None = None) -> Traffic:
-        """Go on until nothing happens any more, for a time, or for a number of arrivals."""
+    def run(self, until_ms: int | None = None, go_on: Callable[[], bool] = lambda: True) -> Self:
+        """Go on until nothing happens any more, for a time, or for as long as told."""
         with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
             for store in self.stores:
                 _now(store.open(self.now_ms))
@@ -209,12 +221,11 @@ class Traffic:
                 self._at(first_ms, lambda stream=stream: self._arrive(stream))
             for after_ms, number, percent in self.limits:
                 self._at(T0 + after_ms, lambda n=number, p=percent: self._relimit(n, p))
-            while self._step(until_ms):
-                if most is not None and self.arrived >= most:
-                    break
+            while go_on() and self._step(until_ms):
+                pass
         return self
 
-    def release(self) -> Traffic:
+    def release(self) -> Self:
         """Money for all: whatever waits has to start by itself, or be heard of no more."""
         with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
             for number in range(len(self.budgets)):

@@ -310,12 +310,13 @@ def _decode_budget(name: str, definition: str) -> Budget:
 def encode_line(line: Sequence[Waiter]) -> str | None:
     """Who is in line at an account; None: nobody. One alone as programs before wrote it."""
     rows = [
-        [each.priority, each.request_id, each.need, each.bypassed, each.since_ms, each.left]
+        [each.priority, each.request_id, each.need, each.bypassed, each.since_ms, each.left,
+         each.away_until_ms]
         for each in line
-    ]
+    ]  # fmt: skip
     if not rows:
         return None
-    return json.dumps(rows[0][:5] if len(rows) == 1 and rows[0][5] is None else rows)
+    return json.dumps(rows[0][:5] if len(rows) == 1 and rows[0][5:] == [None, 0] else rows)
 
 
 def decode_line(text: str | None) -> list[Waiter]:
