@@ -242,8 +242,8 @@ class Account:
 
     @property
     def waiter(self) -> Waiter | None:
-        """The first in line."""
-        return self.line[0] if self.line else None
+        """The first in line, of those who wait for this account."""
+        return next((each for each in self.line if each.away_until_ms <= self.looked_ms), None)
 
     @waiter.setter
     def waiter(self, waiter: Waiter | None) -> None:

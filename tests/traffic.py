@@ -424,8 +424,8 @@ class Traffic:
         for sums in self.sums:
             for each in sums:
                 first = each.first()
-                if first is None:
-                    continue
+                if first is None or self.busy[first.process] >= self.slots:
+                    continue  # nobody, or one that waits for a place
                 first.since_ms.setdefault(each.number, self.now_ms)
                 for asked in each.waiting[:20] if each.window.kind is WindowKind.TOTAL else ():
                     if each.starts_ms(asked.needs[each.index]) == math.inf:
