@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +17,14 @@ from scheduler.admission import (
     LaneKey,
     LaneView,
     ParkReason,
+    Verdict,
     plan,
 )
 from scheduler.budget import parse_caps
+from scheduler.gates.words import Closed
 from scheduler.ledger import MAX_LINE, Account, ReservationState
 from scheduler.request import Tokens
+from scheduler.stores.lanes import Lanes
 
 LIMIT = 100
 SPEC = "$0.0000001/day"  # 100 nano-dollars
@@ -411,3 +415,34 @@ def test_the_line_of_an_account_has_an_end_and_says_who_found_no_place():
 
     assert [each.request_id for each in shared.line] == list(range(1, MAX_LINE + 1))
     assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, 1 + MAX_LINE)}
+
+
+def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a_time():
+    lanes = Lanes()
+    made = [lanes.get(LaneKey("p", (1,), priority), iter([priority]).__next__)
+            for priority in (5, 6, 7)]  # fmt: skip
+    lack = plan([lane([account(reserved=99)], [2])], {"p": 1}, 0).verdicts[0].shortfall
+    verdicts = [Verdict(lack, behind={1}), Verdict(lack, beyond={1: (7, 70)}),
+                Verdict(lack, beyond={1: (6, 60)})]  # fmt: skip
+    for each, verdict in zip(made, verdicts, strict=True):
+        lanes.add(each)
+        lanes.settle(each, verdict, 0)
+    lanes.wake_behind([2], 1)
+    assert lanes.open_lanes() == []
+
+    assert lanes.wake_behind([1], 1)
+    assert lanes.open_lanes() == [made[0], made[2]]
+    assert lanes.wake_behind([1], 1)
+    assert lanes.open_lanes() == [made[0], made[1], made[2]]
+    assert not lanes.wake_behind([1], 1)
+
+
+def test_who_is_turned_away_by_a_closed_provider_leaves_the_line():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 1}, 0)
+    away = lane([shared], [50])
+    away.gates = [SimpleNamespace(closed=Closed("provider_down", "no answer", 0, 60_000, 60_000))]
+
+    result = plan([away], {"p": 1}, 1)
+
+    assert (shared.line, result.moved) == ([], {1})
