@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -94,3 +96,19 @@ def test_the_bound_holds_between_processes_on_one_file(made):
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None
     ) as folder:
         lived(made, Path(folder) / "s.db")
+
+
+def test_a_process_that_leaves_the_file_takes_nobody_elses_place_with_it(tmp_path):
+    large = Stream(need=90, process=0, count=1, first_ms=2_000)
+    small = [Stream(need=60, process=0, count=1), Stream(need=1, process=1, count=3)]
+    world = Traffic(["100 tokens/10m"], [large, *small], path=tmp_path / "s.db", processes=2)
+    world.run(5_000)
+    reader = sqlite3.connect(tmp_path / "s.db")
+    (before,) = reader.execute("SELECT waiter FROM accounts").fetchone()
+    with pytest.raises(StopIteration):
+        world.stores[1].aclose().send(None)
+
+    (after,) = reader.execute("SELECT waiter FROM accounts").fetchone()
+
+    reader.close()
+    assert after == before is not None

@@ -75,6 +75,7 @@ class _Asked:
     stream: Stream
     needs: tuple[int, int, int]
     accounts: list[_Sums]
+    turn: int  # in which it came: whoever went in the same one did not pass it
     since_ms: dict[int, int] = field(default_factory=dict)  # account → first in line since
     passed: Counter[int] = field(default_factory=Counter)
     left: dict[int, int] = field(default_factory=dict)
@@ -339,7 +340,7 @@ class Traffic:
         accounts = [each for i in stream.draws for each in self.sums[i]]
         asked = _Asked(
             (stream.priority, request_id), stream.process, request_id, stream,
-            (stream.need, stream.need, 1), accounts,
+            (stream.need, stream.need, 1), accounts, self.turns,
         )  # fmt: skip
         self.asked[request_id] = asked
         if stream.may_wait:
@@ -359,7 +360,7 @@ class Traffic:
         for each, need in _pairs(asked):
             if need > 0:
                 first = each.first()
-                if first is not None and first < asked:
+                if first is not None and first < asked and first.turn < self.turns:
                     self._judge(each, first, asked, need)
         for each, need in _pairs(asked):
             assert need <= max(0, each.available), "more than there is"
