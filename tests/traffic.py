@@ -75,7 +75,6 @@ class _Asked:
     stream: Stream
     needs: tuple[int, int, int]
     accounts: list[_Sums]
-    turn: int  # in which it came: whoever went in the same one did not pass it
     since_ms: dict[int, int] = field(default_factory=dict)  # account → first in line since
     passed: Counter[int] = field(default_factory=Counter)
     left: dict[int, int] = field(default_factory=dict)
@@ -340,7 +339,7 @@ class Traffic:
         accounts = [each for i in stream.draws for each in self.sums[i]]
         asked = _Asked(
             (stream.priority, request_id), stream.process, request_id, stream,
-            (stream.need, stream.need, 1), accounts, self.turns,
+            (stream.need, stream.need, 1), accounts,
         )  # fmt: skip
         self.asked[request_id] = asked
         if stream.may_wait:
@@ -360,7 +359,7 @@ class Traffic:
         for each, need in _pairs(asked):
             if need > 0:
                 first = each.first()
-                if first is not None and first < asked and first.turn < self.turns:
+                if first is not None and first < asked and each.number in first.since_ms:
                     self._judge(each, first, asked, need)
         for each, need in _pairs(asked):
             assert need <= max(0, each.available), "more than there is"
@@ -433,7 +432,10 @@ class Traffic:
                         asked.left.setdefault(each.number, each.limit - each.suspense)
 
     def _judge(self, sums: _Sums, first: _Asked, asked: _Asked, need: int) -> None:
-        """Count a passing that could delay the first in line; fail beyond the bound."""
+        """Count a passing that could delay the first in line; fail beyond the bound.
+
+        The first waits for money from the turn on in which there was a place for it.
+        """
         wanted = first.needs[sums.index]
         elsewhere = [each.starts_ms(amount) for each, amount in _pairs(first) if each is not sums]
         if math.inf in elsewhere:
@@ -450,8 +452,7 @@ class Traffic:
                     return
         first.passed[sums.number] += 1
         passed = first.passed[sums.number]
-        since_ms = first.since_ms.setdefault(sums.number, self.now_ms)
-        waited_ms = self.now_ms - since_ms
+        waited_ms = self.now_ms - first.since_ms[sums.number]
         most = self.worst.get(first.order[0], (0, 0))
         self.worst[first.order[0]] = max(most[0], passed), max(most[1], waited_ms)
         self.check(first, asked, passed, waited_ms)
