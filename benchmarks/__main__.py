@@ -1,15 +1,15 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [budgets]``."""
+"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [budgets] [starvation]``."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import budgets, dispatch, http, limits, waiting, wrap
+from benchmarks import budgets, dispatch, http, limits, starvation, waiting, wrap
 from benchmarks.harness import Row, show
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run, "budgets": budgets.run,
+    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
 }  # fmt: skip
 
 

@@ -19,12 +19,23 @@ What does not fit. Let `need` be a request's ceiling, and of one account
     limit < need                larger than the limit: only a raise helps
 
 Who may pass. Unlike processors, money that was spent does not come back, so a
-small request that passes a large one can delay it for good. A request whose
-window is spent is delayed by nobody: anything smaller passes it. One that waits
-for money held in flight is the account's *waiter*: it is passed by at most
-`MAX_BYPASSED` others and for at most `MAX_BYPASS_MS`; then the account drains
-until the waiter fits. Per lane the plan looks `DEPTH` requests past the first one
-that does not fit; smaller ones further back wait until those in front move.
+small request that passes a large one can delay it for good. Who waits for money
+that comes back, from calls under way or bit by bit, is the account's *waiter*:
+later or less urgent ones pass it at most `MAX_BYPASSED` times and for at most
+`MAX_BYPASS_MS`, except where that cannot delay it; then the account drains until
+the waiter fits. Passing delays nobody where, at the instant at which enough will
+have left the window by itself, there is room for both (backfilling). So
+
+    calls under way   any of them may bring what is lacking: bounded
+    a rolling window  bounded, beyond what the bucket frees that lets the waiter go
+    a calendar window who waits for the reset is passed freely, and is first after it
+    a total           gives nothing back by itself: what was left when the waiter began
+                      to wait is for whoever it suffices for; what a raise or a resolved
+                      outcome adds is kept for the waiter
+
+Who was first in line before somebody more urgent came keeps its place and its count.
+Per lane the plan looks `DEPTH` requests past the first one that does not fit; smaller
+ones further back wait until those in front move.
 
 Not money. A gate (`gates`) that is shut for now holds back the lane's head, which waits for
 its place without being parked, and whoever comes later to the same gate waits behind it. A
@@ -45,9 +56,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from scheduler.budget import Unit
+from scheduler.budget import Unit, WindowKind
 from scheduler.errors import BudgetExceeded, ProviderUnavailable
-from scheduler.ledger import UNLIMITED, Account, Needs, Waiter
+from scheduler.ledger import NOT_YET, UNLIMITED, Account, Needs, Waiter
 from scheduler.request import Tokens
 
 if TYPE_CHECKING:
@@ -164,6 +175,9 @@ class Verdict:
     Attributes:
         shortfall: What the first request that does not fit lacks; None: the lane stays open.
         wakes: Account id → amount that must become available for another look.
+        smallest: Account id → the smallest amount of those that wait for it.
+        behind: Accounts in whose line somebody has to go first, or give up.
+        beyond: Account id → the first for whom there was no place in line, by priority and id.
         held: Account id → most that a request hopes to get from calls under way; once
             so much has been spent that they cannot give it, it waits for something else.
         resumes_at_ms: The earliest reset that lets one of its requests go on.
@@ -171,6 +185,9 @@ class Verdict:
 
     shortfall: Shortfall | None = None
     wakes: dict[int, int] = field(default_factory=dict)
+    smallest: dict[int, int] = field(default_factory=dict)
+    behind: set[int] = field(default_factory=set)
+    beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
     resumes_at_ms: int | None = None
 
@@ -178,6 +195,9 @@ class Verdict:
         """Nothing is lacking after all."""
         self.shortfall, self.resumes_at_ms = None, None
         self.wakes.clear()
+        self.smallest.clear()
+        self.behind.clear()
+        self.beyond.clear()
         self.held.clear()
 
 
@@ -188,12 +208,14 @@ class Plan:
     Attributes:
         opens_at_ms: When the first gate opens that holds somebody back; `NEVER`: none, or
             only when calls under way end.
+        moved: Accounts in whose line somebody gave up its place, which lets others go on.
     """
 
     admitted: list[Candidate] = field(default_factory=list)
     refused: list[tuple[Candidate, Shortfall]] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     opens_at_ms: float = NEVER
+    moved: set[int] = field(default_factory=set)
     _held: set[int] = field(default_factory=set)  # gates at which somebody waits already
 
     @property
@@ -250,10 +272,11 @@ def plan(
 class _Scan:
     """Where the plan is in one lane."""
 
-    __slots__ = ("blocked", "head", "verdict", "view")
+    __slots__ = ("blocked", "head", "is_beyond", "verdict", "view")
 
     def __init__(self, view: LaneView, verdict: Verdict) -> None:
         self.view, self.verdict, self.blocked = view, verdict, 0
+        self.is_beyond = False  # there was no place in line for one: nor is there for later ones
         self.head: Candidate
 
     def advance(self) -> bool:
@@ -296,21 +319,22 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
         if (
             (need > account.available and need > 0)  # what is free fits even after an overrun
             or account.paused
-            or (account.waiter is not None and _must_stay_behind(account, key, candidate, now_ms))
+            or (account.line and _first_to_go(account, key, candidate, now_ms) is not None)
         ):
             break
     else:
         if has_slot:
-            _admit(key, candidate, accounts)
+            _admit(key, candidate, accounts, result)
             for gate in gates:
                 gate.take(candidate.id, candidate.tokens, now_ms)
             free[key.provider] -= 1
             result.admitted.append(candidate)
         return True
     if key.may_wait:
-        _pass_over(scan, now_ms)
+        _pass_over(scan, now_ms, result)
     else:
-        result.refused.append((candidate, shortfall(accounts, needs, now_ms)[0]))
+        lack, account = _worst(key, candidate, accounts, now_ms)
+        result.refused.append((candidate, _describe(account, lack, now_ms)))
     return True
 
 
@@ -323,95 +347,214 @@ def _meet_closed(scan: _Scan, closed: Closed, now_ms: int, result: Plan) -> bool
     if not scan.view.key.may_wait:
         result.refused.append((scan.head, lack))
         return True
+    _leave_lines(scan.head, scan.view.accounts, result)
     scan.verdict.clear()
     scan.verdict.shortfall, scan.verdict.resumes_at_ms = lack, lack.resumes_at_ms
     return False
 
 
-def _must_stay_behind(account: Account, key: LaneKey, candidate: Candidate, now_ms: int) -> bool:
-    """Whether admitting the candidate would pass the account's waiter once too often."""
-    waiter = account.waiter
-    if waiter is None or (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
-        return False
-    if not candidate.needs[account.index]:
-        return False  # what is free takes nothing from anybody
-    if account.available - candidate.needs[account.index] >= waiter.need:
-        return False  # the waiter still fits afterwards
-    return waiter.bypassed >= MAX_BYPASSED or now_ms - waiter.since_ms >= MAX_BYPASS_MS
+class _First(NamedTuple):
+    """Who in an account's line has to go first, and what others may take from it meanwhile."""
+
+    ahead: int  # what it needs, with those before it
+    spare: float
+    is_brief: bool  # it waits for calls under way
 
 
-def _admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account]) -> None:
+def _first_to_go(
+    account: Account, key: LaneKey, candidate: Candidate, now_ms: int
+) -> _First | None:
+    """Whose bound is used up, so that admitting the candidate would delay it once too often."""
+    need, ahead = candidate.needs[account.index], 0
+    if not need:
+        return None  # what is free takes nothing from anybody
+    for waiter in account.line:
+        if (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
+            return None
+        if waiter.away_until_ms > now_ms:
+            continue
+        ahead += waiter.need
+        if waiter.since_ms == NOT_YET:
+            waiter.since_ms, account.line_changed = now_ms, True
+        if waiter.bypassed >= MAX_BYPASSED or now_ms - waiter.since_ms >= MAX_BYPASS_MS:
+            spare = account.spare(waiter, ahead)
+            if need > spare:
+                return _First(ahead, spare, account.available < waiter.need <= account.at_best)
+        if ahead > account.available:
+            return None  # whoever comes behind it is not the first
+    return None
+
+
+def _admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], result: Plan) -> None:
     for account in accounts:
-        waiter = account.waiter
-        if waiter is not None:
-            if waiter.request_id == candidate.id:
-                account.set_waiter(None)
-            elif (waiter.priority, waiter.request_id) < (key.priority, candidate.id):
-                waiter.bypassed += 1
-                account.waiter_changed = True
-        account.reserve(candidate.needs[account.index])
+        need = candidate.needs[account.index]
+        if account.line:
+            if account.leave_line(candidate.id):
+                result.moved.add(account.id)
+            _count_passing(account, key, candidate)
+        account.reserve(need)
 
 
-def _pass_over(scan: _Scan, now_ms: int) -> None:
+def _count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
+    """Note whom the candidate passes that it may delay."""
+    need, ahead = candidate.needs[account.index], 0
+    for waiter in account.line if need else ():
+        if waiter.away_until_ms > account.looked_ms:
+            continue
+        ahead += waiter.need
+        if (waiter.priority, waiter.request_id) > (key.priority, candidate.id):
+            return
+        if need > account.spare(waiter, ahead):
+            waiter.bypassed += 1
+            account.line_changed = True
+        if ahead > account.available:
+            return
+
+
+def _pass_over(scan: _Scan, now_ms: int, result: Plan) -> None:
     """Note why the head of a lane cannot go, what would wake it, and its place in line."""
     key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
-    lack, account = shortfall(accounts, candidate.needs, now_ms)
+    lack, account = _worst(key, candidate, accounts, now_ms)
     verdict = scan.verdict
     if verdict.shortfall is None:
-        verdict.shortfall = lack
+        verdict.shortfall = _describe(account, lack, now_ms)
     scan.blocked += 1
-    behind = account.waiter
-    need = lack.needed
-    if lack.missing <= 0 and behind is not None:
-        # It fits, but has to let the waiter go first, which may itself go, give up, or be gone.
-        need = behind.need
-        verdict.resumes_at_ms = min(now_ms + BEHIND_MS, verdict.resumes_at_ms or now_ms + BEHIND_MS)
-    verdict.wakes[account.id] = min(need, verdict.wakes.get(account.id, need))
-    due_ms = lack.resumes_at_ms
-    if lack.reason is ParkReason.HELD_IN_FLIGHT:  # a reset may come before the calls settle
-        due_ms = account.frees_at_ms(now_ms, max(1, lack.missing))
-    if due_ms is not None:
-        verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
+    if lack.first is not None:
+        verdict.behind.add(account.id)
+    if lack.need < verdict.smallest.get(account.id, math.inf):  # larger ones go no earlier
+        verdict.smallest[account.id] = lack.need
+        wake, due_ms = _next_look(lack, account, now_ms)
+        verdict.wakes[account.id] = min(wake, verdict.wakes.get(account.id, wake))
+        if due_ms is not None:
+            verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
         for each in accounts:  # once any of them cannot give it any more, look again
             amount = candidate.needs[each.index]
             verdict.held[each.id] = max(amount, verdict.held.get(each.id, 0))
-    else:
-        _leave_line(candidate, accounts)
-    if lack.reason is not ParkReason.HELD_IN_FLIGHT or lack.missing <= 0:
+    if lack.first is not None and lack.first.ahead <= account.at_best:
+        verdict.held[account.id] = max(lack.first.ahead, verdict.held.get(account.id, 0))
+    if lack.reason in (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT):
+        _leave_lines(candidate, accounts, result)
+    elif not scan.is_beyond:
+        _get_in_line(scan, now_ms, result)
+
+
+def _next_look(lack: _Lack, account: Account, now_ms: int) -> tuple[int, int | None]:
+    """What must become available, or until when, for another look to be worth it."""
+    first = lack.first
+    if first is None:
+        if lack.reason in (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT):
+            return lack.need, None
+        return lack.need, account.may_free_at_ms(now_ms, lack.need)
+    # It fits, but has to let others go first; the lane hears of it when these leave the line.
+    wake = account.available + math.ceil(lack.need - first.spare)
+    if first.ahead <= account.available:
+        return wake, account.frees_at_ms(now_ms, lack.missing)
+    if first.is_brief:
+        return min(wake, first.ahead), now_ms + BEHIND_MS
+    return min(wake, first.ahead), account.frees_at_ms(now_ms, first.ahead - account.available)
+
+
+def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
+    """Take a place in every account, for what there is may not be there any more later.
+
+    Where it waits elsewhere so long that what is taken here will have left, it delays nobody.
+    """
+    key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
+    order, needs = (key.priority, candidate.id), candidate.needs
+    if all(needs[each.index] <= each.available for each in accounts):
+        return  # it only has to let others go first
+    wanted = {each.id: Waiter(*order, needs[each.index], 0, NOT_YET)
+              for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED}  # fmt: skip
+    full = [each.id for each in accounts
+            if each.id in wanted and not each.has_room_for(wanted[each.id])]  # fmt: skip
+    scan.verdict.beyond.update((each, order) for each in full if each not in scan.verdict.beyond)
+    scan.is_beyond = len(full) == len(wanted)
+    if scan.is_beyond:
         return
+    starts_ms = {each.id: _starts_ms(each, needs[each.index], now_ms) for each in accounts}
+    last_ms = max(starts_ms.values())
     for each in accounts:
-        amount = candidate.needs[each.index]
-        if amount and amount > each.available:
-            first = each.waiter
-            if first is None or (first.priority, first.request_id) > (key.priority, candidate.id):
-                each.set_waiter(Waiter(key.priority, candidate.id, amount, 0, now_ms))
+        if each.id not in wanted:
+            continue
+        waiter = each.waiter_of(candidate.id)
+        if waiter is None and each.id not in full:
+            waiter = wanted[each.id]
+            each.get_in_line(waiter)
+        if waiter is None:
+            continue
+        away_ms = 0 if starts_ms[each.id] == last_ms else _away_until_ms(each, last_ms)
+        left = waiter.left
+        if starts_ms[each.id] == NEVER:
+            left = each.limit - each.suspense
+            left = left if waiter.left is None else min(left, waiter.left)
+        if (left, away_ms) != (waiter.left, waiter.away_until_ms):
+            if away_ms > max(now_ms, waiter.away_until_ms):
+                result.moved.add(each.id)
+            waiter.left, waiter.away_until_ms, each.line_changed = left, away_ms, True
 
 
-def _leave_line(candidate: Candidate, accounts: Sequence[Account]) -> None:
-    """It waits for something else than calls under way: nothing delays it meanwhile."""
+def _away_until_ms(account: Account, last_ms: float) -> int:
+    """Up to when all that is taken from an account will have left it at that instant."""
+    window = account.cap.window
+    if last_ms == NEVER:
+        return UNLIMITED
+    if window.kind is WindowKind.ROLLING:
+        return int(last_ms) - window.span_ms - window.bucket_ms
+    return 0 if window.kind is WindowKind.TOTAL else window.slot_start_ms(int(last_ms))
+
+
+def _starts_ms(account: Account, need: int, now_ms: int) -> float:
+    """When the account has so much, by itself if not by calls under way."""
+    if need <= account.at_best:
+        return now_ms
+    at_ms = account.frees_at_ms(now_ms, need - account.available)
+    return NEVER if at_ms is None else at_ms
+
+
+def _leave_lines(candidate: Candidate, accounts: Sequence[Account], result: Plan) -> None:
+    """It waits for something else than money that comes back: nothing delays it meanwhile."""
     for account in accounts:
-        if account.waiter is not None and account.waiter.request_id == candidate.id:
-            account.set_waiter(None)
+        if account.line and account.leave_line(candidate.id):
+            result.moved.add(account.id)
 
 
-def shortfall(accounts: Sequence[Account], needs: Needs, now_ms: int) -> tuple[Shortfall, Account]:
-    """What a request lacks most, and in which account; one of them must be short or reserved.
+class _Lack(NamedTuple):
+    """Why one account keeps a request waiting; the larger, the longer."""
+
+    severity: int
+    missing: int
+    reason: ParkReason
+    need: int
+    first: _First | None = None
+
+
+def _worst(
+    key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int
+) -> tuple[_Lack, Account]:
+    """What a request lacks most, and in which account; in one of them it cannot go.
 
     If several are short, the one that makes it wait longest is told.
     """
-    worst: tuple[int, int] | None = None
+    worst: _Lack | None = None
     for account in accounts:
-        need = needs[account.index]
-        missing = need - account.available if need else 0
-        if missing <= 0 and not account.paused and account.waiter is None:
-            continue
+        need = candidate.needs[account.index]
+        missing, first = need - account.available if need else 0, None
+        if missing <= 0 and not account.paused:
+            first = _first_to_go(account, key, candidate, now_ms)
+            if first is None:
+                continue
+            missing = min(first.ahead + need, account.limit) - account.available
         reason = _reason(account, need)
-        rank = (-_SEVERITY[reason], missing)
-        if worst is None or rank > worst:
-            worst, found, why = rank, account, reason
+        if first is not None and first.is_brief:
+            missing = 0
+        elif first is not None:
+            reason = ParkReason.WINDOW_SPENT
+        lack = _Lack(-_SEVERITY[reason], max(0, missing), reason, need, first)
+        if worst is None or lack[:2] > worst[:2]:
+            worst, found = lack, account
     assert worst is not None, "asked for the shortfall of a request that fits"
-    return _describe(found, needs[found.index], why, now_ms), found
+    return worst, found
 
 
 def _reason(account: Account, need: int) -> ParkReason:
@@ -424,20 +567,19 @@ def _reason(account: Account, need: int) -> ParkReason:
     return ParkReason.HELD_IN_FLIGHT
 
 
-def _describe(account: Account, need: int, reason: ParkReason, now_ms: int) -> Shortfall:
-    missing = max(0, need - account.available)
+def _describe(account: Account, lack: _Lack, now_ms: int) -> Shortfall:
     resumes_at_ms = None
-    if reason is ParkReason.WINDOW_SPENT:
-        resumes_at_ms = account.frees_at_ms(now_ms, missing)
+    if lack.reason is ParkReason.WINDOW_SPENT:
+        resumes_at_ms = account.frees_at_ms(now_ms, lack.missing)
     return Shortfall(
-        reason=reason,
+        reason=lack.reason,
         budget=account.budget,
         unit=account.cap.unit,
         limit=account.limit,
         posted=account.posted,
         reserved=account.reserved,
-        needed=need,
-        missing=missing,
+        needed=lack.need,
+        missing=lack.missing,
         resumes_at_ms=resumes_at_ms,
         zone=account.cap.window.zone,
         window=account.cap.window.describe(),

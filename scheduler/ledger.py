@@ -31,6 +31,8 @@ more than its reservation (an overrun) or a lowered limit makes it negative.
 
 from __future__ import annotations
 
+import math
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +41,8 @@ from scheduler.budget import Cap, Unit, WindowKind
 
 UNLIMITED = 1 << 62
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
+MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
+NOT_YET = -1  # since when it has been the first, of one that has not been
 
 Needs = tuple[int, int, int]  # nano-dollars, tokens, requests; index with `unit_index`
 
@@ -90,9 +94,15 @@ class Tally:
 
 @dataclass(slots=True)
 class Waiter:
-    """The first in line for money that calls under way still hold.
+    """The first in line for money that comes back: from calls under way, or bit by bit.
 
     Later requests may pass it only as long as `admission` allows.
+
+    Attributes:
+        bypassed: How many have passed that could delay it.
+        since_ms: When it became the first; `NOT_YET`.
+        left: In a total from which it waits for more than calls can give back: the limit
+            less suspense at that time. What was left then is for whoever it suffices for.
     """
 
     priority: int
@@ -100,6 +110,11 @@ class Waiter:
     need: int
     bypassed: int
     since_ms: int
+    left: int | None = None
+    away_until_ms: int = 0  # it waits elsewhere: what is taken here till then will have left
+
+    def __lt__(self, other: Waiter) -> bool:
+        return (self.priority, self.request_id) < (other.priority, other.request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +136,9 @@ class Account:
     """
 
     __slots__ = (
-        "_changed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
-        "looked_ms", "oldest_ms",
-        "paused", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at",
-        "waiter", "waiter_changed", "warned",
+        "_changed", "_rooms", "available", "budget", "budget_id", "cap", "id", "index", "limit",
+        "line", "line_changed", "looked_ms", "oldest_ms",
+        "paused", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
         "warned_changed", "warned_slot_ms",
     )  # fmt: skip
 
@@ -140,11 +154,12 @@ class Account:
         # Sums over the slots that count; `reserved` includes `suspense`.
         self.posted = self.reserved = self.suspense = 0
         self.available = self.limit
-        self.waiter: Waiter | None = None
+        self.line: list[Waiter] = []  # who waits for money that comes back, the first ones
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
         self.tell_at = 0  # what is posted when the next threshold is passed
         self._changed: set[int] = set()
-        self.waiter_changed = self.warned_changed = False
+        self._rooms: dict[tuple[int, int], float] = {}  # what `_room` found since the last look
+        self.line_changed = self.warned_changed = False
 
     def redefine(self, cap: Cap) -> None:
         """Change the limit; what is posted and reserved stays."""
@@ -155,6 +170,7 @@ class Account:
         """Roll to `now_ms`: forget slots that stopped counting, sum the others."""
         window = self.cap.window
         self.looked_ms = now_ms
+        self._rooms.clear()
         self.slot_ms = window.slot_start_ms(now_ms)
         self.oldest_ms = oldest_ms = window.oldest_counting_ms(now_ms)
         self.posted = self.reserved = self.suspense = 0
@@ -170,8 +186,6 @@ class Account:
                 self.suspense += tally.suspense
         self.available = self.limit - self.posted - self.reserved
         self._rearm()
-        if self.waiter is not None and self.waiter.need > self.at_best:
-            self.set_waiter(None)  # it cannot start before a reset or a raise: nothing delays it
 
     def reserve(self, amount: int) -> None:
         """Promise `amount` in the current slot; the caller has checked that it fits."""
@@ -201,6 +215,7 @@ class Account:
         tally = self.slots.setdefault(slot_ms, Tally())
         counts = slot_ms >= self.oldest_ms
         self._changed.add(slot_ms)
+        self._rooms.clear()
         if old in (ReservationState.POSTED, ReservationState.VOIDED):
             posted = cost if new is ReservationState.POSTED else 0
             tally.posted += posted - assumed
@@ -225,10 +240,99 @@ class Account:
                 self.posted += posted
                 self.available += held - posted
 
-    def set_waiter(self, waiter: Waiter | None) -> None:
-        """Change who is first in line for money held by calls under way."""
-        if waiter is not self.waiter:
-            self.waiter, self.waiter_changed = waiter, True
+    @property
+    def waiter(self) -> Waiter | None:
+        """The first in line, of those who wait for this account."""
+        return next((each for each in self.line if each.away_until_ms <= self.looked_ms), None)
+
+    @waiter.setter
+    def waiter(self, waiter: Waiter | None) -> None:
+        self.line, self.line_changed = [] if waiter is None else [waiter], True
+
+    def waiter_of(self, request_id: int) -> Waiter | None:
+        """A request's place in line, if it has one."""
+        return next((each for each in self.line if each.request_id == request_id), None)
+
+    def has_room_for(self, waiter: Waiter) -> bool:
+        """Whether it has a place in line, or may take one."""
+        return len(self.line) < MAX_LINE or self._last_behind(waiter) is not None
+
+    def _last_behind(self, waiter: Waiter) -> Waiter | None:
+        """Who gives up its place in a full line for another: it need not remember anything."""
+        for each in reversed(self.line):
+            if each.request_id == waiter.request_id or (each.since_ms == NOT_YET and waiter < each):
+                return each
+        spared = (
+            each
+            for each in reversed(self.line)
+            if each.need <= self.available < waiter.need or each.away_until_ms > self.looked_ms
+        )
+        return next(spared, self.line[-1] if waiter < self.line[0] else None)
+
+    def get_in_line(self, waiter: Waiter) -> None:
+        """Take a place in line; whoever has one so far keeps it, and its count."""
+        if len(self.line) >= MAX_LINE:
+            last = self._last_behind(waiter)
+            self.line = [each for each in self.line if each is not last]
+        insort(self.line, waiter)
+        self.line_changed = True
+        self._start_clocks()
+
+    def leave_line(self, request_id: int | None = None) -> bool:
+        """Whether that request had a place, which it gives up; None: everybody."""
+        kept = [each for each in self.line if request_id not in (None, each.request_id)]
+        if len(kept) == len(self.line):
+            return False
+        self.line, self.line_changed = kept, True
+        self._start_clocks()
+        return True
+
+    def _start_clocks(self) -> None:
+        """Note since when the first in line is it, and who comes after those that lack nothing."""
+        ahead = 0
+        for waiter in self.line:
+            if waiter.away_until_ms > self.looked_ms:
+                continue
+            if waiter.since_ms == NOT_YET:
+                waiter.since_ms = self.looked_ms
+            ahead += waiter.need
+            if ahead > self.available:
+                return
+
+    def spare(self, waiter: Waiter, ahead: int) -> float:
+        """What others may take without delaying one in line; negative: nothing.
+
+        It starts, at the latest, once what leaves the window by itself suffices. What is
+        there beyond its need at that instant is taken from nobody.
+
+        Args:
+            waiter: The one in line.
+            ahead: What it needs, and those before it.
+        """
+        if waiter.need > self.limit:
+            return math.inf  # only a raise helps
+        if ahead <= self.at_best or ahead > self.limit:
+            return self.available - ahead  # any call that settles may be what it waits for
+        kind = self.cap.window.kind
+        if kind is WindowKind.ROLLING:
+            known = self._rooms.get((self.available, ahead))
+            if known is None:
+                known = self._rooms[self.available, ahead] = self._room(ahead)
+            return known - ahead
+        if kind is WindowKind.CALENDAR or waiter.left is None:
+            return math.inf
+        return waiter.left - self.posted - (self.reserved - self.suspense)
+
+    def _room(self, amount: int) -> float:
+        """What is there when by itself so much has left a rolling window that `amount` is."""
+        room = self.available
+        for slot_ms in sorted(self.slots):
+            if slot_ms >= self.oldest_ms:
+                room += self.slots[slot_ms].posted + self.slots[slot_ms].reserved
+                if room >= amount:
+                    # What is taken now counts in the newest slot, and leaves with it.
+                    return room if slot_ms < self.slot_ms else math.inf
+        return math.inf
 
     @property
     def at_best(self) -> int:
@@ -288,6 +392,19 @@ class Account:
             return window.resets_at_ms(now_ms)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
             missing -= self.slots[slot_ms].posted + self.slots[slot_ms].reserved
+            if missing <= 0:
+                return window.stops_counting_ms(slot_ms)
+        return None
+
+    def may_free_at_ms(self, now_ms: int, need: int) -> int | None:
+        """The first instant at which `need` may be there, if calls under way turn out free."""
+        window = self.cap.window
+        if window.kind is not WindowKind.ROLLING:
+            return window.resets_at_ms(now_ms)
+        missing = max(1, need - self.at_best)
+        for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
+            tally = self.slots[slot_ms]
+            missing -= tally.posted + (tally.suspense if need > self.at_best else tally.reserved)
             if missing <= 0:
                 return window.stops_counting_ms(slot_ms)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +17,14 @@ from scheduler.admission import (
     LaneKey,
     LaneView,
     ParkReason,
+    Verdict,
     plan,
 )
 from scheduler.budget import parse_caps
-from scheduler.ledger import Account, ReservationState
+from scheduler.gates.words import Closed
+from scheduler.ledger import MAX_LINE, Account, ReservationState
 from scheduler.request import Tokens
+from scheduler.stores.lanes import Lanes
 
 LIMIT = 100
 SPEC = "$0.0000001/day"  # 100 nano-dollars
@@ -160,7 +164,7 @@ def test_a_full_provider_does_not_hold_up_another():
     assert result.verdicts[0].shortfall is None  # it waits for a place, not for money
 
 
-def test_a_request_whose_window_is_spent_is_passed_freely():
+def test_who_waits_for_a_reset_is_passed_freely():
     view = lane([account(posted=60)], [50] + [1] * 40)
 
     assert len(plan([view], {"p": 100}, 0).admitted) == 40
@@ -305,3 +309,140 @@ def test_no_plan_overspends_and_none_leaves_out_what_fits(lanes, posted, reserve
             behind = any(accounts[b].waiter is not None for b in budgets)
             if id not in ids and not behind:
                 assert any(need > accounts[b].available for b in budgets), "left out, but fits"
+
+
+def rolling(taken, spec="100 tokens/60s"):
+    """An account of which so much was posted in the bucket of each second."""
+    made = Account(1, 1, "b1", parse_caps(spec)[0])
+    for second, amount in taken.items():
+        made.look(1000 * second)
+        made.reserve(amount)
+        made.settle(
+            1000 * second, ReservationState.PENDING, ReservationState.POSTED, amount, amount
+        )
+    return made
+
+
+def looked(account, now_ms):
+    account.look(now_ms)
+    return account
+
+
+def test_who_waits_for_what_leaves_a_rolling_window_is_passed_by_a_bounded_number():
+    spent = rolling({10: 50, 19: 10}, "100 tokens/30s")
+    passed = []
+    for bucket in range(40):
+        now_ms = 20_000 + 500 * bucket
+        view = lane([looked(spent, now_ms)], [100, 1])
+        passed += admitted(plan([view], {"p": 9}, now_ms))
+
+    assert len(passed) == MAX_BYPASSED
+
+
+def test_who_waits_for_what_leaves_a_rolling_window_is_passed_for_a_bounded_time():
+    spent = rolling({0: 10, 10: 50})
+    plan([lane([looked(spent, 20_000)], [100])], {"p": 1}, 20_000)
+
+    result = plan([lane([looked(spent, 50_000)], [100, 1])], {"p": 9}, 50_000)
+
+    assert admitted(result) == []
+    assert result.verdicts[0].resumes_at_ms == 10_000 + 61_000  # no sooner: nothing to look at
+
+
+def test_what_a_coarse_bucket_frees_beyond_the_need_may_be_taken_for_ever():
+    spent = rolling({0: 10, 10: 50})  # when the fifty leave there is room for ten besides
+    plan([lane([looked(spent, 20_000)], [90])], {"p": 1}, 20_000)
+
+    result = plan([lane([looked(spent, 55_000)], [90, 6, 5, 4])], {"p": 9}, 55_000)
+
+    assert admitted(result) == [2, 4]
+    assert spent.waiter.bypassed == 0
+
+
+def test_who_waits_for_a_reset_is_the_first_after_it():
+    shared = account(spec="$0.0000001/minute", posted=60)
+    plan([lane([shared], [50])], {"p": 1}, 0)
+    assert admitted(plan([lane([shared], [30], first_id=9)], {"p": 1}, 59_000)) == [9]
+
+    late = plan([lane([looked(shared, 60_000)], [60, 50], first_id=20)], {"p": 2}, 60_000)
+
+    assert admitted(late) == [21]  # of another process, say: it leaves room
+    assert admitted(plan([lane([shared], [50])], {"p": 1}, 60_000)) == [1]
+
+
+def test_of_a_total_what_was_left_goes_to_whoever_it_suffices_for_and_what_is_added_does_not():
+    total = account(spec="$0.0000001", posted=60)
+    plan([lane([total], [50])], {"p": 1}, 0)
+    total.redefine(parse_caps("$0.000000105")[0])
+
+    result = plan([lane([looked(total, 50_000)], [50, 38, 3])], {"p": 9}, 50_000)
+
+    assert admitted(result) == [2]  # of the forty that were left; the five are kept
+    assert result.verdicts[0].resumes_at_ms is None
+
+
+def test_who_is_first_again_has_been_passed_as_often_as_before():
+    shared = account(reserved=60)
+    plan([lane([shared], [50] + [1] * 20)], {"p": 100}, 0)
+    plan([lane([shared], [45], first_id=90, priority=0)], {"p": 1}, 1)
+    assert shared.waiter.request_id == 90
+    shared.leave_line(90)
+
+    result = plan([lane([shared], [1] * 20, first_id=50)], {"p": 100}, 2)
+
+    assert len(result.admitted) == MAX_BYPASSED - 20
+
+
+def test_a_lane_that_lets_somebody_go_first_hears_of_it_when_the_line_moves():
+    spent = rolling({0: 10, 10: 50})
+    plan([lane([looked(spent, 20_000)], [90])], {"p": 1}, 20_000)
+    behind = plan([lane([looked(spent, 50_000)], [1], first_id=9)], {"p": 1}, 50_000)
+    assert behind.verdicts[0].behind == set()  # the bucket frees ten more than is needed
+    blocked = plan([lane([looked(spent, 50_000)], [20], first_id=10)], {"p": 1}, 50_000)
+    assert blocked.verdicts[0].behind == {1}
+
+    gone = plan([lane([looked(spent, 71_000)], [90])], {"p": 1}, 71_000)
+
+    assert admitted(gone) == [1]
+    assert gone.moved == {1}
+
+
+def test_the_line_of_an_account_has_an_end_and_says_who_found_no_place():
+    shared = account(reserved=99)
+    views = [lane([shared], [2], first_id=1 + i, priority=10 + i) for i in range(MAX_LINE + 1)]
+
+    result = plan(views, {"p": 9}, 0)
+
+    assert [each.request_id for each in shared.line] == list(range(1, MAX_LINE + 1))
+    assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, 1 + MAX_LINE)}
+
+
+def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a_time():
+    lanes = Lanes()
+    made = [lanes.get(LaneKey("p", (1,), priority), iter([priority]).__next__)
+            for priority in (5, 6, 7)]  # fmt: skip
+    lack = plan([lane([account(reserved=99)], [2])], {"p": 1}, 0).verdicts[0].shortfall
+    verdicts = [Verdict(lack, behind={1}), Verdict(lack, beyond={1: (7, 70)}),
+                Verdict(lack, beyond={1: (6, 60)})]  # fmt: skip
+    for each, verdict in zip(made, verdicts, strict=True):
+        lanes.add(each)
+        lanes.settle(each, verdict, 0)
+    lanes.wake_behind([2], 1)
+    assert lanes.open_lanes() == []
+
+    assert lanes.wake_behind([1], 1)
+    assert lanes.open_lanes() == [made[0], made[2]]
+    assert lanes.wake_behind([1], 1)
+    assert lanes.open_lanes() == [made[0], made[1], made[2]]
+    assert not lanes.wake_behind([1], 1)
+
+
+def test_who_is_turned_away_by_a_closed_provider_leaves_the_line():
+    shared = account(reserved=60)
+    plan([lane([shared], [50])], {"p": 1}, 0)
+    away = lane([shared], [50])
+    away.gates = [SimpleNamespace(closed=Closed("provider_down", "no answer", 0, 60_000, 60_000))]
+
+    result = plan([away], {"p": 1}, 1)
+
+    assert (shared.line, result.moved) == ([], {1})

@@ -21,18 +21,18 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "id", "key", "parked_total_ms", "reported", "shortfall", "shut_since_ms", "version",
-        "waiting", "wakes",
+        "id", "key", "parked_total_ms", "reported", "shortfall", "shut_since_ms", "smallest",
+        "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
         self.shortfall: Shortfall | None = None  # None: open
-        self.wakes: dict[int, int] = {}
+        self.smallest: dict[int, int] = {}  # account → least amount that waits for it
         self.shut_since_ms = 0
         self.parked_total_ms = 0
-        self.version = 0  # counts changes of `wakes`, to tell stale heap entries
+        self.version = 0  # counts when it was shut or opened, to tell stale heap entries
         self.reported: tuple[str, str, int | None] | None = None  # why it was shut when last told
 
     def parked_clock_ms(self, now_ms: int) -> int:
@@ -43,7 +43,7 @@ class Lane:
 
     def wakes_for(self, needs: Needs, accounts: Iterable[Account]) -> bool:
         """Whether a new request might fit although the ones before it do not."""
-        return any(needs[a.index] < self.wakes[a.id] for a in accounts if a.id in self.wakes)
+        return any(needs[a.index] < self.smallest[a.id] for a in accounts if a.id in self.smallest)
 
 
 class Lanes:
@@ -58,6 +58,10 @@ class Lanes:
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
         self._held: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (-need, …)
+        self._behind: dict[int, dict[int, int]] = {}  # account → lane → version
+        self._beyond: dict[
+            int, list[tuple[tuple[int, int], int, int]]
+        ] = {}  # account → heap of (priority and id, lane, version)
         self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
         self._changed: dict[int, Lane] = {}
         self._counted: dict[int, Lane] = {}  # more or fewer wait than when last told
@@ -112,7 +116,8 @@ class Lanes:
         """Shut the lane or leave it open, as the plan found."""
         if not lane.waiting or verdict.shortfall is None:
             return
-        lane.shortfall, lane.wakes, lane.shut_since_ms = verdict.shortfall, verdict.wakes, now_ms
+        lane.shortfall, lane.smallest = verdict.shortfall, verdict.smallest
+        lane.shut_since_ms = now_ms
         lane.version += 1
         self._open.pop(lane.id, None)
         self._note(lane)
@@ -120,6 +125,11 @@ class Lanes:
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
         for account_id, need in verdict.held.items():
             heapq.heappush(self._held.setdefault(account_id, []), (-need, lane.id, lane.version))
+        for account_id in verdict.behind:
+            self._behind.setdefault(account_id, {})[lane.id] = lane.version
+        for account_id, order in verdict.beyond.items():
+            heap = self._beyond.setdefault(account_id, [])
+            heapq.heappush(heap, (order, lane.id, lane.version))
         if verdict.resumes_at_ms is not None:
             heapq.heappush(self._due, (verdict.resumes_at_ms, lane.id, lane.version))
 
@@ -137,6 +147,39 @@ class Lanes:
         heap = self._held.get(account.id)
         while heap and -heap[0][0] > account.at_best:
             self._pop(heap, now_ms)
+
+    def wake_behind(self, accounts: Iterable[int], now_ms: int) -> bool:
+        """Whether lanes were opened that had to let somebody go first who has left the line.
+
+        And the next one for which there was no place in it.
+        """
+        is_any = False
+        for account_id in accounts:
+            for lane_id, version in self._behind.pop(account_id, {}).items():
+                lane = self._by_id[lane_id]
+                if lane.version == version and lane.shortfall is not None:
+                    self._reopen(lane, now_ms)
+                    is_any = True
+            beyond = self._beyond.get(account_id)
+            while beyond:
+                _, lane_id, version = heapq.heappop(beyond)
+                lane = self._by_id[lane_id]
+                if lane.version == version and lane.shortfall is not None:
+                    self._reopen(lane, now_ms)
+                    is_any = True
+                    break
+        return is_any
+
+    def wake_returned(self, account: Account, now_ms: int) -> None:
+        """Open the lanes that wait for an account to which money came back out of turn.
+
+        What was counted as spent is there after all, so that what leaves the window by
+        itself suffices earlier than they were told.
+        """
+        for _, lane_id, version in self._wakes.pop(account.id, ()):
+            lane = self._by_id[lane_id]
+            if lane.version == version and lane.shortfall is not None:
+                self._reopen(lane, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
         """Open the lanes whose window has ended."""
@@ -179,7 +222,7 @@ class Lanes:
 
     def _reopen(self, lane: Lane, now_ms: int) -> None:
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
-        lane.shortfall, lane.wakes = None, {}
+        lane.shortfall, lane.smallest = None, {}
         lane.version += 1
         if lane.waiting:
             self._open[lane.id] = lane

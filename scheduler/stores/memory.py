@@ -121,7 +121,7 @@ class MemoryStore(Store):
             self._claim(turn, now_ms, result)
         else:
             for account in self._budgets.all_accounts():
-                account.set_waiter(None)  # whoever does not claim is not in line
+                account.leave_line()  # whoever does not claim is not in line
         result.lanes = [
             LaneStatus(lane.key, lane.waiting, lane.shortfall)
             for lane in self._lanes.take_changed()
@@ -203,6 +203,8 @@ class MemoryStore(Store):
             if is_posted and account.posted >= account.tell_at:
                 crossings.extend(account.crossings(now_ms))
             self._lanes.wake(account, now_ms)
+            if old is not ReservationState.PENDING and account.cap.window.span_ms:
+                self._lanes.wake_returned(account, now_ms)
         if hold.is_final:
             self._fold(hold)
         elif new.is_end:
@@ -291,8 +293,7 @@ class MemoryStore(Store):
             row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
             self._lanes.remove(row.lane, now_ms)
         for account in self._accounts_of(row.lane.key.budgets):
-            if account.waiter is not None and account.waiter.request_id == row.id:
-                account.set_waiter(None)
+            if account.leave_line(row.id):
                 self._lanes.wake_all(now_ms)
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
@@ -398,6 +399,8 @@ class MemoryStore(Store):
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             self._lanes.settle(lane, verdict, now_ms)
+        if self._lanes.wake_behind(decided.moved, now_ms):
+            result.look_again_at_ms = now_ms
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Candidate]:
         queue = self._queues[lane.id]

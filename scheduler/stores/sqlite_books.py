@@ -110,8 +110,7 @@ class Books:
                 account_id, budget_id, name, self.cap_of(account_id, cap), bool(is_paused)
             )
             account.warned, account.warned_slot_ms = warned, warned_slot_ms
-            if waiter is not None:
-                account.waiter = Waiter(*json.loads(waiter))
+            account.line = decode_line(waiter)
             for slot_ms, *sums in self._db.execute(
                 "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
                 " WHERE account_id = ? AND slot_ms >= ?",
@@ -155,12 +154,12 @@ class Books:
                             for slot_ms, t in changed
                         ],
                     )
-                if account.waiter_changed or account.warned_changed:
-                    account.waiter_changed = account.warned_changed = False
+                if account.line_changed or account.warned_changed:
+                    account.line_changed = account.warned_changed = False
                     self._db.execute(
                         "UPDATE accounts SET warned = ?, warned_slot_ms = ?, waiter = ? WHERE id = ?",
                         (
-                            account.warned, account.warned_slot_ms, _encode_waiter(account.waiter),
+                            account.warned, account.warned_slot_ms, encode_line(account.line),
                             account.id,
                         ),
                     )  # fmt: skip
@@ -429,12 +428,24 @@ class Books:
         return found
 
 
-def _encode_waiter(waiter: Waiter | None) -> str | None:
-    if waiter is None:
+def encode_line(line: Sequence[Waiter]) -> str | None:
+    """Who is in line at an account; None: nobody. One alone as programs before wrote it."""
+    rows = [
+        [each.priority, each.request_id, each.need, each.bypassed, each.since_ms, each.left,
+         each.away_until_ms]
+        for each in line
+    ]  # fmt: skip
+    if not rows:
         return None
-    return json.dumps(
-        [waiter.priority, waiter.request_id, waiter.need, waiter.bypassed, waiter.since_ms]
-    )
+    return json.dumps(rows[0][:5] if len(rows) == 1 and rows[0][5:] == [None, 0] else rows)
+
+
+def decode_line(text: str | None) -> list[Waiter]:
+    """Who `encode_line` wrote."""
+    if text is None:
+        return []
+    rows = json.loads(text)
+    return [Waiter(*row) for row in (rows if isinstance(rows[0], list) else [rows])]
 
 
 def rows_of_keys(

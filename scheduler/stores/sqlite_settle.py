@@ -11,7 +11,7 @@ from scheduler.ledger import Needs, ReservationState, cost_in
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Outcome, Settlement, StorePrompts, TurnResult
 from scheduler.stores.codec import encode_response
-from scheduler.stores.sqlite_books import Books, decode_budgets
+from scheduler.stores.sqlite_books import Books, decode_budgets, decode_line
 from scheduler.stores.views import SETTLED
 from scheduler.texts import words
 
@@ -158,6 +158,8 @@ class Settling(Books):
             if is_posted and account.posted >= account.tell_at:
                 result.crossings.extend(account.crossings(now_ms))
             self.lanes.wake(account, now_ms)
+            if old is not ReservationState.PENDING and account.cap.window.span_ms:
+                self.lanes.wake_returned(account, now_ms)
 
     @staticmethod
     def _counted(hold: _Hold) -> int:
@@ -178,12 +180,15 @@ class Settling(Books):
         """One fewer waits in a lane."""
         lane = self.lanes.by_id(lane_id)
         if lane is None:  # another process's
-            self._db.execute("UPDATE lanes SET waiting = waiting - 1 WHERE id = ?", (lane_id,))
-            return
-        self.lanes.remove(lane, now_ms)
-        for account in self._accounts_of(lane.key.budgets):
-            if account.waiter is not None and account.waiter.request_id == request_id:
-                account.set_waiter(None)
+            (budgets,) = self._db.execute(
+                "UPDATE lanes SET waiting = waiting - 1 WHERE id = ? RETURNING budgets", (lane_id,)
+            ).fetchone() or ("",)
+        else:
+            self.lanes.remove(lane, now_ms)
+        for account in self._accounts_of(
+            decode_budgets(budgets) if lane is None else lane.key.budgets
+        ):
+            if account.leave_line(request_id):
                 self.lanes.wake_all(now_ms)
 
     def _next_state(
@@ -290,6 +295,22 @@ class Settling(Books):
                     self._leave_together(lane_id, count, now_ms)
                 self._deltas[job_id, RequestState.QUEUED] -= count
                 self._deltas[job_id, RequestState.CANCELLED] += count
+
+    def _step_out_of_line(self, worker_id: int) -> None:
+        """Nobody of that process is in line any more, nor who does not wait any more."""
+        db = self._db
+        for budget_id, text in db.execute(
+            "SELECT budget_id, waiter FROM accounts WHERE waiter IS NOT NULL"
+        ).fetchall():
+            for waiter in decode_line(text):
+                stays = db.execute(
+                    "SELECT 1 FROM requests r JOIN lanes l ON l.id = r.lane_id"
+                    " WHERE r.id = ? AND r.state = 'queued' AND l.worker_id <> ?",
+                    (waiter.request_id, worker_id),
+                ).fetchone()
+                if stays is None:
+                    for account in self._accounts_of((budget_id,)):
+                        account.leave_line(waiter.request_id)
 
     def _leave_together(self, lane_id: int, count: int, now_ms: int) -> None:
         """So many fewer wait in a lane."""

@@ -90,7 +90,7 @@ class Transactions(Submitting):
         if turn.slots is not None:
             self._claim(turn, now_ms, result)
         elif self.lanes.any_waiting:
-            self._step_out_of_line()
+            self._step_out_of_line(self.worker_id)
         self._write_lanes(result)
         save_gates(db, self.gates)
         self._finish(now_ms)
@@ -189,7 +189,7 @@ class Transactions(Submitting):
                 self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
             else:
                 self._db.execute("UPDATE workers SET is_lost = 1 WHERE id = ?", (worker_id,))
-            self._step_out_of_line()  # whoever was first in line may be gone with it
+            self._step_out_of_line(worker_id)
             self.lanes.wake_all(now_ms)
         for (worker_id,) in self._db.execute(
             # Both conditions on the state: the first is the index's own.
@@ -197,13 +197,6 @@ class Transactions(Submitting):
             " AND state = 'pending' AND worker_id NOT IN (SELECT id FROM workers)"
         ).fetchall():
             self._suspend_all(worker_id, now_ms, is_gone=True)
-
-    def _step_out_of_line(self) -> None:
-        """Nobody is first in line any more; whoever still waits gets in line again."""
-        for accounts in self._accounts.values():
-            for account in accounts:
-                account.set_waiter(None)
-        self._db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
 
     # Waiting
 
@@ -321,6 +314,8 @@ class Transactions(Submitting):
                 self._drop(candidate.id, RequestState.FAILED, now_ms, error)
         for lane, verdict in zip(lanes, decided.verdicts, strict=True):
             self.lanes.settle(lane, verdict, now_ms)
+        if self.lanes.wake_behind(decided.moved, now_ms):
+            result.look_again_at_ms = now_ms
 
     @staticmethod
     def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
@@ -468,11 +463,11 @@ class Transactions(Submitting):
         # Only after a failure is anything of this process still open.
         now_ms = self._begin(db, self._now_ms)
         self._deltas.clear()
+        self._step_out_of_line(self.worker_id)
         self._suspend_all(self.worker_id, now_ms, is_gone=True)
         self._write_lanes(TurnResult())
         self._finish(now_ms)
         db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
-        db.execute("UPDATE accounts SET waiter = NULL WHERE waiter IS NOT NULL")
         self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
         self.lanes = Lanes()
         self.kept.clear()

@@ -38,17 +38,18 @@ def keep_line(
     """A request that waits goes to another lane: it keeps its place in line where it can.
 
     Returns:
-        Whether it was first in line for money that is nothing to it any more.
+        Whether it was in line for money that is nothing to it any more, or stands further back.
     """
     has_left = False
     for account in old:
-        waiter = account.waiter
-        if waiter is None or waiter.request_id != request_id:
+        waiter = account.waiter_of(request_id)
+        if waiter is None:
             continue
+        account.leave_line(request_id)
         if account in new and waiter.need == needs[account.index]:
-            account.set_waiter(replace(waiter, priority=priority))
+            account.get_in_line(replace(waiter, priority=priority))
+            has_left = has_left or priority > waiter.priority
         else:
-            account.set_waiter(None)
             has_left = True
     return has_left
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from unittest import mock
 
 from scheduler.calls import attempt
 from scheduler.elsewhere import Elsewhere
-from scheduler.ledger import Account, Tally
+from scheduler.ledger import Account, Tally, Waiter
 from scheduler.matching import BudgetBook
 from scheduler.pump import Pump
 from scheduler.stores.base import Outcome
@@ -28,7 +29,7 @@ from scheduler.unsent import Unsent
 
 reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
 settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
-give_up = Unsent.give_up
+give_up, spare = Unsent.give_up, Account.spare
 draws_on, submit_known = BudgetBook.draws_on, Transactions._resubmit
 
 
@@ -93,6 +94,10 @@ def compare_with_a_stale_balance(self: Account, amount: int) -> None:
     self.available += amount
 
 
+def pass_whose_window_is_spent(self: Account, waiter: Waiter, ahead: int) -> float:
+    return math.inf if waiter.need > self.at_best else spare(self, waiter, ahead)
+
+
 def forget_the_parent(self: BudgetBook, *args: Any) -> tuple[int, ...]:
     return draws_on(self, *args)[:1]
 
@@ -153,6 +158,7 @@ MUTANTS = [
     Mutant("settle in the window that is now", Account, "settle", settle_in_this_window),
     Mutant("check without reserving", Account, "reserve", check_without_reserving),
     Mutant("compare with a stale balance", Account, "reserve", compare_with_a_stale_balance),
+    Mutant("pass freely whose window is spent", Account, "spare", pass_whose_window_is_spent, 60),
     Mutant("forget the parent budget", BudgetBook, "draws_on", forget_the_parent),
     Mutant("send one claim twice", Pump, "_start", start_twice),
     Mutant("lose the end of a call", Pump, "_turn", lose_an_ending),

@@ -14,6 +14,7 @@ failure repeats exactly. What is checked, by the names of the invariants:
     7   one key has one answer, and nothing is sent for it once that is stored; of those who ask
         for it each one waits on terms of their own
     8   with money for all, everything ends within a bounded time: no wake-up is lost
+    9   whoever waits for money that comes back is passed within the bound (one process)
     10  balances recomputed from the reservations are the stored ones
     11  a change of a limit cancels nothing
     12  waiting costs nothing: no turns without end that do nothing
@@ -50,6 +51,7 @@ from scheduler.steady import Steady
 from scheduler.stores.base import Outcome, Store, Turn, TurnResult
 from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
+from tests.simulation.line import Line
 from tests.simulation.provider import CEILING, Askable, SimulatedProvider
 from tests.simulation.stores import Handle, InlineSqlite, Surviving
 
@@ -206,7 +208,9 @@ class World:
     def run(self) -> Report:
         """Live to the end. Raises AssertionError at the first thing that is not right."""
         turn = "scheduler.stores.sqlite_turn"
+        self.queue_line = Line(self)
         with (
+            mock.patch("scheduler.stores.memory.plan", self.queue_line.plan),
             tempfile.TemporaryDirectory(dir=_memory_disk()) as folder,
             mock.patch(f"{turn}.is_dead", self.is_dead),
             mock.patch(f"{turn}.GONE_MS", GONE_MS),
@@ -266,6 +270,7 @@ class World:
     async def start(self) -> Computer | None:
         """Begin a process; it asks again for everything that has no answer yet."""
         number = len(self.computers)
+        self.queue_line.forget()  # whoever waits gets in line anew
         if self.kind == "memory":
             inner: Store = self.inner
         else:

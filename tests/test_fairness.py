@@ -1,0 +1,114 @@
+"""Nobody starves: invariants 8 and 9 over every kind of window, by any traffic."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.traffic import Stream, Traffic
+
+# Of each kind of window, in each unit, alone and together; a hundred of everything, or less.
+BUDGETS = [
+    "100 tokens/10s", "100 tokens/1m", "100 tokens/10m", "100 tokens/24h", "100 tokens/minute",
+    "100 tokens/hour", "100 tokens/day @Europe/Athens", "100 tokens", "$0.0000001/30s",
+    "$0.0000001/minute", "$0.0000001", "12 requests/10s", "12 requests/minute", "12 requests",
+    "60 tokens/10s, 300 tokens/2m", "60 tokens/minute, 200 tokens/10m", "80 tokens/20s, 500 tokens",
+    "100 tokens/1m, 10 requests/20s", "$0.0000001/10s, 90 tokens/minute",
+]  # fmt: skip
+RAISES = (3, 10, 40, 100, 150, 1000)  # percent of what the budget was
+
+# Not shrunk: that takes minutes, and what fails reads well as it is.
+THOROUGH = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+STREAMS = st.builds(
+    Stream,
+    draws=st.sampled_from([(0,), (0,), (1,), (0, 1)]),
+    priority=st.sampled_from([0, 10, 20, 30]),
+    need=st.sampled_from([0, 1, 3, 5, 10, 25, 50, 60, 80, 100]),
+    first_ms=st.sampled_from([0, 0, 500, 5_000, 59_000, 3_599_000]),
+    every_ms=st.sampled_from([0, 50, 300, 1_000, 7_000, 60_000]),
+    at_once=st.sampled_from([1, 1, 2, 10]),
+    count=st.sampled_from([1, 2, 5, 40, 150]),
+    runs_ms=st.sampled_from([10, 500, 4_000, 45_000]),
+    share=st.sampled_from([0, 10, 60, 100]),
+    lost=st.sampled_from([0, 0, 0, 2, 5]),
+    patience_ms=st.sampled_from([None, None, 400, 20_000]),
+    may_wait=st.sampled_from([True, True, True, False]),
+    process=st.integers(0, 1),
+)
+
+
+@st.composite
+def traffic(draw, path=None):
+    """Two budgets, some streams, and somebody who changes limits."""
+    budgets = [draw(st.sampled_from(BUDGETS)) for _ in range(2)]
+    streams = draw(st.lists(STREAMS, min_size=2, max_size=5, unique=True))
+    limits = [
+        (at_ms, number, percent)
+        for at_ms, number, percent in draw(
+            st.lists(
+                st.tuples(
+                    st.sampled_from([3_000, 30_000, 31_000, 90_000, 91_000, 3_700_000]),
+                    st.integers(0, 1),
+                    st.sampled_from([0, *RAISES]),
+                ),
+                max_size=4,
+            )
+        )
+    ]
+    return budgets, streams, sorted(limits), draw(st.sampled_from([1, 3, 8, 64]))
+
+
+def lived(made, path=None):
+    """Let it run for two hours, then with money for all: everything has to have ended."""
+    budgets, streams, limits, slots = made
+    if path is None:
+        streams = [Stream(**{**_fields(each), "process": 0}) for each in streams]
+    world = Traffic(budgets, streams, slots=slots, limits=limits, path=path, processes=2)
+    world.run(7_200_000)
+    world.release()
+    assert not world.asked, f"never started: {sorted(world.asked)}"
+    return world
+
+
+def _fields(stream):
+    return {name: getattr(stream, name) for name in stream.__dataclass_fields__}
+
+
+@settings(THOROUGH, max_examples=300)
+@given(made=traffic())
+def test_whoever_waits_for_money_is_passed_within_the_bound(made):
+    lived(made)
+
+
+@settings(THOROUGH, max_examples=40)
+@given(made=traffic())
+def test_the_bound_holds_between_processes_on_one_file(made):
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    ) as folder:
+        lived(made, Path(folder) / "s.db")
+
+
+def test_a_process_that_leaves_the_file_takes_nobody_elses_place_with_it(tmp_path):
+    large = Stream(need=90, process=0, count=1, first_ms=2_000)
+    small = [Stream(need=60, process=0, count=1), Stream(need=1, process=1, count=3)]
+    world = Traffic(["100 tokens/10m"], [large, *small], path=tmp_path / "s.db", processes=2)
+    world.run(5_000)
+    reader = sqlite3.connect(tmp_path / "s.db")
+    (before,) = reader.execute("SELECT waiter FROM accounts").fetchone()
+    with pytest.raises(StopIteration):
+        world.stores[1].aclose().send(None)
+
+    (after,) = reader.execute("SELECT waiter FROM accounts").fetchone()
+
+    reader.close()
+    assert after == before is not None
