@@ -34,6 +34,7 @@ class Call:
     """One call under way.
 
     Attributes:
+        attempt: By which what runs within it knows it; None: it has not begun.
         ended: How it ended; None: it has not, or was torn away.
         is_begun: Whether its task has; if not, nothing was sent.
         is_over: Its end has been taken in, or was given up waiting for.
@@ -43,13 +44,14 @@ class Call:
     """
 
     __slots__ = (
-        "claimed", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
+        "attempt", "claimed", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, provider: str) -> None:
         self.claimed, self.provider = claimed, provider
         self.task: asyncio.Task[None] | None = None
         self.ended: Attempt | None = None
+        self.attempt: UnderWay | None = None
         self.interrupted: str | None = None
         self.is_begun = self.is_over = self.is_unwanted = False
 
@@ -123,7 +125,8 @@ class Flight:
         retry = provider.retry or self._retry
         if is_callers:  # who makes a call has patience of their own, and waits for its error
             retry = retry.without_patience()
-        with UnderWay(self._owner):
+        call.attempt = UnderWay(self._owner, call.claimed.request_id)
+        with call.attempt:
             call.ended = await attempt(
                 call.provider, self._intake.tariff(provider), call.claimed,
                 retry, self._clock.now_ms, send, self._tries,

@@ -19,6 +19,8 @@ class Keeper(Protocol):
 
     def cancelled(self, future: RequestFuture) -> None: ...  # noqa: D102
 
+    def awaited(self, future: RequestFuture) -> None: ...  # noqa: D102
+
     def why_parked(self, lane: LaneKey) -> Shortfall | None: ...  # noqa: D102
 
     def notice(self, lack: Shortfall) -> str: ...  # noqa: D102

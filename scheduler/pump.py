@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt
+from scheduler.calls import Attempt, attempt_around
 from scheduler.clock import Clock
 from scheduler.elsewhere import Elsewhere
 from scheduler.errors import (
@@ -31,6 +31,7 @@ from scheduler.errors import (
 from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
+from scheduler.nesting import InnerFuture, Nesting
 from scheduler.notices import Notices, brief, sentence
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
@@ -99,12 +100,17 @@ class Pump:
         self._flight = Flight(
             store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
         )
+        self._nesting = Nesting(
+            store, self._flight.calls, self._waiters, self._elsewhere, self.wake
+        )
         self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
         self._admits = True
+        self.lets_finish = True  # what calls under way wait for is started, whatever else is
+        self._is_out_of_line = False
         self._stopped: set[str] = set()  # providers to which nothing more goes
         self._gives_back = False  # what is claimed goes back to the queue
         self._told_to_end = asyncio.Event()
@@ -128,10 +134,14 @@ class Pump:
         return self._tasks[0]
 
     def submit(self, new: NewRequest) -> RequestFuture:
-        """Queue a request in the next transaction."""
+        """Queue a request in the next transaction; its call runs in the context that is now."""
         new.is_kept = True
-        future = RequestFuture(new.request, new.lane, self, self._loop)
-        future.expires_at_ms = new.expires_at_ms
+        caller = attempt_around(self.store)
+        if caller is None:
+            future = RequestFuture(new.request, new.lane, self, self._loop)
+        else:
+            future = self._nesting.begin(new, caller, self)
+        future.context, future.expires_at_ms = copy_context(), new.expires_at_ms
         self._queue(new, future)
         return future
 
@@ -182,10 +192,12 @@ class Pump:
             self._admits = False
         else:
             self._stopped.add(provider)
+            self._signal.set()
 
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
-        self._admits, self._gives_back = False, True
+        self._admits = self.lets_finish = False
+        self._gives_back = True
         self._flight.interrupt()
 
     def let_flow(self) -> None:
@@ -273,6 +285,8 @@ class Pump:
 
     async def _turn(self) -> None:
         now_ms, began_s = self._clock.now_ms(), self._loop.time()
+        if self._nesting:
+            self._nesting.pass_on()
         inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
@@ -285,7 +299,7 @@ class Pump:
             submit += batch
         turn = Turn(
             now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._open_slots() if self._admits else None,
+            self._room(), self._nesting.take_lends(),
         )  # fmt: skip
         try:
             result = await self.store.turn(turn)
@@ -306,9 +320,20 @@ class Pump:
             self.tally.end_waiting(RequestState.CANCELLED)
         return wanted
 
-    def _open_slots(self) -> dict[str, int]:
+    def _room(self) -> dict[str, int] | None:
+        """Free places by provider; None: nothing is to be started."""
         slots = self._flight.slots
-        return slots if not self._stopped else slots | dict.fromkeys(self._stopped, 0)
+        if self._stopped:
+            slots = {name: free for name, free in slots.items() if name not in self._stopped}
+        if self._admits:
+            return slots
+        if not self.lets_finish or not self._nesting:
+            return None
+        if not self._is_out_of_line:  # by a turn that starts nothing
+            self._is_out_of_line = True
+            self._signal.set()
+            return None
+        return dict.fromkeys(slots, 0)  # what calls under way wait for runs on their places
 
     def _apply(
         self,
@@ -344,6 +369,7 @@ class Pump:
         self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
+        self._free_the_stuck(now_ms)
         self._set_timer(result.look_again_at_ms)
         if result.waiting is not None:
             arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
@@ -373,6 +399,8 @@ class Pump:
                 self._elsewhere.add(request_id, new)
             if future.cancelled():
                 self.cancelled(future)
+        if isinstance(future, InnerFuture) and not future.done():
+            self._nesting.submitted(future, submitted)
 
     def _start(self, claimed: Claimed, now_ms: int) -> None:
         tally = self.tally
@@ -384,7 +412,8 @@ class Pump:
             not_before_ms = self._clock.now_ms() + self.store.lease_ms
             self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
             return
-        if self._gives_back:
+        is_inner = any(isinstance(future, InnerFuture) for future in futures)
+        if self._gives_back and not (self.lets_finish and is_inner):
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
         if futures and all(future.cancelled() for future in futures):
@@ -419,7 +448,7 @@ class Pump:
         return provider.send, False
 
     def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
-        """Where a call runs: in its caller's context, if they make it themselves."""
+        """Where a call runs: in its submitter's context; in none in particular without a future."""
         found = (future.context for future in futures if future.context is not None)
         context = next(found, None)
         return None if context is None else context.copy()
@@ -514,6 +543,8 @@ class Pump:
         self._queue(new, future)
 
     def _queue(self, new: NewRequest, future: RequestFuture) -> None:
+        if isinstance(future, InnerFuture):
+            self._nesting.place(future, new)
         self._inbox.append((new, future))
         self.tally.waiting += 1
         self._signal.set()
@@ -531,6 +562,8 @@ class Pump:
                 futures = self._waiters.of(refused.id)
                 new.is_kept = bool(futures)
                 for future in futures:
+                    if isinstance(future, InnerFuture):
+                        self._nesting.place(future, new)
                     future.lane = new.lane
                 self._amends.append((refused.id, new))
             self._signal.set()
@@ -567,6 +600,27 @@ class Pump:
     def _fail(self, request_id: int, error: SchedulerError) -> None:
         for future in self._waiters.take(request_id):
             future.fail(error)
+
+    def _free_the_stuck(self, now_ms: int) -> None:
+        """End the newest inner request that would wait for ever, if there is one."""
+        stuck = self._nesting.stuck(now_ms)
+        if stuck is not None:
+            self._end_inner(*stuck)
+        if self._stopped and self._nesting:
+            for future in self._nesting.waiting_for(self._stopped):
+                if future.request_id is not None:
+                    self._end_inner(future, SchedulerClosed("nothing more is sent to its provider"))
+
+    def _end_inner(self, future: InnerFuture, error: SchedulerError) -> None:
+        request_id = future.request_id
+        assert request_id is not None
+        future.fail(self._tries.ended(request_id, error, "it would wait for ever"))
+        is_wanted = any(not each.done() for each in self._waiters.of(request_id))
+        if request_id not in self._flight.calls and not is_wanted:
+            self._waiters.take(request_id)
+            self._tries.forget(request_id)
+            self._cancels.append(request_id)
+            self._signal.set()
 
     def _tell(self, result: TurnResult, now_ms: int) -> None:
         for each in result.crossings:
@@ -614,6 +668,11 @@ class Pump:
     def notice(self, lack: Shortfall) -> str:
         """Why a request is parked, and what to do, in words; for futures."""
         return sentence(lack, self._clock.now_ms())
+
+    def awaited(self, future: RequestFuture) -> None:
+        """A call under way waits for a request made within it."""
+        if future.parked is not None or future.is_running:
+            self._signal.set()
 
     def cancelled(self, future: RequestFuture) -> None:
         """A caller cancelled a future: remove the request, or end the call."""

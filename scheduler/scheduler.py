@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextvars import copy_context
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Literal, Self, TypeVar, overload
 from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
+from scheduler.calls import is_within_call
 from scheduler.clock import Clock, SystemClock
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
@@ -314,8 +314,7 @@ class Scheduler(Adoption):
         new = self._prepare(request, on_exceeded)
         self._check_room(1)
         future = pump.submit(new)
-        if send is not None:
-            future.send, future.context = send, copy_context()
+        future.send = send
         return future
 
     async def enqueue(
@@ -400,9 +399,14 @@ class Scheduler(Adoption):
         return new
 
     def _open_pump(self) -> Pump:
-        if self._pump is None or self._state != "open":
+        if self._pump is None or not (self._state == "open" or self._finishes_calls()):
             raise SchedulerClosed(f"the scheduler is {self._state}; nothing was sent")
         return self._pump
+
+    def _finishes_calls(self) -> bool:
+        """Whether calls under way may finish, and this is asked within one of them."""
+        is_draining = self._pump is not None and self._pump.lets_finish
+        return self._state == "closing" and is_draining and is_within_call(self.store)
 
     def _pump_here(self) -> Pump:
         """The pump, if this is its loop. Raises `SchedulerClosed` or `WrongLoop`."""

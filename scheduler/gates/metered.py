@@ -65,8 +65,11 @@ class Metered:
         self._cut_at_ms = 0
         self._said: dict[tuple[Dimension, int], int] = {}  # spans of limits, from words
 
-    def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
-        """When a request may go as far as this is concerned; `now_ms` or earlier: now."""
+    def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
+        """When a request may go as far as this is concerned; `now_ms` or earlier: now.
+
+        `is_lent`: it has a place, however many calls are under way.
+        """
         at_ms = 0.0
         for meter in self.meters.values():
             charge = self.counting.charge(meter.dimension, tokens, self.produced)

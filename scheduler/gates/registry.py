@@ -92,6 +92,11 @@ class Gates:
         front = self._fronts.get(provider)
         return None if front is None or front.closed is None else front.closed.since_ms
 
+    def probing(self, provider: str) -> int | None:
+        """The request that tries a closed provider now; None: none does, or it is open."""
+        front = self._fronts.get(provider)
+        return None if front is None or front.closed is None else front.closed.probing
+
     def probe(self, provider: str) -> bool:
         """Let one request try in the next turn, where nothing else goes; whether there is need."""
         if not self.is_closed(provider):

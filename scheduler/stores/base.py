@@ -19,7 +19,7 @@ A store's promises, checked by one suite for all of them (`scheduler.testing`):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -193,6 +193,8 @@ class Claimed:
         attempt: 1 for the first.
         spent_nusd: What earlier attempts count in the ledger.
         digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
+        budgets: On which it draws.
+        made_at_ms: When it was reserved.
     """
 
     request_id: int
@@ -205,6 +207,8 @@ class Claimed:
     submitted_at_ms: int
     parked_ms: int
     digest: str = ""
+    budgets: tuple[int, ...] = ()
+    made_at_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -214,6 +218,7 @@ class Turn:
     Attributes:
         amend: Requests that wait, and what to ask in their place.
         slots: Free places per provider; None: claim nothing.
+        lend: Requests that wait, and whether a call under way lends them its place from now on.
     """
 
     now_ms: int
@@ -222,6 +227,7 @@ class Turn:
     submit: Sequence[NewRequest] = ()
     cancel: Sequence[int] = ()
     slots: Mapping[str, int] | None = None
+    lend: Sequence[tuple[int, bool]] = ()
 
 
 class Refused(NamedTuple):
@@ -320,7 +326,9 @@ class Store(ABC):
 
     @abstractmethod
     async def turn(self, turn: Turn) -> TurnResult:
-        """Do all of it in one transaction: settle, cancel, amend, submit, claim, in this order.
+        """Do all of it in one transaction.
+
+        In this order: settle, cancel, amend, lend, submit, claim.
 
         It is awaited in a task that cannot be cancelled, so it must not lean on that: no
         ``asyncio.timeout`` in it.
@@ -362,6 +370,10 @@ class Store(ABC):
     @abstractmethod
     def latest(self) -> list[BudgetStatus]:
         """Budgets with their balances."""
+
+    def balances(self, budgets: Container[int]) -> list[BudgetStatus]:
+        """Those of these budgets."""
+        return [status for status in self.latest() if status.id in budgets]
 
     @abstractmethod
     def lanes(self) -> list[LaneStatus]:

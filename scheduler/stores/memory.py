@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
@@ -112,6 +112,8 @@ class MemoryStore(Store):
         self._promote(now_ms)
         for request_id, new in turn.amend:
             self._amend(request_id, new, now_ms)
+        for request_id, is_lent in turn.lend:
+            self._lend(request_id, is_lent, now_ms)
         for new in turn.submit:
             result.submitted.append(self._submit(new, now_ms))
         self._expire(now_ms, result)
@@ -344,6 +346,18 @@ class MemoryStore(Store):
         row.expected_nusd = new.expected_nusd
         self._enqueue(row, now_ms)
 
+    def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
+        row = self._rows.get(request_id)
+        if row is None or row.state is not RequestState.QUEUED or row.lane.key.is_lent is is_lent:
+            return
+        lane = self._lane(row.lane.key._replace(is_lent=is_lent))
+        if row.is_delayed:
+            row.lane = lane
+        else:
+            self._leave_lane(row, now_ms)
+            row.lane = lane
+            self._enqueue(row, now_ms)
+
     @staticmethod
     def _known(row: Row, **more: Any) -> Submitted:
         return Submitted(
@@ -408,7 +422,8 @@ class MemoryStore(Store):
         self._lanes.remove(lane, now_ms)
         return Claimed(
             row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
-            row.submitted_at_ms, row.parked_ms, row.digest,
+            row.submitted_at_ms, row.parked_ms, row.digest, lane.key.budgets,
+            now_ms,
         )  # fmt: skip
 
     def _refuse(self, row: Row, now_ms: int) -> None:
@@ -434,6 +449,11 @@ class MemoryStore(Store):
             budget_status(b.id, b.budget, b.paused, b.accounts, self._now_ms)
             for b in self._budgets.values()
         ]
+
+    def balances(self, budgets: Container[int]) -> list[BudgetStatus]:
+        found = [b for b in self._budgets.values() if b.id in budgets]
+        self._accounts_of(tuple([b.id for b in found]))  # looked at now
+        return [budget_status(b.id, b.budget, b.paused, b.accounts, self._now_ms) for b in found]
 
     def lanes(self) -> list[LaneStatus]:
         return [
