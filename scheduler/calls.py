@@ -29,6 +29,7 @@ from scheduler.errors import (
     TransportFailed,
     cut,
 )
+from scheduler.events import Settled
 from scheduler.gates import Heard, Report
 from scheduler.limits import Seen
 from scheduler.plain import logger_of
@@ -345,3 +346,16 @@ def describe(error: SchedulerError) -> dict[str, object]:
         "body": body if isinstance(body, dict) else None,
         "type": type(error).__name__,
     }
+
+
+def settled(ended: Attempt, now_ms: int, provider: str, is_superseded: bool) -> Settled:
+    """The event that tells of an attempt's end."""
+    claimed, settlement = ended.claimed, ended.settlement
+    request, cost_nusd = claimed.request, settlement.nusd
+    if settlement.outcome is Outcome.SUSPEND:
+        cost_nusd = claimed.ceiling_nusd
+    return Settled(
+        now_ms, claimed.request_id, request.key, request.job, request.model,
+        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
+        ended.response, ended.error, provider, claimed.digest, is_superseded,
+    )  # fmt: skip

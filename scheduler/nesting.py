@@ -208,7 +208,8 @@ class Nesting:
         """The inner requests that wait for these providers."""
         return [
             each for caller in self._callers.values() for each in caller.inner
-            if self._waits(each) and each.lane is not None and each.lane.provider in providers
+            if self._waits(each) and each.request_id is not None
+            and each.lane is not None and each.lane.provider in providers
         ]  # fmt: skip
 
     def _waits(self, future: InnerFuture) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt, attempt_around
+from scheduler.calls import Attempt, attempt_around, settled
 from scheduler.clock import Clock
 from scheduler.elsewhere import Elsewhere
 from scheduler.errors import (
@@ -33,6 +33,7 @@ from scheduler.future import RequestFuture
 from scheduler.intake import Intake
 from scheduler.nesting import InnerFuture, Nesting
 from scheduler.notices import Notices, brief, sentence
+from scheduler.opening import Opening
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
@@ -66,15 +67,9 @@ class Pump:
     """Moves requests through a store; see the module. Used by `Scheduler` alone."""
 
     def __init__(
-        self,
-        store: Store,
-        intake: Intake,
-        retry: Retry,
-        clock: Clock,
-        announcer: events.Announcer,
-        concurrency: int,
-        poll_s: float,
-    ) -> None:
+        self, store: Store, intake: Intake, retry: Retry, clock: Clock,
+        announcer: events.Announcer, concurrency: int, poll_s: float,
+    ) -> None:  # fmt: skip
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
@@ -108,11 +103,7 @@ class Pump:
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
-        self._admits = True
-        self.lets_finish = True  # what calls under way wait for is started, whatever else is
-        self._is_out_of_line = False
-        self._stopped: set[str] = set()  # providers to which nothing more goes
-        self._gives_back = False  # what is claimed goes back to the queue
+        self._opening = Opening()
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
         self._was_lost = False  # others took this process for dead: some keys may be theirs
@@ -186,18 +177,22 @@ class Pump:
         """Whether a transaction or calls are under way, or have ended and are not settled yet."""
         return self.broken is None and bool(self._turning or self._flight.calls or self._ended)
 
+    @property
+    def lets_finish(self) -> bool:
+        """Whether calls under way may finish, and what they wait for is started."""
+        return self._opening.lets_finish
+
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, or nothing at one provider."""
         if provider is None:
-            self._admits = False
+            self._opening.admits = False
         else:
-            self._stopped.add(provider)
-            self._signal.set()
+            self._opening.stopped.add(provider)
+        self._signal.set()
 
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
-        self._admits = self.lets_finish = False
-        self._gives_back = True
+        self._opening.close(lets_finish=False)
         self._flight.interrupt()
 
     def let_flow(self) -> None:
@@ -221,7 +216,7 @@ class Pump:
         Args:
             within_s: How long what runs may take to finish by itself.
         """
-        self._admits, self._gives_back = False, True
+        self._opening.close(lets_finish=within_s > 0)
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         if within_s > 0:
@@ -299,8 +294,11 @@ class Pump:
             submit += batch
         turn = Turn(
             now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._room(), self._nesting.take_lends(),
+            self._opening.room(self._flight.slots, bool(self._nesting)),
+            self._nesting.take_lends(),
         )  # fmt: skip
+        if turn.slots is None and self._nesting and self._opening.lets_finish:
+            self._signal.set()  # in the next one they get room
         try:
             result = await self.store.turn(turn)
         except BaseException:
@@ -320,30 +318,10 @@ class Pump:
             self.tally.end_waiting(RequestState.CANCELLED)
         return wanted
 
-    def _room(self) -> dict[str, int] | None:
-        """Free places by provider; None: nothing is to be started."""
-        slots = self._flight.slots
-        if self._stopped:
-            slots = {name: free for name, free in slots.items() if name not in self._stopped}
-        if self._admits:
-            return slots
-        if not self.lets_finish or not self._nesting:
-            return None
-        if not self._is_out_of_line:  # by a turn that starts nothing
-            self._is_out_of_line = True
-            self._signal.set()
-            return None
-        return dict.fromkeys(slots, 0)  # what calls under way wait for runs on their places
-
     def _apply(
-        self,
-        now_ms: int,
-        inbox: list[tuple[NewRequest, RequestFuture]],
-        batches: list[Batch],
-        ended: list[Attempt],
-        cancels: list[int],
-        result: TurnResult,
-    ) -> None:
+        self, now_ms: int, inbox: list[tuple[NewRequest, RequestFuture]], batches: list[Batch],
+        ended: list[Attempt], cancels: list[int], result: TurnResult,
+    ) -> None:  # fmt: skip
         # In the store's order: a key may be cancelled and submitted anew in one turn.
         for each in ended:
             self._settled(each, result.superseded.get(each.settlement.reservation_id), now_ms)
@@ -413,7 +391,7 @@ class Pump:
             self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
             return
         is_inner = any(isinstance(future, InnerFuture) for future in futures)
-        if self._gives_back and not (self.lets_finish and is_inner):
+        if not self._opening.takes(is_inner):
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
         if futures and all(future.cancelled() for future in futures):
@@ -488,7 +466,7 @@ class Pump:
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
             provider = self._flight.provider_of(claimed)
-            self.announcer.emit(_event(ended, now_ms, provider, lives_on))
+            self.announcer.emit(settled(ended, now_ms, provider, lives_on is not None))
 
     def _note(self, ended: Attempt, now_ms: int) -> None:
         """Remember, for as long as its request waits for another, what became of an attempt."""
@@ -589,13 +567,9 @@ class Pump:
         tried = self._tries.of(expired.id)
         if tried is not None:
             return f"between attempts; the last: {tried.error}"
-        gates = self.store.gates.statuses(now_ms)
         lanes = [each.lane for each in self._waiters.of(expired.id) if each.lane is not None]
-        held = [
-            each.sentence for each in gates if lanes and each.provider == lanes[0].provider
-            and each.model in ("", lanes[0].model)
-        ]  # fmt: skip
-        return held[0] if held else "all places were taken"
+        held = lanes and self.store.gates.why_held(lanes[0].provider, lanes[0].model, now_ms)
+        return held or "all places were taken"
 
     def _fail(self, request_id: int, error: SchedulerError) -> None:
         for future in self._waiters.take(request_id):
@@ -606,15 +580,14 @@ class Pump:
         stuck = self._nesting.stuck(now_ms)
         if stuck is not None:
             self._end_inner(*stuck)
-        if self._stopped and self._nesting:
-            for future in self._nesting.waiting_for(self._stopped):
-                if future.request_id is not None:
-                    self._end_inner(future, SchedulerClosed("nothing more is sent to its provider"))
+        if self._opening.stopped and self._nesting:
+            for future in self._nesting.waiting_for(self._opening.stopped):
+                self._end_inner(future, SchedulerClosed("nothing more is sent to its provider"))
 
     def _end_inner(self, future: InnerFuture, error: SchedulerError) -> None:
         request_id = future.request_id
         assert request_id is not None
-        future.fail(self._tries.ended(request_id, error, "it would wait for ever"))
+        future.fail(self._tries.ended(request_id, error, "it would never be sent"))
         is_wanted = any(not each.done() for each in self._waiters.of(request_id))
         if request_id not in self._flight.calls and not is_wanted:
             self._waiters.take(request_id)
@@ -626,15 +599,10 @@ class Pump:
         for each in result.crossings:
             self.announcer.emit(
                 events.ThresholdCrossed(
-                    now_ms,
-                    each.budget,
-                    str(each.cap),
-                    each.percent,
-                    each.posted,
-                    each.limit,
+                    now_ms, each.budget, str(each.cap), each.percent, each.posted, each.limit,
                     each.resets_at_ms,
                 )
-            )
+            )  # fmt: skip
         if result.lanes:
             started = {each.request.model for each in result.claimed}
             self._notices.tell(result.lanes, started, now_ms)
@@ -730,15 +698,3 @@ class Pump:
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _event(ended: Attempt, now_ms: int, provider: str, lives_on: bool | None) -> events.Settled:
-    claimed, settlement = ended.claimed, ended.settlement
-    request, cost_nusd = claimed.request, settlement.nusd
-    if settlement.outcome is Outcome.SUSPEND:
-        cost_nusd = claimed.ceiling_nusd
-    return events.Settled(
-        now_ms, claimed.request_id, request.key, request.job, request.model,
-        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
-        ended.response, ended.error, provider, claimed.digest, lives_on is not None,
-    )  # fmt: skip

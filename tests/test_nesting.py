@@ -28,6 +28,7 @@ from scheduler import (
     Scheduler,
     SchedulerClosed,
     SchedulerError,
+    StreamEvent,
     WaitsForItself,
 )
 from scheduler.admission import ParkReason
@@ -44,6 +45,15 @@ PRICES = {"m": "1/4"}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
+class Streaming(FunctionProvider):
+    """One that can be asked for a stream, too."""
+
+    async def stream(self, request, emit):
+        answer = await self.send(request)
+        await emit(StreamEvent("all of it"))
+        return answer
+
+
 class Trees:
     """A scheduler whose providers make the calls that their request's tree says.
 
@@ -54,8 +64,7 @@ class Trees:
     def __init__(self, limit="$1", places=1, store=None, **options):
         self.running = self.most_running = 0
         providers = [
-            FunctionProvider(name, self.play, quote=self.quote, cost=self.cost)
-            for name in ("a", "b")
+            Streaming(name, self.play, quote=self.quote, cost=self.cost) for name in ("a", "b")
         ]
         self.s = Scheduler(
             store, budgets=[Budget("team", limit)] if limit else (), providers=providers,
@@ -487,7 +496,7 @@ def live(world, make_store, most_errors=10**9):
             mock.patch.object(store, "turn", checked),
             mock.patch.object(Nesting, "stuck", limited),
         ):
-            forest = Trees(limit, places, store=store, prices=PRICES)
+            forest = Trees(limit, places, store, prices=PRICES, poll_interval=3600)
             trees.append(forest)
             async with forest.s:
                 tasks = []

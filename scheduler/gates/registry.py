@@ -107,3 +107,8 @@ class Gates:
     def statuses(self, now_ms: int) -> list[GateStatus]:
         """What gates hold back now."""
         return [status for gate in self if (status := gate.status(now_ms)) is not None]
+
+    def why_held(self, provider: str, model: str, now_ms: int) -> str | None:
+        """Why requests for a model wait now; None: no gate holds them back."""
+        held = (each for each in self.statuses(now_ms) if each.provider == provider)
+        return next((each.sentence for each in held if each.model in ("", model)), None)

@@ -101,7 +101,7 @@ class Transactions(Settling):
         for request_id, new in turn.amend:
             self._amend(request_id, new, now_ms)
         for request_id, is_lent in turn.lend:
-            self._lend(request_id, is_lent, now_ms)
+            self._lend(request_id, is_lent, self._lane, now_ms)
         if turn.submit:
             result.submitted = self._submit(turn.submit, now_ms)
         self._expire(now_ms, result)
@@ -450,26 +450,6 @@ class Transactions(Settling):
         if new.is_kept or self.store_prompts != "full":
             self.kept[request_id] = new.request
 
-    def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
-        row = self._db.execute(
-            "SELECT state, lane_id, parked_mark_ms, ceiling_nusd, ceiling_tokens FROM requests"
-            " WHERE id = ? AND state IN ('queued', 'delayed')",
-            (request_id,),
-        ).fetchone()
-        lane = None if row is None else self.lanes.by_id(row[1])
-        if lane is None or lane.key.is_lent is is_lent:
-            return
-        state, lane_id, mark_ms, nusd, tokens = row
-        other, parked_ms = self._lane(lane.key._replace(is_lent=is_lent)), 0
-        if state == RequestState.QUEUED:
-            parked_ms = max(0, lane.parked_clock_ms(now_ms) - mark_ms)
-            self._leave_lane(request_id, lane_id, now_ms)
-            mark_ms = self._requeue(other.id, (nusd, tokens, 1), now_ms)
-        self._db.execute(
-            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ? WHERE id = ?",
-            (other.id, mark_ms, parked_ms, request_id),
-        )
-
     def _is_owned(self, lane_id: int) -> bool:
         """Whether the lane's process is still there."""
         row = self._db.execute(
@@ -593,20 +573,10 @@ class Transactions(Settling):
             self._deltas[job_id, RequestState.RUNNING] += 1
             result.claimed.append(
                 Claimed(
-                    candidate.id,
-                    next_id,
-                    request,
-                    attempts + 1,
-                    nusd,
-                    tokens,
-                    cost_nusd,
-                    submitted_at_ms,
-                    parked_ms,
-                    digest,
-                    lane.key.budgets,
-                    now_ms,
+                    candidate.id, next_id, request, attempts + 1, nusd, tokens, cost_nusd,
+                    submitted_at_ms, parked_ms, digest, lane.key.budgets, now_ms,
                 )
-            )
+            )  # fmt: skip
             next_id += 1
         self._db.executemany(
             "UPDATE requests SET state = 'running', attempts = attempts + 1, reservation_id = ?,"
