@@ -260,6 +260,10 @@ class Scheduler(Adoption):
     ) -> Response | ResponseStream:
         """Answer one request, however long it has to wait for money.
 
+        Within another call of this scheduler it never waits for that one: it runs on its place, and
+        what it costs is reserved beside. If it lacks what only calls hold that wait themselves, it
+        raises `HeldByCallers` at once.
+
         Args:
             request: What is asked.
             on_exceeded: As on the scheduler, for this request.

@@ -278,7 +278,8 @@ class TurnResult:
         superseded: Settlements, by reservation, that their requests did not follow, since
             others had taken those back meanwhile; and whether the request lives on.
         was_lost: Others had taken this process for dead: its keys may be theirs now.
-        waiting: How many of its requests wait, told when it was lost; None: as known.
+        waiting: How many of its requests wait, told when it was lost, or when one was answered
+            that others had queued again; None: as known.
     """
 
     submitted: list[Submitted] = field(default_factory=list)

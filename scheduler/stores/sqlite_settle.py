@@ -56,6 +56,7 @@ class Settling(Books):
         self.kept: dict[int, Request] = {}  # requests this process need not read back
         self.store_prompts: StorePrompts = "full"
         self._deltas: Counter[tuple[int, str]] = Counter()  # requests by job and state
+        self._is_miscounted = False  # fewer requests wait than this process believes
 
     def _settle(
         self, settlements: Sequence[Settlement], now_ms: int, result: TurnResult
@@ -168,6 +169,7 @@ class Settling(Books):
     def _answered_late(self, hold: _Hold, now_ms: int) -> str:
         """The answer of an attempt given up for lost has come: the request needs no other."""
         old = RequestState.QUEUED if hold.request_state == DELAYED else hold.request_state
+        self._is_miscounted |= old == RequestState.QUEUED
         if hold.request_state == RequestState.QUEUED:
             self._leave_lane(hold.request_id, hold.lane_id, now_ms)
         self.kept.pop(hold.request_id, None)

@@ -114,8 +114,8 @@ class Transactions(Settling):
         save_gates(db, self.gates)
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
-        if self._was_lost:
-            self._was_lost, result.was_lost = False, True
+        if self._was_lost or self._is_miscounted:
+            result.was_lost, self._was_lost, self._is_miscounted = self._was_lost, False, False
             (result.waiting,) = self._db.execute(
                 "SELECT count(*) FROM requests WHERE state IN ('queued', 'delayed')"
                 " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",

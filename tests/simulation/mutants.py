@@ -16,6 +16,7 @@ from unittest import mock
 from scheduler.calls import attempt
 from scheduler.ledger import Account, Tally
 from scheduler.matching import BudgetBook
+from scheduler.nesting import Nesting
 from scheduler.pump import Pump
 from scheduler.stores.base import Outcome
 from scheduler.stores.lanes import Lanes
@@ -128,6 +129,18 @@ async def send_whatever_the_lease(self: Pump) -> None:
     self._flight.lease_until_s = None
 
 
+def forget_the_caller(owner: object) -> None:
+    return None
+
+
+def lend_nothing(self: Nesting, request_id: int, is_lent: bool) -> None:
+    return None
+
+
+def tell_nobody(self: Nesting, now_ms: int) -> None:
+    return None
+
+
 MUTANTS = [
     Mutant("release a hold on timeout", "scheduler.flight", "attempt", void_what_is_unknown),
     Mutant("release what was cancelled", "scheduler.flight", "attempt", void_what_was_cancelled, 60),
@@ -142,6 +155,10 @@ MUTANTS = [
     Mutant("lose a wake-up after a refund", Lanes, "wake", never_look_again, 60),
     Mutant("lose a wake-up after a raise", Lanes, "wake_all", never_look_again),
     Mutant("lose a wake-up at a reset", Lanes, "wake_due", never_look_again),
+    Mutant("let an inner call wait like anybody", "scheduler.pump", "attempt_around",
+           forget_the_caller),
+    Mutant("lend a place to the first inner call only", Nesting, "_lend", lend_nothing, 60),
+    Mutant("let an inner call wait for its caller's money", Nesting, "stuck", tell_nobody),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),
