@@ -41,10 +41,11 @@ class Call:
         interrupted: Why it was cancelled from here though its request is still wanted; None: it
             was not.
         is_unwanted: It was cancelled because nobody waits for it any more.
+        end_rest: Takes its place again, which it lent while its stream's reader is busy.
     """
 
     __slots__ = (
-        "attempt", "claimed", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
+        "attempt", "claimed", "end_rest", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, provider: str) -> None:
@@ -53,6 +54,7 @@ class Call:
         self.ended: Attempt | None = None
         self.attempt: UnderWay | None = None
         self.interrupted: str | None = None
+        self.end_rest: Callable[[], None] | None = None
         self.is_begun = self.is_over = self.is_unwanted = False
 
     def strike(self) -> None:
@@ -158,6 +160,8 @@ class Flight:
 
     def _take_in(self, call: Call, ended: Attempt) -> None:
         call.is_over = True
+        if call.end_rest is not None:
+            call.end_rest()
         self.slots[call.provider] += 1
         self._landed(ended)
 

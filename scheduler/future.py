@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
+from scheduler.pace import Pace
 from scheduler.providers.base import Emit, Send
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
@@ -20,6 +21,8 @@ class Keeper(Protocol):
     def cancelled(self, future: RequestFuture) -> None: ...  # noqa: D102
 
     def awaited(self, future: RequestFuture) -> None: ...  # noqa: D102
+
+    def streams(self, future: RequestFuture) -> None: ...  # noqa: D102
 
     def why_parked(self, lane: LaneKey) -> Shortfall | None: ...  # noqa: D102
 
@@ -51,7 +54,7 @@ class RequestFuture(asyncio.Future[Response]):
 
     __slots__ = (
         "_keeper", "_note", "context", "emit", "expires_at_ms", "is_running", "lane", "let_flow",
-        "request", "request_id", "send",
+        "pace", "request", "request_id", "send",
     )  # fmt: skip
 
     def __init__(
@@ -66,8 +69,15 @@ class RequestFuture(asyncio.Future[Response]):
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
+        self.pace: Pace | None = None  # of the stream's reader, once there is one
         self.expires_at_ms: int | None = None  # as it was first submitted
         self._note: str | None = None
+
+    def is_read_at(self, pace: Pace) -> None:
+        """Its answer is read as it comes."""
+        self.pace = pace
+        if self._keeper is not None:
+            self._keeper.streams(self)
 
     @property
     def key(self) -> str | None:

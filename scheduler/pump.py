@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextvars import copy_context
 from functools import partial
 
 from scheduler import events
@@ -37,6 +37,7 @@ from scheduler.opening import Opening
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
+from scheduler.resting import Resting
 from scheduler.retry import Retry
 from scheduler.steady import Steady, is_running, raise_in
 from scheduler.stores.base import (
@@ -53,7 +54,7 @@ from scheduler.stores.base import (
 )
 from scheduler.tally import Tally
 from scheduler.tries import Tries
-from scheduler.waiters import Waiters
+from scheduler.waiters import Waiters, context_of
 
 logger = logger_of("scheduler.pump")
 
@@ -98,6 +99,8 @@ class Pump:
         self._nesting = Nesting(
             store, self._flight.calls, self._waiters, self._elsewhere, self.wake
         )
+        self._resting = Resting(self._flight, store, self.wake)
+        self.streams = self._resting.add  # for futures
         self._signal = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[Steady] = []
@@ -245,6 +248,7 @@ class Pump:
                 await asyncio.wait(calls, timeout=STUBBORN_S)
         for task in self._tasks[1:]:
             task.tear()
+        self._resting.stop()
         for timer in (self._timer, self._drain_timer):
             if timer is not None:
                 timer.cancel()
@@ -348,6 +352,7 @@ class Pump:
         for claimed in result.claimed:
             self._start(claimed, now_ms)
         self._free_the_stuck(now_ms)
+        self._resting.look_soon()
         self._set_timer(result.look_again_at_ms)
         if result.waiting is not None:
             arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
@@ -401,7 +406,7 @@ class Pump:
         for future in futures:
             future.is_running = True
         self._flight.start(
-            claimed, partial(self._sender_of, claimed.request_id), self._context_of(futures)
+            claimed, partial(self._sender_of, claimed.request_id), context_of(futures)
         )
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
@@ -424,12 +429,6 @@ class Pump:
             if future.emit is not None:
                 return partial(provider.stream, emit=future.emit), False
         return provider.send, False
-
-    def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
-        """Where a call runs: in its submitter's context; in none in particular without a future."""
-        found = (future.context for future in futures if future.context is not None)
-        context = next(found, None)
-        return None if context is None else context.copy()
 
     def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""

@@ -61,6 +61,8 @@ LAYERS = [
         "nesting",
         "stuck",
         "opening",
+        "pace",
+        "resting",
         "pump",
         "resolver",
         "adoption",

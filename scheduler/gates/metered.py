@@ -53,6 +53,7 @@ class Metered:
 
     closed: Closed | None = None
     is_front = False
+    resting = 0  # of what goes through, what has lent its place
 
     def __init__(self, provider: str, model: str, counting: Counting, limits: Limits) -> None:
         self.provider, self.model, self.counting = provider, model, counting
@@ -89,7 +90,7 @@ class Metered:
     def _mark(
         self, request_id: int, tokens: Tokens, now_ms: int, taken: tuple[Taken, ...] = ()
     ) -> None:
-        self._marks[request_id] = Mark(now_ms, len(self._marks) + 1, tokens, taken)
+        self._marks[request_id] = Mark(now_ms, len(self._marks) + 1 - self.resting, tokens, taken)
 
     def hear(self, report: Report) -> None:
         """Take in what came back."""

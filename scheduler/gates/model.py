@@ -55,7 +55,7 @@ class Gate(Metered):
 
     def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above; `NEVER`: once calls under way have ended."""
-        if len(self._marks) >= self.window and not is_lent:
+        if len(self._marks) - self.resting >= self.window and not is_lent:
             return NEVER
         at_ms = float(self.paused_until_ms)
         if not self.is_known:
