@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from scheduler.nesting import InnerFuture
 
 
 class Opening:
@@ -43,6 +45,6 @@ class Opening:
             return None  # who starts nothing by itself any more is in nobody's way
         return dict.fromkeys(slots, 0)  # there are lent places only
 
-    def takes(self, is_inner: bool) -> bool:
-        """Whether what was claimed is sent; `is_inner`: a call under way waits for it."""
-        return not self.gives_back or (self.lets_finish and is_inner)
+    def takes(self, futures: Iterable[object]) -> bool:
+        """Whether what was claimed for these futures is sent all the same: calls wait for it."""
+        return self.lets_finish and any(isinstance(each, InnerFuture) for each in futures)

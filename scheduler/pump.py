@@ -395,8 +395,7 @@ class Pump:
             not_before_ms = self._clock.now_ms() + self.store.lease_ms
             self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
             return
-        is_inner = any(isinstance(future, InnerFuture) for future in futures)
-        if not self._opening.takes(is_inner):
+        if self._opening.gives_back and not self._opening.takes(futures):
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
         if futures and all(future.cancelled() for future in futures):

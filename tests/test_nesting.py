@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -282,6 +283,64 @@ def test_of_two_agents_with_half_of_the_budget_each_only_one_gets_an_error():
             await asyncio.gather(*map(trees.ask, roots))
             assert isinstance(trees.ended[2], HeldByCallers)
             assert not isinstance(trees.ended[1], Exception)
+
+    run(main())
+
+
+def test_who_waits_for_a_callers_money_does_not_hold_up_its_inner_calls():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            agent = asyncio.create_task(trees.ask(Node(30, [Node(30)], seconds=100)))
+            await asyncio.sleep(1)
+            large = asyncio.create_task(trees.ask(Node(100)))  # the account's waiter
+            assert not isinstance(await asyncio.wait_for(agent, 1000), Exception)
+            assert not isinstance(await asyncio.wait_for(large, 1000), Exception)
+
+    run(main())
+
+
+def test_a_caller_that_is_told_may_end_before_another_of_its_calls_is():
+    async def main():
+        inner = []
+
+        async def agent(request):
+            if request.body["d"]:
+                inner.extend(s.submit(Request({"d": 0})) for _ in range(2))
+                await asyncio.gather(*inner)
+
+        provider = FunctionProvider("f", agent, quote=Quote(60, 0), cost="$0")
+        budget = Budget("team", "$0.0000001")
+        async with Scheduler(providers=provider, budgets=budget, clock=VirtualClock()) as s:
+            with pytest.raises(CallFailed):
+                await s.run(Request({"d": 1}))
+            await s.set_limit("team", None)
+            outcomes = await asyncio.gather(*inner, return_exceptions=True)
+            assert [isinstance(each, HeldByCallers) for each in outcomes] == [False, True]
+
+    run(main())
+
+
+def test_what_it_calls_through_a_wrapped_client_stays_a_part_of_a_call():
+    async def main():
+        async with Scheduler(
+            providers=FunctionProvider("f", lambda request: agent(request), quote="$0.6"),
+            budgets="$1", prices=PRICES, clock=VirtualClock(), concurrency=1,
+        ) as s:  # fmt: skip
+            body = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+            transport = httpx.MockTransport(lambda request: httpx.Response(200, json=body))
+            client = s.wrap(httpx.AsyncClient(transport=transport))
+
+            async def agent(request):
+                asked = {"model": "m", "messages": MESSAGES, "max_tokens": 5}
+                answer = await client.post("http://h/v1/chat/completions", json=asked)
+                if request.body["d"]:
+                    await s.run(Request({"d": 0}, budget=()))
+                return answer.json()
+
+            response = await s.run(Request({"d": 1}))
+            assert response.body == body
+            assert s.providers == ("f",)
 
     run(main())
 
