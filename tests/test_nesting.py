@@ -291,7 +291,7 @@ def test_who_waits_for_a_callers_money_does_not_hold_up_its_inner_calls():
     async def main():
         trees = Trees("$0.0000001", places=8)
         async with trees.s:
-            agent = asyncio.create_task(trees.ask(Node(30, [Node(30)], seconds=100)))
+            agent = asyncio.create_task(trees.ask(Node(30, [Node(30)], seconds=100, gives_up=True)))
             await asyncio.sleep(1)
             large = asyncio.create_task(trees.ask(Node(100)))  # the account's waiter
             assert not isinstance(await asyncio.wait_for(agent, 1000), Exception)
@@ -350,7 +350,21 @@ def test_money_of_a_call_that_waits_for_nothing_is_waited_for():
         trees = Trees("$0.0000001", places=8)
         async with trees.s:
             busy = Node(40, seconds=5000, n=3)
-            outcomes = await asyncio.gather(trees.ask(Node(50, [Node(50)])), trees.ask(busy))
+            outcomes = await asyncio.gather(
+                trees.ask(Node(50, [Node(50)], gives_up=True)), trees.ask(busy)
+            )
+            assert not any(isinstance(each, Exception) for each in outcomes)
+
+    run(main())
+
+
+def test_money_of_a_caller_whose_own_call_gets_on_is_waited_for():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            other = Node(40, [Node(0, [Node(0, seconds=500)])])
+            agent = Node(50, [Node(40)], gives_up=True)
+            outcomes = await asyncio.gather(*map(trees.ask, [other, agent]))
             assert not any(isinstance(each, Exception) for each in outcomes)
 
     run(main())
