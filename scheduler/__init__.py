@@ -31,6 +31,7 @@ from scheduler.errors import (
     CostTooHigh,
     CredentialsRefused,
     DeadlineExceeded,
+    HeldByCallers,
     KeyConflict,
     PriceUnknown,
     PromptTooLong,
@@ -46,6 +47,7 @@ from scheduler.errors import (
     StoreError,
     StreamBroken,
     TransportFailed,
+    WaitsForItself,
     WrongLoop,
 )
 from scheduler.request import (
@@ -122,6 +124,7 @@ __all__ = [
     "CredentialsRefused",
     "DeadlineExceeded",
     "FunctionProvider",
+    "HeldByCallers",
     "KeyConflict",
     "Limits",
     "OpenAI",
@@ -157,6 +160,7 @@ __all__ = [
     "TransportFailed",
     "Unknown",
     "Usage",
+    "WaitsForItself",
     "WrongLoop",
     "events",
     "instrument",

@@ -42,6 +42,10 @@ its place without being parked, and whoever comes later to the same gate waits b
 provider that is closed, for want of its own credit or because it does not answer, parks its
 lanes; one request at a time tries whether it is open again.
 
+Who is waited for. A request for which a call under way waits runs on that one's place (`nesting`):
+it needs no free one, and lets no waiter go first, since those may wait for that very call.
+Rates and money hold for it as for all.
+
 A *lane* is the set of requests for one model that draw on the same budgets and provider with
 the same priority. Parking shuts the lane with the shortfall of its first request, so
 that a reset which frees a million requests is one step.
@@ -137,7 +141,8 @@ class Shortfall:
 class LaneKey(NamedTuple):
     """What the requests of one lane have in common.
 
-    `may_wait` False: refuse what does not fit instead of parking it.
+    `may_wait` False: refuse what does not fit instead of parking it. `is_lent`: a call under way
+    waits for it, and lends it its place.
     """
 
     provider: str
@@ -145,6 +150,7 @@ class LaneKey(NamedTuple):
     priority: int
     may_wait: bool = True
     model: str = ""
+    is_lent: bool = False
 
 
 class Candidate(Protocol):
@@ -216,22 +222,28 @@ class Plan:
     verdicts: list[Verdict] = field(default_factory=list)
     opens_at_ms: float = NEVER
     moved: set[int] = field(default_factory=set)
-    _held: set[int] = field(default_factory=set)  # gates at which somebody waits already
+    _held: dict[int, float] = field(default_factory=dict)  # gate where somebody waits → until when
 
     @property
     def look_again_at_ms(self) -> int | None:
         """When a gate opens by itself; None: none does."""
         return None if self.opens_at_ms == NEVER else math.ceil(self.opens_at_ms)
 
-    def holds_back(self, gates: Sequence[Metered], candidate: Candidate, now_ms: int) -> bool:
-        """Whether a gate is shut for the candidate, or for somebody before it."""
+    def holds_back(
+        self, gates: Sequence[Metered], candidate: Candidate, now_ms: int, is_lent: bool = False
+    ) -> bool:
+        """Whether a gate is shut for the candidate, or for somebody before it.
+
+        With a lent place it passes whoever waits for a place.
+        """
         opens_at_ms = 0.0
         for gate in gates:
-            if self._held and id(gate) in self._held:
+            held_until_ms = self._held.get(id(gate)) if self._held else None
+            if held_until_ms is not None and not (is_lent and held_until_ms == NEVER):
                 return True
-            at_ms = gate.opens_at_ms(candidate.tokens, now_ms)
+            at_ms = gate.opens_at_ms(candidate.tokens, now_ms, is_lent)
             if at_ms > now_ms:
-                self._held.add(id(gate))
+                self._held[id(gate)] = at_ms
                 opens_at_ms = max(opens_at_ms, at_ms)
         if not opens_at_ms:
             return False
@@ -250,7 +262,7 @@ def plan(
 
     Args:
         lanes: Open lanes with something waiting. Their accounts are changed.
-        slots: Free places per provider; missing means none.
+        slots: Free places per provider; missing means none, lent ones neither.
         now_ms: The instant all accounts were looked at.
         admitted_before: How many were admitted earlier; whose turn ageing is depends on it.
     """
@@ -281,7 +293,7 @@ class _Scan:
 
     def advance(self) -> bool:
         """Go to the next candidate; False at the end or when looked deep enough."""
-        if self.blocked > DEPTH:
+        if self.blocked > DEPTH and not self.view.key.is_lent:
             return False
         head = next(self.view.candidates, None)
         if head is None:
@@ -305,12 +317,12 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
     key, candidate, gates = scan.view.key, scan.head, scan.view.gates
     accounts, needs = scan.view.accounts, candidate.needs
-    has_slot = free.get(key.provider, 0) > 0
+    has_slot = free.get(key.provider, 0) > 0 or (key.is_lent and key.provider in free)
     if gates:
         closed = gates[0].closed
         if closed is not None and not closed.may_probe(now_ms):
             return _meet_closed(scan, closed, now_ms, result)
-        has_slot = has_slot and not result.holds_back(gates, candidate, now_ms)
+        has_slot = has_slot and not result.holds_back(gates, candidate, now_ms, key.is_lent)
     if not has_slot and key.may_wait:
         scan.verdict.clear()  # it waits for a place, not for money
         return False
@@ -366,8 +378,8 @@ def _first_to_go(
 ) -> _First | None:
     """Whose bound is used up, so that admitting the candidate would delay it once too often."""
     need, ahead = candidate.needs[account.index], 0
-    if not need:
-        return None  # what is free takes nothing from anybody
+    if not need or key.is_lent:
+        return None  # it takes nothing from anybody; or they may wait for its caller
     for waiter in account.line:
         if (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
             return None
@@ -398,7 +410,7 @@ def _admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], resu
 def _count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
     """Note whom the candidate passes that it may delay."""
     need, ahead = candidate.needs[account.index], 0
-    for waiter in account.line if need else ():
+    for waiter in account.line if need and not key.is_lent else ():
         if waiter.away_until_ms > account.looked_ms:
             continue
         ahead += waiter.need

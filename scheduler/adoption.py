@@ -157,7 +157,9 @@ class Adoption:
     ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
         """Decorate an async function: it is called when there is money for it.
 
-        It may make any number of calls; what it raises is taken for an unknown outcome, whose
+        It may make any number of calls: those of wrapped clients and of `call` are a part of it, and
+        covered by its quote; what it asks with `run` or `submit` is reserved beside that, and never
+        waits for it (see `run`). What it raises is taken for an unknown outcome, whose
         quote keeps counting, unless it raises a `CallFailed` itself.
 
         Args:

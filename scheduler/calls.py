@@ -29,6 +29,7 @@ from scheduler.errors import (
     TransportFailed,
     cut,
 )
+from scheduler.events import Settled
 from scheduler.gates import Heard, Report
 from scheduler.limits import Seen
 from scheduler.plain import logger_of
@@ -48,16 +49,19 @@ MAX_WHY = 300  # characters
 class UnderWay:
     """One attempt while it lasts: what is sent within it is a part of it, and counted with it.
 
+    What is submitted within it is a request of its own, which never waits for it (`nesting`).
+
     Attributes:
         owner: The store of the scheduler that admitted it.
+        request_id: Whose attempt it is.
         outer: The attempt within which it was made; None: within none.
         is_live: Whether it lasts. A task that was begun within it may live longer.
     """
 
-    __slots__ = ("is_live", "outer", "owner")
+    __slots__ = ("is_live", "outer", "owner", "request_id")
 
-    def __init__(self, owner: object) -> None:
-        self.owner, self.is_live = owner, True
+    def __init__(self, owner: object, request_id: int) -> None:
+        self.owner, self.request_id, self.is_live = owner, request_id, True
         self.outer: UnderWay | None = _under_way.get()
         while self.outer is not None and not self.outer.is_live:
             self.outer = self.outer.outer  # it would be kept for nothing
@@ -72,14 +76,17 @@ class UnderWay:
 _under_way: ContextVar[UnderWay | None] = ContextVar("scheduler_under_way", default=None)
 
 
+def attempt_around(owner: object) -> UnderWay | None:
+    """The admitted call, of the scheduler with this store, within which this code runs."""
+    attempt = _under_way.get()
+    while attempt is not None and not (attempt.owner is owner and attempt.is_live):
+        attempt = attempt.outer
+    return attempt
+
+
 def is_within_call(owner: object) -> bool:
     """Whether this code runs within an admitted call of the scheduler with this store."""
-    attempt = _under_way.get()
-    while attempt is not None:
-        if attempt.owner is owner and attempt.is_live:
-            return True
-        attempt = attempt.outer
-    return False
+    return attempt_around(owner) is not None
 
 
 @dataclass(slots=True)
@@ -348,3 +355,16 @@ def describe(error: SchedulerError) -> dict[str, object]:
         "body": body if isinstance(body, dict) else None,
         "type": type(error).__name__,
     }
+
+
+def settled(ended: Attempt, now_ms: int, provider: str, is_superseded: bool) -> Settled:
+    """The event that tells of an attempt's end."""
+    claimed, settlement = ended.claimed, ended.settlement
+    request, cost_nusd = claimed.request, settlement.nusd
+    if settlement.outcome is Outcome.SUSPEND:
+        cost_nusd = claimed.ceiling_nusd
+    return Settled(
+        now_ms, claimed.request_id, request.key, request.job, request.model,
+        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
+        ended.response, ended.error, provider, claimed.digest, is_superseded,
+    )  # fmt: skip

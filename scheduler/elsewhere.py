@@ -44,7 +44,7 @@ class Elsewhere:
     def __bool__(self) -> bool:
         return bool(self._requests)
 
-    def __contains__(self, request_id: int) -> bool:
+    def __contains__(self, request_id: object) -> bool:
         return request_id in self._requests
 
     def add(self, request_id: int, new: NewRequest, future: RequestFuture) -> None:

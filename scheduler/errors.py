@@ -3,6 +3,8 @@
     SchedulerError
     ├── RequestRejected            never sent, never charged
     │   ├── BudgetExceeded         on_exceeded="raise", or nothing to wait for
+    │   │   └── HeldByCallers      made within a call, and held by calls that wait for such
+    │   ├── WaitsForItself         made within the call of its own key
     │   ├── ProviderUnavailable    likewise: its own credit is used up, or it does not answer
     │   ├── CostTooHigh            above the request's own max_cost
     │   ├── PromptTooLong          above max_prompt_tokens
@@ -121,6 +123,50 @@ class BudgetExceeded(RequestRejected):
         if self.unit != "usd":
             return f"{amount:,}"
         return f"{usd(amount).normalize():f}" if short else decimal_usd(amount)
+
+
+class HeldByCallers(BudgetExceeded):
+    """A request made within a call needs what calls hold that wait for such requests themselves.
+
+    It would wait for ever: those calls end only after it, or after others like it.
+
+    Attributes:
+        held: What those calls hold of the budget, and, after a while, calls of other processes.
+    """
+
+    def __init__(
+        self, budget: str, limit: int, posted: int, reserved: int, needed: int,
+        resets_at_ms: int | None = None, zone: str = "UTC", unit: str = "usd", held: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit)
+        self.args = (*self.args, held)
+        self.held = held
+
+    def __str__(self) -> str:
+        suffix = "" if self.unit == "usd" else f" {self.unit}"
+        free = max(0, self.limit - self.posted - self.reserved)
+        return (
+            f"budget {self.budget!r} is held by calls that wait themselves, for this request or for "
+            f"others made within them, so it would wait for ever: they hold {self._amount(self.held)}"
+            f"{suffix} of {self._amount(self.limit)}{suffix} ({self._amount(self.posted)}{suffix} spent, "
+            f"{self._amount(free)}{suffix} free), and it needs up to {self._amount(self.needed)}{suffix}; "
+            "nothing was sent for it. Raise the budget, quote the outer calls lower, or submit it "
+            "outside of them"
+        )
+
+
+class WaitsForItself(RequestRejected):
+    """A request made within a call has the key of a call that waits for it."""
+
+    def __init__(self, key: str = "") -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return (
+            f"key {self.key!r} is that of a call under way which waits for this request, so it would "
+            "wait for itself; nothing was sent for it. Use another key, or submit it outside of that call"
+        )
 
 
 class CostTooHigh(RequestRejected):

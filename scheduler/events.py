@@ -1,12 +1,14 @@
 """What happened, as frozen facts; observe them with `Scheduler.on`.
 
 A callback runs in the event loop right after the fact is durable. It must be
-quick and must not raise: an exception is logged and the scheduler goes on.
+quick and must not raise: an exception is logged and the scheduler goes on. It runs
+in an empty context: the fact may be of anybody's request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -143,7 +145,7 @@ class Announcer:
         for kind in (type(event), Event):
             for callback in tuple(self._listeners.get(kind, ())):
                 try:
-                    callback(event)
+                    Context().run(callback, event)
                 except (
                     BaseException
                 ) as exc:  # whatever it is: the ledger is in the middle of a turn

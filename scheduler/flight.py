@@ -34,23 +34,27 @@ class Call:
     """One call under way.
 
     Attributes:
+        attempt: By which what runs within it knows it; None: it has not begun.
         ended: How it ended; None: it has not, or was torn away.
         is_begun: Whether its task has; if not, nothing was sent.
         is_over: Its end has been taken in, or was given up waiting for.
         interrupted: Why it was cancelled from here though its request is still wanted; None: it
             was not.
         is_unwanted: It was cancelled because nobody waits for it any more.
+        end_rest: Takes its place again, which it lent while its stream's reader is busy.
     """
 
     __slots__ = (
-        "claimed", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
+        "attempt", "claimed", "end_rest", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, provider: str) -> None:
         self.claimed, self.provider = claimed, provider
         self.task: asyncio.Task[None] | None = None
         self.ended: Attempt | None = None
+        self.attempt: UnderWay | None = None
         self.interrupted: str | None = None
+        self.end_rest: Callable[[], None] | None = None
         self.is_begun = self.is_over = self.is_unwanted = False
 
     def strike(self) -> None:
@@ -123,7 +127,8 @@ class Flight:
         retry = provider.retry or self._retry
         if is_callers:  # who makes a call has patience of their own, and waits for its error
             retry = retry.without_patience()
-        with UnderWay(self._owner):
+        call.attempt = UnderWay(self._owner, call.claimed.request_id)
+        with call.attempt:
             call.ended = await attempt(
                 call.provider, self._intake.tariff(provider), call.claimed,
                 retry, self._clock.now_ms, send, self._tries,
@@ -155,6 +160,8 @@ class Flight:
 
     def _take_in(self, call: Call, ended: Attempt) -> None:
         call.is_over = True
+        if call.end_rest is not None:
+            call.end_rest()
         self.slots[call.provider] += 1
         self._landed(ended)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from scheduler.admission import LaneKey, Shortfall
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
+from scheduler.pace import Pace
 from scheduler.providers.base import Emit, Send
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished
@@ -20,6 +21,10 @@ class Keeper(Protocol):
     """Who looks after a future's request: the scheduler."""
 
     def cancelled(self, future: RequestFuture) -> None: ...  # noqa: D102
+
+    def awaited(self, future: RequestFuture) -> None: ...  # noqa: D102
+
+    def streams(self, future: RequestFuture) -> None: ...  # noqa: D102
 
     def why_parked(self, lane: LaneKey) -> Shortfall | None: ...  # noqa: D102
 
@@ -51,7 +56,8 @@ class RequestFuture(asyncio.Future[Response]):
 
     __slots__ = (
         "_keeper", "_note", "_submitted_to", "_terms", "context", "emit", "expires_at_ms",
-        "is_running", "lack", "lane", "let_flow", "request", "request_id", "send", "since_ms",
+        "is_running", "lack", "lane", "let_flow", "pace", "request", "request_id", "send",
+        "since_ms",
     )  # fmt: skip
 
     def __init__(
@@ -67,11 +73,18 @@ class RequestFuture(asyncio.Future[Response]):
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
+        self.pace: Pace | None = None  # of the stream's reader, once there is one
         self._submitted_to, self._terms = lane, terms
         self.expires_at_ms: int | None = None  # as it was first submitted,
         self.since_ms = 0  # and when that was, if it expires
         self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
+
+    def is_read_at(self, pace: Pace) -> None:
+        """Its answer is read as it comes."""
+        self.pace = pace
+        if self._keeper is not None:
+            self._keeper.streams(self)
 
     @property
     def terms(self) -> Terms:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextvars import Context
+from contextvars import copy_context
 from functools import partial
 
 from scheduler import events
 from scheduler.admission import LaneKey, Shortfall
-from scheduler.calls import Attempt
+from scheduler.calls import Attempt, attempt_around, settled
 from scheduler.clock import Clock
 from scheduler.declared import follow
 from scheduler.elsewhere import Elsewhere
@@ -31,10 +31,13 @@ from scheduler.errors import (
 from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
 from scheduler.intake import Intake
+from scheduler.nesting import InnerFuture, Nesting
 from scheduler.notices import Notices, sentence
+from scheduler.opening import Opening
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
+from scheduler.resting import Resting
 from scheduler.retry import Retry
 from scheduler.steady import Steady, is_running, raise_in
 from scheduler.stores.base import (
@@ -52,7 +55,7 @@ from scheduler.terms import terms_of
 from scheduler.tries import Tries
 from scheduler.twins import Twins
 from scheduler.unsent import Unsent
-from scheduler.waiters import Enqueued, Holder, Waiters
+from scheduler.waiters import Enqueued, Holder, Waiters, context_of
 
 logger = logger_of("scheduler.pump")
 
@@ -66,15 +69,9 @@ class Pump:
     """Moves requests through a store; see the module. Used by `Scheduler` alone."""
 
     def __init__(
-        self,
-        store: Store,
-        intake: Intake,
-        retry: Retry,
-        clock: Clock,
-        announcer: events.Announcer,
-        concurrency: int,
-        poll_s: float,
-    ) -> None:
+        self, store: Store, intake: Intake, retry: Retry, clock: Clock,
+        announcer: events.Announcer, concurrency: int, poll_s: float,
+    ) -> None:  # fmt: skip
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
@@ -106,13 +103,16 @@ class Pump:
         self._flight = Flight(
             store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
         )
+        self._nesting = Nesting(
+            store, self._flight.calls, self._waiters, self._elsewhere, self.wake
+        )
+        self._resting = Resting(self._flight, store, self.wake)
+        self.streams = self._resting.add  # for futures
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
-        self._admits = True
-        self._stopped: set[str] = set()  # providers to which nothing more goes
-        self._gives_back = False  # what is claimed goes back to the queue
+        self._opening = Opening()
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
         self._was_lost = False  # others took this process for dead: some keys may be theirs
@@ -134,9 +134,14 @@ class Pump:
         return self._tasks[0]
 
     def submit(self, new: NewRequest) -> RequestFuture:
-        """Queue a request in the next transaction."""
+        """Queue a request in the next transaction; its call runs in the context that is now."""
         new.is_kept = True
-        future = RequestFuture(new.request, new.lane, self, self._loop)
+        caller = attempt_around(self.store)
+        if caller is None:
+            future = RequestFuture(new.request, new.lane, self, self._loop)
+        else:
+            future = self._nesting.begin(new, caller, self)
+        future.context = copy_context()
         if new.expires_at_ms is not None:
             future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)
@@ -183,16 +188,22 @@ class Pump:
         """Whether a transaction or calls are under way, or have ended and are not settled yet."""
         return self.broken is None and bool(self._turning or self._flight.calls or self._ended)
 
+    @property
+    def lets_finish(self) -> bool:
+        """Whether calls under way may finish, and what they wait for is started."""
+        return self._opening.lets_finish
+
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, or nothing at one provider."""
         if provider is None:
-            self._admits = False
+            self._opening.admits = False
         else:
-            self._stopped.add(provider)
+            self._opening.stopped.add(provider)
+        self._signal.set()
 
     def cancel_running(self) -> None:
         """End all calls under way; their requests stay queued."""
-        self._admits, self._gives_back = False, True
+        self._opening.close(lets_finish=False)
         self._flight.interrupt()
 
     def let_flow(self) -> None:
@@ -216,7 +227,7 @@ class Pump:
         Args:
             within_s: How long what runs may take to finish by itself.
         """
-        self._admits, self._gives_back = False, True
+        self._opening.close(lets_finish=within_s > 0)
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         if within_s > 0:
@@ -245,6 +256,7 @@ class Pump:
                 await asyncio.wait(calls, timeout=STUBBORN_S)
         for task in self._tasks[1:]:
             task.tear()
+        self._resting.stop()
         for timer in (self._timer, self._drain_timer):
             if timer is not None:
                 timer.cancel()
@@ -283,6 +295,8 @@ class Pump:
         for request_id, holder in self._twins.late(now_ms):
             if request_id not in self._flight.calls:
                 self._unsent.give_up(request_id, holder, now_ms)
+        if self._nesting:
+            self._nesting.pass_on()
         inbox, self._inbox = self._still_wanted(), []
         batches, self._batches = self._batches, []
         ended, self._ended = self._ended, []
@@ -290,13 +304,19 @@ class Pump:
         cancels = [each for each in self._cancels if not self._waiters.is_wanted(each)]
         self._cancels = []
         amends, self._amends = [*self._amends, *self._twins.amends()], []
+        if self._nesting:
+            for request_id, new in amends:
+                self._nesting.amended(request_id, new)
         submit = [new for new, _ in inbox]
         for batch, _ in batches:
             submit += batch
         turn = Turn(
             now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._open_slots() if self._admits else None, self._twins.holds,
+            self._opening.room(self._flight.slots, bool(self._nesting)), self._twins.holds,
+            self._nesting.take_lends(),
         )  # fmt: skip
+        if turn.slots is None and self._nesting and self._opening.lets_finish:
+            self._signal.set()  # in the next one they get room
         try:
             result = await self.store.turn(turn)
         except BaseException:
@@ -319,19 +339,10 @@ class Pump:
             self.tally.end_waiting(RequestState.CANCELLED)
         return wanted
 
-    def _open_slots(self) -> dict[str, int]:
-        slots = self._flight.slots
-        return slots if not self._stopped else slots | dict.fromkeys(self._stopped, 0)
-
     def _apply(
-        self,
-        now_ms: int,
-        inbox: list[tuple[NewRequest, RequestFuture]],
-        batches: list[Batch],
-        ended: list[Attempt],
-        cancels: list[int],
-        result: TurnResult,
-    ) -> None:
+        self, now_ms: int, inbox: list[tuple[NewRequest, RequestFuture]], batches: list[Batch],
+        ended: list[Attempt], cancels: list[int], result: TurnResult,
+    ) -> None:  # fmt: skip
         # In the store's order: a key may be cancelled and submitted anew in one turn.
         for each in ended:
             self._settled(each, result.superseded.get(each.settlement.reservation_id), now_ms)
@@ -357,6 +368,8 @@ class Pump:
         self._tell(result, now_ms)
         for claimed in result.claimed:
             self._start(claimed, now_ms)
+        self._free_the_stuck(now_ms)
+        self._resting.look_soon()
         instants = (result.look_again_at_ms, self._twins.due_ms)
         self._set_timer(min((each for each in instants if each is not None), default=None))
         if result.waiting is not None:
@@ -399,6 +412,8 @@ class Pump:
                 future.lane, future.is_running = new.lane, False
             if future.cancelled():
                 self.cancelled(future)
+        if isinstance(future, InnerFuture) and not future.done():
+            self._nesting.submitted(future, submitted)
 
     def _start(self, claimed: Claimed, now_ms: int) -> None:
         tally = self.tally
@@ -410,7 +425,7 @@ class Pump:
             not_before_ms = self._clock.now_ms() + self.store.lease_ms
             self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
             return
-        if self._gives_back:
+        if self._opening.gives_back and not self._opening.takes(futures):
             self._flight.hand_back(claimed, RequestState.QUEUED)
             return
         if self._is_given_up(claimed.request_id, futures):
@@ -420,7 +435,7 @@ class Pump:
         for future in futures:
             future.is_running = True
         self._flight.start(
-            claimed, partial(self._sender_of, claimed.request_id), self._context_of(futures)
+            claimed, partial(self._sender_of, claimed.request_id), context_of(futures)
         )
         if self.announcer.hears(events.Admitted):
             self.announcer.emit(
@@ -450,12 +465,6 @@ class Pump:
             if future.emit is not None:
                 return partial(provider.stream, emit=future.emit), False
         return provider.send, False
-
-    def _context_of(self, futures: Sequence[RequestFuture]) -> Context | None:
-        """Where a call runs: in its caller's context, if they make it themselves."""
-        found = (each.context for each in futures if each.context is not None and not each.done())
-        context = next(found, None)
-        return None if context is None else context.copy()
 
     def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""
@@ -493,7 +502,7 @@ class Pump:
             self._resolve(ended)
         if self.announcer.hears(events.Settled):
             provider = self._flight.provider_of(claimed)
-            self.announcer.emit(_event(ended, now_ms, provider, lives_on))
+            self.announcer.emit(settled(ended, now_ms, provider, lives_on is not None))
 
     def _note(self, ended: Attempt, now_ms: int) -> None:
         """Remember, for as long as its request waits for another, what became of an attempt."""
@@ -566,6 +575,8 @@ class Pump:
         return new
 
     def _queue(self, new: NewRequest, future: RequestFuture) -> None:
+        if isinstance(future, InnerFuture):
+            self._nesting.place(future, new)
         self._inbox.append((new, future))
         self.tally.waiting += 1
         self._signal.set()
@@ -574,19 +585,34 @@ class Pump:
         for future in self._waiters.take(request_id):
             future.fail(error)
 
+    def _free_the_stuck(self, now_ms: int) -> None:
+        """End the newest inner request that would wait for ever, if there is one."""
+        stuck = self._nesting.stuck(now_ms)
+        if stuck is not None:
+            self._end_inner(*stuck)
+        if self._opening.stopped and self._nesting:
+            for future in self._nesting.waiting_for(self._opening.stopped):
+                self._end_inner(future, SchedulerClosed("nothing more is sent to its provider"))
+
+    def _end_inner(self, future: InnerFuture, error: SchedulerError) -> None:
+        request_id = future.request_id
+        assert request_id is not None
+        future.fail(self._tries.left(request_id, error, "it would never be sent"))
+        if self._waiters.is_wanted(request_id):  # by others, who may wait
+            self._twins.leave(request_id)
+        elif request_id not in self._flight.calls:
+            self._waiters.take(request_id)
+            self._tries.forget(request_id)
+            self._cancel(request_id)
+
     def _tell(self, result: TurnResult, now_ms: int) -> None:
         for each in result.crossings:
             self.announcer.emit(
                 events.ThresholdCrossed(
-                    now_ms,
-                    each.budget,
-                    str(each.cap),
-                    each.percent,
-                    each.posted,
-                    each.limit,
+                    now_ms, each.budget, str(each.cap), each.percent, each.posted, each.limit,
                     each.resets_at_ms,
                 )
-            )
+            )  # fmt: skip
         if result.lanes:
             started = {each.request.model for each in result.claimed}
             self._notices.tell(result.lanes, started, now_ms)
@@ -620,6 +646,11 @@ class Pump:
     def notice(self, lack: Shortfall) -> str:
         """Why a request is parked, and what to do, in words; for futures."""
         return sentence(lack, self._clock.now_ms())
+
+    def awaited(self, future: RequestFuture) -> None:
+        """A call under way waits for a request made within it."""
+        if future.parked is not None or future.is_running:
+            self._signal.set()
 
     def cancelled(self, future: RequestFuture) -> None:
         """A caller cancelled a future: remove the request, or end the call."""
@@ -679,15 +710,3 @@ class Pump:
         for waiter in self._idle_waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _event(ended: Attempt, now_ms: int, provider: str, lives_on: bool | None) -> events.Settled:
-    claimed, settlement = ended.claimed, ended.settlement
-    request, cost_nusd = claimed.request, settlement.nusd
-    if settlement.outcome is Outcome.SUSPEND:
-        cost_nusd = claimed.ceiling_nusd
-    return events.Settled(
-        now_ms, claimed.request_id, request.key, request.job, request.model,
-        settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
-        ended.response, ended.error, provider, claimed.digest, lives_on is not None,
-    )  # fmt: skip

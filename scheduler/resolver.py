@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import heapq
 from collections.abc import Callable, Sequence
+from contextvars import Context
 
 from scheduler.calls import is_sane
 from scheduler.clock import Clock
@@ -77,7 +78,9 @@ class Resolver:
         self._signal.set()
         is_there = self._task is not None and not self._task.done()
         if not is_there and not self._is_closed and self.is_needed:
-            self._task = asyncio.create_task(self._run(), name="scheduler resolver")
+            self._task = asyncio.create_task(
+                self._run(), name="scheduler resolver", context=Context()
+            )
 
     def _policy(self, provider: Provider) -> UnknownPolicy:
         policy = self._policies.get(provider.name)

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextvars import copy_context
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Literal, Self, TypeVar, overload
 from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
+from scheduler.calls import is_within_call
 from scheduler.clock import Clock, SystemClock
 from scheduler.declared import declare, open_budgets, read_budgets
 from scheduler.duration import parse_duration_ms
@@ -271,6 +271,10 @@ class Scheduler(Adoption):
     ) -> Response | ResponseStream:
         """Answer one request, however long it has to wait for money.
 
+        Within another call of this scheduler it never waits for that one: it runs on its place, and
+        what it costs is reserved beside. If it lacks what only calls hold that wait themselves, it
+        raises `HeldByCallers` at once.
+
         Args:
             request: What is asked.
             on_exceeded: As on the scheduler, for this request.
@@ -325,8 +329,7 @@ class Scheduler(Adoption):
         new = self._prepare(request, on_exceeded)
         self._check_room(1)
         future = pump.submit(new)
-        if send is not None:
-            future.send, future.context = send, copy_context()
+        future.send = send
         return future
 
     async def enqueue(
@@ -411,9 +414,14 @@ class Scheduler(Adoption):
         return new
 
     def _open_pump(self) -> Pump:
-        if self._pump is None or self._state != "open":
+        if self._pump is None or not (self._state == "open" or self._finishes_calls()):
             raise SchedulerClosed(f"the scheduler is {self._state}; nothing was sent")
         return self._pump
+
+    def _finishes_calls(self) -> bool:
+        """Whether calls under way may finish, and this is asked within one of them."""
+        is_draining = self._pump is not None and self._pump.lets_finish
+        return self._state == "closing" and is_draining and is_within_call(self.store)
 
     def _pump_here(self) -> Pump:
         """The pump, if this is its loop. Raises `SchedulerClosed` or `WrongLoop`."""

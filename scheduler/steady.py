@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 
 class Steady(asyncio.Task[None]):
-    """A task whose cancellation is a request.
+    """A task whose cancellation is a request; it runs in an empty context, being nobody's in particular.
 
     What it awaits must not rely on cancelling the task it runs in, as ``asyncio.timeout`` does.
 
@@ -30,7 +31,7 @@ class Steady(asyncio.Task[None]):
         name: str,
     ) -> None:
         self._on_cancel = on_cancel
-        super().__init__(work, loop=loop, name=name)
+        super().__init__(work, loop=loop, name=name, context=Context())
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Ask it to come to an end."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from scheduler.admission import Shortfall
 from scheduler.future import RequestFuture, explain
+from scheduler.pace import Pace
 from scheduler.request import RequestState, Response, StreamEvent
 
 ROOM = 16  # events that wait for their reader before the next are read
@@ -25,7 +27,9 @@ class ResponseStream:
     """
 
     def __init__(self, future: RequestFuture) -> None:
-        self._future, self._pipe = future, _Pipe()
+        loop = future.get_loop()
+        self._future, self._pipe, self._pace = future, _Pipe(), Pace(_call, loop.time)
+        future.is_read_at(self._pace)
         future.emit, future.let_flow = self._pipe.put, self._pipe.let_flow
         future.add_done_callback(self._pipe.end)
 
@@ -43,11 +47,13 @@ class ResponseStream:
         return self
 
     async def __anext__(self) -> StreamEvent:
+        self._pace.asked()
         try:
             event = await self._pipe.get()
         except asyncio.CancelledError as exc:
             explain(exc, self._future)
             raise
+        self._pace.given()
         if event is not None:
             return event
         if not self._future.cancelled():  # closed: there is no more to say
@@ -56,6 +62,7 @@ class ResponseStream:
 
     async def response(self) -> Response:
         """The whole answer, as `Scheduler.run` gives it; events not read yet are skipped."""
+        self._pace.asked()
         self._pipe.open_wide()
         return await self._future
 
@@ -83,6 +90,10 @@ class ResponseStream:
             future.cancel()
         elif future.done() and not future.cancelled():
             future.exception()  # seen, as far as asyncio is concerned
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
 class _Pipe:

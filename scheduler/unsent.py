@@ -142,13 +142,9 @@ class Unsent:
         tried = self._tries.of(request_id)
         if tried is not None:
             return f"between attempts; the last: {tried.error}"
-        gates = self._store.gates.statuses(now_ms)
         lanes = [each.lane for each in self._waiters.of(request_id) if each.lane is not None]
-        held = [
-            each.sentence for each in gates if lanes and each.provider == lanes[0].provider
-            and each.model in ("", lanes[0].model)
-        ]  # fmt: skip
-        return held[0] if held else "all places were taken"
+        held = lanes and self._store.gates.why_held(lanes[0].provider, lanes[0].model, now_ms)
+        return held or "all places were taken"
 
 
 def _is_refused(terms: Terms) -> bool:

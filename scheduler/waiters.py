@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context
 
 from scheduler.admission import LaneKey
 from scheduler.future import RequestFuture
@@ -91,3 +92,12 @@ class Waiters:
     def ids(self) -> list[int]:
         """The requests that somebody waits for."""
         return list(self._first)
+
+
+def context_of(futures: Sequence[RequestFuture]) -> Context | None:
+    """Where a call runs: in a copy of its submitter's context; None: nobody waits for it."""
+    found = (
+        future.context for future in futures if future.context is not None and not future.done()
+    )
+    context = next(found, None)
+    return None if context is None else context.copy()

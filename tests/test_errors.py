@@ -18,6 +18,7 @@ from scheduler.errors import (
     CostTooHigh,
     CredentialsRefused,
     DeadlineExceeded,
+    HeldByCallers,
     InputError,
     KeyConflict,
     LedgerInconsistent,
@@ -35,6 +36,7 @@ from scheduler.errors import (
     StoreTooNew,
     StreamBroken,
     TransportFailed,
+    WaitsForItself,
     WrongLoop,
 )  # fmt: skip
 
@@ -51,6 +53,18 @@ EXAMPLES = [
         "Cost tracking budget exceeded: current usage 99.9% of limit 2,000 tokens (budget 't': spent "
         "1,999 tokens, reserved 0 tokens; this request needs up to 5 tokens; does not reset by "
         "itself, raise the limit)",
+    ),
+    (
+        HeldByCallers("team", USD, 0, 600_000_000, 500_000_000, None, "UTC", "usd", 600_000_000),
+        "budget 'team' is held by calls that wait themselves, for this request or for others made "
+        "within them, so it would wait for ever: they hold 0.60 of 1.00 (0.00 spent, 0.40 free), and "
+        "it needs up to 0.50; nothing was sent for it. Raise the budget, quote the outer calls lower, "
+        "or submit it outside of them",
+    ),
+    (
+        WaitsForItself("mine"),
+        "key 'mine' is that of a call under way which waits for this request, so it would wait for "
+        "itself; nothing was sent for it. Use another key, or submit it outside of that call",
     ),
     (
         CostTooHigh(2 * USD, USD),

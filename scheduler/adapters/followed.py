@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.adapters.results import Pieces, has_usage
 from scheduler.errors import CallFailed, StreamBroken
+from scheduler.pace import Pace
 from scheduler.providers.base import Answer
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Followed:
     ) -> None:  # fmt: skip
         self._visit, self._stream, self._ended, self._pieces = visit, stream, ended, pieces
         self._last, self.is_told, self.pieces = stream, False, 0
+        self.pace = Pace(visit.tell, visit.loop.time)
         self._chunks: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -60,6 +62,7 @@ class Followed:
     async def __anext__(self) -> Any:
         if self._chunks is None:
             self._chunks = aiter(self._stream)
+        self.pace.asked()
         try:
             return self._seen(await anext(self._chunks))
         except StopAsyncIteration:
@@ -93,6 +96,7 @@ class Followed:
     def __next__(self) -> Any:
         if self._chunks is None:
             self._chunks = iter(self._stream)
+        self.pace.asked()
         try:
             return self._seen(next(self._chunks))
         except StopIteration:
@@ -119,6 +123,7 @@ class Followed:
 
     def _seen(self, chunk: Any) -> Any:
         self.pieces += 1
+        self.pace.given()
         if has_usage(chunk):
             self._last = chunk
         if self._pieces is not None:

@@ -93,6 +93,7 @@ class FunctionVisit(Visit):
             pieces = Pieces(request) if self._cost is None else None
             self._result = Followed(self, result, ended, pieces)
             watch(self.scheduler, self._result)
+            self.is_read_at(self._result.pace)
             self._place.wake()
             answer: Answer = await ended
             return answer

@@ -354,6 +354,7 @@ class HttpVisit(Visit):
             return answer
         self._unread = None  # it is its reader's
         watch(self.scheduler, tee)
+        self.is_read_at(tee.pace)
         del tee  # likewise, so that it is noticed when they drop it
         self._place.wake()
         return await ended

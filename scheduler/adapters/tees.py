@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.errors import CallFailed
+from scheduler.pace import Pace
 from scheduler.providers.answers import call_id
 from scheduler.providers.base import Answer
 from scheduler.providers.streaming import DONE, Transcript
@@ -45,6 +46,7 @@ class Tee:
     def __init__(self, visit: HttpVisit, response: Any, transcript: Transcript) -> None:
         self.transcript, self.is_over, self.is_told, self.pieces = transcript, False, False, 0
         self.ended: asyncio.Future[Answer] = visit.loop.create_future()
+        self.pace = Pace(visit.tell, visit.loop.time)
         self._visit, self._response = visit, response
         self._first: list[bytes] = []
         self._chunks: Any = None
@@ -100,6 +102,7 @@ class AsyncTee(Tee):
     async def __anext__(self) -> bytes:
         if self._first:
             return self._first.pop(0)
+        self.pace.asked()
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -110,6 +113,7 @@ class AsyncTee(Tee):
             self.end(exc)
             raise
         self.pieces += 1
+        self.pace.given()
         return show(self.transcript, chunk)
 
     async def let_go(self) -> None:
@@ -144,6 +148,7 @@ class SyncTee(Tee):
     def __next__(self) -> bytes:
         if self._first:
             return self._first.pop(0)
+        self.pace.asked()
         try:
             chunk = next(self._chunks)
         except StopIteration:
@@ -154,6 +159,7 @@ class SyncTee(Tee):
             self.end(exc)
             raise
         self.pieces += 1
+        self.pace.given()
         return show(self.transcript, chunk)
 
     def let_go(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scheduler.adapters.places import AsyncPlace, Place
 from scheduler.future import explain
 from scheduler.intake import OnExceeded
+from scheduler.pace import Pace
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
 
@@ -76,6 +77,11 @@ class Visit(ABC):
         except asyncio.CancelledError as exc:
             explain(exc, self._future)
             raise
+
+    def is_read_at(self, pace: Pace) -> None:
+        """A stream of it has its reader; in the scheduler's loop."""
+        if self._future is not None:
+            self._future.is_read_at(pace)
 
     def give_up(self) -> None:
         """Nobody waits for it any more; in the scheduler's loop.

@@ -1,4 +1,4 @@
-"""Finds streams that nobody reads and nobody closed, while others wait for their place.
+"""Finds streams that nobody reads and nobody closed, while others wait for what they hold.
 
 SDKs hold streams in circles of references, so that one which was left by ``break`` is noticed by
 the garbage collector only, and that does not run while all that is left to do is to wait.

@@ -42,10 +42,10 @@ class Front(Metered):
         """Whether so many models were refused in a row that it is the provider that refuses."""
         return len(self._refused_models) >= MANY_MODELS
 
-    def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
+    def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above, and not before the pause is over."""
         at_ms = float(self.paused_until_ms)
-        return max(at_ms, super().opens_at_ms(tokens, now_ms)) if self.meters else at_ms
+        return max(at_ms, super().opens_at_ms(tokens, now_ms, is_lent)) if self.meters else at_ms
 
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; while nothing else does, it is the one that tries."""

@@ -53,6 +53,7 @@ class Metered:
 
     closed: Closed | None = None
     is_front = False
+    resting = 0  # of what goes through, what has lent its place
 
     def __init__(self, provider: str, model: str, counting: Counting, limits: Limits) -> None:
         self.provider, self.model, self.counting = provider, model, counting
@@ -65,8 +66,11 @@ class Metered:
         self._cut_at_ms = 0
         self._said: dict[tuple[Dimension, int], int] = {}  # spans of limits, from words
 
-    def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
-        """When a request may go as far as this is concerned; `now_ms` or earlier: now."""
+    def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
+        """When a request may go as far as this is concerned; `now_ms` or earlier: now.
+
+        `is_lent`: it has a place, however many calls are under way.
+        """
         at_ms = 0.0
         for meter in self.meters.values():
             charge = self.counting.charge(meter.dimension, tokens, self.produced)
@@ -86,7 +90,7 @@ class Metered:
     def _mark(
         self, request_id: int, tokens: Tokens, now_ms: int, taken: tuple[Taken, ...] = ()
     ) -> None:
-        self._marks[request_id] = Mark(now_ms, len(self._marks) + 1, tokens, taken)
+        self._marks[request_id] = Mark(now_ms, len(self._marks) + 1 - self.resting, tokens, taken)
 
     def hear(self, report: Report) -> None:
         """Take in what came back."""

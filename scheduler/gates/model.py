@@ -53,9 +53,9 @@ class Gate(Metered):
         """Whether what limits requests is known."""
         return (self._is_known or bool(self.meters)) and not self._is_doubted
 
-    def opens_at_ms(self, tokens: Tokens, now_ms: int) -> float:
+    def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above; `NEVER`: once calls under way have ended."""
-        if len(self._marks) >= self.window:
+        if len(self._marks) - self.resting >= self.window and not is_lent:
             return NEVER
         at_ms = float(self.paused_until_ms)
         if not self.is_known:

@@ -92,6 +92,11 @@ class Gates:
         front = self._fronts.get(provider)
         return None if front is None or front.closed is None else front.closed.since_ms
 
+    def probing(self, provider: str) -> int | None:
+        """The request that tries a closed provider now; None: none does, or it is open."""
+        front = self._fronts.get(provider)
+        return None if front is None or front.closed is None else front.closed.probing
+
     def probe(self, provider: str) -> bool:
         """Let one request try in the next turn, where nothing else goes; whether there is need."""
         if not self.is_closed(provider):
@@ -102,3 +107,8 @@ class Gates:
     def statuses(self, now_ms: int) -> list[GateStatus]:
         """What gates hold back now."""
         return [status for gate in self if (status := gate.status(now_ms)) is not None]
+
+    def why_held(self, provider: str, model: str, now_ms: int) -> str | None:
+        """Why requests for a model wait now; None: no gate holds them back."""
+        held = (each for each in self.statuses(now_ms) if each.provider == provider)
+        return next((each.sentence for each in held if each.model in ("", model)), None)

@@ -19,7 +19,15 @@ A store's promises, checked by one suite for all of them (`scheduler.testing`):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
@@ -248,6 +256,8 @@ class Claimed:
         attempt: 1 for the first.
         spent_nusd: What earlier attempts count in the ledger.
         digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
+        budgets: On which it draws.
+        made_at_ms: When it was reserved.
     """
 
     request_id: int
@@ -260,6 +270,8 @@ class Claimed:
     submitted_at_ms: int
     parked_ms: int
     digest: str = ""
+    budgets: tuple[int, ...] = ()
+    made_at_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -271,6 +283,7 @@ class Turn:
             keeps their age, and their place in line for money.
         slots: Free places per provider; None: claim nothing.
         holds: Requests that live on when they are refused, since others hold them who may wait.
+        lend: Requests that wait, and whether a call under way lends them its place from now on.
     """
 
     now_ms: int
@@ -280,6 +293,7 @@ class Turn:
     cancel: Sequence[int] = ()
     slots: Mapping[str, int] | None = None
     holds: Container[int] = ()
+    lend: Sequence[tuple[int, bool]] = ()
 
 
 class Refused(NamedTuple):
@@ -333,7 +347,8 @@ class TurnResult:
         superseded: Settlements, by reservation, that their requests did not follow, since
             others had taken those back meanwhile; and whether the request lives on.
         was_lost: Others had taken this process for dead: its keys may be theirs now.
-        waiting: How many of its requests wait, told when it was lost; None: as known.
+        waiting: How many of its requests wait, told when it was lost, or when one was answered
+            that others had queued again; None: as known.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -381,7 +396,9 @@ class Store(ABC):
 
     @abstractmethod
     async def turn(self, turn: Turn) -> TurnResult:
-        """Do all of it in one transaction: settle, cancel, amend, submit, claim, in this order.
+        """Do all of it in one transaction.
+
+        In this order: settle, cancel, amend, lend, submit, claim.
 
         It is awaited in a task that cannot be cancelled, so it must not lean on that: no
         ``asyncio.timeout`` in it.
@@ -424,6 +441,10 @@ class Store(ABC):
     @abstractmethod
     def latest(self) -> list[BudgetStatus]:
         """Budgets with their balances."""
+
+    def balances(self, budgets: Collection[int]) -> list[BudgetStatus]:
+        """Those of these budgets."""
+        return [status for status in self.latest() if status.id in budgets]
 
     @abstractmethod
     def lanes(self) -> list[LaneStatus]:

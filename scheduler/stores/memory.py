@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
@@ -114,6 +114,8 @@ class MemoryStore(Store):
         self._promote(now_ms)
         for request_id, new in turn.amend:
             self._amend(request_id, new, now_ms)
+        for request_id, is_lent in turn.lend:
+            self._lend(request_id, is_lent, now_ms)
         for new in turn.submit:
             result.submitted.append(self._submit(new, now_ms))
         self._expire(now_ms, result)
@@ -355,6 +357,18 @@ class MemoryStore(Store):
             self._lanes.wake_all(now_ms)
         self._enqueue(row, now_ms)
 
+    def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
+        row = self._rows.get(request_id)
+        if row is None or row.state is not RequestState.QUEUED or row.lane.key.is_lent is is_lent:
+            return
+        lane = self._lane(row.lane.key._replace(is_lent=is_lent))
+        if row.is_delayed:
+            row.lane = lane
+        else:
+            self._leave_lane(row, now_ms)
+            row.lane = lane
+            self._enqueue(row, now_ms)
+
     @staticmethod
     def _known(row: Row, **more: Any) -> Submitted:
         return Submitted(
@@ -422,7 +436,8 @@ class MemoryStore(Store):
         self._lanes.remove(lane, now_ms)
         return Claimed(
             row.id, hold.id, row.request, row.attempts, row.needs[0], row.needs[1], row.cost_nusd,
-            row.submitted_at_ms, row.parked_ms, row.digest,
+            row.submitted_at_ms, row.parked_ms, row.digest, lane.key.budgets,
+            now_ms,
         )  # fmt: skip
 
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
@@ -435,6 +450,9 @@ class MemoryStore(Store):
 
     def latest(self) -> list[BudgetStatus]:
         return self._budgets.pictures(self._now_ms)
+
+    def balances(self, budgets: Collection[int]) -> list[BudgetStatus]:
+        return self._budgets.pictures_of(budgets, self._now_ms)
 
     def lanes(self) -> list[LaneStatus]:
         return [

@@ -173,6 +173,11 @@ class Budgets:
         self._touched.clear()
         return [picture for picture in self._pictures.values() if picture is not None]
 
+    def pictures_of(self, budgets: Iterable[int], now_ms: int) -> list[BudgetStatus]:
+        """Some budgets with their balances now, but for those that were removed."""
+        found = (self._by_id.get(each) for each in budgets)
+        return [self._draw(each, now_ms) for each in found if each and not each.is_removed]
+
     def _draw(self, entry: Entry, now_ms: int) -> BudgetStatus:
         for account in entry.accounts:
             if account.looked_ms != now_ms:

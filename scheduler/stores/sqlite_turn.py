@@ -83,6 +83,8 @@ class Transactions(Submitting):
         self._promote(now_ms)
         for request_id, new in turn.amend:
             self._amend(request_id, new, now_ms)
+        for request_id, is_lent in turn.lend:
+            self._lend(request_id, is_lent, self._lane, now_ms)
         if turn.submit:
             result.submitted = self._submit(turn.submit, now_ms)
         self._expire(now_ms, result)
@@ -95,8 +97,8 @@ class Transactions(Submitting):
         save_gates(db, self.gates)
         self._finish(now_ms)
         result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
-        if self._was_lost:
-            self._was_lost, result.was_lost = False, True
+        if self._was_lost or self._is_miscounted:
+            result.was_lost, self._was_lost, self._is_miscounted = self._was_lost, False, False
             (result.waiting,) = self._db.execute(
                 "SELECT count(*) FROM requests WHERE state IN ('queued', 'delayed')"
                 " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
@@ -366,18 +368,10 @@ class Transactions(Submitting):
             self._deltas[job_id, RequestState.RUNNING] += 1
             result.claimed.append(
                 Claimed(
-                    candidate.id,
-                    next_id,
-                    request,
-                    attempts + 1,
-                    nusd,
-                    tokens,
-                    cost_nusd,
-                    submitted_at_ms,
-                    parked_ms,
-                    digest,
+                    candidate.id, next_id, request, attempts + 1, nusd, tokens, cost_nusd,
+                    submitted_at_ms, parked_ms, digest, lane.key.budgets, now_ms,
                 )
-            )
+            )  # fmt: skip
             next_id += 1
         self._db.executemany(
             "UPDATE requests SET state = 'running', attempts = attempts + 1, reservation_id = ?,"

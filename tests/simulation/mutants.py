@@ -18,6 +18,7 @@ from scheduler.calls import attempt
 from scheduler.elsewhere import Elsewhere
 from scheduler.ledger import Account, Tally, Waiter
 from scheduler.matching import BudgetBook
+from scheduler.nesting import Nesting
 from scheduler.pump import Pump
 from scheduler.stores.base import Outcome
 from scheduler.stores.lanes import Lanes
@@ -137,6 +138,14 @@ async def send_whatever_the_lease(self: Pump) -> None:
     self._flight.lease_until_s = None
 
 
+def forget_the_caller(owner: object) -> None:
+    return None
+
+
+def lend_nothing(self: Nesting, request_id: int, is_lent: bool) -> None:
+    return None
+
+
 def only_the_first_speaks(self: Twins, request_id: int, holder: Any) -> None:
     self._waiters.add(request_id, holder)
 
@@ -147,6 +156,10 @@ def take_the_others_along(self: Unsent, request_id: int, holder: Any, now_ms: in
 
 
 async def look_at_nobody(self: Any, *args: Any) -> None:
+    return None
+
+
+def tell_nobody(self: Nesting, now_ms: int) -> None:
     return None
 
 
@@ -169,6 +182,10 @@ MUTANTS = [
     Mutant("let one who is too late give up for all", Unsent, "give_up", take_the_others_along, 60),
     Mutant("let who comes from elsewhere wait for ever", Elsewhere, "follow", look_at_nobody,
            60, "sqlite"),
+    Mutant("let an inner call wait like anybody", "scheduler.pump", "attempt_around",
+           forget_the_caller),
+    Mutant("lend a place to the first inner call only", Nesting, "_lend", lend_nothing, 60),
+    Mutant("let an inner call wait for its caller's money", Nesting, "stuck", tell_nobody),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from scheduler.errors import (
@@ -59,9 +59,14 @@ class SimulatedProvider(Provider):
 
     name = "world"
 
-    def __init__(self, rng: random.Random, sending: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        sending: Callable[[Request], None],
+        within: Callable[[Request], Awaitable[None]],
+    ) -> None:
         self.tariff = FlatTariff()
-        self._rng, self._sending = rng, sending
+        self._rng, self._sending, self._within = rng, sending, within
         self.billed_nusd: Counter[str] = Counter()
         self.costs: dict[str, list[int]] = {}
         self.sent: Counter[str] = Counter()
@@ -71,6 +76,8 @@ class SimulatedProvider(Provider):
     async def send(self, request: Request) -> Answer:
         self._sending(request)
         body = request.body
+        if body["inner"]:
+            await self._within(request)
         self.sent[body["n"]] += 1
         fault = self._choose(body["ceiling"])
         self.faults[fault or "none"] += 1

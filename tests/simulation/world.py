@@ -18,6 +18,7 @@ failure repeats exactly. What is checked, by the names of the invariants:
     10  balances recomputed from the reservations are the stored ones
     11  a change of a limit cancels nothing
     12  waiting costs nothing: no turns without end that do nothing
+    13  no call waits for one that waits for it: who makes calls within a call gets on, or is told
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from unittest import mock
 from scheduler import Budget, Request, RequestFuture, Scheduler
 from scheduler.admission import ParkReason
 from scheduler.budget import Unit
+from scheduler.calls import UnderWay, attempt_around
 from scheduler.errors import (
     BudgetExceeded,
     CallFailed,
@@ -45,6 +47,7 @@ from scheduler.errors import (
     ProviderUnavailable,
     RequestRejected,
     SchedulerClosed,
+    SchedulerError,
 )
 from scheduler.request import RequestState
 from scheduler.steady import Steady
@@ -71,6 +74,7 @@ SPECS = {
 }
 REFUSALS = (BudgetExceeded, ProviderUnavailable)
 LEASE_MS, GONE_MS = 180_000, 900_000
+INNER = [[], [], [], [], [[]], [[], []], [[[]], []]]  # what calls make calls within them
 LAST_S = 4 * 3600.0  # with money for all and no faults, everything ends by then
 
 
@@ -183,7 +187,7 @@ class World:
         self.report = Report(seed)
         self.clock = VirtualClock(int(self.rng.choice(STARTS).timestamp() * 1000))
         kind = self.rng.choice([SimulatedProvider, SimulatedProvider, Askable])
-        self.provider = kind(self.rng, self.sending)
+        self.provider = kind(self.rng, self.sending, self.within)
         self.may_die = True
         self.risk = self.rng.choice([0.0, 0.002, 0.01]) if crash_at is None else 0.0
         self.statement_risk = self.risk / 20
@@ -196,6 +200,9 @@ class World:
         self.settled: dict[int, bool] = {}  # reservation → whether by assumption
         self.claimed: dict[int, tuple[int, tuple[str, ...]]] = {}
         self.asked = 0
+        self.within_calls: dict[RequestFuture, UnderWay] = {}  # and the calls that wait for them
+        self.told: Counter[str] = Counter()  # what these were told
+        self.turned_s = 0.0
         self.orphans: list[asyncio.Task[Any]] = []  # tasks of those who died
         self.clock_set_ms = 0
         self.idle_turns, self.idle_since_s = 0, 0.0
@@ -373,6 +380,36 @@ class World:
         future.add_done_callback(_look)
         computer.futures[question] = future
 
+    async def within(self, request: Request) -> None:
+        """A call makes others, one after the other or together, and makes the best of errors."""
+        computer = next((each for each in self.computers if attempt_around(each.handle)), None)
+        if computer is None:
+            return
+        inner = request.body["inner"]
+        if self.rng.random() < 0.5:
+            await asyncio.gather(*(self._ask_within(computer, each) for each in inner))
+        else:
+            for each in inner:
+                await self._ask_within(computer, each)
+
+    async def _ask_within(self, computer: Computer, inner: list[Any]) -> None:
+        self.asked += 1
+        request = self._request(f"i{self.asked}")
+        request.body["inner"] = inner
+        try:
+            future = computer.scheduler.submit(request)
+        except SchedulerError:
+            return  # it is being closed
+        caller = attempt_around(computer.handle)
+        assert caller is not None
+        self.within_calls[future] = caller
+        try:
+            await future
+        except SchedulerError as error:
+            self.told[type(error).__name__] += 1
+        finally:
+            del self.within_calls[future]
+
     async def ask_again(self) -> None:
         """The same key from somewhere else, or from the same process."""
         if self.requests:
@@ -408,7 +445,8 @@ class World:
         draws = rng.choice([("team", "org"), ("team", "org"), ("other",), ("org",), ()])
         ceiling = rng.choice([CEILING, CEILING, 40, 10, 0])
         return Request(
-            {"model": "m", "n": question, "ceiling": ceiling, "draws": list(draws)},
+            {"model": "m", "n": question, "ceiling": ceiling, "draws": list(draws),
+             "inner": rng.choice(INNER)},
             budget=draws[:1], priority=rng.choice(["interactive", "normal", "batch"]), **options,
         )  # fmt: skip
 
@@ -596,6 +634,7 @@ class World:
 
     def after_turn(self, computer: Computer, turn: Turn, result: TurnResult) -> None:
         self.report.transactions += 1
+        self.turned_s = asyncio.get_running_loop().time()
         self.check_rest(turn, result)
         if self.tell is not None:
             self.tell(self._told(computer, turn, result))
@@ -662,6 +701,8 @@ class World:
         for computer in self.living():
             pump = computer.scheduler._pump
             is_idle = pump is not None and not pump._turning and not pump._signal.is_set()
+            if is_idle and self.kind == "memory" and self.turned_s < now_s - 1:
+                self.check_inner(computer)
             if not is_idle or pump.running or computer.stalled_until_s > now_s - 300:
                 continue
             for future, (_, ends_ms) in computer.terms.items():
@@ -677,6 +718,47 @@ class World:
                 assert not late, f"the reset at {lack.resumes_at_ms} was missed: {lack}"  # 8
                 held = self.kind == "memory" and lack.reason is ParkReason.HELD_IN_FLIGHT
                 assert not held, f"waits for calls, and none is under way: {lack}"  # 8
+
+    def check_inner(self, computer: Computer) -> None:
+        """Somebody works, or some inner call waits for something else than for those who wait."""
+        assert computer.scheduler._pump is not None
+        calls, now_ms = computer.scheduler._pump._flight.calls, self.clock.now_ms()
+        waiting = [
+            future for future, caller in self.within_calls.items()
+            if caller.owner is computer.handle and not future.done()
+        ]  # fmt: skip
+        if len({self.within_calls[each].request_id for each in waiting}) < max(1, len(calls)):
+            return  # somebody works
+        for future in waiting:
+            row = self.inner._rows[future.request_id]
+            if row.is_delayed:
+                return
+            if row.state is not RequestState.QUEUED:
+                continue
+            found = [self._lacks(status, row.needs, now_ms)
+                     for status in computer.inner.balances(row.lane.key.budgets)]  # fmt: skip
+            if "held" not in found or "other" in found:
+                return
+        if any(each.request_id not in calls for each in waiting):
+            self.failure = self.failure or AssertionError("all wait for each other")  # 13
+            raise self.failure
+
+    def _lacks(self, status: Any, needs: tuple[int, int, int], now_ms: int) -> str:
+        """What a request lacks of a budget: nothing, what calls hold, or something else."""
+        found = ""
+        for cap in status.caps:
+            need = needs[list(Unit).index(cap.cap.unit)]
+            if status.paused or (
+                cap.limit is not None and need > cap.limit - cap.posted - cap.suspense
+            ):
+                return "other" if need or status.paused else found
+            if cap.limit is not None and need > 0 and need > cap.available:
+                found = "held"
+                window = cap.cap.window
+                ends_ms = window.stops_counting_ms(window.slot_start_ms(now_ms))
+                if ends_ms is not None and ends_ms < now_ms + 70_000:
+                    return "other"
+        return found
 
     def check_rest(self, turn: Turn, result: TurnResult) -> None:
         """Waiting costs nothing: turns that do nothing do not follow each other."""

@@ -1,0 +1,633 @@
+"""Calls made on behalf of running ones: they never wait for those, by place or by money."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scheduler import (
+    BlockingScheduler,
+    Budget,
+    BudgetExceeded,
+    CallFailed,
+    DeadlineExceeded,
+    FunctionProvider,
+    HeldByCallers,
+    Limits,
+    Quote,
+    Request,
+    Scheduler,
+    SchedulerClosed,
+    SchedulerError,
+    StreamEvent,
+    WaitsForItself,
+)
+from scheduler.admission import ParkReason
+from scheduler.nesting import Nesting
+from scheduler.stores.memory import MemoryStore
+from scheduler.stores.process import Process
+from scheduler.stuck import PATIENCE_S
+from scheduler.testing import VirtualClock, run
+from tests.conftest import Bench, ask
+from tests.simulation.stores import InlineSqlite
+
+DAY_S = 86_400
+PRICES = {"m": "1/4"}
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+class Streaming(FunctionProvider):
+    """One that can be asked for a stream, too."""
+
+    async def stream(self, request, emit):
+        answer = await self.send(request)
+        await emit(StreamEvent("all of it"))
+        return answer
+
+
+class Trees:
+    """A scheduler whose providers make the calls that their request's tree says.
+
+    Attributes:
+        most_running: Of the calls of one provider.
+    """
+
+    def __init__(self, limit="$1", places=1, store=None, **options):
+        self.running = self.most_running = 0
+        providers = [
+            Streaming(name, self.play, quote=self.quote, cost=self.cost) for name in ("a", "b")
+        ]
+        self.s = Scheduler(
+            store, budgets=[Budget("team", limit)] if limit else (), providers=providers,
+            clock=VirtualClock(), concurrency=places, retry_wait_s=lambda attempt: 0.0, **options,
+        )  # fmt: skip
+        self.ended: dict[int, object] = {}
+        self.nodes: list[Node] = []  # as requests name them
+        self.agent = self.s.budgeted(quote="$0.000001", cost="$0")(self.inside)
+
+    def node(self, request):
+        return self.nodes[request.body["node"]]
+
+    def quote(self, request):
+        return Quote(self.node(request).nusd, 0)
+
+    def cost(self, request, body):
+        return self.node(request).cost / 10**9
+
+    async def play(self, request):
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return await self.inside(self.node(request))
+        finally:
+            self.running -= 1
+
+    async def inside(self, node):
+        await asyncio.sleep(node.seconds)
+        if node.is_parallel:
+            outcomes = await asyncio.gather(*map(self.ask, node.children))
+        else:
+            outcomes = [await self.ask(child) for child in node.children]
+        failed = [each for each in outcomes if isinstance(each, SchedulerError)]
+        if failed and node.gives_up:
+            error = CallFailed("a part of it failed")
+            error.is_billed = False
+            raise error
+        return {"n": node.n}
+
+    async def ask(self, node):
+        """What became of it, and when."""
+        self.nodes.append(node)
+        request = Request({"model": "m", "node": len(self.nodes) - 1}, provider=node.provider)
+        try:
+            if node.way == "budgeted":
+                outcome = await self.agent(node)
+            elif node.way == "call":
+                outcome = await self.s.call(
+                    self.plain, node=node, model="m", messages=MESSAGES, max_tokens=1
+                )
+            elif node.way == "submit":
+                outcome = await self.s.submit(request)
+            elif node.way == "map":
+                outcome = [each async for each in self.s.map([request], window=1)]
+            elif node.way == "stream":
+                async with self.s.stream(request) as stream:
+                    outcome = await stream.response()
+            else:
+                outcome = await self.s.run(request)
+        except SchedulerError as error:
+            outcome = error
+        self.ended[node.n] = outcome
+        return outcome
+
+    async def plain(self, node, **kwargs):
+        await self.inside(node)
+        return {"usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+
+
+@dataclass
+class Node:
+    """One call, and those it makes."""
+
+    nusd: int = 100
+    children: list[Node] = field(default_factory=list)
+    way: str = "run"
+    is_parallel: bool = False
+    gives_up: bool = False
+    seconds: float = 1.0
+    cost: int = 0
+    provider: str = "a"
+    n: int = 0
+
+    def __iter__(self):
+        yield self
+        for child in self.children:
+            yield from child
+
+
+def chain(depth, nusd=100, **options):
+    node = Node(nusd, **options)
+    for _ in range(depth):
+        node = Node(nusd, [node], **options)
+    return node
+
+
+# Places
+
+
+@pytest.mark.parametrize("way", ["run", "submit", "map", "stream", "budgeted", "call"])
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_calls_within_calls_end_however_few_the_places(way, is_parallel):
+    async def main():
+        trees = Trees(places=2, prices=PRICES)
+        async with trees.s:
+            leaves = [Node(way="run", n=9) for _ in range(3)]
+            roots = [
+                Node(way=way, children=[Node(children=leaves, is_parallel=is_parallel)])
+                for _ in range(5)
+            ]
+            outcomes = await asyncio.gather(*map(trees.ask, roots))
+            assert not any(isinstance(each, Exception) for each in outcomes)
+
+    run(main())
+
+
+def test_one_inner_call_at_a_time_goes_beyond_the_places():
+    async def main():
+        trees = Trees(places=1)
+        async with trees.s:
+            root = Node(children=[Node() for _ in range(4)], is_parallel=True)
+            assert not isinstance(await trees.ask(root), Exception)
+            assert trees.most_running == 2
+
+    run(main())
+
+
+def test_an_inner_call_of_another_provider_needs_no_place_there():
+    async def main():
+        trees = Trees(places=1)
+        async with trees.s:
+            there = [Node(provider="b", children=[Node(provider="a")])]
+            here = [Node(provider="a", children=[Node(provider="b")])]
+            outcomes = await asyncio.gather(*map(trees.ask, there + here))
+            assert not any(isinstance(each, Exception) for each in outcomes)
+
+    run(main())
+
+
+def test_rates_hold_for_inner_calls_too():
+    async def main():
+        provider = FunctionProvider("a", lambda request: agent(request), quote="$0")
+        provider.limits = Limits(requests_per_minute=60, concurrency=1)
+        clock, begun = VirtualClock(), []
+
+        async def agent(request):
+            begun.append(clock.now_ms())
+            if request.body["d"]:
+                await asyncio.gather(*(s.run(Request({"d": 0})) for _ in range(30)))
+
+        async with Scheduler(providers=provider, clock=clock) as s:
+            await asyncio.gather(*(s.run(Request({"d": 1})) for _ in range(4)))
+        assert len(begun) == 124
+        assert all(b - a >= 900 for a, b in itertools.pairwise(begun))
+
+    run(main())
+
+
+def test_an_inner_call_of_a_key_that_waits_outside_takes_it_along():
+    async def main():
+        async def agent(request):
+            if request.key is None:
+                return (await s.run(Request({"x": 1}, key="shared"))).body
+            return "found"
+
+        provider = FunctionProvider("a", agent, quote="$0")
+        async with Scheduler(providers=provider, clock=VirtualClock(), concurrency=1) as s:
+            outer = s.submit(Request({"x": 0}))
+            outside = s.submit(Request({"x": 1}, key="shared"))
+            assert (await outer).body == (await outside).body == "found"
+
+    run(main())
+
+
+def test_a_key_that_waits_for_itself_is_an_error():
+    async def main():
+        async def agent(request):
+            with pytest.raises(WaitsForItself, match="nothing was sent for it"):
+                await s.run(request)
+            return "told"
+
+        provider = FunctionProvider("a", agent, quote="$0.1")
+        async with Scheduler(providers=provider, clock=VirtualClock(), budgets="$1") as s:
+            response = await s.run(Request({"x": 1}, key="mine"))
+            assert response.body == "told"
+
+    run(main())
+
+
+# Money
+
+
+def test_what_its_own_caller_holds_is_an_error_at_once_with_the_numbers():
+    async def main():
+        trees = Trees("$0.0000001")
+        async with trees.s:
+            root = Node(60, [Node(60, n=1)])
+            began_s = asyncio.get_running_loop().time()
+            await trees.ask(root)
+            error = trees.ended[1]
+            assert isinstance(error, HeldByCallers)
+            assert isinstance(error, BudgetExceeded)
+            assert (error.held, error.needed, error.posted) == (60, 60, 0)
+            assert "nothing was sent for it. Raise the budget" in str(error)
+            assert asyncio.get_running_loop().time() - began_s < 2
+
+    run(main())
+
+
+def test_of_two_agents_with_half_of_the_budget_each_only_one_gets_an_error():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            roots = [Node(50, [Node(50, n=n)], gives_up=True, n=10 + n) for n in (1, 2)]
+            await asyncio.gather(*map(trees.ask, roots))
+            assert isinstance(trees.ended[2], HeldByCallers)
+            assert not isinstance(trees.ended[1], Exception)
+
+    run(main())
+
+
+def test_who_waits_for_a_callers_money_does_not_hold_up_its_inner_calls():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            agent = asyncio.create_task(trees.ask(Node(30, [Node(30)], seconds=100, gives_up=True)))
+            await asyncio.sleep(1)
+            large = asyncio.create_task(trees.ask(Node(100)))  # the account's waiter
+            assert not isinstance(await asyncio.wait_for(agent, 1000), Exception)
+            assert not isinstance(await asyncio.wait_for(large, 1000), Exception)
+
+    run(main())
+
+
+def test_a_caller_that_is_told_may_end_before_another_of_its_calls_is():
+    async def main():
+        inner = []
+
+        async def agent(request):
+            if request.body["d"]:
+                inner.extend(s.submit(Request({"d": 0})) for _ in range(2))
+                await asyncio.gather(*inner)
+
+        provider = FunctionProvider("f", agent, quote=Quote(60, 0), cost="$0")
+        budget = Budget("team", "$0.0000001")
+        async with Scheduler(providers=provider, budgets=budget, clock=VirtualClock()) as s:
+            with pytest.raises(CallFailed):
+                await s.run(Request({"d": 1}))
+            await s.set_limit("team", None)
+            outcomes = await asyncio.gather(*inner, return_exceptions=True)
+            assert [isinstance(each, HeldByCallers) for each in outcomes] == [False, True]
+
+    run(main())
+
+
+def test_what_it_calls_through_a_wrapped_client_stays_a_part_of_a_call():
+    async def main():
+        async with Scheduler(
+            providers=FunctionProvider("f", lambda request: agent(request), quote="$0.6"),
+            budgets="$1", prices=PRICES, clock=VirtualClock(), concurrency=1,
+        ) as s:  # fmt: skip
+            body = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+            transport = httpx.MockTransport(lambda request: httpx.Response(200, json=body))
+            client = s.wrap(httpx.AsyncClient(transport=transport))
+
+            async def agent(request):
+                asked = {"model": "m", "messages": MESSAGES, "max_tokens": 5}
+                answer = await client.post("http://h/v1/chat/completions", json=asked)
+                if request.body["d"]:
+                    await s.run(Request({"d": 0}, budget=()))
+                return answer.json()
+
+            response = await s.run(Request({"d": 1}))
+            assert response.body == body
+            assert s.providers == ("f",)
+
+    run(main())
+
+
+def test_money_of_a_call_that_waits_for_nothing_is_waited_for():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            busy = Node(40, seconds=5000, n=3)
+            outcomes = await asyncio.gather(
+                trees.ask(Node(50, [Node(50)], gives_up=True)), trees.ask(busy)
+            )
+            assert not any(isinstance(each, Exception) for each in outcomes)
+
+    run(main())
+
+
+def test_money_of_a_caller_whose_own_call_gets_on_is_waited_for():
+    async def main():
+        trees = Trees("$0.0000001", places=8)
+        async with trees.s:
+            other = Node(40, [Node(0, [Node(0, seconds=500)])])
+            agent = Node(50, [Node(40)], gives_up=True)
+            outcomes = await asyncio.gather(*map(trees.ask, [other, agent]))
+            assert not any(isinstance(each, Exception) for each in outcomes)
+
+    run(main())
+
+
+@pytest.mark.parametrize("what", ["raise", "reset"])
+def test_an_inner_call_waits_for_a_raise_and_for_a_reset(what):
+    async def main():
+        spec = "$0.0000001" if what == "raise" else "$0.0000001/hour"
+        trees = Trees(spec, places=8)
+        async with trees.s:
+            await trees.ask(Node(60, cost=60))
+            outer = asyncio.create_task(trees.ask(Node(20, [Node(60)])))
+            await asyncio.sleep(1800)
+            assert not outer.done()
+            if what == "raise":
+                await trees.s.set_limit("team", "$1")
+            assert not isinstance(await asyncio.wait_for(outer, 3600), Exception)
+
+    run(main())
+
+
+def test_what_other_processes_hold_is_waited_for_for_a_stated_time(tmp_path):
+    async def main():
+        stores = [
+            InlineSqlite(tmp_path / "s.db", Process("here", n, "1"), 10**9, lambda sql: None)
+            for n in (1, 2)
+        ]
+        with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
+            trees = Trees("$0.0000001", places=8, store=stores[0])
+            other = Scheduler(stores[1], providers=Bench("a"), clock=VirtualClock())
+            async with trees.s, other:
+                theirs = other.submit(ask(ceiling=60, cost=0, seconds=100_000, budget="team"))
+                await asyncio.sleep(1)
+                began_s = asyncio.get_running_loop().time()
+                await trees.ask(Node(30, [Node(30, n=1)]))
+                assert isinstance(trees.ended[1], HeldByCallers)
+                waited_s = asyncio.get_running_loop().time() - began_s
+                assert PATIENCE_S <= waited_s < PATIENCE_S + 10
+                theirs.cancel()
+
+    run(main())
+
+
+def test_a_caller_that_does_not_wait_gives_its_money_back_itself():
+    async def main():
+        async def agent(request):
+            if request.body["d"]:
+                future = s.submit(Request({"d": 0}))
+                await asyncio.sleep(10)
+                return {"parked": future.parked.reason}
+            return "ran"
+
+        provider = FunctionProvider("a", agent, quote="$0.6", cost="$0")
+        async with Scheduler(providers=provider, clock=VirtualClock(), budgets="$1") as s:
+            response = await s.run(Request({"d": 1}))
+            assert response.body == {"parked": ParkReason.HELD_IN_FLIGHT}
+            await s.join()
+            assert s.stats().succeeded == 2
+
+    run(main())
+
+
+# Ends
+
+
+def test_an_inner_calls_own_time_runs_out():
+    async def main():
+        async def agent(request):
+            if request.body["d"]:
+                with pytest.raises(DeadlineExceeded):
+                    await s.run(Request({"d": 0}, budget="team", max_wait="30s"))
+            return "ended"
+
+        provider = FunctionProvider("a", agent, quote="$0.6")
+        budget = Budget("team", "$0.5")
+        async with Scheduler(providers=provider, clock=VirtualClock(), budgets=budget) as s:
+            assert (await s.run(Request({"d": 1}, budget=()))).body == "ended"
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["aclose", "drain", "drain it", "cancel"])
+def test_nested_calls_come_to_an_end_with_the_scheduler(how):
+    async def main():
+        trees = Trees(places=1)
+        async with trees.s:
+            roots = [asyncio.ensure_future(trees.ask(chain(3, n=n))) for n in range(3)]
+            await asyncio.sleep(2.5)
+            if how == "cancel":
+                for each in roots:
+                    each.cancel()
+            elif how == "drain it":
+                await trees.s.drain()
+            else:
+                await trees.s.aclose(drain=how == "drain", drain_timeout=None)
+            if how in ("drain", "drain it"):
+                done = [each for each in roots if each.done()]
+                assert not isinstance(done[0].result(), Exception), "what ran was let finish"
+        assert trees.running == 0
+        outcomes = await asyncio.wait_for(asyncio.gather(*roots, return_exceptions=True), 10)
+        assert all(
+            isinstance(each, SchedulerClosed | CallFailed | asyncio.CancelledError) or each
+            for each in outcomes
+        )
+
+    run(main())
+
+
+def test_an_inner_call_of_a_provider_to_which_nothing_goes_any_more_ends():
+    async def main():
+        trees = Trees(places=1)
+        async with trees.s:
+            root = asyncio.create_task(trees.ask(Node(children=[Node(provider="b", n=1)])))
+            await asyncio.sleep(0.5)
+            trees.s.stop_admitting("b")
+            assert not isinstance(await root, Exception)
+            assert isinstance(trees.ended[1], SchedulerClosed)
+
+    run(main())
+
+
+def test_threads_may_call_within_calls():
+    async def call(request):
+        if request.body["d"]:
+            return await asyncio.to_thread(
+                lambda: blocking.run(Request({"d": request.body["d"] - 1})).body
+            )
+        return "leaf"
+
+    provider = FunctionProvider("a", call, quote="$0.01", cost="$0")
+    blocking = BlockingScheduler(Scheduler(providers=provider, concurrency=2, budgets="$0.05"))
+    with blocking:
+        futures = [blocking.submit(Request({"d": 1})) for _ in range(4)]
+        futures += [blocking.submit(Request({"d": 3}))]
+        for each in futures:
+            with contextlib.suppress(CallFailed):  # five cents are not enough for all at once
+                assert each.result(timeout=20).body == "leaf"
+
+
+# Any tree
+
+
+WAYS = ["run", "run", "submit", "map", "stream", "budgeted", "call"]
+
+
+@st.composite
+def nodes(draw, depth):
+    count = draw(st.integers(0, 2 if depth else 0))
+    return Node(
+        draw(st.sampled_from([10, 30, 50, 80])),
+        [draw(nodes(depth - 1)) for _ in range(count)],
+        draw(st.sampled_from(WAYS)),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from([0, 0.5, 3])),
+        draw(st.sampled_from([0, 0, 10])),
+        draw(st.sampled_from("ab")),
+    )
+
+
+worlds = st.tuples(
+    st.lists(nodes(3), min_size=1, max_size=4),
+    st.sampled_from(["$0.0000001", "$0.00000013", "$0.0000002", ""]),
+    st.sampled_from([1, 2, 5]),
+    st.lists(st.sampled_from([0.0, 1.0, 4.0]), min_size=4, max_size=4),
+)
+
+
+def live(world, make_store, most_errors=10**9):
+    """Let a world live for a day, then raise its limit.
+
+    Returns:
+        The requests that were told that they would wait for ever, in order; how many roots had
+        not ended when the limit was raised; why what waited then did.
+    """
+    roots, limit, places, pauses = world
+    for n, node in enumerate(node for root in roots for node in root):
+        node.n = n
+    told, trees = [], []
+
+    async def main():
+        store = make_store()
+        turn, stuck = store.turn, Nesting.stuck
+
+        async def checked(what):
+            result = await turn(what)
+            for status in store.latest() if result.claimed else ():
+                for cap in status.caps:
+                    assert cap.limit is None or cap.posted + cap.reserved <= cap.limit
+            return result
+
+        def limited(self, now_ms):
+            if len(told) >= most_errors:
+                return None
+            found = stuck(self, now_ms)
+            if found is not None:
+                told.append(trees[0].node(found[0].request).n)
+            return found
+
+        with (
+            mock.patch.object(store, "turn", checked),
+            mock.patch.object(Nesting, "stuck", limited),
+        ):
+            forest = Trees(limit, places, store, prices=PRICES, poll_interval=3600)
+            trees.append(forest)
+            async with forest.s:
+                tasks = []
+                for root, pause in zip(roots, pauses, strict=False):
+                    await asyncio.sleep(pause)
+                    tasks.append(asyncio.create_task(forest.ask(root)))
+                _, late = await asyncio.wait(tasks, timeout=DAY_S)
+                waits = [each.shortfall for each in store.lanes() if each.waiting]
+                if limit:
+                    await forest.s.set_limit("team", None)
+                done, never = await asyncio.wait(tasks, timeout=DAY_S)
+                assert not never, "with money for all, everything ends"
+                assert all(each.exception() is None for each in done)
+                audit = await store.audit(forest.s.now_ms())
+                assert audit.discrepancies == ()
+        return len(late), waits
+
+    late, waits = run(main())
+    return told, late, waits
+
+
+def check(world, make_store):
+    told, late, waits = live(world, make_store)
+    if late:  # all that waits waits for a raise
+        assert waits
+        assert all(
+            lack is not None and lack.reason is not ParkReason.HELD_IN_FLIGHT for lack in waits
+        )
+    for count in range(min(len(told), 3)):
+        some, late, waits = live(world, make_store, count)
+        assert some == told[:count]
+        assert late, "without that error everything would have ended"
+        assert any(lack.reason is ParkReason.HELD_IN_FLIGHT for lack in waits if lack is not None)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(worlds)
+def test_any_tree_ends_and_an_error_comes_only_where_waiting_would_be_for_ever(world):
+    check(world, MemoryStore)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(worlds)
+def test_any_tree_ends_on_a_file_too(world):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = iter(range(100))
+
+        def make_store():
+            path = Path(folder) / f"{next(paths)}.db"
+            return InlineSqlite(path, Process("here", 1, "1"), 10**9, lambda sql: None)
+
+        check(world, make_store)
+
+
+def test_the_trees_are_deep_enough_to_be_stuck_without_the_rule():
+    """A property that holds of everything would show nothing."""
+    world = ([Node(80, [Node(80)])], "$0.0000001", 1, [0.0])
+
+    assert live(world, MemoryStore)[0] == [1]
+    _, late, _ = live(world, MemoryStore, 0)
+    assert late == 1
