@@ -47,7 +47,7 @@ class Line:
 
     def _accounts(self) -> Iterator[Account]:
         store = self._world.inner
-        for budget in store._budgets.values():
+        for budget in list(store._budgets):
             yield from store._accounts_of((budget.id,))
 
     def _judge(
@@ -61,7 +61,9 @@ class Line:
                 balance, need = before[account.id], row.needs[account.index]
                 if need > 0:
                     first = self._first(waiting, account.id, before)
-                    if first is not None and _order(first) < _order(row):
+                    # Whoever waits may wait for the very call within which one was made.
+                    is_passed = first is not None and not row.lane.key.is_lent
+                    if is_passed and _order(first) < _order(row):
                         self._count(first, row, balance, before, now_ms)
                     balance.take(need)
             if row in waiting:
