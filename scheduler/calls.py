@@ -29,7 +29,7 @@ from scheduler.errors import (
     TransportFailed,
     cut,
 )
-from scheduler.gates import Heard, Report
+from scheduler.gates import Heard, Report, size_of
 from scheduler.limits import Seen
 from scheduler.plain import logger_of
 from scheduler.providers.base import Answer, Send, Tariff
@@ -295,7 +295,10 @@ def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
     report = Report(
         claimed.request_id, provider, claimed.request.model, _heard(ended), now_ms, seen=ended.seen
     )
+    report.size = size_of(claimed.ceiling_nusd, claimed.ceiling_tokens)
     if isinstance(error, CallFailed):
+        if error.affords is not None:
+            report.affords = error.affords.size(report.size, claimed.ceiling_tokens)
         report.seen, report.retry_after_ms = error.limits, error.retry_after_ms
         report.words = cut(error.credit or error.message, MAX_WHY)
     usage = None if ended.response is None else ended.response.usage
@@ -311,7 +314,7 @@ def _heard(ended: Attempt) -> Heard:
     if isinstance(error, CallFailed) and error.credit is not None:
         return Heard.NO_CREDIT
     if isinstance(error, RateLimited):
-        return Heard.LIMITED
+        return Heard.OTHER if error.is_of_one else Heard.LIMITED
     if isinstance(error, ProviderOverloaded):
         return Heard.BUSY if error.is_billed is False else Heard.DOWN
     is_silent = isinstance(error, TransportFailed | CallTimeout) and not error.has_spoken

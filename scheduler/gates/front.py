@@ -24,11 +24,16 @@ class Front(Metered):
         super().__init__(provider, "", counting, limits)
         self.closed: Closed | None = None
         self._failures = 0
+        self._failed: list[int] = []  # the latest of these
+
+    def let(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
+        """A request goes, and not in order to try."""
+        if self.meters:
+            super().take(request_id, tokens, now_ms)
 
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; while nothing else does, it is the one that tries."""
-        if self.meters:
-            super().take(request_id, tokens, now_ms)
+        self.let(request_id, tokens, now_ms)
         if self.closed is not None:
             self.closed.probing, self.closed.probing_since_ms = request_id, now_ms
             self.is_dirty = True
@@ -43,32 +48,62 @@ class Front(Metered):
             return
         is_probe = closed is not None and closed.probing == report.request_id
         if heard is Heard.NO_CREDIT:
-            self._failures = 0
+            self._forget_failures()
             self._close("provider_credit", report, is_probe)
+            self._refuse(report)
         elif heard in (Heard.DOWN, Heard.BUSY):
             self._failures += 1
+            self._failed = [*self._failed[1 - DOWN_AFTER :], report.request_id]
             if is_probe or (closed is None and self._failures >= DOWN_AFTER):
                 self._close("provider_down" if closed is None else closed.reason, report, is_probe)
+            elif closed is not None and closed.is_ajar and self._failures >= DOWN_AFTER:
+                closed.shut(report.at_ms + FIRST_PROBE_MS["provider_down"])
+                self.is_dirty = True
         elif heard is Heard.UNSENT:
             if closed is not None and is_probe:
                 closed.probing, self.is_dirty = None, True
         else:
-            self._failures = 0
+            self._forget_failures()
             # An answer to what was sent before says that it lives, not that it has credit again.
             if closed is not None and (is_probe or closed.reason == "provider_down"):
-                self.closed, self.is_dirty = None, True
+                self._answered_probe(closed, report)
+
+    def _forget_failures(self) -> None:
+        self._failures = 0
+        self._failed.clear()
+
+    def _answered_probe(self, closed: Closed, report: Report) -> None:
+        self.is_dirty = True
+        if closed.reason == "provider_down" or closed.answered(report.model, report.size):
+            self.closed = None
+        else:  # the next one may try at once
+            closed.probing, closed.pause_ms = None, FIRST_PROBE_MS[closed.reason]
+
+    def _refuse(self, report: Report) -> None:
+        """Note which size there was no credit for; who else was under way may know it better."""
+        assert self.closed is not None
+        self.closed.refuse(report.model, report.size, report.affords)
+        self.closed.note_tried(report.request_id)
+        self.is_dirty = True
 
     def _close(self, reason: str, report: Report, is_probe: bool) -> None:
         closed = self.closed
         if closed is not None and closed.reason == reason and not is_probe:
             return  # one of those that were under way
         pause_ms, since_ms = FIRST_PROBE_MS[reason], report.at_ms
-        if closed is not None and closed.reason == reason:
-            pause_ms = min(LONGEST_PROBE_MS[reason], 2 * closed.pause_ms)
-            since_ms = closed.since_ms
-        wait_ms = max(pause_ms, report.retry_after_ms or 0)
-        self.closed = Closed(reason, report.words, since_ms, report.at_ms + wait_ms, pause_ms)
-        self.is_dirty = True
+        is_again = closed is not None and closed.reason == reason
+        made = Closed(reason, report.words, since_ms, report.at_ms, pause_ms)
+        if closed is not None and is_again:
+            made = closed
+            made.words, made.probing = report.words, None
+            made.pause_ms = min(LONGEST_PROBE_MS[reason], 2 * closed.pause_ms)
+            made.in_vain += 1
+            made.note_tried(report.request_id)
+        elif reason == "provider_down":
+            for each in self._failed:
+                made.note_tried(each)
+        made.probe_at_ms = report.at_ms + max(made.pause_ms, report.retry_after_ms or 0)
+        self.closed, self.is_dirty = made, True
 
     def dump(self) -> list[Any]:
         """As above, and what it is closed for."""
@@ -79,7 +114,7 @@ class Front(Metered):
     def load(self, state: Sequence[Any], now_ms: int, *, as_it_is: bool = False) -> None:
         """As above, and what it is closed for."""
         super().load(state, now_ms, as_it_is=as_it_is)
-        self.closed = None if state[3] is None else Closed(*state[3])
+        self.closed = None if state[3] is None else Closed.read(state[3])
 
     def status(self, now_ms: int) -> GateStatus | None:
         """What it holds back now; None: nothing."""
@@ -87,4 +122,6 @@ class Front(Metered):
         if closed is None:
             return super().status(now_ms)
         why = closed.reason.replace("_", " ") + (f": {closed.words}" if closed.words else "")
+        if closed.is_ajar:
+            why += " (smaller requests go on)"
         return GateStatus(self.provider, "", why, closed.next_at_ms(now_ms), is_closed=True)

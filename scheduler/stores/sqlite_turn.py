@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from scheduler.admission import LaneKey, LaneView, Plan, plan
 from scheduler.errors import StoreLocked
-from scheduler.gates import Gates
+from scheduler.gates import MOST_TRIED, NOTHING, Gates
 from scheduler.ledger import Crossing, Needs
 from scheduler.request import RequestState, Tokens
 from scheduler.stores.base import (
@@ -44,6 +44,9 @@ from scheduler.stores.sqlite_gates import load_gates, save_gates
 from scheduler.stores.sqlite_settle import DELAYED, Settling
 from scheduler.stores.sqlite_upgrade import add_indexes
 from scheduler.stores.views import budget_status, is_tried_again
+
+# How much a request asks of its provider's credit: `gates.size_of`.
+_SIZE = "(CASE ceiling_nusd WHEN 0 THEN ceiling_tokens ELSE ceiling_nusd END)"
 
 
 @dataclass(slots=True)
@@ -181,6 +184,7 @@ class Transactions(Settling):
             lane = self.lanes.by_id(lane_id)
             if lane is not None and lane.waiting != waiting:
                 self.lanes.add(lane, waiting - lane.waiting)
+                lane.passed_id = 0
 
     def _reclaim(self, now_ms: int) -> None:
         """End dead processes: what they may have sent is unknown, the rest waits for its key.
@@ -317,7 +321,7 @@ class Transactions(Settling):
                 result.append(answer)
                 continue
             lane = self._lane(new.lane)
-            mark_ms = self._enqueue(lane, new, now_ms)
+            mark_ms = self._enqueue(lane, next_id, new, now_ms)
             if new.is_kept or self.store_prompts != "full":
                 self.kept[next_id] = new.request
             rows.append(
@@ -406,7 +410,7 @@ class Transactions(Settling):
                 (request_id, lane_id),
             )
         lane = self._lane(new.lane)
-        mark_ms = self._enqueue(lane, new, now_ms)
+        mark_ms = self._enqueue(lane, request_id, new, now_ms)
         self._db.execute(
             "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?,"
             # While it lives, its time runs from when it was first submitted.
@@ -441,7 +445,7 @@ class Transactions(Settling):
             " ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
             " output_tokens = ?, payload = ? WHERE id = ?",
             (
-                lane.id, self._enqueue(lane, new, now_ms), new.ceiling_nusd, new.ceiling_tokens,
+                lane.id, self._enqueue(lane, request_id, new, now_ms), new.ceiling_nusd, new.ceiling_tokens,
                 new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
             ),
         )  # fmt: skip
@@ -457,12 +461,15 @@ class Transactions(Settling):
         ).fetchone()
         return row is not None
 
-    def _enqueue(self, lane: Lane, new: NewRequest, now_ms: int) -> int:
+    def _enqueue(self, lane: Lane, request_id: int, new: NewRequest, now_ms: int) -> int:
         self.lanes.add(lane)
-        if lane.shortfall is not None:
-            needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-            if lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
-                self.lanes.reopen(lane, now_ms)
+        needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
+        if request_id < lane.passed_id:
+            lane.look_at_all(needs)
+        if lane.shortfall is not None and lane.wakes_for(
+            needs, self._accounts_of(lane.key.budgets)
+        ):
+            self.lanes.reopen(lane, now_ms)
         return lane.parked_clock_ms(now_ms)
 
     def _lane(self, key: LaneKey) -> Lane:
@@ -496,15 +503,7 @@ class Transactions(Settling):
             return
         cursors = [self._db.cursor() for _ in lanes]
         try:
-            views = [
-                LaneView(
-                    lane.key,
-                    self._accounts_of(lane.key.budgets),
-                    self._candidates(cursor, lane),
-                    self.gates.of(lane.key.provider, lane.key.model),
-                )
-                for lane, cursor in zip(lanes, cursors, strict=True)
-            ]
+            views = [self._view(lane, cursor) for lane, cursor in zip(lanes, cursors, strict=True)]
             decided = plan(views, slots, now_ms, admitted_before=self._admitted)
         finally:
             for cursor in cursors:
@@ -522,13 +521,54 @@ class Transactions(Settling):
         for lane, verdict in zip(lanes, decided.verdicts, strict=True):
             self.lanes.settle(lane, verdict, now_ms)
 
+    def _view(self, lane: Lane, cursor: sqlite3.Cursor) -> LaneView:
+        accounts = self._accounts_of(lane.key.budgets)
+        gates = self.gates.of(lane.key.provider, lane.key.model)
+        closed = gates[0].closed if gates else None
+        if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+            lane.passed_id, lane.passed_reach = 0, NOTHING
+            return LaneView(lane.key, accounts, self._candidates(cursor, lane), gates)
+        reach = closed.reach(lane.key.model)
+        waiting = self._small(cursor, lane, reach)
+        return LaneView(
+            lane.key, accounts, waiting, gates, lambda: self._large(cursor, lane, reach)
+        )
+
+    def _small(self, cursor: sqlite3.Cursor, lane: Lane, reach: int) -> Iterator[_Waiting]:
+        """Those that are no larger, oldest first; whoever is is passed once."""
+        if reach < 0:
+            return
+        if reach > lane.passed_reach:
+            lane.passed_id = 0
+        lane.passed_reach = reach
+        is_first = True
+        where = f" AND id >= ? AND {_SIZE} <= ?"
+        for each in self._candidates(cursor, lane, where, (lane.passed_id, reach)):
+            if is_first:
+                lane.passed_id, is_first = each.id, False
+            yield each
+        if is_first:
+            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
+            lane.passed_id = last + 1
+
+    def _large(self, cursor: sqlite3.Cursor, lane: Lane, reach: int) -> Iterator[_Waiting]:
+        """Those that are larger, smallest first: those that were passed, or all if none is small."""
+        where, values = "", tuple[int, ...]()
+        if reach >= 0:
+            where, values = f" AND id < ? AND {_SIZE} > ?", (lane.passed_id, reach)
+        order = f"{_SIZE}, id LIMIT {MOST_TRIED + 1}"
+        yield from self._candidates(self._db.cursor(), lane, where, values, order)
+
     @staticmethod
-    def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
+    def _candidates(
+        cursor: sqlite3.Cursor, lane: Lane, where: str = "", values: tuple[int, ...] = (),
+        order: str = "id",
+    ) -> Iterator[_Waiting]:  # fmt: skip
         rows = cursor.execute(
             "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
             " parked_mark_ms, parked_ms, job_id, model, digest, input_tokens, output_tokens"
-            " FROM requests WHERE lane_id = ? AND state = 'queued' ORDER BY id",
-            (lane.id,),
+            f" FROM requests WHERE lane_id = ? AND state = 'queued'{where} ORDER BY {order}",
+            (lane.id, *values),
         )
         for row in rows:
             yield _Waiting(
