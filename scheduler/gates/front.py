@@ -25,15 +25,19 @@ class Front(Metered):
         self.closed: Closed | None = None
         self._failures = 0
         self._failed: list[int] = []  # the latest of these
+        self._let: set[int] = set()  # under way although it is closed: they are small enough
 
     def let(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes, and not in order to try."""
         if self.meters:
             super().take(request_id, tokens, now_ms)
+        if self.closed is not None:
+            self._let.add(request_id)
 
     def take(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
         """A request goes; while nothing else does, it is the one that tries."""
-        self.let(request_id, tokens, now_ms)
+        if self.meters:
+            super().take(request_id, tokens, now_ms)
         if self.closed is not None:
             self.closed.probing, self.closed.probing_since_ms = request_id, now_ms
             self.is_dirty = True
@@ -43,6 +47,8 @@ class Front(Metered):
         if self.meters:
             super().hear(report)
         closed, heard = self.closed, report.heard
+        was_let = bool(self._let) and report.request_id in self._let
+        self._let.discard(report.request_id)
         if closed is None and heard is Heard.ANSWERED:
             self._failures = 0
             return
@@ -67,6 +73,8 @@ class Front(Metered):
             # An answer to what was sent before says that it lives, not that it has credit again.
             if closed is not None and (is_probe or closed.reason == "provider_down"):
                 self._answered_probe(closed, report)
+            elif closed is not None and closed.seen and was_let and heard is Heard.ANSWERED:
+                self.is_dirty |= closed.grow(report.model, report.size)
 
     def _forget_failures(self) -> None:
         self._failures = 0
@@ -81,9 +89,13 @@ class Front(Metered):
 
     def _refuse(self, report: Report) -> None:
         """Note which size there was no credit for; who else was under way may know it better."""
-        assert self.closed is not None
-        self.closed.refuse(report.model, report.size, report.affords)
-        self.closed.note_tried(report.request_id)
+        closed = self.closed
+        assert closed is not None
+        allowed = closed.allowed
+        closed.refuse(report.model, report.size, report.affords)
+        if closed.allowed < allowed:
+            self._let.clear()  # what they say is older
+        closed.note_tried(report.request_id)
         self.is_dirty = True
 
     def _close(self, reason: str, report: Report, is_probe: bool) -> None:

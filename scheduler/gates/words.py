@@ -98,7 +98,7 @@ class Closed:
         probing: The request that tries now; None: nobody.
         allowed: What is no larger goes, unless it was refused.
         refused: By model, the smallest size that was refused; the latest last.
-        seen: By model, the largest size of a probe that was answered.
+        seen: By model, the largest size that was answered since.
         tried: Requests that were refused or failed, the latest last.
         in_vain: Probes in a row that were.
     """
@@ -190,13 +190,20 @@ class Closed:
     def answered(self, model: str, size: int) -> bool:
         """A probe was answered; whether nothing is known any more that holds anybody back."""
         self.in_vain = 0
-        self.seen[model] = max(size, self.seen.get(model, size))
-        if len(self.seen) > MOST_MODELS:
-            del self.seen[next(iter(self.seen))]
-        self.allowed = max(self.allowed, 2 * size)
+        self.grow(model, size)
         if self.refused.get(model, size + 1) <= size:
             del self.refused[model]
         return not self.refused
+
+    def grow(self, model: str, size: int) -> bool:
+        """A request was answered that came after it was closed; whether that says anything new."""
+        if size <= self.seen.get(model, NOTHING):
+            return False
+        self.seen[model] = size
+        if len(self.seen) > MOST_MODELS:
+            del self.seen[next(iter(self.seen))]
+        self.allowed = max(self.allowed, 2 * size)
+        return True
 
     def next_at_ms(self, now_ms: int) -> int:
         """When somebody may try next."""
