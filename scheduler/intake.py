@@ -16,8 +16,9 @@ from scheduler.admission import LaneKey, Shortfall
 from scheduler.clock import Clock
 from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
+from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong, SchedulerError
 from scheduler.gates import ProviderRules
+from scheduler.hooks import PROGRAM_ENDS, gave, name_of, raised
 from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
@@ -141,7 +142,21 @@ class Intake:
     def quote(self, request: Request) -> Quote:
         """What one attempt may cost. Raises `PriceUnknown`."""
         request = self._router.route(request)
-        return self.tariff(self._provider(request)).quote(self._as_sent(request))
+        return self.quoted(self._provider(request), self._as_sent(request))
+
+    def quoted(self, provider: Provider, request: Request) -> Quote:
+        """What a provider's tariff says of a request. Raises `ConfigError` for nonsense."""
+        tariff = self.tariff(provider)
+        try:
+            quote = tariff.quote(request)
+        except (SchedulerError, *PROGRAM_ENDS):
+            raise
+        except BaseException as exc:
+            problem = f"{name_of(tariff.quote)} {raised(exc)}; nothing was sent"
+            raise ConfigError("quote", problem) from exc
+        if not _makes_sense(quote):
+            raise ConfigError("quote", f"{name_of(tariff.quote)} {gave(quote)}; nothing was sent")
+        return quote
 
     def check(self, request: Request) -> Quote:
         """Its quote, if all would take it that `prepare` and its provider ask of it by itself.
@@ -189,7 +204,7 @@ class Intake:
         provider = self._provider(request)
         if on_exceeded == "fallback" or request.fallback:
             request = self._with_fallback(request, on_exceeded)
-        quote = self.tariff(provider).quote(request)
+        quote = self.quoted(provider, request)
         most = self._prevention.max_prompt_tokens
         if most is not None and quote.tokens.input > most:
             raise PromptTooLong(quote.tokens.input, most)
@@ -284,3 +299,14 @@ def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:
     if len(named) < len(found):
         raise ConfigError("providers", "two of them have the same name")
     return named
+
+
+def _makes_sense(quote: object) -> bool:
+    """Whether a quote is one: whole amounts, none below zero."""
+    if quote.__class__ is not Quote:
+        return False
+    assert isinstance(quote, Quote)
+    for amount in (quote.ceiling_nusd, quote.expected_nusd, quote.ceiling_tokens, *quote.tokens):
+        if amount.__class__ is not int or amount < 0:
+            return False
+    return True

@@ -15,7 +15,7 @@ from typing import Literal, Self, TypeVar, overload
 from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
-from scheduler.clock import Clock, SystemClock
+from scheduler.clock import Clock, SystemClock, TrustedClock
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.errors import (
@@ -137,7 +137,7 @@ class Scheduler(Adoption):
         else:
             self.store = open_store(store, store_prompts=store_prompts)
         self.concurrency, self.max_queue = concurrency, max_queue
-        self._clock = clock or SystemClock()
+        self._clock: Clock = SystemClock() if clock is None else TrustedClock(clock)
         if not isinstance(prices, PriceBook):
             prices = PriceBook(prices or {}, now_ms=self._clock.now_ms)
         self.prices = prices

@@ -39,6 +39,7 @@ LAYERS = [
         "sse",
         "routing",
         "notices",
+        "hooks",
     },
     {"providers.base"},
     {"pricing", "deployments"},

@@ -11,6 +11,7 @@ from scheduler.limits import Counting, Limits
 from scheduler.request import Tokens
 
 DOWN_AFTER = 5  # failures in a row without an answer
+OFTEN = 2  # of these of one request: it may be its own fault
 FIRST_PROBE_MS = {"provider_down": 1_000, "provider_credit": 30_000}
 LONGEST_PROBE_MS = {"provider_down": 60_000, "provider_credit": 600_000}
 
@@ -24,7 +25,7 @@ class Front(Metered):
         super().__init__(provider, "", counting, limits)
         self.closed: Closed | None = None
         self._failures = 0
-        self._failed: list[int] = []  # the latest of these
+        self._failed: list[int] = []  # the latest of these that were sent
         self._let: set[int] = set()  # under way although it is closed: they are small enough
 
     def let(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
@@ -59,7 +60,8 @@ class Front(Metered):
             self._refuse(report)
         elif heard in (Heard.DOWN, Heard.BUSY):
             self._failures += 1
-            self._failed = [*self._failed[1 - DOWN_AFTER :], report.request_id]
+            if not report.is_free:
+                self._failed = [*self._failed[1 - DOWN_AFTER :], report.request_id]
             if is_probe or (closed is None and self._failures >= DOWN_AFTER):
                 self._close("provider_down" if closed is None else closed.reason, report, is_probe)
             elif closed is not None and closed.is_ajar and self._failures >= DOWN_AFTER:
@@ -110,10 +112,9 @@ class Front(Metered):
             made.words, made.probing = report.words, None
             made.pause_ms = min(LONGEST_PROBE_MS[reason], 2 * closed.pause_ms)
             made.in_vain += 1
-            made.note_tried(report.request_id)
-        elif reason == "provider_down":
-            for each in self._failed:
-                made.note_tried(each)
+        if reason == "provider_down":  # it may be the fault of one that fails again and again
+            often = [each for each in self._failed if self._failed.count(each) >= OFTEN]
+            made.tried = sorted(set(often))
         made.probe_at_ms = report.at_ms + max(made.pause_ms, report.retry_after_ms or 0)
         self.closed, self.is_dirty = made, True
 

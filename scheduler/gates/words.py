@@ -37,6 +37,7 @@ class Report:
         words: The provider's own, where it refused.
         size: What was asked for, as `size_of` tells it.
         affords: What size there is credit for, where a refusal says so; None: it does not.
+        is_free: Whether it provably cost nothing.
     """
 
     request_id: int
@@ -50,6 +51,7 @@ class Report:
     words: str = ""
     size: int = 0
     affords: int | None = None
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Closed:
         allowed: What is no larger goes, unless it was refused.
         refused: By model, the smallest size that was refused; the latest last.
         seen: By model, the largest size that was answered since.
-        tried: Requests that were refused or failed, the latest last.
+        tried: Requests that were refused, or fail again and again, the latest last.
         in_vain: Probes in a row that were.
     """
 
@@ -151,7 +153,7 @@ class Closed:
 
         Of a provider without credit the smallest, but every other time one that was not tried
         lately, of another model if there is one: it may be a matter of one request, or of one
-        model. Of one that does not answer, the first in line that has not met that.
+        model. Of one that does not answer the first in line that does not fail again and again.
         """
         was_tried = self.tried.index(request_id) if request_id in self.tried else -1
         if not self.is_of_credit:
@@ -164,7 +166,7 @@ class Closed:
         return is_known, size, request_id
 
     def note_tried(self, request_id: int) -> None:
-        """A request was refused, or has failed."""
+        """A request was refused, or fails again and again."""
         self.tried = [*(each for each in self.tried if each != request_id), request_id]
         del self.tried[:-MOST_TRIED]
 

@@ -13,13 +13,11 @@ import itertools
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
-from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
+from scheduler.admission import LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
-from scheduler.gates import size_of
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
@@ -41,10 +39,9 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
-from scheduler.stores.memory_rows import Hold, Row
+from scheduler.stores.memory_rows import Hold, Row, Shelf
 from scheduler.stores.views import SETTLED, budget_status, compare, is_tried_again
 
-MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 
@@ -71,8 +68,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str], Row] = {}
         self._lanes = Lanes()
         self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
-        # By lane id: heaps, by size, of who is too large for its provider's credit.
-        self._shelves: dict[int, list[tuple[int, int, int]]] = {}
+        self._shelves: dict[int, Shelf] = {}  # by lane id, where a provider is short of credit
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, Hold] = {}
@@ -370,7 +366,6 @@ class MemoryStore(Store):
         if not lanes:
             return
         passed: list[list[Row]] = []
-        cut: set[int] = set()  # lanes of which the rest is looked at in the next turn
         views = []
         for lane in lanes:
             seen: list[Row] = []
@@ -378,17 +373,18 @@ class MemoryStore(Store):
             accounts = self._accounts_of(lane.key.budgets)
             gates = self.gates.of(lane.key.provider, lane.key.model)
             closed = gates[0].closed if gates else None
-            if closed is not None and closed.is_of_credit and lane.key.may_wait:
-                reach = closed.reach(lane.key.model)
-                waiting = self._small(lane, seen, reach, cut)
-                larger = partial(self._large, lane, seen, reach)
-                views.append(LaneView(lane.key, accounts, waiting, gates, larger))
-                continue
-            if lane.id in self._shelves:
-                shelf = self._shelves.pop(lane.id)
-                self._queues[lane.id] += [(request_id, ticket) for _, request_id, ticket in shelf]
-                heapq.heapify(self._queues[lane.id])
-            views.append(LaneView(lane.key, accounts, self._candidates(lane, seen), gates))
+            larger = None
+            if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+                if lane.id in self._shelves:
+                    self._shelves.pop(lane.id).clear()
+                waiting = self._candidates(lane, seen)
+            else:
+                if lane.id not in self._shelves:
+                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
+                shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
+                waiting = shelf.small(self._candidates(lane, []), seen, reach)
+                larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
+            views.append(LaneView(lane.key, accounts, waiting, gates, larger))
         assert turn.slots is not None
         decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
         self._admitted += len(decided.admitted)
@@ -404,8 +400,8 @@ class MemoryStore(Store):
             for row in seen:
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-            if lane.id in cut:
-                verdict.resumes_at_ms = now_ms
+            if lane.id in self._shelves and self._shelves[lane.id].is_cut:
+                verdict.resumes_at_ms = now_ms  # the rest of it is looked at in the next turn
             self._lanes.settle(lane, verdict, now_ms)
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
@@ -416,39 +412,6 @@ class MemoryStore(Store):
             if row is not None and row.ticket == ticket and row.state is RequestState.QUEUED:
                 seen.append(row)
                 yield row
-
-    def _small(self, lane: Lane, seen: list[Row], reach: int, cut: set[int]) -> Iterator[Candidate]:
-        """Those that are no larger, oldest first; whoever is goes to the lane's shelf, once."""
-        if reach < 0:
-            return
-        queue, shelf = self._queues[lane.id], self._shelves.setdefault(lane.id, [])
-        while shelf and shelf[0][0] <= reach:
-            heapq.heappush(queue, heapq.heappop(shelf)[1:])
-        shelved = 0
-        for row in self._candidates(lane, []):
-            size = size_of(*row.needs[:2])
-            if size <= reach:
-                seen.append(row)
-                yield row
-                continue
-            heapq.heappush(shelf, (size, row.id, row.ticket))
-            shelved += 1
-            if shelved >= MAX_SHELVED:
-                cut.add(lane.id)
-                return
-
-    def _large(self, lane: Lane, seen: list[Row], reach: int) -> Iterator[Candidate]:
-        """Those on the shelf, smallest first; where nothing else goes, it takes them all in time."""
-        shelf = self._shelves.setdefault(lane.id, [])
-        if reach < 0:
-            for row in islice(self._candidates(lane, []), MAX_SHELVED):
-                heapq.heappush(shelf, (size_of(*row.needs[:2]), row.id, row.ticket))
-        while shelf:
-            _, request_id, ticket = heapq.heappop(shelf)
-            found = self._rows.get(request_id)
-            if found is not None and found.ticket == ticket and found.state is RequestState.QUEUED:
-                seen.append(found)
-                yield found
 
     def _start(self, row: Row, now_ms: int) -> Claimed:
         hold = Hold(next(self._ids), row, now_ms)

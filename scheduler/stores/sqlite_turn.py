@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scheduler.admission import LaneKey, LaneView, Plan, plan
+from scheduler.admission import LaneKey, Plan, plan
 from scheduler.errors import StoreLocked
-from scheduler.gates import MOST_TRIED, NOTHING, Gates
-from scheduler.ledger import Crossing, Needs
-from scheduler.request import RequestState, Tokens
+from scheduler.gates import Gates
+from scheduler.ledger import Crossing
+from scheduler.request import RequestState
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
@@ -43,20 +42,8 @@ from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_gates import load_gates, save_gates
 from scheduler.stores.sqlite_settle import DELAYED, Settling
 from scheduler.stores.sqlite_upgrade import add_indexes
+from scheduler.stores.sqlite_waiting import Waiting, view
 from scheduler.stores.views import budget_status, is_tried_again
-
-# How much a request asks of its provider's credit: `gates.size_of`.
-_SIZE = "(CASE ceiling_nusd WHEN 0 THEN ceiling_tokens ELSE ceiling_nusd END)"
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A queued row, as admission sees it."""
-
-    id: int
-    needs: Needs
-    tokens: Tokens
-    row: tuple[int, int, int, str, int, int, int, int, int, int, str, str]
 
 
 class _Known(NamedTuple):
@@ -503,7 +490,16 @@ class Transactions(Settling):
             return
         cursors = [self._db.cursor() for _ in lanes]
         try:
-            views = [self._view(lane, cursor) for lane, cursor in zip(lanes, cursors, strict=True)]
+            views = [
+                view(
+                    self._db,
+                    cursor,
+                    lane,
+                    self._accounts_of(lane.key.budgets),
+                    self.gates.of(lane.key.provider, lane.key.model),
+                )
+                for lane, cursor in zip(lanes, cursors, strict=True)
+            ]
             decided = plan(views, slots, now_ms, admitted_before=self._admitted)
         finally:
             for cursor in cursors:
@@ -512,7 +508,7 @@ class Transactions(Settling):
         result.look_again_at_ms = decided.look_again_at_ms
         self._start(decided, lanes, now_ms, result)
         for candidate, lack in decided.refused:
-            assert isinstance(candidate, _Waiting)
+            assert isinstance(candidate, Waiting)
             request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
             result.refused.append(Refused(candidate.id, request, lack))
             if not request.fallback:
@@ -520,60 +516,6 @@ class Transactions(Settling):
                 self._drop(candidate.id, RequestState.FAILED, now_ms, error)
         for lane, verdict in zip(lanes, decided.verdicts, strict=True):
             self.lanes.settle(lane, verdict, now_ms)
-
-    def _view(self, lane: Lane, cursor: sqlite3.Cursor) -> LaneView:
-        accounts = self._accounts_of(lane.key.budgets)
-        gates = self.gates.of(lane.key.provider, lane.key.model)
-        closed = gates[0].closed if gates else None
-        if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-            lane.passed_id, lane.passed_reach = 0, NOTHING
-            return LaneView(lane.key, accounts, self._candidates(cursor, lane), gates)
-        reach = closed.reach(lane.key.model)
-        waiting = self._small(cursor, lane, reach)
-        return LaneView(
-            lane.key, accounts, waiting, gates, lambda: self._large(cursor, lane, reach)
-        )
-
-    def _small(self, cursor: sqlite3.Cursor, lane: Lane, reach: int) -> Iterator[_Waiting]:
-        """Those that are no larger, oldest first; whoever is is passed once."""
-        if reach < 0:
-            return
-        if reach > lane.passed_reach:
-            lane.passed_id = 0
-        lane.passed_reach = reach
-        is_first = True
-        where = f" AND id >= ? AND {_SIZE} <= ?"
-        for each in self._candidates(cursor, lane, where, (lane.passed_id, reach)):
-            if is_first:
-                lane.passed_id, is_first = each.id, False
-            yield each
-        if is_first:
-            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
-            lane.passed_id = last + 1
-
-    def _large(self, cursor: sqlite3.Cursor, lane: Lane, reach: int) -> Iterator[_Waiting]:
-        """Those that are larger, smallest first: those that were passed, or all if none is small."""
-        where, values = "", tuple[int, ...]()
-        if reach >= 0:
-            where, values = f" AND id < ? AND {_SIZE} > ?", (lane.passed_id, reach)
-        order = f"{_SIZE}, id LIMIT {MOST_TRIED + 1}"
-        yield from self._candidates(self._db.cursor(), lane, where, values, order)
-
-    @staticmethod
-    def _candidates(
-        cursor: sqlite3.Cursor, lane: Lane, where: str = "", values: tuple[int, ...] = (),
-        order: str = "id",
-    ) -> Iterator[_Waiting]:  # fmt: skip
-        rows = cursor.execute(
-            "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
-            " parked_mark_ms, parked_ms, job_id, model, digest, input_tokens, output_tokens"
-            f" FROM requests WHERE lane_id = ? AND state = 'queued'{where} ORDER BY {order}",
-            (lane.id, *values),
-        )
-        for row in rows:
-            yield _Waiting(
-                row[0], (row[1], row[2], 1), Tokens(row[12], row[13]), (lane.id, *row[1:12])
-            )
 
     def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
         if not decided.admitted:
@@ -585,7 +527,7 @@ class Transactions(Settling):
         budgets = {lane.id: encode_budgets(lane.key.budgets) for lane in lanes}
         running, reserved = [], []
         for candidate in decided.admitted:
-            assert isinstance(candidate, _Waiting)
+            assert isinstance(candidate, Waiting)
             (lane_id, nusd, tokens, payload, attempts, cost_nusd, submitted_at_ms, mark_ms,
              parked_ms, job_id, model, digest) = candidate.row  # fmt: skip
             lane = by_id[lane_id]
