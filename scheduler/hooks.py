@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 from scheduler.errors import ConfigError, brief
 from scheduler.money import parse_usd
@@ -85,6 +85,13 @@ def asked_nusd(function: Callable[..., Any], *args: Any) -> tuple[int | None, bo
         return None, False
 
 
+def quoted_nusd(value: Any) -> int:
+    """What a function quotes, in nano-dollars. Raises `ConfigError` for nonsense."""
+    if inspect.iscoroutine(value):
+        raise ConfigError("quote", gave(value))
+    return parse_usd(value, "quote")
+
+
 def counted(function: Callable[..., Any], *args: Any) -> int:
     """A number of tokens. Raises `ConfigError` for nonsense: nothing was sent yet."""
     try:
@@ -104,15 +111,16 @@ def seconds(function: Callable[..., Any], most_s: float, *args: Any) -> float | 
     """A span in seconds; None, after a complaint: nonsense."""
     try:
         value = function(*args)
-        span_s = math.nan if isinstance(value, bool | str) else float(value)
+        is_number = isinstance(value, SupportsFloat) and not isinstance(value, bool)
+        span_s = float(value) if is_number else math.nan
+        if 0 <= span_s <= most_s:
+            return span_s
+        problem = gave(value)
     except PROGRAM_ENDS:
         raise
     except BaseException as exc:
-        complain(function, raised(exc), "the usual wait holds")
-        return None
-    if 0 <= span_s <= most_s:
-        return span_s
-    complain(function, gave(value), "the usual wait holds")
+        problem = raised(exc)
+    complain(function, problem, "the usual wait holds")
     return None
 
 
@@ -120,7 +128,7 @@ def decided(function: Callable[..., Any], *args: Any) -> bool | None:
     """Yes or no; None, after a complaint: nonsense."""
     try:
         value = function(*args)
-        if not inspect.iscoroutine(value):
+        if not (inspect.iscoroutine(value) or isinstance(value, str | bytes)):
             return bool(value)
         problem = gave(value)
     except PROGRAM_ENDS:

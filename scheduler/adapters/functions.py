@@ -31,7 +31,7 @@ from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
-from scheduler.hooks import PROGRAM_ENDS, asked_nusd, complain, raised
+from scheduler.hooks import PROGRAM_ENDS, asked_nusd, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
 from scheduler.money import parse_usd
@@ -308,7 +308,7 @@ def budgeted(
             model = kwargs.get("model")
             body = {
                 "model": model if isinstance(model, str) else name,
-                "quote_nusd": parse_usd(dollars, "quote"),
+                "quote_nusd": quoted_nusd(dollars),
             }
             place = place_of_coroutine(scheduler.loop)
             said = of_request(marks) | {"provider": _provider(scheduler, name, _ByQuote())}

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from scheduler.hooks import asked_nusd
+from scheduler.hooks import asked_nusd, quoted_nusd
 from scheduler.money import parse_usd
 from scheduler.providers.base import Answer, Provider
 from scheduler.providers.meaning import usage_told
@@ -113,5 +113,5 @@ class _OwnTariff:
 def _as_quote(value: Dollars | Quote) -> Quote:
     if isinstance(value, Quote):
         return value
-    nusd = parse_usd(value, "quote")
+    nusd = quoted_nusd(value)
     return Quote(nusd, nusd)
