@@ -165,6 +165,7 @@ class LaneView:
     Attributes:
         larger: Of a provider that is short of credit: those that need more than `Closed.reach`,
             smallest first. They are then not among the candidates. None: all are.
+        size_by_id: With these: the size of who waits in the lane; None: it does not.
     """
 
     key: LaneKey
@@ -172,6 +173,7 @@ class LaneView:
     candidates: Iterator[Candidate]
     gates: Sequence[Metered] = ()
     larger: Callable[[], Iterator[Candidate]] | None = None
+    size_by_id: Callable[[int], int | None] | None = None
 
     @property
     def closed(self) -> Closed | None:
@@ -273,12 +275,16 @@ def plan(
         scan = scans[position]
         if _consider(scan, free, now_ms, result) and scan.advance():
             heapq.heappush(heads, (scan.view.key.priority, scan.head.id, position))
+    for scan in short:
+        if not scan.has_lined_up:  # those that were passed over just now
+            _line_up_larger(scan, now_ms, result)
     _let_some_try(free, now_ms, result)
     for scan in short:
         if scan.waits_for_place:
             scan.verdict.clear()
         elif scan.view.closed is not None:
             _park_closed(scan, scan.view.closed, None, now_ms)
+        _leave_all_lines(scan)
     return result
 
 
@@ -293,11 +299,11 @@ class _Trier(NamedTuple):
 class _Scan:
     """Where the plan is in one lane."""
 
-    __slots__ = ("blocked", "head", "verdict", "view", "waits_for_place")
+    __slots__ = ("blocked", "has_lined_up", "head", "verdict", "view", "waits_for_place")
 
     def __init__(self, view: LaneView, verdict: Verdict) -> None:
         self.view, self.verdict, self.blocked = view, verdict, 0
-        self.waits_for_place = False
+        self.waits_for_place = self.has_lined_up = False
         self.head: Candidate
 
     def advance(self) -> bool:
@@ -375,8 +381,21 @@ def _meet_closed(scan: _Scan, closed: Closed, now_ms: int, result: Plan) -> bool
         result.refused.append((scan.head, _lack(scan, closed, scan.head, now_ms)))
         return True
     _park_closed(scan, closed, scan.head, now_ms)
+    _leave_line(scan.head, scan.view.accounts)
     scan.blocked += 1
     return closed.is_ajar
+
+
+def _leave_all_lines(scan: _Scan) -> None:
+    """Who has to wait for its provider's credit is first in line for no money meanwhile."""
+    closed, size_by_id = scan.view.closed, scan.view.size_by_id
+    if closed is None or size_by_id is None:
+        return
+    for account in scan.view.accounts:
+        if account.waiter is not None:
+            size = size_by_id(account.waiter.request_id)
+            if size is not None and size > closed.reach(scan.view.key.model):
+                account.set_waiter(None)
 
 
 def _line_up_larger(scan: _Scan, now_ms: int, result: Plan) -> None:
@@ -386,6 +405,7 @@ def _line_up_larger(scan: _Scan, now_ms: int, result: Plan) -> None:
         return
     for candidate in islice(larger(), MOST_TRIED + 1):
         _line_up(scan, closed, candidate, result)
+        scan.has_lined_up = True
         if candidate.id not in closed.tried:
             return  # the others of this lane come after it in any case
 
@@ -436,8 +456,8 @@ def _let_try(
 
 def _park_closed(scan: _Scan, closed: Closed, candidate: Candidate | None, now_ms: int) -> None:
     """Shut the lane of a provider that is closed, but for what it lets go."""
-    if scan.waits_for_place:
-        return
+    if scan.waits_for_place or closed.may_probe(now_ms):
+        return  # if nobody tries although somebody may, it is for want of something else
     lack, verdict = _lack(scan, closed, candidate, now_ms), scan.verdict
     if verdict.shortfall is None:
         verdict.shortfall = lack

@@ -167,7 +167,9 @@ def _of_provider(lack: Shortfall, now_ms: int) -> str:
         )
     if lack.goes_on:
         needs = (
-            f"a request of up to {_cap(lack).format_amount(lack.needed)}" if lack.needed else "it"
+            f"a request of up to {_cap(lack).format_amount(lack.needed)}"
+            if lack.needed
+            else "larger ones"
         )
         return (
             f"parked: provider {name} has not enough credit for {needs}{said}; {lack.goes_on}. To let "

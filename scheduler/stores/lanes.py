@@ -16,6 +16,8 @@ from scheduler.gates import NOTHING, Gates, size_of
 from scheduler.ledger import Account, Needs
 from scheduler.stores.base import Settlement
 
+BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
+
 
 class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
@@ -223,7 +225,11 @@ def hear(gates: Gates, settlements: Sequence[Settlement], lanes: Lanes, now_ms: 
 
     Where a provider is down, what used up nothing was no attempt: its requests wait.
     """
-    news = gates.hear(each.report for each in settlements if each.report is not None)
+    reports = [each.report for each in settlements if each.report is not None]
+    for report in reports:
+        if report.at_ms < now_ms - BEHIND_MS:
+            report.at_ms = now_ms  # the clock was set back: pauses counted by it would be over
+    news = gates.hear(reports)
     if news:
         lanes.wake_for(news, now_ms)
     for each in settlements:

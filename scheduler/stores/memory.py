@@ -373,7 +373,7 @@ class MemoryStore(Store):
             accounts = self._accounts_of(lane.key.budgets)
             gates = self.gates.of(lane.key.provider, lane.key.model)
             closed = gates[0].closed if gates else None
-            larger = None
+            larger = size_by_id = None
             if closed is None or not closed.is_of_credit or not lane.key.may_wait:
                 if lane.id in self._shelves:
                     self._shelves.pop(lane.id).clear()
@@ -384,7 +384,8 @@ class MemoryStore(Store):
                 shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
                 waiting = shelf.small(self._candidates(lane, []), seen, reach)
                 larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
-            views.append(LaneView(lane.key, accounts, waiting, gates, larger))
+                size_by_id = partial(shelf.size_by_id, lane)
+            views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
         assert turn.slots is not None
         decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
         self._admitted += len(decided.admitted)
@@ -401,7 +402,7 @@ class MemoryStore(Store):
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             if lane.id in self._shelves and self._shelves[lane.id].is_cut:
-                verdict.resumes_at_ms = now_ms  # the rest of it is looked at in the next turn
+                result.look_again_at_ms = now_ms  # at the rest of it
             self._lanes.settle(lane, verdict, now_ms)
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:

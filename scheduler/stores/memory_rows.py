@@ -166,5 +166,12 @@ class Shelf:
                 seen.append(found)
                 yield found
 
+    def size_by_id(self, lane: Lane, request_id: int) -> int | None:
+        """The size of who waits in the lane; None: it does not."""
+        row = self._rows.get(request_id)
+        if row is None or row.lane is not lane or row.state is not RequestState.QUEUED:
+            return None
+        return size_of(*row.needs[:2])
+
     def _put(self, row: Row) -> None:
         heapq.heappush(self._heap, (size_of(*row.needs[:2]), row.id, row.ticket))

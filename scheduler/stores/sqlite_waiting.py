@@ -44,41 +44,56 @@ def view(
         lane.passed_id, lane.passed_reach = 0, NOTHING
         return LaneView(lane.key, accounts, _candidates(cursor, lane), gates)
     reach = closed.reach(lane.key.model)
-    waiting = _small(db, cursor, lane, reach)
-    return LaneView(lane.key, accounts, waiting, gates, lambda: _large(db, lane, reach))
+    small = _Small(db, cursor, lane, reach)
+    return LaneView(lane.key, accounts, iter(small), gates, small.larger, small.size_by_id)
 
 
-def _small(
-    db: sqlite3.Connection, cursor: sqlite3.Cursor, lane: Lane, reach: int
-) -> Iterator[Waiting]:
-    """Those that are no larger, oldest first; whoever is is passed once."""
-    if reach < 0:
-        return
-    if reach > lane.passed_reach:
-        lane.passed_id = 0
-    lane.passed_reach = reach
-    is_first = True
-    where = f" AND id >= ? AND {_SIZE} <= ?"
-    for each in _candidates(cursor, lane, where, (lane.passed_id, reach)):
+class _Small:
+    """Those of a lane that are no larger than that, oldest first; whoever is is passed once."""
+
+    def __init__(
+        self, db: sqlite3.Connection, cursor: sqlite3.Cursor, lane: Lane, reach: int
+    ) -> None:
+        self._db, self._cursor, self._lane, self._reach = db, cursor, lane, reach
+        self._is_over = reach < 0  # all others have been passed
+
+    def __iter__(self) -> Iterator[Waiting]:
+        lane, reach = self._lane, self._reach
+        if self._is_over:
+            return
+        if reach > lane.passed_reach:
+            lane.passed_id = 0
+        lane.passed_reach = reach
+        is_first = True
+        where = f" AND id >= ? AND {_SIZE} <= ?"
+        for each in _candidates(self._cursor, lane, where, (lane.passed_id, reach)):
+            if is_first:
+                lane.passed_id, is_first = each.id, False
+            yield each
         if is_first:
-            lane.passed_id, is_first = each.id, False
-        yield each
-    if is_first:
-        (last,) = db.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
-        lane.passed_id = last + 1
+            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
+            lane.passed_id = last + 1
+        self._is_over = True
 
+    def size_by_id(self, request_id: int) -> int | None:
+        """The size of who waits in the lane; None: it does not."""
+        row = self._db.execute(
+            f"SELECT {_SIZE} FROM requests WHERE id = ? AND lane_id = ? AND state = 'queued'",
+            (request_id, self._lane.id),
+        ).fetchone()
+        return None if row is None else int(row[0])
 
-def _large(db: sqlite3.Connection, lane: Lane, reach: int) -> Iterator[Waiting]:
-    """Those that are larger, smallest first: those that were passed, or all if none is small."""
-    where, values = "", tuple[int, ...]()
-    if reach >= 0:
-        where, values = f" AND id < ? AND {_SIZE} > ?", (lane.passed_id, reach)
-    order = f"{_SIZE}, id LIMIT {MOST_TRIED + 1}"
-    yield from _candidates(db.cursor(), lane, where, values, order)
+    def larger(self) -> Iterator[Waiting]:
+        """Those that were passed, smallest first."""
+        where, values = f" AND {_SIZE} > ?", [self._reach]
+        if not self._is_over:
+            where, values = f" AND id < ?{where}", [self._lane.passed_id, self._reach]
+        order = f"{_SIZE}, id LIMIT {MOST_TRIED + 1}"
+        yield from _candidates(self._db.cursor(), self._lane, where, values, order)
 
 
 def _candidates(
-    cursor: sqlite3.Cursor, lane: Lane, where: str = "", values: tuple[int, ...] = (),
+    cursor: sqlite3.Cursor, lane: Lane, where: str = "", values: Sequence[int] = (),
     order: str = "id",
 ) -> Iterator[Waiting]:  # fmt: skip
     rows = cursor.execute(
