@@ -122,6 +122,8 @@ class Closed:
     def read(cls, fields: Sequence[Any]) -> Closed:
         """What was stored. Raises `ValueError` and kin for nonsense; older rows say less."""
         closed = cls(*fields)
+        if not (isinstance(closed.refused, dict) and isinstance(closed.seen, dict)):
+            raise TypeError("what was refused is told by model")
         closed.allowed, closed.in_vain = int(closed.allowed), int(closed.in_vain)
         closed.refused = {str(name): int(size) for name, size in closed.refused.items()}
         closed.seen = {str(name): int(size) for name, size in closed.seen.items()}

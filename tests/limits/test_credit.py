@@ -8,7 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scheduler.admission import LaneKey, ParkReason
-from scheduler.gates import FIRST_PROBE_MS, LONGEST_PROBE_MS, Gates, Heard, ProviderRules, Report
+from scheduler.gates import (
+    FIRST_PROBE_MS,
+    LONGEST_PROBE_MS,
+    Closed,
+    Gates,
+    Heard,
+    ProviderRules,
+    Report,
+)
+from scheduler.providers.credit import affords
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn
 from scheduler.stores.memory import MemoryStore
@@ -319,3 +328,55 @@ async def test_whatever_can_be_paid_for_goes_within_few_probes(kind, mix, tmp_pa
         await world.run(lambda: world.is_done, 7 * LONGEST_MS)
         assert world.is_done, (world.affordable() - world.answered, purse.pays)
         assert max(purse.refused.values(), default=0) < 40
+
+
+# What refusals say
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ("This request requires more credits, or fewer max_tokens. You requested up to 16384 tokens, but"
+         " can only afford 3919. To increase, visit https://openrouter.ai/settings/credits", 239_196),
+        ("Prompt tokens limit exceeded: 12000 > 5311. To increase, visit the settings", 442_583),
+        ("You can only afford 1,000 tokens", 50_000),
+        ("This request costs $0.50, but your balance is $0.10", 200_000),
+        ("requires at least $0.50, only $0.10 available", 200_000),
+        ("requires $2.00 but you have $0.50 remaining", 250_000),
+        ("can only afford $0.0001", 100_000),
+        ("This request requires at least $0.50", None),
+        ("max_tokens 16384 exceeds credits", None),
+        ("Budget has been exceeded! Current cost: 1.2, Max budget: 1.0", None),
+        ("Exceeded budget for provider openai: 0.0007350000000000001 >= 1e-12", None),
+        ("Insufficient Balance", None), ("Insufficient credits", None), ("", None),
+        ("You requested up to 10 tokens, but can only afford 99", None),
+    ],
+)  # fmt: skip
+async def test_amounts_are_read_in_the_unit_of_what_was_asked_for(words, size):
+    told = affords(words)
+
+    assert (None if told is None else told.size(1_000_000, 20_000)) == size
+
+
+async def test_a_row_of_an_older_version_is_read_and_one_of_nonsense_is_not():
+    front = Gates({"p": ProviderRules()}).of("p", "m")[0]
+    front.load([1.0, 300.0, [], ["provider_credit", "quota", T0, T0 + 9, 30_000, None, 0]], T0)
+    assert front.closed.reach("m") == -1
+    assert front.closed.may_probe(T0 + 9)
+
+    for wrong in ({"refused": [1]}, {"allowed": "x"}, {"tried": 7}, {"seen": {"m": None}}):
+        fields = dict(zip(Closed.__slots__, front.dump()[-1], strict=True)) | wrong
+        with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
+            front.load([1.0, 300.0, [], list(fields.values())], T0)
+
+
+async def test_a_clock_that_is_set_back_does_not_make_pauses_end_at_once():
+    async with Opened("memory", None) as stores:
+        world = World(stores, Purse(100))
+        await world.submit([1000])
+        await world.turn(0)
+        world.now_ms -= 3_600_000
+        for _ in range(50):
+            await world.turn(0)
+
+        assert len(world.purse.asked) <= 3
