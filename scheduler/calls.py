@@ -29,7 +29,7 @@ from scheduler.errors import (
     TransportFailed,
     cut,
 )
-from scheduler.gates import Heard, Report, size_of
+from scheduler.gates import Heard, Report
 from scheduler.hooks import PROGRAM_ENDS, complain, gave, raised
 from scheduler.limits import Seen
 from scheduler.plain import logger_of
@@ -312,7 +312,7 @@ def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
     report = Report(
         claimed.request_id, provider, claimed.request.model, _heard(ended), now_ms, seen=ended.seen
     )
-    report.size = size_of(claimed.ceiling_nusd, claimed.ceiling_tokens)
+    report.size = claimed.ceiling_nusd or claimed.ceiling_tokens  # `gates.size_of`
     if isinstance(error, CallFailed):
         report.is_free = error.is_billed is False
         if isinstance(error.affords, Affords):

@@ -27,7 +27,7 @@ from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
 from scheduler.providers.descriptors import fitting
 from scheduler.providers.known import KNOWN
-from scheduler.request import Priority, Quote, Request
+from scheduler.request import UNTOLD_TOKENS, Priority, Quote, Request
 from scheduler.routing import Router
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import NewRequest
@@ -303,10 +303,12 @@ def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:
 
 def _makes_sense(quote: object) -> bool:
     """Whether a quote is one: whole amounts, none below zero."""
-    if quote.__class__ is not Quote:
+    if not isinstance(quote, Quote):
         return False
-    assert isinstance(quote, Quote)
-    for amount in (quote.ceiling_nusd, quote.expected_nusd, quote.ceiling_tokens, *quote.tokens):
-        if amount.__class__ is not int or amount < 0:
-            return False
-    return True
+    most, likely, tokens = quote.ceiling_nusd, quote.expected_nusd, quote.ceiling_tokens
+    is_whole = most.__class__ is likely.__class__ is tokens.__class__ is int
+    if not is_whole or most < 0 or likely < 0 or tokens < 0:
+        return False
+    return quote.tokens is UNTOLD_TOKENS or all(
+        amount.__class__ is int and amount >= 0 for amount in quote.tokens
+    )

@@ -48,8 +48,10 @@ class Front(Metered):
         if self.meters:
             super().hear(report)
         closed, heard = self.closed, report.heard
-        was_let = bool(self._let) and report.request_id in self._let
-        self._let.discard(report.request_id)
+        was_let = False
+        if self._let and report.request_id in self._let:
+            was_let = True
+            self._let.discard(report.request_id)
         if closed is None and heard is Heard.ANSWERED:
             self._failures = 0
             return

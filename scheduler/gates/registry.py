@@ -75,13 +75,15 @@ class Gates:
             if not pair:
                 continue
             closed = pair[0].closed
-            allowed = None if closed is None else closed.allowed
-            is_probe = closed is not None and closed.probing == report.request_id
+            if closed is None:
+                for gate in pair:
+                    gate.hear(report)
+                continue
+            allowed, is_probe = closed.allowed, closed.probing == report.request_id
             for gate in pair:
                 gate.hear(report)
             now = pair[0].closed
-            is_more = allowed is not None and (now is None or now.allowed > allowed)
-            if is_probe or is_more:
+            if is_probe or now is None or now.allowed > allowed:
                 news.add(report.provider)
         return news
 
