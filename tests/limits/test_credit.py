@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.admission import LaneKey, ParkReason
+from scheduler.admission import LaneKey, LaneView, ParkReason, plan
 from scheduler.gates import (
     FIRST_PROBE_MS,
     LONGEST_PROBE_MS,
@@ -17,11 +17,13 @@ from scheduler.gates import (
     ProviderRules,
     Report,
 )
+from scheduler.ledger import Waiter
 from scheduler.providers.credit import affords
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
+from tests.test_admission import Waiting, account, lane
 
 pytestmark = pytest.mark.anyio
 T0 = 1_800_000_000_000
@@ -85,8 +87,8 @@ class World:
         result = await self.stores[at].turn(
             Turn(self.now_ms, settle=settle, submit=submit, slots={"p": self.slots})
         )
-        for lane in result.lanes:
-            self.parked[at, lane.key] = lane.shortfall
+        for each in result.lanes:
+            self.parked[at, each.key] = each.shortfall
         for claim in result.claimed:
             number = claim.request.body["n"]
             self.ids[claim.request_id] = number
@@ -169,6 +171,7 @@ async def test_what_can_be_paid_for_goes_however_much_waits_before_it(kind, tell
         await world.run(lambda: world.is_done, 2 * FIRST_PROBE_MS["provider_credit"])
 
         assert len(world.answered) == 186
+        assert world.turns < 120  # four at once, not one after the other
         assert sum(world.purse.refused.values()) <= 4 + (not tells)
         lack = next(iter(world.parked.values()))
         if lack is not None:
@@ -233,11 +236,15 @@ async def test_the_probe_is_the_smallest_that_waits_not_the_oldest(kind, tmp_pat
 async def test_a_model_that_is_refused_for_itself_holds_back_no_other(kind, tmp_path):
     async with Opened(kind, tmp_path) as stores:
         world = World(stores, Purse(1000, barred=["own"]))
-        await world.submit([10, 40] * 60, models=("own", "m"))
+        sizes = [size for n in range(60) for size in (100 - n, 200)]
+        await world.submit(sizes, models=("own", "m"))
 
         await world.run(lambda: world.is_done, 3 * 60_000)
 
         assert len(world.answered) == 60
+        for n in range(20):
+            await world.submit([40 - n], models=("own",))
+            await world.turn(0)
         assert sum(world.purse.refused.values()) < 20
 
 
@@ -374,9 +381,26 @@ async def test_a_clock_that_is_set_back_does_not_make_pauses_end_at_once():
     async with Opened("memory", None) as stores:
         world = World(stores, Purse(100))
         await world.submit([1000])
-        await world.turn(0)
+        await world.run(lambda: len(world.purse.asked) == 2)
         world.now_ms -= 3_600_000
         for _ in range(50):
             await world.turn(0)
 
         assert len(world.purse.asked) <= 3
+
+
+async def test_who_waits_for_credit_is_first_in_line_for_no_money():
+    front, gate = Gates({"p": ProviderRules()}).of("p", "m")
+    front.closed = Closed("provider_credit", "", 0, 9_000, 30_000, allowed=40)
+    shared = account(reserved=95)
+    shared.set_waiter(Waiter(10, 1, 90, 99, 0))
+    key = LaneKey("p", (shared.id,), 10, True, "m")
+    poor = LaneView(
+        key, [shared], iter(()), (front, gate), lambda: iter([Waiting(1, 90)]), {1: 90}.get
+    )
+
+    result = plan([poor, lane([shared], [5], first_id=2, provider="q")], {"p": 1, "q": 1}, 1)
+    again = plan([lane([shared], [5], first_id=2, provider="q")], {"q": 1}, 2)
+
+    assert shared.waiter is None
+    assert [each.id for each in [*result.admitted, *again.admitted]] == [2]
