@@ -1,8 +1,9 @@
 """Functions of a user's own: whatever they give or raise, nothing is lost that was paid for.
 
 What makes no sense is told once for each function, and something known takes its place: the quote
-for a cost, the usual wait for a strategy's, the computer's clock for another one. Before anything
-is sent it is an error. Only what ends the program is raised as it is.
+for a cost, the usual wait for a strategy's, the computer's clock for another one. A strategy that
+raises ends its request's attempts, and its error says so. Before anything is sent nonsense is an
+error, and what is raised reaches who asked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, SupportsFloat
 
-from scheduler.errors import ConfigError, brief
+from scheduler.errors import ConfigError, SchedulerError, brief
 from scheduler.money import parse_usd
 from scheduler.plain import logger_of, one_line
 
@@ -94,12 +95,7 @@ def quoted_nusd(value: Any) -> int:
 
 def counted(function: Callable[..., Any], *args: Any) -> int:
     """A number of tokens. Raises `ConfigError` for nonsense: nothing was sent yet."""
-    try:
-        value = function(*args)
-    except PROGRAM_ENDS:
-        raise
-    except BaseException as exc:
-        raise ConfigError("count_tokens", f"{name_of(function)} {raised(exc)}") from exc
+    value = function(*args)
     if type(value) is not int or value < 0:
         raise ConfigError(
             "count_tokens", f"{name_of(function)} {gave(value)}, not a number of tokens"
@@ -107,8 +103,21 @@ def counted(function: Callable[..., Any], *args: Any) -> int:
     return value
 
 
+def as_ours(exc: Exception) -> SchedulerError:
+    """What a function raised where nobody is there who asked, as an error of ours."""
+    if isinstance(exc, SchedulerError):
+        return exc
+    error = ConfigError("quote", f"what quotes a request {raised(exc)}; nothing was sent")
+    error.__cause__ = exc
+    return error
+
+
+class HookRaised(Exception):
+    """A function of the user's own raised; it says which, and what."""
+
+
 def seconds(function: Callable[..., Any], most_s: float, *args: Any) -> float | None:
-    """A span in seconds; None, after a complaint: nonsense."""
+    """A span in seconds; None, after a complaint: nonsense. Raises `HookRaised`."""
     try:
         value = function(*args)
         is_number = isinstance(value, SupportsFloat) and not isinstance(value, bool)
@@ -119,13 +128,13 @@ def seconds(function: Callable[..., Any], most_s: float, *args: Any) -> float | 
     except PROGRAM_ENDS:
         raise
     except BaseException as exc:
-        problem = raised(exc)
+        raise HookRaised(f"{name_of(function)} {raised(exc)}") from exc
     complain(function, problem, "the usual wait holds")
     return None
 
 
 def decided(function: Callable[..., Any], *args: Any) -> bool | None:
-    """Yes or no; None, after a complaint: nonsense."""
+    """Yes or no; None, after a complaint: nonsense. Raises `HookRaised`."""
     try:
         value = function(*args)
         if not (inspect.iscoroutine(value) or isinstance(value, str | bytes)):
@@ -134,7 +143,7 @@ def decided(function: Callable[..., Any], *args: Any) -> bool | None:
     except PROGRAM_ENDS:
         raise
     except BaseException as exc:
-        problem = raised(exc)
+        raise HookRaised(f"{name_of(function)} {raised(exc)}") from exc
     complain(function, problem, "the usual rule holds")
     return None
 

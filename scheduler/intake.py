@@ -16,7 +16,7 @@ from scheduler.admission import LaneKey, Shortfall
 from scheduler.clock import Clock
 from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
-from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong, SchedulerError
+from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
 from scheduler.gates import ProviderRules
 from scheduler.hooks import PROGRAM_ENDS, gave, name_of, raised
 from scheduler.limits import Limits
@@ -149,9 +149,11 @@ class Intake:
         tariff = self.tariff(provider)
         try:
             quote = tariff.quote(request)
-        except (SchedulerError, *PROGRAM_ENDS):
+        except PROGRAM_ENDS:
             raise
         except BaseException as exc:
+            if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
+                raise  # who asked is there, and nothing was sent
             problem = f"{name_of(tariff.quote)} {raised(exc)}; nothing was sent"
             raise ConfigError("quote", problem) from exc
         if not _makes_sense(quote):

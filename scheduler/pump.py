@@ -30,6 +30,7 @@ from scheduler.errors import (
 )
 from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
+from scheduler.hooks import as_ours
 from scheduler.intake import Intake
 from scheduler.notices import Notices, brief, sentence
 from scheduler.plain import logger_of
@@ -506,8 +507,8 @@ class Pump:
             may_wait = future.lane is None or future.lane.may_wait
             new = self._intake.prepare(future.request, "wait" if may_wait else "raise")
             self.store.prepare(new)
-        except SchedulerError as error:
-            future.fail(error)
+        except Exception as exc:
+            future.fail(as_ours(exc))
             return
         new.is_kept = True
         new.expires_at_ms = future.expires_at_ms  # it has waited since it was first submitted
@@ -524,8 +525,8 @@ class Pump:
             try:
                 new = self._intake.prepare_instead(refused.request, refused.lack)
                 self.store.prepare(new)
-            except SchedulerError as exc:  # its price or budget is no longer there
-                self._fail(refused.id, exc)
+            except Exception as exc:  # its price or budget is no longer there
+                self._fail(refused.id, as_ours(exc))
                 self._cancels.append(refused.id)
             else:
                 futures = self._waiters.of(refused.id)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from scheduler.calls import cost_of, is_sane
 from scheduler.clock import Clock
-from scheduler.errors import SchedulerError, brief
+from scheduler.errors import brief
 from scheduler.hooks import complain
 from scheduler.intake import Intake
 from scheduler.plain import logger_of
@@ -254,7 +254,7 @@ class Resolver:
             return None  # without its prompt there is nothing to price: it stays as it is
         try:
             quote = self._intake.quoted(provider, prompt_only(unknown.request))
-        except SchedulerError as exc:
+        except Exception as exc:
             logger.warning("cannot price the prompt of %s: %s", _name(unknown), exc)
             return None
         cost_nusd = min(quote.ceiling_nusd, unknown.ceiling_nusd)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallFailed
-from scheduler.hooks import decided, seconds
+from scheduler.hooks import HookRaised, decided, seconds
 from scheduler.request import Duration
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ class Retry:
             waited_ms: Since the request was submitted.
             free: How many tries were no attempts besides; they widen the wait.
         """
+        try:
+            return self._delay_ms(attempt, error, waited_ms, free)
+        except HookRaised as exc:
+            _tell(error, exc)
+            return None
+
+    def _delay_ms(self, attempt: int, error: CallFailed, waited_ms: int, free: int) -> int | None:
         import tenacity
 
         rule = self._rule(error)
@@ -100,7 +107,10 @@ class Retry:
             patience = PATIENCE if rule.stop is None else 0
         if error.is_billed is not False or impatient_ms >= parse_duration_ms(patience, "patience"):
             return None
-        return rule._wait_ms(tries, error, waited_ms)
+        try:
+            return rule._wait_ms(tries, error, waited_ms)
+        except HookRaised:  # it counts as an attempt, and is asked again for that
+            return None
 
     def without_patience(self) -> Retry:
         """The same, but every failure is an attempt."""
@@ -120,6 +130,11 @@ class Retry:
         if delay_s is None:
             delay_s = tenacity.wait_random_exponential(FIRST_WAIT_S, LONGEST_WAIT_S)(state)
         return max(int(delay_s * 1000), error.retry_after_ms or 0)
+
+
+def _tell(error: CallFailed, problem: HookRaised) -> None:
+    """It is given up: whoever hears of it learns of both."""
+    error.message = f"{error.message}; {problem}"
 
 
 def _state(attempt: int, error: CallFailed, waited_ms: int) -> RetryCallState:
