@@ -40,7 +40,9 @@ ones further back wait until those in front move.
 Not money. A gate (`gates`) that is shut for now holds back the lane's head, which waits for
 its place without being parked, and whoever comes later to the same gate waits behind it. A
 provider that is closed, for want of its own credit or because it does not answer, parks its
-lanes; one request at a time tries whether it is open again.
+lanes; one request at a time tries whether it is open again: of all that wait for it the one that
+`Closed.rank` puts first, which is the smallest where it is credit that lacks. What is known to be
+small enough (`Closed.reach`) is held back by nothing.
 
 Who is waited for. A request for which a call under way waits runs on that one's place (`nesting`):
 it needs no free one, and lets no waiter go first, since those may wait for that very call.
@@ -55,18 +57,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduler.budget import Unit, WindowKind
 from scheduler.errors import BudgetExceeded, ProviderUnavailable
+from scheduler.gates import MOST_TRIED, size_of
 from scheduler.ledger import NOT_YET, UNLIMITED, Account, Needs, Waiter
+from scheduler.money import format_usd
 from scheduler.request import Tokens
 
 if TYPE_CHECKING:
-    from scheduler.gates import Closed, Metered
+    from scheduler.gates import Closed, Metered, Rank
 
 AGING = 16
 MAX_BYPASSED = 32
@@ -95,7 +100,7 @@ class Shortfall:
     """Which budget lacked how much, and until when. Amounts in the budget's unit.
 
     Of a provider that is closed only `reason`, `budget` (its name), `words` and `resumes_at_ms`
-    (when one request tries again) say anything.
+    (when one request tries again) say anything, and `limit` (in dollars) what it has credit for.
 
     Attributes:
         words: The provider's own, where it is the provider that refuses.
@@ -126,12 +131,18 @@ class Shortfall:
         """Whether the wait ends without money: when running calls settle, or somebody answers."""
         return self.reason in (ParkReason.HELD_IN_FLIGHT, ParkReason.PROVIDER_DOWN)
 
+    @property
+    def goes_on(self) -> str:
+        """What a provider that is short of credit still has some for; empty: nothing is known."""
+        if not self.is_of_provider or self.limit <= 0:
+            return ""
+        return f"requests of up to about {format_usd(self.limit)} go on"
+
     def as_error(self) -> BudgetExceeded | ProviderUnavailable:
         """What a caller sees who did not want to wait for it."""
         if self.is_of_provider:
-            return ProviderUnavailable(
-                self.budget, self.reason.value, self.words, self.resumes_at_ms
-            )
+            words = "; ".join(filter(None, (self.words, self.goes_on)))
+            return ProviderUnavailable(self.budget, self.reason.value, words, self.resumes_at_ms)
         return BudgetExceeded(
             self.budget, 0 if self.limit == UNLIMITED else self.limit, self.posted, self.reserved,
             self.needed, self.resumes_at_ms, self.zone, self.unit.value,
@@ -166,12 +177,25 @@ class Candidate(Protocol):
 
 @dataclass(slots=True)
 class LaneView:
-    """A lane as `plan` sees it: its accounts, looked at now, who waits, oldest first, its gates."""
+    """A lane as `plan` sees it: its accounts, looked at now, who waits, oldest first, its gates.
+
+    Attributes:
+        larger: Of a provider that is short of credit: those that need more than `Closed.reach`,
+            smallest first. They are then not among the candidates. None: all are.
+        size_by_id: With these: the size of who waits in the lane; None: it does not.
+    """
 
     key: LaneKey
     accounts: Sequence[Account]
     candidates: Iterator[Candidate]
     gates: Sequence[Metered] = ()
+    larger: Callable[[], Iterator[Candidate]] | None = None
+    size_by_id: Callable[[int], int | None] | None = None
+
+    @property
+    def closed(self) -> Closed | None:
+        """Why nothing goes to its provider but a probe; None: it is open."""
+        return self.gates[0].closed if self.gates else None
 
 
 @dataclass(slots=True)
@@ -187,6 +211,7 @@ class Verdict:
         held: Account id → most that a request hopes to get from calls under way; once
             so much has been spent that they cannot give it, it waits for something else.
         resumes_at_ms: The earliest reset that lets one of its requests go on.
+        fits: The largest size (`gates.size_of`) that a closed provider lets go meanwhile.
     """
 
     shortfall: Shortfall | None = None
@@ -196,10 +221,11 @@ class Verdict:
     beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
     resumes_at_ms: int | None = None
+    fits: int = -1
 
     def clear(self) -> None:
         """Nothing is lacking after all."""
-        self.shortfall, self.resumes_at_ms = None, None
+        self.shortfall, self.resumes_at_ms, self.fits = None, None, -1
         self.wakes.clear()
         self.smallest.clear()
         self.behind.clear()
@@ -223,6 +249,7 @@ class Plan:
     opens_at_ms: float = NEVER
     moved: set[int] = field(default_factory=set)
     _held: dict[int, float] = field(default_factory=dict)  # gate where somebody waits → until when
+    _triers: dict[str, list[_Trier]] = field(default_factory=dict)  # who may probe, by provider
 
     @property
     def look_again_at_ms(self) -> int | None:
@@ -269,6 +296,10 @@ def plan(
     result = Plan(verdicts=[Verdict() for _ in lanes])
     free = dict(slots)
     scans = [_Scan(view, verdict) for view, verdict in zip(lanes, result.verdicts, strict=True)]
+    short = [scan for scan in scans if scan.view.larger is not None]
+    for scan in short:
+        _line_up_larger(scan, now_ms, result)
+    _let_some_try(free, now_ms, result)
     heads = [(scan.view.key.priority, scan.head.id, position)
              for position, scan in enumerate(scans) if scan.advance()]  # fmt: skip
     heapq.heapify(heads)
@@ -278,17 +309,44 @@ def plan(
         scan = scans[position]
         if _consider(scan, free, now_ms, result) and scan.advance():
             heapq.heappush(heads, (scan.view.key.priority, scan.head.id, position))
+    for scan in short:
+        if not scan.has_lined_up:  # those that were passed over just now
+            _line_up_larger(scan, now_ms, result)
+    _let_some_try(free, now_ms, result)
+    for scan in short:
+        if scan.waits_for_place:
+            scan.verdict.clear()
+        elif scan.view.closed is not None:
+            _park_closed(scan, scan.view.closed, None, now_ms)
+        _leave_all_lines(scan, result)
     return result
+
+
+class _Trier(NamedTuple):
+    """Who may try whether its provider is open again."""
+
+    rank: Rank
+    scan: _Scan
+    candidate: Candidate
 
 
 class _Scan:
     """Where the plan is in one lane."""
 
-    __slots__ = ("blocked", "head", "is_beyond", "verdict", "view")
+    __slots__ = (
+        "blocked",
+        "has_lined_up",
+        "head",
+        "is_beyond",
+        "verdict",
+        "view",
+        "waits_for_place",
+    )
 
     def __init__(self, view: LaneView, verdict: Verdict) -> None:
         self.view, self.verdict, self.blocked = view, verdict, 0
         self.is_beyond = False  # there was no place in line for one: nor is there for later ones
+        self.waits_for_place = self.has_lined_up = False
         self.head: Candidate
 
     def advance(self) -> bool:
@@ -317,28 +375,21 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
     key, candidate, gates = scan.view.key, scan.head, scan.view.gates
     accounts, needs = scan.view.accounts, candidate.needs
-    has_slot = free.get(key.provider, 0) > 0 or (key.is_lent and key.provider in free)
+    has_slot = _has_place(key, free)
     if gates:
         closed = gates[0].closed
-        if closed is not None and not closed.may_probe(now_ms):
+        if closed is not None and size_of(*needs[:2]) > closed.reach(key.model):
             return _meet_closed(scan, closed, now_ms, result)
         has_slot = has_slot and not result.holds_back(gates, candidate, now_ms, key.is_lent)
     if not has_slot and key.may_wait:
         scan.verdict.clear()  # it waits for a place, not for money
+        scan.waits_for_place = True
         return False
-    for account in accounts:
-        need = needs[account.index]
-        if (
-            (need > account.available and need > 0)  # what is free fits even after an overrun
-            or account.paused
-            or (account.line and _first_to_go(account, key, candidate, now_ms) is not None)
-        ):
-            break
-    else:
+    if _has_money(key, candidate, accounts, now_ms):
         if has_slot:
             _admit(key, candidate, accounts, result)
             for gate in gates:
-                gate.take(candidate.id, candidate.tokens, now_ms)
+                gate.let(candidate.id, candidate.tokens, now_ms)
             free[key.provider] -= 1
             result.admitted.append(candidate)
         return True
@@ -350,19 +401,133 @@ def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: 
     return True
 
 
+def _has_place(key: LaneKey, free: Mapping[str, int]) -> bool:
+    return free.get(key.provider, 0) > 0 or (key.is_lent and key.provider in free)
+
+
+def _has_money(
+    key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int
+) -> bool:
+    for account in accounts:
+        need = candidate.needs[account.index]
+        if (
+            (need > account.available and need > 0)  # what is free fits even after an overrun
+            or account.paused
+            or (account.line and _first_to_go(account, key, candidate, now_ms) is not None)
+        ):
+            return False
+    return True
+
+
 def _meet_closed(scan: _Scan, closed: Closed, now_ms: int, result: Plan) -> bool:
-    """Park the lane of a provider that is closed, or refuse who may not wait."""
-    lack = Shortfall(
-        ParkReason(closed.reason), scan.view.key.provider, Unit.REQUESTS, 0, 0, 0, 0, 0,
-        closed.next_at_ms(now_ms), "UTC", "", closed.words,
-    )  # fmt: skip
+    """The provider is closed for the head of a lane; True: there may be others for whom it is not."""
+    if closed.may_probe(now_ms):
+        _line_up(scan, closed, scan.head, result)
+        scan.blocked += 1
+        return closed.is_of_credit or scan.head.id in closed.tried
     if not scan.view.key.may_wait:
-        result.refused.append((scan.head, lack))
+        result.refused.append((scan.head, _lack_of_provider(scan, closed, scan.head, now_ms)))
         return True
+    _park_closed(scan, closed, scan.head, now_ms)
     _leave_lines(scan.head, scan.view.accounts, result)
-    scan.verdict.clear()
-    scan.verdict.shortfall, scan.verdict.resumes_at_ms = lack, lack.resumes_at_ms
-    return False
+    scan.blocked += 1
+    return closed.is_ajar
+
+
+def _leave_all_lines(scan: _Scan, result: Plan) -> None:
+    """Who has to wait for its provider's credit is in line for no money meanwhile."""
+    closed, size_by_id = scan.view.closed, scan.view.size_by_id
+    if closed is None or size_by_id is None:
+        return
+    for account in scan.view.accounts:
+        for waiter in tuple(account.line):
+            size = size_by_id(waiter.request_id)
+            if size is not None and size > closed.reach(scan.view.key.model):
+                account.leave_line(waiter.request_id)
+                result.moved.add(account.id)
+
+
+def _line_up_larger(scan: _Scan, now_ms: int, result: Plan) -> None:
+    """Of what a provider has no credit for, somebody may try: before all others, being one."""
+    closed, larger = scan.view.closed, scan.view.larger
+    if closed is None or larger is None or not closed.may_probe(now_ms):
+        return
+    for candidate in islice(larger(), MOST_TRIED + 1):
+        _line_up(scan, closed, candidate, result)
+        scan.has_lined_up = True
+        if candidate.id not in closed.tried:
+            return  # the others of this lane come after it in any case
+
+
+def _line_up(scan: _Scan, closed: Closed, candidate: Candidate, result: Plan) -> None:
+    key, size = scan.view.key, size_of(*candidate.needs[:2])
+    rank = closed.rank(key.model, key.priority, candidate.id, size)
+    result._triers.setdefault(key.provider, []).append(_Trier(rank, scan, candidate))
+
+
+def _let_some_try(free: MutableMapping[str, int], now_ms: int, result: Plan) -> None:
+    """For each provider that is closed, one request at most."""
+    for triers in result._triers.values():
+        for _, scan, candidate in sorted(triers, key=lambda trier: trier.rank):
+            _let_try(scan, candidate, free, now_ms, result)
+    result._triers.clear()
+
+
+def _let_try(
+    scan: _Scan, candidate: Candidate, free: MutableMapping[str, int], now_ms: int, result: Plan
+) -> None:
+    """Admit who tries whether its provider is open again, unless another one does."""
+    key, accounts, gates = scan.view.key, scan.view.accounts, scan.view.gates
+    closed, scan.head = scan.view.closed, candidate
+    assert closed is not None
+    has_money = _has_money(key, candidate, accounts, now_ms)
+    if not closed.may_probe(now_ms):
+        if key.may_wait:
+            _park_closed(scan, closed, candidate, now_ms)
+        else:
+            result.refused.append((candidate, _lack_of_provider(scan, closed, candidate, now_ms)))
+    elif not has_money and key.may_wait:
+        _pass_over(scan, now_ms, result)
+    elif not has_money:
+        lack, account = _worst(key, candidate, accounts, now_ms)
+        result.refused.append((candidate, _describe(account, lack, now_ms)))
+    elif _has_place(key, free) and not result.holds_back(gates, candidate, now_ms, key.is_lent):
+        _admit(key, candidate, accounts, result)
+        for gate in gates:
+            gate.take(candidate.id, candidate.tokens, now_ms)
+        free[key.provider] -= 1
+        result.admitted.append(candidate)
+        if key.may_wait:
+            _park_closed(scan, closed, candidate, now_ms)
+    elif key.may_wait:
+        scan.verdict.clear()
+        scan.waits_for_place = True
+
+
+def _park_closed(scan: _Scan, closed: Closed, candidate: Candidate | None, now_ms: int) -> None:
+    """Shut the lane of a provider that is closed, but for what it lets go."""
+    if scan.waits_for_place or closed.may_probe(now_ms):
+        return  # if nobody tries although somebody may, it is for want of something else
+    lack, verdict = _lack_of_provider(scan, closed, candidate, now_ms), scan.verdict
+    if verdict.shortfall is None:
+        verdict.shortfall = lack
+    due_ms = lack.resumes_at_ms
+    assert due_ms is not None
+    verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
+    verdict.fits = closed.reach(scan.view.key.model)
+
+
+def _lack_of_provider(
+    scan: _Scan, closed: Closed, candidate: Candidate | None, now_ms: int
+) -> Shortfall:
+    needed = 0 if candidate is None else candidate.needs[0]
+    reach = max(0, closed.reach(scan.view.key.model)) if closed.is_ajar else 0
+    is_money = needed > 0 or (candidate is None and reach > 0)
+    return Shortfall(
+        ParkReason(closed.reason), scan.view.key.provider, Unit.USD if is_money else Unit.REQUESTS,
+        reach if is_money else 0, 0, 0, needed, max(0, needed - reach), closed.next_at_ms(now_ms),
+        "UTC", "", closed.words,
+    )  # fmt: skip
 
 
 class _First(NamedTuple):

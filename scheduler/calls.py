@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.errors import (
     CallFailed,
@@ -31,10 +31,12 @@ from scheduler.errors import (
 )
 from scheduler.events import Settled
 from scheduler.gates import Heard, Report
+from scheduler.hooks import PROGRAM_ENDS, complain, gave, raised
 from scheduler.limits import Seen
 from scheduler.plain import logger_of
 from scheduler.providers.base import Answer, Send, Tariff
-from scheduler.request import RequestState, Response
+from scheduler.providers.credit import Affords
+from scheduler.request import Request, RequestState, Response, Usage
 from scheduler.retry import Retry
 from scheduler.steady import is_running
 from scheduler.stores.base import Claimed, Outcome, Settlement
@@ -143,8 +145,8 @@ async def attempt(
             given_up = CallFailed("the provider gave the call up by itself")  # nobody cancelled it
             given_up.__cause__ = exc
             ended = _failed(provider, tariff, claimed, given_up, retry, now_ms(), tries)
-    except (KeyboardInterrupt, SystemExit):
-        raise  # the program ends
+    except PROGRAM_ENDS:
+        raise
     except BaseException as exc:
         if isinstance(exc, GeneratorExit) and not is_running(me):
             raise  # the loop is gone, and everything with it
@@ -182,13 +184,9 @@ def _succeeded(
     tariff: Tariff, claimed: Claimed, answer: Answer, started_at_ms: int, tries: Tries
 ) -> Attempt:
     request, usage = claimed.request, answer.usage
-    if usage is not None and not is_sane(usage.total_tokens):
-        usage = None
-    try:
-        cost_nusd = tariff.cost_nusd(request, answer)
-    except Exception as exc:  # the answer is there, and paid for
-        logger.warning("the cost of an answer could not be told; its ceiling counts: %r", exc)
-        cost_nusd = None
+    if usage is not None and not _makes_sense(usage):
+        answer, usage = replace(answer, usage=None), None
+    cost_nusd = cost_of(tariff, request, answer)
     is_estimated = not is_sane(cost_nusd)
     if cost_nusd is None or is_estimated:
         cost_nusd = claimed.ceiling_nusd
@@ -210,6 +208,29 @@ def _succeeded(
     )  # fmt: skip
     overrun_nusd = max(0, cost_nusd - claimed.ceiling_nusd)
     return Attempt(claimed, settlement, response, overrun_nusd=overrun_nusd, seen=answer.limits)
+
+
+def cost_of(tariff: Tariff, request: Request, answer: Answer) -> int | None:
+    """What an answer cost; None: nobody says, or nothing that makes sense: it is there, and paid."""
+    try:
+        cost_nusd = tariff.cost_nusd(request, answer)
+    except PROGRAM_ENDS:
+        raise
+    except BaseException as exc:
+        complain(tariff.cost_nusd, raised(exc), "what was quoted counts")
+        return None
+    if cost_nusd is None or is_sane(cost_nusd):
+        return cost_nusd
+    complain(tariff.cost_nusd, gave(cost_nusd), "what was quoted counts")
+    return None
+
+
+def _makes_sense(usage: object) -> bool:
+    if not isinstance(usage, Usage):
+        return False
+    return is_sane(usage.input_tokens) and is_sane(usage.output_tokens) and is_sane(
+        usage.cached_tokens
+    ) and is_sane(usage.total_tokens)  # fmt: skip
 
 
 def is_sane(amount: object) -> bool:
@@ -240,7 +261,7 @@ def _failed(
     ended = Attempt(claimed, settlement, error=error)
     if posted_nusd is not None:
         settlement.outcome, settlement.nusd = Outcome.POST, posted_nusd
-        usage = error.used.usage
+        usage = error.used.usage if _makes_sense(error.used.usage) else None
         settlement.tokens = claimed.ceiling_tokens if usage is None else usage.total_tokens
         ended.overrun_nusd = max(0, posted_nusd - claimed.ceiling_nusd)
     elif not void:
@@ -278,12 +299,7 @@ def _told_nusd(tariff: Tariff, claimed: Claimed, error: CallFailed) -> int | Non
     """What a failed answer told of its cost; None: nothing that can be."""
     if error.used is None:
         return None
-    try:
-        told_nusd = tariff.cost_nusd(claimed.request, error.used)
-    except Exception as exc:
-        logger.debug("the cost of a failed answer could not be told: %r", exc)
-        return None
-    return told_nusd if is_sane(told_nusd) else None
+    return cost_of(tariff, claimed.request, error.used)
 
 
 def _to_post_nusd(claimed: Claimed, error: CallFailed, told_nusd: int | None) -> int | None:
@@ -311,7 +327,11 @@ def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
     report = Report(
         claimed.request_id, provider, claimed.request.model, _heard(ended), now_ms, seen=ended.seen
     )
+    report.size = claimed.ceiling_nusd or claimed.ceiling_tokens  # `gates.size_of`
     if isinstance(error, CallFailed):
+        report.is_free = error.is_billed is False
+        if isinstance(error.affords, Affords):
+            report.affords = error.affords.size(report.size, claimed.ceiling_tokens)
         report.seen, report.retry_after_ms = error.limits, error.retry_after_ms
         report.words = cut(error.credit or error.message, MAX_WHY)
     usage = None if ended.response is None else ended.response.usage
@@ -327,7 +347,7 @@ def _heard(ended: Attempt) -> Heard:
     if isinstance(error, CallFailed) and error.credit is not None:
         return Heard.NO_CREDIT
     if isinstance(error, RateLimited):
-        return Heard.LIMITED
+        return Heard.OTHER if error.is_of_one else Heard.LIMITED
     if isinstance(error, ProviderOverloaded):
         return Heard.BUSY if error.is_billed is False else Heard.DOWN
     is_silent = isinstance(error, TransportFailed | CallTimeout) and not error.has_spoken

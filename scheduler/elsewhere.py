@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scheduler.errors import SchedulerError
 from scheduler.future import RequestFuture
+from scheduler.hooks import as_ours
 from scheduler.request import RequestState
 from scheduler.stores.base import NewRequest, Store
 from scheduler.waiters import Waiters
@@ -72,8 +72,8 @@ class Elsewhere:
             for future in self._waiters.of(request_id):
                 try:
                     new = self._prepare(future)
-                except SchedulerError as error:  # its price or budget is no longer there
-                    future.fail(error)
+                except Exception as exc:  # its price or budget is no longer there
+                    future.fail(as_ours(exc))
                     continue
                 self.add(request_id, new, future)
         await self.look()

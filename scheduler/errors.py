@@ -346,6 +346,8 @@ class CallFailed(SchedulerError):
         request_id: The provider's own id for the call, if it gave one before it was lost.
         credit: The provider's own words if it says that the account's money is gone: then
             requests wait for a top-up instead of failing. None: it is something else.
+        affords: What there is credit for, if it says so (`providers.credit.Affords`).
+        is_of_one: Whether it was refused for its own size, and says nothing of any other.
         limits: What the response said about the provider's rate limits (`limits.Seen`).
         has_spoken: Whether the other side had begun to answer: whatever went wrong, it is there.
     """
@@ -358,6 +360,8 @@ class CallFailed(SchedulerError):
     cost_nusd: int = 0
     request_id: str | None = None
     credit: str | None = None
+    affords: Any = None
+    is_of_one: bool = False
     limits: tuple[Any, ...] = ()
     has_spoken: bool = False
     code: str = "call_failed"

@@ -19,6 +19,7 @@ from scheduler.deployments import tariff_of
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CostTooHigh, PromptTooLong
 from scheduler.gates import ProviderRules
+from scheduler.hooks import PROGRAM_ENDS, gave, name_of, raised
 from scheduler.limits import Limits
 from scheduler.matching import BudgetBook
 from scheduler.money import MAX_USD, NUSD_PER_USD, parse_usd
@@ -28,7 +29,7 @@ from scheduler.pricing import PriceBook, with_output_cap
 from scheduler.providers.base import Provider, Tariff
 from scheduler.providers.descriptors import fitting
 from scheduler.providers.known import KNOWN
-from scheduler.request import Priority, Quote, Request
+from scheduler.request import UNTOLD_TOKENS, Priority, Quote, Request
 from scheduler.routing import Router
 from scheduler.stores.base import NewRequest
 from scheduler.texts import check_name
@@ -160,7 +161,23 @@ class Intake:
     def quote(self, request: Request) -> Quote:
         """What one attempt may cost. Raises `PriceUnknown`."""
         request = self._router.route(request)
-        return self.tariff(self._provider(request)).quote(self._as_sent(request))
+        return self.quoted(self._provider(request), self._as_sent(request))
+
+    def quoted(self, provider: Provider, request: Request) -> Quote:
+        """What a provider's tariff says of a request. Raises `ConfigError` for nonsense."""
+        tariff = self.tariff(provider)
+        try:
+            quote = tariff.quote(request)
+        except PROGRAM_ENDS:
+            raise
+        except BaseException as exc:
+            if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
+                raise  # who asked is there, and nothing was sent
+            problem = f"{name_of(tariff.quote)} {raised(exc)}; nothing was sent"
+            raise ConfigError("quote", problem) from exc
+        if not _makes_sense(quote):
+            raise ConfigError("quote", f"{name_of(tariff.quote)} {gave(quote)}; nothing was sent")
+        return quote
 
     def check(self, request: Request) -> Quote:
         """Its quote, if all would take it that `prepare` and its provider ask of it by itself.
@@ -211,7 +228,7 @@ class Intake:
         provider = self._provider(request)
         if on_exceeded == "fallback" or request.fallback:
             request = self._with_fallback(request, on_exceeded)
-        quote = self.tariff(provider).quote(request)
+        quote = self.quoted(provider, request)
         most = self._prevention.max_prompt_tokens
         if most is not None and quote.tokens.input > most:
             raise PromptTooLong(quote.tokens.input, most)
@@ -336,3 +353,16 @@ def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:
     if len(named) < len(found):
         raise ConfigError("providers", "two of them have the same name")
     return named
+
+
+def _makes_sense(quote: object) -> bool:
+    """Whether a quote is one: whole amounts, none below zero."""
+    if not isinstance(quote, Quote):
+        return False
+    most, likely, tokens = quote.ceiling_nusd, quote.expected_nusd, quote.ceiling_tokens
+    is_whole = most.__class__ is likely.__class__ is tokens.__class__ is int
+    if not is_whole or most < 0 or likely < 0 or tokens < 0:
+        return False
+    return quote.tokens is UNTOLD_TOKENS or all(
+        amount.__class__ is int and amount >= 0 for amount in quote.tokens
+    )

@@ -13,10 +13,11 @@ it is rounded up, once per attempt: the ledger never counts less than was billed
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 
 NUSD_PER_USD = 1_000_000_000
 MAX_USD = 1_000_000_000  # a billion dollars: far above any budget, far below 2**63 nano-dollars
+_EXACTLY = Context(prec=400, rounding=ROUND_CEILING)  # whatever the program's own context is
 _AMOUNT = re.compile(r"\$?\s*(\d[\d_,]*(?:\.\d+)?|\.\d+)\s*(?:usd)?", re.IGNORECASE)
 
 
@@ -35,14 +36,18 @@ def parse_usd(value: str | int | float | Decimal, what: str = "amount") -> int:
             raise ConfigError(what, problem)
         text = match[1].replace(",", "").replace("_", "")
     else:
-        text = brief(value) if isinstance(value, int) else str(value)
+        try:
+            text = brief(value) if isinstance(value, int) else str(value)
+        except Exception:  # an object that cannot even say what it is
+            raise ConfigError(what, f"{brief(value)} is not an amount of dollars") from None
     try:
         amount = Decimal(text)
     except InvalidOperation:
         raise ConfigError(what, f"{brief(value)} is not an amount of dollars") from None
     if not amount.is_finite() or not 0 <= amount <= MAX_USD:
         raise ConfigError(what, f"{brief(value)} is not between 0 and {MAX_USD:,} dollars")
-    return int((amount * NUSD_PER_USD).to_integral_value(ROUND_CEILING))
+    nusd = _EXACTLY.multiply(amount, NUSD_PER_USD)
+    return int(nusd.to_integral_value(ROUND_CEILING, context=_EXACTLY))
 
 
 def usd(nusd: int) -> Decimal:

@@ -165,6 +165,17 @@ def _of_provider(lack: Shortfall, now_ms: int) -> str:
             f"parked: provider {name} does not answer{said}; {again}, and after it all others. Check "
             f"its base URL and its status page; max_wait bounds the wait, s.probe({name}) tries now"
         )
+    if lack.goes_on:
+        needs = (
+            f"a request of up to {_cap(lack).format_amount(lack.needed)}"
+            if lack.needed
+            else "larger ones"
+        )
+        return (
+            f"parked: provider {name} has not enough credit for {needs}{said}; {lack.goes_on}. To let "
+            "it go, cap its output (max_tokens in the body, cap_output= or --cap-output), or top it "
+            f"up there: {again}. s.probe({name}) tries now"
+        )
     return (
         f"parked: provider {name} says that its own credit is used up{said}; top it up there: {again}, "
         f"and after it all others. s.probe({name}) tries now"

@@ -25,6 +25,7 @@ from scheduler.billing import (
     Steps,
 )
 from scheduler.errors import PriceUnknown
+from scheduler.hooks import counted, instant_ms
 from scheduler.outputs import (
     DEFAULT_OUTPUT,
     MAX_OUTPUT,
@@ -252,7 +253,7 @@ class PriceBook:
         return asked if is_same else told
 
     def _at_ms(self) -> int:
-        return int(datetime.now(UTC).timestamp() * 1000) if self._now_ms is None else self._now_ms()
+        return _now_ms() if self._now_ms is None else instant_ms(self._now_ms, _now_ms)
 
     def _find(self, model: str, price_source: str | None, tier: str | None) -> Listing:
         place = (model, price_source, None if tier in _STANDARD_TIERS else tier)
@@ -391,7 +392,7 @@ class _BookTariff:
             return count_input(request.url, request.body)
         told = count_input(request.url, request.body)  # what it asks for beside text
         return told._replace(
-            tokens=self._book.count_tokens(request), media=0,
+            tokens=counted(self._book.count_tokens, request), media=0,
             why_unbound=told.why_unbound if told.asked is not ONLY_TEXT else "",
         )  # fmt: skip
 
@@ -574,3 +575,7 @@ def _tier(body: Any) -> str | None:
 
 def _usd_a_million(steps: Steps) -> Decimal:
     return (Decimal(steps[0][1]) / YOCTO_PER_USD_A_MILLION).normalize()
+
+
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)

@@ -30,6 +30,7 @@ from scheduler.errors import (
 )
 from scheduler.flight import STUBBORN_S, Flight
 from scheduler.future import RequestFuture
+from scheduler.hooks import as_ours
 from scheduler.intake import Intake
 from scheduler.nesting import InnerFuture, Nesting
 from scheduler.notices import Notices, sentence
@@ -548,8 +549,8 @@ class Pump:
         future = holder if isinstance(holder, RequestFuture) else self._stand_in(holder)
         try:
             new = self._prepare_again(future)
-        except SchedulerError as error:
-            future.fail(error)
+        except Exception as exc:
+            future.fail(as_ours(exc))
             return
         self._queue(new, future)
 

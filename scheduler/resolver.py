@@ -14,9 +14,10 @@ import heapq
 from collections.abc import Callable, Sequence
 from contextvars import Context
 
-from scheduler.calls import is_sane
+from scheduler.calls import cost_of, is_sane
 from scheduler.clock import Clock
-from scheduler.errors import SchedulerError
+from scheduler.errors import brief
+from scheduler.hooks import complain
 from scheduler.intake import Intake
 from scheduler.plain import logger_of
 from scheduler.pricing import prompt_only
@@ -242,13 +243,16 @@ class Resolver:
             logger.warning("%s could not be asked about %s: %r", provider.name, _name(unknown), exc)
             return None
         if not (is_sane(cost_nusd) and is_sane(tokens)):
+            if cost_nusd is not None:
+                problem = f"gave {brief(cost_nusd)} as a cost, and {brief(tokens)} tokens"
+                complain(provider.look_up, problem, "what was reserved keeps counting")
             return None
         return _settlement(unknown, Outcome.POST, cost_nusd or 0, tokens, why=LOOKED_UP)
 
     def _cost_nusd(self, provider: Provider, unknown: Unknown, answer: Answer) -> int | None:
         if answer.cost_nusd is not None or unknown.request is None:
             return answer.cost_nusd
-        return self._intake.tariff(provider).cost_nusd(unknown.request, answer)
+        return cost_of(self._intake.tariff(provider), unknown.request, answer)
 
     def _assume(
         self, provider: Provider, unknown: Unknown, policy: UnknownPolicy
@@ -262,8 +266,8 @@ class Resolver:
         if unknown.request is None:
             return None  # without its prompt there is nothing to price: it stays as it is
         try:
-            quote = self._intake.tariff(provider).quote(prompt_only(unknown.request))
-        except SchedulerError as exc:
+            quote = self._intake.quoted(provider, prompt_only(unknown.request))
+        except Exception as exc:
             logger.warning("cannot price the prompt of %s: %s", _name(unknown), exc)
             return None
         cost_nusd = min(quote.ceiling_nusd, unknown.ceiling_nusd)

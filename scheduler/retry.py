@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import update_wrapper
 from typing import TYPE_CHECKING
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallFailed
+from scheduler.hooks import HookRaised, decided, seconds
 from scheduler.request import Duration
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ ATTEMPTS, PATIENCE = 3, "2m"
 BATCH_ATTEMPTS = 6  # a line of a batch is not sent again by its caller
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+LONGEST_ASKED_S = 366 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,10 @@ class Retry:
     on: Mapping[type[CallFailed], Retry] = field(default_factory=dict)
     patience: Duration | None = None
 
+    def __post_init__(self) -> None:
+        if self.patience is not None:
+            parse_duration_ms(self.patience, "patience")
+
     def delay_ms(
         self, attempt: int, error: CallFailed, waited_ms: int = 0, free: int = 0
     ) -> int | None:
@@ -66,12 +73,22 @@ class Retry:
             waited_ms: Since the request was submitted.
             free: How many tries were no attempts besides; they widen the wait.
         """
+        try:
+            return self._delay_ms(attempt, error, waited_ms, free)
+        except HookRaised as exc:
+            _tell(error, exc)
+            return None
+
+    def _delay_ms(self, attempt: int, error: CallFailed, waited_ms: int, free: int) -> int | None:
         import tenacity
 
         rule = self._rule(error)
         state = _state(attempt, error, waited_ms)
-        stop = rule.stop or tenacity.stop_after_attempt(ATTEMPTS)
-        return None if stop(state) else rule._wait_ms(attempt + free, error, waited_ms)
+        usual = tenacity.stop_after_attempt(ATTEMPTS)
+        is_over = usual(state) if rule.stop is None else decided(rule.stop, state)
+        if is_over is None:
+            is_over = usual(state)
+        return None if is_over else rule._wait_ms(attempt + free, error, waited_ms)
 
     def free_delay_ms(
         self, tries: int, error: CallFailed, waited_ms: int, impatient_ms: int
@@ -90,7 +107,10 @@ class Retry:
             patience = PATIENCE if rule.stop is None else 0
         if error.is_billed is not False or impatient_ms >= parse_duration_ms(patience, "patience"):
             return None
-        return rule._wait_ms(tries, error, waited_ms)
+        try:
+            return rule._wait_ms(tries, error, waited_ms)
+        except HookRaised:  # it counts as an attempt, and is asked again for that
+            return None
 
     def without_patience(self) -> Retry:
         """The same, but every failure is an attempt."""
@@ -104,9 +124,17 @@ class Retry:
     def _wait_ms(self, number: int, error: CallFailed, waited_ms: int) -> int:
         import tenacity
 
-        wait = self.wait or tenacity.wait_random_exponential(FIRST_WAIT_S, LONGEST_WAIT_S)
-        delay_s = wait(_state(number, error, waited_ms))
+        state, delay_s = _state(number, error, waited_ms), None
+        if self.wait is not None:
+            delay_s = seconds(self.wait, LONGEST_ASKED_S, state)
+        if delay_s is None:
+            delay_s = tenacity.wait_random_exponential(FIRST_WAIT_S, LONGEST_WAIT_S)(state)
         return max(int(delay_s * 1000), error.retry_after_ms or 0)
+
+
+def _tell(error: CallFailed, problem: HookRaised) -> None:
+    """It is given up: whoever hears of it learns of both."""
+    error.message = f"{error.message}; {problem}"
 
 
 def _state(attempt: int, error: CallFailed, waited_ms: int) -> RetryCallState:
@@ -130,5 +158,7 @@ def plain_retry(
     from tenacity import stop_after_attempt
 
     patience = parse_duration_ms(patience, "patience") / 1000 if max_attempts > 1 else 0
-    wait = None if wait_s is None else lambda state: wait_s(state.attempt_number)
+    wait = None
+    if wait_s is not None:
+        wait = update_wrapper(lambda state: wait_s(state.attempt_number), wait_s)
     return Retry(stop_after_attempt(max_attempts), wait, patience=patience)

@@ -15,7 +15,7 @@ from scheduler import events
 from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.calls import is_within_call
-from scheduler.clock import Clock, SystemClock
+from scheduler.clock import Clock, SystemClock, TrustedClock
 from scheduler.declared import declare, open_budgets, read_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
@@ -147,7 +147,7 @@ class Scheduler(Adoption):
         else:
             self.store = open_store(store, store_prompts=store_prompts, keep_finished=keep_finished)
         self.concurrency, self.max_queue = concurrency, max_queue
-        self._clock = clock or SystemClock()
+        self._clock: Clock = SystemClock() if clock is None else TrustedClock(clock)
         if not isinstance(prices, PriceBook):
             prices = PriceBook(prices or {}, now_ms=self._clock.now_ms)
         self.prices = prices

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from scheduler.errors import SchedulerError
+from scheduler.hooks import as_ours
 from scheduler.intake import Intake
 from scheduler.request import Request
 from scheduler.stores.base import NewRequest, Store
@@ -128,8 +128,8 @@ class Twins:
                 return None
             try:
                 new = self._prepared(request, terms)
-            except SchedulerError as error:  # its price or budget is no longer there
-                holders[0].fail(error)
+            except Exception as exc:  # its price or budget is no longer there
+                holders[0].fail(as_ours(exc))
                 continue
             waiters.shared[request_id] = request, terms
             return new

@@ -12,6 +12,7 @@ from scheduler import events
 from scheduler.admission import Shortfall
 from scheduler.errors import DeadlineExceeded, SchedulerError
 from scheduler.future import RequestFuture
+from scheduler.hooks import as_ours
 from scheduler.intake import Intake
 from scheduler.notices import brief
 from scheduler.request import RequestState
@@ -77,7 +78,8 @@ class Unsent:
         try:
             new = self._intake.prepare_instead(refused.request, refused.lack)
             self._store.prepare(new)
-        except SchedulerError as error:  # its price or budget is no longer there
+        except Exception as exc:  # its price or budget is no longer there
+            error = as_ours(exc)
             for each in self._waiters.take(refused.id):
                 each.fail(error)
             self._cancel(refused.id)

@@ -418,3 +418,67 @@ def test_a_wrong_request_fails_at_once_and_once_with_the_providers_words(status)
 
     world(service, main)
     assert len(service.asked_s) == 1
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_what_a_provider_has_credit_for_goes_while_what_it_has_none_for_waits(store, tmp_path):
+    """Against a provider that bills, and refuses in the words of OpenRouter."""
+    provider = Simulated(credit="$0.02", output_tokens=20)
+
+    async def main():
+        url = "memory://" if store == "memory" else f"sqlite:///{tmp_path}/s.db"
+        async with Scheduler(url, providers=provider) as s:
+            large = s.submit(Request.chat("sim-large", "all of it", max_tokens=16_384))
+            small = [s.submit(Request.chat("sim-small", f"{n}", max_tokens=30)) for n in range(186)]
+            done = await asyncio.wait_for(asyncio.gather(*small), 20)
+            lack = large.parked
+            assert lack.reason is ParkReason.PROVIDER_CREDIT
+            assert "can only afford" in lack.words
+            assert 0 < lack.limit <= 21_000_000  # inputs are estimated upwards
+            request = Request.chat("sim-large", "again", max_tokens=16_384)
+            with pytest.raises(ProviderUnavailable, match=r"up to about \$0\.0\d+ go on"):
+                await s.run(request, on_exceeded="raise")
+            provider.credit_nusd = 10**10
+            assert s.probe(provider.name)
+            assert (await asyncio.wait_for(large, 20)).text
+            return len(done)
+
+    assert asyncio.run(main()) == 186
+
+
+def test_a_request_that_is_larger_than_a_whole_limit_holds_back_no_other():
+    words = "Request too large for model x on tokens per minute (TPM): Limit 6000, Requested 8000"
+    body = json.dumps({"error": {"message": words, "code": "rate_limit_exceeded"}}).encode()
+    service = Service(lambda n: read_error(429, {}, body) if n == 1 else None)
+
+    async def main(s):
+        first, *others = ask(s, 20)
+        await asyncio.gather(*others)
+        with pytest.raises(RateLimited, match="Request too large"):
+            await first
+        return asyncio.get_running_loop().time()
+
+    assert world(service, main) < 3
+
+
+def test_one_request_that_is_never_answered_is_not_the_only_one_to_try():
+    async def call(request):
+        await asyncio.sleep(1)
+        if request.body["n"] == 0:
+            raise CallTimeout("no answer")
+        return {}
+
+    async def main():
+        provider = FunctionProvider("f", call, quote="$0.01")
+        async with Scheduler(
+            providers=provider, clock=VirtualClock(), max_attempts=50, concurrency=1,
+            retry_wait_s=lambda n: 0,
+        ) as s:  # fmt: skip
+            bad = s.submit(Request({"n": 0}, priority="interactive"))
+            await asyncio.sleep(4.5)
+            good = [s.submit(Request({"n": n})) for n in range(1, 40)]
+            await asyncio.gather(*good)
+            bad.cancel()
+            return asyncio.get_running_loop().time()
+
+    assert run(main()) < 150

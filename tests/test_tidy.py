@@ -43,6 +43,7 @@ LAYERS = [
         "sse",
         "routing",
         "notices",
+        "hooks",
     },
     {"providers.base"},
     {"pricing", "deployments"},

@@ -31,6 +31,7 @@ from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
+from scheduler.hooks import PROGRAM_ENDS, asked_nusd, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
 from scheduler.money import parse_usd
@@ -122,15 +123,17 @@ class FunctionVisit(Visit):
         them that tells a usage.
         """  # noqa: D205
         if self._cost is not None:
-            try:
-                dollars = self._cost(result)
-                if dollars is not None:
-                    return Answer(None, cost_nusd=parse_usd(dollars, "cost"))
-            except Exception as exc:  # the result is paid for: it is not thrown away for that
-                logger.warning("what a call cost cannot be told, so its quote counts: %r", exc)
-                return Answer(None)
-        body = body_of(result) if pieces is None else pieces.body()
-        return Answer(body, usage=usage_told(body), cost_nusd=cost_told_nusd(result, body))
+            nusd, makes_sense = asked_nusd(self._cost, result)
+            if nusd is not None or not makes_sense:
+                return Answer(None, cost_nusd=nusd)
+        try:
+            body = body_of(result) if pieces is None else pieces.body()
+            return Answer(body, usage=usage_told(body), cost_nusd=cost_told_nusd(result, body))
+        except PROGRAM_ENDS:
+            raise
+        except BaseException as exc:  # the result is paid for: it is not thrown away for that
+            complain(self._call.func, f"gave what {raised(exc)}", "what was quoted counts")
+            return Answer(None)
 
     def outcome(self) -> Any:
         """The function's result, or what it raised; or why it was not called."""
@@ -304,7 +307,7 @@ def budgeted(
             model = kwargs.get("model")
             body = {
                 "model": model if isinstance(model, str) else name,
-                "quote_nusd": parse_usd(dollars, "quote"),
+                "quote_nusd": quoted_nusd(dollars),
             }
             place = place_of_coroutine(scheduler.loop)
             said = of_request(marks) | {"provider": _provider(scheduler, name, _ByQuote())}

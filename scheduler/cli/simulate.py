@@ -34,6 +34,9 @@ def simulate(
     rpm: Annotated[int | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
     rpd: Annotated[int | None, typer.Option("--rpd", help="Most requests a day.")] = None,
     tpm: Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    credit: Annotated[
+        str | None, typer.Option("--credit", help="What it bills in all, such as '$1'; then 402.")
+    ] = None,
     error_rate: Annotated[
         float, typer.Option("--error-rate", help="Share of calls that fail: 429, 500, 503.")
     ] = 0.0,
@@ -73,6 +76,7 @@ def simulate(
         rpm=rpm,
         rpd=rpd,
         tpm=tpm,
+        credit=credit,
         prices=dict(pairs(price or (), "--price")),
     )
     asyncio.run(

@@ -4,7 +4,8 @@ A *gate* stands before a provider, and one before each of its models. It is shut
 
     a limit      of requests or tokens a minute, given or learned from headers: `limits.Meter`
     a pause      the provider said when to come back
-    no credit    the provider says its own account is empty: one probe on a widening timer
+    no credit    the provider says its own account is empty, or not enough for what was asked:
+                 what is known to be small enough goes, else one probe on a widening timer
     down         it does not answer at all: likewise
 
 Where no limit is known, the number of calls under way adapts: it grows by what succeeds and
@@ -19,10 +20,21 @@ from scheduler.gates.front import DOWN_AFTER, FIRST_PROBE_MS, LONGEST_PROBE_MS, 
 from scheduler.gates.metered import Metered
 from scheduler.gates.model import FIRST_WINDOW, MARGIN_MS, NEVER, Gate
 from scheduler.gates.registry import Gates, Pair
-from scheduler.gates.words import PROBE_LEASE_MS, Closed, GateStatus, Heard, ProviderRules, Report
+from scheduler.gates.words import (
+    MOST_TRIED,
+    NOTHING,
+    PROBE_LEASE_MS,
+    Closed,
+    GateStatus,
+    Heard,
+    ProviderRules,
+    Rank,
+    Report,
+    size_of,
+)
 
 __all__ = [
-    "DOWN_AFTER", "FIRST_PROBE_MS", "FIRST_WINDOW", "LONGEST_PROBE_MS", "MARGIN_MS", "NEVER",
-    "PROBE_LEASE_MS", "Closed", "Front", "Gate", "GateStatus", "Gates", "Heard", "Metered", "Pair",
-    "ProviderRules", "Report",
+    "DOWN_AFTER", "FIRST_PROBE_MS", "FIRST_WINDOW", "LONGEST_PROBE_MS", "MARGIN_MS", "MOST_TRIED",
+    "NEVER", "NOTHING", "PROBE_LEASE_MS", "Closed", "Front", "Gate", "GateStatus", "Gates", "Heard",
+    "Metered", "Pair", "ProviderRules", "Rank", "Report", "size_of",
 ]  # fmt: skip

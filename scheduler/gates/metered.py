@@ -87,6 +87,10 @@ class Metered:
             self.is_dirty = True
         self._mark(request_id, tokens, now_ms, tuple(taken))
 
+    def let(self, request_id: int, tokens: Tokens, now_ms: int) -> None:
+        """A request goes, and not in order to try whether the gate is open again."""
+        self.take(request_id, tokens, now_ms)
+
     def _mark(
         self, request_id: int, tokens: Tokens, now_ms: int, taken: tuple[Taken, ...] = ()
     ) -> None:

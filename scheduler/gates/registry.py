@@ -75,17 +75,27 @@ class Gates:
             if not pair:
                 continue
             closed = pair[0].closed
-            is_probe = closed is not None and closed.probing == report.request_id
+            if closed is None:
+                for gate in pair:
+                    gate.hear(report)
+                continue
+            allowed, is_probe = closed.allowed, closed.probing == report.request_id
             for gate in pair:
                 gate.hear(report)
-            if is_probe or (closed is not None and pair[0].closed is None):
+            now = pair[0].closed
+            if is_probe or now is None or now.allowed > allowed:
                 news.add(report.provider)
         return news
 
     def is_closed(self, provider: str) -> bool:
-        """Whether nothing but a probe goes to a provider."""
+        """Whether a provider lets through a probe only, and what there is credit for."""
         front = self._fronts.get(provider)
         return front is not None and front.closed is not None
+
+    def is_shut(self, provider: str) -> bool:
+        """Whether nothing but a probe goes to a provider."""
+        closed = self._fronts[provider].closed if provider in self._fronts else None
+        return closed is not None and not closed.is_ajar
 
     def closed_since(self, provider: str) -> int | None:
         """Since when nothing but a probe goes to a provider, in Unix milliseconds; None: it is open."""

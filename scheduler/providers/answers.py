@@ -23,7 +23,7 @@ from scheduler.errors import (
     cut,
 )
 from scheduler.providers.base import Answer
-from scheduler.providers.credit import Credit
+from scheduler.providers.credit import Credit, affords
 from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.limit_words import Said, merged, said_limits
 from scheduler.providers.masks import hide, without_half
@@ -266,17 +266,19 @@ def _error(
         wait_ms = max(wait_ms or 0, said.wait_ms or 0) or wait_ms
         told = replace(told, names_limit=bool(said.limits) or said.wait_ms is not None)
     verdict = judge(told)
+    if verdict.is_of_one:  # it names the limit that it is above, not one that is used up
+        seen = read_limits(headers)
     code = told.codes[0] if told.codes else None
     if code is None and told.status == 403 and verdict.kind is ProviderRefused:
         code = "forbidden"
     error = verdict.kind(told.status, told.message or "no reason given", code, kept, wait_ms)
-    error.limits = seen
+    error.limits, error.is_of_one = seen, verdict.is_of_one
     error.is_billed, error.is_retryable = verdict.is_billed, verdict.is_retryable
     should_retry = headers.get("x-should-retry")
     if should_retry in ("true", "false") and not verdict.is_final:
         error.is_retryable = should_retry == "true"
     if verdict.credit is Credit.GONE:
-        error.credit = error.message
+        error.credit, error.affords = error.message, affords(error.message)
     return error
 
 

@@ -1,6 +1,7 @@
 """Does a refusal say that money is gone: the account's, the key's, or a gateway's?
 
-Then every request would meet the same, none is at fault, and a top-up mends it. Statuses tell
+Then every request would meet the same, none is at fault, and a top-up mends it; or only those
+meet it that ask for as much, and some refusals say how much there is (`affords`). Statuses tell
 nothing by themselves: the same refusal is a 400, 402, 403, 412, 422 or 429, and a plain rate
 limit is a 429 as well. So the provider's codes are looked at, then its words.
 
@@ -13,7 +14,9 @@ Collected in November 2026 from the providers' own pages on errors:
                 reached your specified API usage limits …"; 402 billing_error;
                 429 enforced_spend_limit_reached
     OpenRouter  402, but for in_flight_budget_exhausted (a wait: calls under way hold the money)
-                and weight_exceeds_budget (this request is larger than the whole budget)
+                and weight_exceeds_budget (this request is larger than the whole budget); some
+                say what fits: "… fewer max_tokens. You requested up to 16384 tokens, but can only
+                afford 3919", "Prompt tokens limit exceeded: 12000 > 5311"
     DeepSeek    402 "Insufficient Balance"
     Gemini      429 RESOURCE_EXHAUSTED "… prepayment credits are depleted"; its own "exceeded your
                 current quota … please retry in 25s" is a rate limit
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import NamedTuple
 
 STATUSES = frozenset({400, 402, 403, 412, 422, 429})
 
@@ -46,7 +50,9 @@ WORDS = (
     "insufficient funds", "reached your specified api usage limits", "credits are depleted",
     "out of credits", "used all available credits", "monthly spending limit", "spend limit reached",
     "budget has been exceeded", "exceededbudget", "crossed budget", "over budget",
-    "billing hard limit", "account is not active", "please top up",
+    "billing hard limit", "account is not active", "please top up", "requires more credits",
+    "can only afford", "exceeds credits", "exceeds your credit", "exceeds available credit",
+    "exceeds the available credit", "not enough credit",
 )  # fmt: skip
 """What is said in a message that has no code of its own for it."""
 
@@ -56,6 +62,83 @@ _RATE_WORDS = re.compile(
 _HELD = "in_flight_budget_exhausted"
 _TOO_LARGE = "weight_exceeds_budget"
 _OPENAI_QUOTA = "exceeded your current quota"
+
+
+_NUMBER = r"(\$?\d[\d,]*(?:\.\d+)?)(?![\d%])"
+_AFFORDS = re.compile(rf"\bafford (?:up to |at most )?{_NUMBER}", re.I)
+_ASKED = re.compile(
+    rf"\b(?:requested|asked for|requires?|needs?|cost\w*)\s+(?:up to |at least |about |a |an )?"
+    rf"(?:balance of |minimum of |estimated )?{_NUMBER}",
+    re.I,
+)
+_ABOVE = re.compile(rf"\b(?:exceed\w*|above|over)\b[^\d$]{{0,40}}{_NUMBER}\s*>\s*{_NUMBER}", re.I)
+_LEFT = re.compile(
+    rf"\b(?:balance|available|remaining|left|have|has|only)\b(?: credits?| balance| of| is| are| only|"
+    rf" just|:|=)*\s*{_NUMBER}|{_NUMBER} (?:credits? |tokens? |is |are )*(?:available|remaining|left)\b",
+    re.I,
+)
+
+
+class Affords(NamedTuple):
+    """What there is credit for, as a refusal says it.
+
+    Attributes:
+        share: Of what was asked for; None: it does not say how much that was.
+        amount: In its own unit.
+        is_usd: Whether that is dollars; else it is tokens.
+    """
+
+    share: float | None
+    amount: float
+    is_usd: bool
+
+    def size(self, asked: int, tokens: int) -> int:
+        """In the unit of what was asked for.
+
+        Args:
+            asked: What was asked for: nano-dollars, or tokens where it costs none.
+            tokens: Its tokens.
+        """
+        if self.share is not None:
+            return int(asked * self.share)
+        if self.is_usd:
+            return int(self.amount * 1e9)
+        return int(asked * min(1.0, self.amount / tokens)) if tokens else asked
+
+
+def affords(message: str) -> Affords | None:
+    """What there is credit for, if a refusal says so, and it is less than was asked for.
+
+    >>> affords("You requested up to 16384 tokens, but can only afford 4096").share
+    0.25
+    >>> affords("Insufficient credits") is None
+    True
+    """
+    above = _ABOVE.search(message)
+    if above is not None:
+        return _of(above[2], above[1])
+    has = _AFFORDS.search(message)
+    asked = _ASKED.search(message)
+    if has is not None:
+        return _of(has[1], None if asked is None else asked[1])
+    left = _LEFT.search(message)
+    if left is None or asked is None or left.span() == asked.span():
+        return None
+    return _of(left[1] or left[2], asked[1])
+
+
+def _of(has: str, asked: str | None) -> Affords | None:
+    amount, is_usd = _amount(has), has.startswith("$")
+    if asked is None:
+        return Affords(None, amount, is_usd)
+    wanted = _amount(asked)
+    if is_usd != asked.startswith("$") or amount >= wanted:
+        return None
+    return Affords(amount / wanted, amount, is_usd)
+
+
+def _amount(text: str) -> float:
+    return min(float(text.lstrip("$").replace(",", "")[:30]), 1e15)
 
 
 class Credit(StrEnum):

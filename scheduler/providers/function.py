@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
+from scheduler.hooks import asked_nusd, quoted_nusd
 from scheduler.money import parse_usd
 from scheduler.providers.base import Answer, Provider
 from scheduler.providers.meaning import usage_told
@@ -103,14 +104,14 @@ class _OwnTariff:
         if self._fixed_nusd is not None:
             return self._fixed_nusd
         if self._price is not None:
-            dollars = self._price(request, answer.body)
-            if dollars is not None:
-                return parse_usd(dollars, "cost")
+            nusd, makes_sense = asked_nusd(self._price, request, answer.body)
+            if nusd is not None or not makes_sense:
+                return nusd
         return answer.cost_nusd
 
 
 def _as_quote(value: Dollars | Quote) -> Quote:
     if isinstance(value, Quote):
         return value
-    nusd = parse_usd(value, "quote")
+    nusd = quoted_nusd(value)
     return Quote(nusd, nusd)

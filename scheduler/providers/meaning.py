@@ -95,6 +95,10 @@ _KEY_MAY_NOT = re.compile(
 )
 _MODEL_ACCESS = re.compile(r"access to (?:the )?model|access model|model_access", re.I)
 
+_MORE_THAN_ALL = re.compile(
+    r"\blimit:? (?P<limit>\d[\d,]{0,20})\b.{0,60}?\brequested:? (?P<asked>\d[\d,]{0,20})\b", re.I
+)
+
 # Statuses that words stand for, where an error inside an answer names none.
 _STATUSES = {
     "rate_limit_exceeded": 429, "rate_limit_error": 429, "too_many_requests": 429,
@@ -150,6 +154,14 @@ class Told:
     has_output: bool = False
     names_limit: bool = False
 
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the request is larger than the whole limit of a minute, so that it never fits."""
+        if "request too large" in self.message.lower():
+            return True
+        said = _MORE_THAN_ALL.search(self.message) if self.status == 429 else None
+        return said is not None and _count(said["asked"]) > _count(said["limit"])
+
 
 class Verdict(NamedTuple):
     """What an error means.
@@ -157,6 +169,7 @@ class Verdict(NamedTuple):
     Attributes:
         is_billed: None: nobody knows.
         is_final: Another attempt is of no use, whatever the service's headers say.
+        is_of_one: It is refused for its own size, and says nothing of any other.
     """
 
     kind: type[ProviderError]
@@ -164,6 +177,7 @@ class Verdict(NamedTuple):
     is_retryable: bool
     is_final: bool
     credit: Credit
+    is_of_one: bool = False
 
 
 def judge(told: Told) -> Verdict:
@@ -180,9 +194,11 @@ def judge(told: Told) -> Verdict:
     kind = RateLimited if credit is Credit.HELD else _kind(told)
     can_pass = kind in (RateLimited, ProviderOverloaded) or told.status in RETRYABLE_REFUSALS
     # A request above the whole limit of a minute, or of a budget, is so for ever.
-    is_too_large = credit is Credit.TOO_LARGE or "request too large" in told.message.lower()
+    is_too_large = credit is Credit.TOO_LARGE or told.is_too_large
     is_final = is_too_large or credit is Credit.GONE
-    return Verdict(kind, _is_billed(told, kind), can_pass and not is_final, is_final, credit)
+    return Verdict(
+        kind, _is_billed(told, kind), can_pass and not is_final, is_final, credit, is_too_large
+    )
 
 
 def _kind(told: Told) -> type[ProviderError]:
@@ -215,6 +231,10 @@ def _is_billed(told: Told, kind: type[ProviderError]) -> bool | None:
         did_no_work = told.status in DID_NO_WORK and told.is_own and not told.is_inside
         return False if did_no_work else None
     return None if PROMPT_WAS_READ & {code.lower() for code in told.codes} else False
+
+
+def _count(digits: str) -> int:
+    return int(digits.replace(",", ""))
 
 
 def status_told(codes: Iterable[str]) -> int | None:

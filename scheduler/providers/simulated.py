@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from statistics import NormalDist
 from typing import Any
 
@@ -25,6 +26,7 @@ from pydantic_core import to_json
 
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallTimeout, ConfigError, TransportFailed
+from scheduler.money import parse_usd
 from scheduler.providers import simulated_gemini as gemini
 from scheduler.providers.answers import answer_of, read_answer
 from scheduler.providers.base import Answer, Emit, Provider
@@ -164,6 +166,9 @@ class Simulated(Provider):
         concurrent: Calls at once, likewise.
         rpd: Requests a day, likewise.
         style: How these are counted, and told; see `simulated_limits`.
+        credit: What it may bill in all, in dollars: a call that may cost more than is left of it
+            is refused with 402, and told what fits, as OpenRouter does. None: no end of it.
+            `credit_nusd` is the same in nano-dollars, and may be changed.
         prices: Added to `SIMULATED_PRICES`, in the same form.
         bill_cancelled: Whether a call that is given up while it runs is billed, as most
             providers do.
@@ -189,6 +194,7 @@ class Simulated(Provider):
         concurrent: int | None = None,
         rpd: int | None = None,
         style: str = "plain",
+        credit: str | float | Decimal | None = None,
         prices: Mapping[str, str] | None = None,
         bill_cancelled: bool = True,
         record: bool = False,
@@ -211,6 +217,7 @@ class Simulated(Provider):
         self.limiter = Limiter(
             style, rpm=rpm, tpm=tpm, itpm=itpm, otpm=otpm, concurrent=concurrent, rpd=rpd
         )
+        self.credit_nusd = None if credit is None else parse_usd(credit, "credit")
         self._is_limited = bool(self.limiter.buckets) or concurrent is not None
         table = {**SIMULATED_PRICES, **(prices or {})}
         self.prices = table
@@ -329,6 +336,12 @@ class Simulated(Provider):
                 refusal.charge = charge
                 return refusal
             answer, usage = self._answer(question, body, lengths, number)
+            poor = self._for_credit(question, body, headers)
+            if poor is not None:
+                if charge is not None:
+                    charge.output = 0
+                poor.charge = charge
+                return poor
             _grant_tier(answer, url, _tier_of(body))
         except Invalid as exc:
             status = 404 if exc.param is None else 400
@@ -349,6 +362,32 @@ class Simulated(Provider):
                 else self._price_list.nusd(reply.model, reply.usage, _tier_of(body))
             )  # fmt: skip
         return reply
+
+    def _for_credit(
+        self, question: Question, body: Mapping[str, Any], headers: dict[str, str]
+    ) -> Reply | None:
+        """The refusal of a call that may cost more than there is credit for; None: it may not."""
+        if self.credit_nusd is None or question.url == MODERATIONS:
+            return None
+        left_nusd, tier = self.credit_nusd - self.bill.nusd, _tier_of(body)
+        most = question.cap if question.cap is not None else MAX_OUTPUT_TOKENS
+        most *= question.generated if question.has_output else 0
+
+        def nusd(output: int) -> int:
+            return self._price_list.nusd(question.model, Usage(question.input_tokens, output), tier)
+
+        if nusd(most) <= left_nusd:
+            return None
+        for_output_nusd = nusd(most) - nusd(0)
+        fits = max(0, left_nusd - nusd(0)) * most // for_output_nusd if for_output_nusd else 0
+        words = (
+            f"This request requires more credits, or fewer max_tokens. You requested up to {most} "
+            f"tokens, but can only afford {fits} (simulated)."
+        )
+        wrong = error_body(
+            question.url, 402, words, "payment_required", "402", request_id=headers["x-request-id"]
+        )
+        return Reply(402, headers, wrong, fault=Fault.NO_CREDIT)
 
     def _lengths(self, question: Question) -> list[int]:
         if not question.has_output:

@@ -12,17 +12,19 @@ import heapq
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from scheduler.admission import LaneKey, Shortfall, Verdict
-from scheduler.gates import Gates
+from scheduler.gates import NOTHING, Gates, size_of
 from scheduler.ledger import Account, Needs
 from scheduler.stores.base import Settlement
+
+BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
 
 
 class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "id", "key", "parked_total_ms", "reported", "shortfall", "shut_since_ms", "smallest",
-        "version", "waiting",
+        "fits", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported", "shortfall",
+        "shut_since_ms", "smallest", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
@@ -34,6 +36,8 @@ class Lane:
         self.parked_total_ms = 0
         self.version = 0  # counts when it was shut or opened, to tell stale heap entries
         self.reported: tuple[str, str, int | None] | None = None  # why it was shut when last told
+        self.fits = NOTHING  # what is no larger goes although it is shut
+        self.passed_id, self.passed_reach = 0, NOTHING  # who is before it needs more than that
 
     def parked_clock_ms(self, now_ms: int) -> int:
         """A clock that runs while the lane is shut; differences are time spent parked."""
@@ -41,8 +45,15 @@ class Lane:
             return self.parked_total_ms
         return self.parked_total_ms + max(0, now_ms - self.shut_since_ms)
 
+    def look_at_all(self, needs: Needs) -> None:
+        """One that joined may be older than those that were passed."""
+        if size_of(*needs[:2]) <= self.passed_reach:
+            self.passed_id = 0
+
     def wakes_for(self, needs: Needs, accounts: Iterable[Account]) -> bool:
         """Whether a new request might fit although the ones before it do not."""
+        if size_of(*needs[:2]) <= self.fits:
+            return True
         return any(needs[a.index] < self.smallest[a.id] for a in accounts if a.id in self.smallest)
 
 
@@ -116,7 +127,7 @@ class Lanes:
         """Shut the lane or leave it open, as the plan found."""
         if not lane.waiting or verdict.shortfall is None:
             return
-        lane.shortfall, lane.smallest = verdict.shortfall, verdict.smallest
+        lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
         lane.shut_since_ms = now_ms
         lane.version += 1
         self._open.pop(lane.id, None)
@@ -222,7 +233,7 @@ class Lanes:
 
     def _reopen(self, lane: Lane, now_ms: int) -> None:
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
-        lane.shortfall, lane.smallest = None, {}
+        lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
         if lane.waiting:
             self._open[lane.id] = lane
@@ -269,13 +280,13 @@ def hear(gates: Gates, settlements: Sequence[Settlement], lanes: Lanes, now_ms: 
 
     Where a provider is down, what used up nothing was no attempt: its requests wait.
     """
-    news = gates.hear(each.report for each in settlements if each.report is not None)
+    reports = [each.report for each in settlements if each.report is not None]
+    for report in reports:
+        if report.at_ms < now_ms - BEHIND_MS:
+            report.at_ms = now_ms  # the clock was set back: pauses counted by it would be over
+    news = gates.hear(reports)
     if news:
         lanes.wake_for(news, now_ms)
     for each in settlements:
-        if (
-            each.report is not None
-            and each.used_nothing_up
-            and gates.is_closed(each.report.provider)
-        ):
+        if each.report is not None and each.used_nothing_up and gates.is_shut(each.report.provider):
             each.try_again()

@@ -13,9 +13,10 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from scheduler.admission import Candidate, LaneKey, LaneView, Shortfall, plan
+from scheduler.admission import LaneKey, LaneView, Shortfall, plan
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
@@ -43,7 +44,7 @@ from scheduler.stores.journal import Journal, held_cost
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.memory_budgets import Budgets
 from scheduler.stores.memory_ended import KEEP_FINISHED, Ended
-from scheduler.stores.memory_rows import Hold, Row
+from scheduler.stores.memory_rows import Hold, Row, Shelf
 from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
 from scheduler.texts import words
 
@@ -71,6 +72,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str], Row] = {}
         self._lanes = Lanes()
         self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
+        self._shelves: dict[int, Shelf] = {}  # by lane id, where a provider is short of credit
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, Hold] = {}
@@ -395,7 +397,20 @@ class MemoryStore(Store):
             passed.append(seen)
             accounts = self._accounts_of(lane.key.budgets)
             gates = self.gates.of(lane.key.provider, lane.key.model)
-            views.append(LaneView(lane.key, accounts, self._candidates(lane, seen), gates))
+            closed = gates[0].closed if gates else None
+            larger = size_by_id = None
+            if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+                if lane.id in self._shelves:
+                    self._shelves.pop(lane.id).clear()
+                waiting = self._candidates(lane, seen)
+            else:
+                if lane.id not in self._shelves:
+                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
+                shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
+                waiting = shelf.small(self._candidates(lane, []), seen, reach)
+                larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
+                size_by_id = partial(shelf.size_by_id, lane)
+            views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
         assert turn.slots is not None
         decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
         self._admitted += len(decided.admitted)
@@ -412,11 +427,13 @@ class MemoryStore(Store):
             for row in seen:
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
+            if lane.id in self._shelves and self._shelves[lane.id].is_cut:
+                result.look_again_at_ms = now_ms  # at the rest of it
             self._lanes.settle(lane, verdict, now_ms)
         if self._lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
 
-    def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Candidate]:
+    def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
         queue = self._queues[lane.id]
         while queue:
             request_id, ticket = heapq.heappop(queue)

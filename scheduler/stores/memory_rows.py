@@ -1,15 +1,21 @@
-"""Rows of the memory store: a request, and a reservation."""
+"""Rows of the memory store: a request, a reservation, and a shelf of requests."""
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from scheduler.admission import Shortfall
+from scheduler.gates import size_of
 from scheduler.ledger import Needs, ReservationState
 from scheduler.request import RequestState, Response
 from scheduler.stats import QueueRow
 from scheduler.stores.base import Finished, NewRequest, Unknown
 from scheduler.stores.lanes import Lane
+
+MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
 
 
 class Row:
@@ -128,3 +134,66 @@ class Hold:
             self.made_at_ms, self.settled_at_ms, self.needs[0], self.needs[1], self.provider_id,
             self.why, self.request,
         )  # fmt: skip
+
+
+class Shelf:
+    """Those of a lane that are too large for what credit its provider has, by their size.
+
+    Each is looked at once, and then only as the smallest of them, or when there is more credit.
+
+    Args:
+        queue: A heap of who waits in the lane, by id and ticket.
+        rows: All rows, by id.
+    """
+
+    def __init__(self, queue: list[tuple[int, int]], rows: Mapping[int, Row]) -> None:
+        self._queue, self._rows = queue, rows
+        self._heap: list[tuple[int, int, int]] = []  # by size, of ids and tickets
+        self.is_cut = False  # there were too many for one turn
+
+    def clear(self) -> None:
+        """Put all of them back."""
+        self._queue += [(request_id, ticket) for _, request_id, ticket in self._heap]
+        heapq.heapify(self._queue)
+        self._heap.clear()
+
+    def small(self, waiting: Iterator[Row], seen: list[Row], reach: int) -> Iterator[Row]:
+        """Those that are no larger than that, oldest first; who is goes onto the shelf."""
+        self.is_cut = False
+        if reach < 0:
+            return
+        while self._heap and self._heap[0][0] <= reach:
+            heapq.heappush(self._queue, heapq.heappop(self._heap)[1:])
+        shelved = 0
+        for row in waiting:
+            if size_of(*row.needs[:2]) <= reach:
+                seen.append(row)
+                yield row
+                continue
+            self._put(row)
+            shelved += 1
+            if shelved >= MAX_SHELVED:
+                self.is_cut = True
+                return
+
+    def large(self, waiting: Iterator[Row], seen: list[Row], reach: int) -> Iterator[Row]:
+        """Those on the shelf, smallest first; where nothing goes, all come onto it in time."""
+        if reach < 0:
+            for row in islice(waiting, MAX_SHELVED):
+                self._put(row)
+        while self._heap:
+            _, request_id, ticket = heapq.heappop(self._heap)
+            found = self._rows.get(request_id)
+            if found is not None and found.ticket == ticket and found.state is RequestState.QUEUED:
+                seen.append(found)
+                yield found
+
+    def size_by_id(self, lane: Lane, request_id: int) -> int | None:
+        """The size of who waits in the lane; None: it does not."""
+        row = self._rows.get(request_id)
+        if row is None or row.lane is not lane or row.state is not RequestState.QUEUED:
+            return None
+        return size_of(*row.needs[:2])
+
+    def _put(self, row: Row) -> None:
+        heapq.heappush(self._heap, (size_of(*row.needs[:2]), row.id, row.ticket))

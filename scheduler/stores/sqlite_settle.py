@@ -218,6 +218,7 @@ class Settling(Books):
             self._db.execute("UPDATE lanes SET waiting = waiting + 1 WHERE id = ?", (lane_id,))
             return 0
         self.lanes.add(lane)
+        lane.look_at_all(needs)
         if lane.shortfall is not None and lane.wakes_for(
             needs, self._accounts_of(lane.key.budgets)
         ):

@@ -49,7 +49,7 @@ class Submitting(Settling):
                 result.append(answer)
                 continue
             lane = self._lane(new.lane)
-            mark_ms = self._enqueue(lane, new, now_ms)
+            mark_ms = self._enqueue(lane, next_id, new, now_ms)
             if new.is_kept or self.store_prompts != "full":
                 self.kept[next_id] = new.request
             rows.append(
@@ -136,7 +136,7 @@ class Submitting(Settling):
                 (request_id, lane_id),
             )
         lane = self._lane(new.lane)
-        mark_ms = self._enqueue(lane, new, now_ms)
+        mark_ms = self._enqueue(lane, request_id, new, now_ms)
         self._db.execute(
             "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?,"
             " expires_at_ms = ?,"
@@ -170,7 +170,7 @@ class Submitting(Settling):
         if state == RequestState.QUEUED:
             parked_ms = max(0, old.parked_clock_ms(now_ms) - mark_ms)
             self._change_lane(request_id, old, lane, new, now_ms)
-            mark_ms = self._enqueue(lane, new, now_ms)
+            mark_ms = self._enqueue(lane, request_id, new, now_ms)
         self._db.execute(
             "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ?,"
             " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
@@ -216,12 +216,15 @@ class Submitting(Settling):
         ).fetchone()
         return row is not None
 
-    def _enqueue(self, lane: Lane, new: NewRequest, now_ms: int) -> int:
+    def _enqueue(self, lane: Lane, request_id: int, new: NewRequest, now_ms: int) -> int:
         self.lanes.add(lane)
-        if lane.shortfall is not None:
-            needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-            if lane.wakes_for(needs, self._accounts_of(lane.key.budgets)):
-                self.lanes.reopen(lane, now_ms)
+        needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
+        if request_id < lane.passed_id:
+            lane.look_at_all(needs)
+        if lane.shortfall is not None and lane.wakes_for(
+            needs, self._accounts_of(lane.key.budgets)
+        ):
+            self.lanes.reopen(lane, now_ms)
         return lane.parked_clock_ms(now_ms)
 
     def _lane(self, key: LaneKey) -> Lane:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from scheduler.admission import LaneView, Plan, plan
+from scheduler.admission import Plan, plan
 from scheduler.errors import StoreLocked
 from scheduler.gates import Gates
-from scheduler.ledger import Crossing, Needs
-from scheduler.request import RequestState, Tokens
+from scheduler.ledger import Crossing
+from scheduler.request import RequestState
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
@@ -38,17 +37,8 @@ from scheduler.stores.sqlite_books import encode_budgets
 from scheduler.stores.sqlite_gates import load_gates, save_gates
 from scheduler.stores.sqlite_submit import Submitting
 from scheduler.stores.sqlite_upgrade import add_indexes
+from scheduler.stores.sqlite_waiting import Waiting, view
 from scheduler.stores.views import budget_status
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A queued row, as admission sees it."""
-
-    id: int
-    needs: Needs
-    tokens: Tokens
-    row: tuple[int, int, int, str, int, int, int, int, int, int, str, str]
 
 
 class Transactions(Submitting):
@@ -166,6 +156,7 @@ class Transactions(Submitting):
             lane = self.lanes.by_id(lane_id)
             if lane is not None and lane.waiting != waiting:
                 self.lanes.add(lane, waiting - lane.waiting)
+                lane.passed_id = 0
 
     def _reclaim(self, now_ms: int) -> None:
         """End dead processes: what they may have sent is unknown, the rest waits for its key.
@@ -291,10 +282,11 @@ class Transactions(Submitting):
         cursors = [self._db.cursor() for _ in lanes]
         try:
             views = [
-                LaneView(
-                    lane.key,
+                view(
+                    self._db,
+                    cursor,
+                    lane,
                     self._accounts_of(lane.key.budgets),
-                    self._candidates(cursor, lane),
                     self.gates.of(lane.key.provider, lane.key.model),
                 )
                 for lane, cursor in zip(lanes, cursors, strict=True)
@@ -308,7 +300,7 @@ class Transactions(Submitting):
         result.look_again_at_ms = decided.look_again_at_ms
         self._start(decided, lanes, now_ms, result)
         for candidate, lack in decided.refused:
-            assert isinstance(candidate, _Waiting)
+            assert isinstance(candidate, Waiting)
             request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
             result.refused.append(Refused(candidate.id, request, lack))
             if not (request.fallback or candidate.id in turn.holds):
@@ -318,19 +310,6 @@ class Transactions(Submitting):
             self.lanes.settle(lane, verdict, now_ms)
         if self.lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
-
-    @staticmethod
-    def _candidates(cursor: sqlite3.Cursor, lane: Lane) -> Iterator[_Waiting]:
-        rows = cursor.execute(
-            "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
-            " parked_mark_ms, parked_ms, job_id, model, digest, input_tokens, output_tokens"
-            " FROM requests WHERE lane_id = ? AND state = 'queued' ORDER BY id",
-            (lane.id,),
-        )
-        for row in rows:
-            yield _Waiting(
-                row[0], (row[1], row[2], 1), Tokens(row[12], row[13]), (lane.id, *row[1:12])
-            )
 
     def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
         if not decided.admitted:
@@ -342,7 +321,7 @@ class Transactions(Submitting):
         budgets = {lane.id: encode_budgets(lane.key.budgets) for lane in lanes}
         running, reserved = [], []
         for candidate in decided.admitted:
-            assert isinstance(candidate, _Waiting)
+            assert isinstance(candidate, Waiting)
             (lane_id, nusd, tokens, payload, attempts, cost_nusd, submitted_at_ms, mark_ms,
              parked_ms, job_id, model, digest) = candidate.row  # fmt: skip
             lane = by_id[lane_id]

@@ -16,6 +16,7 @@ from unittest import mock
 
 from scheduler.calls import attempt
 from scheduler.elsewhere import Elsewhere
+from scheduler.gates import Closed, Front
 from scheduler.ledger import Account, Tally, Waiter
 from scheduler.matching import BudgetBook
 from scheduler.nesting import Nesting
@@ -163,6 +164,22 @@ def tell_nobody(self: Nesting, now_ms: int) -> None:
     return None
 
 
+class Oldest(Closed):
+    """Closed for all, whatever they need: the oldest tries."""
+
+    is_of_credit = False
+
+    def reach(self, model: str) -> int:
+        return -1
+
+    def rank(self, model: str, priority: int, request_id: int, size: int) -> tuple[int, ...]:
+        return (request_id,)
+
+
+def let_the_oldest_try(self: Front, report: Any) -> None:
+    self.closed = Oldest(*(getattr(self.closed, name) for name in Closed.__slots__))
+
+
 MUTANTS = [
     Mutant("release a hold on timeout", "scheduler.flight", "attempt", void_what_is_unknown),
     Mutant("release what was cancelled", "scheduler.flight", "attempt", void_what_was_cancelled, 60),
@@ -188,5 +205,6 @@ MUTANTS = [
     Mutant("let an inner call wait for its caller's money", Nesting, "stuck", tell_nobody),
     Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
            40, "sqlite"),
+    Mutant("let the oldest try whether there is credit", Front, "_refuse", let_the_oldest_try, 60),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from scheduler.errors import (
     TransportFailed,
 )
 from scheduler.providers.base import Answer, Provider
+from scheduler.providers.credit import affords
 from scheduler.request import Quote, Request, Usage
 from scheduler.stores.base import Unknown
 
@@ -55,6 +56,8 @@ class SimulatedProvider(Provider):
             ceiling counts at its ceiling here: the rest is known only once it is answered.
         sent: How often each question was sent.
         is_kind: No faults any more.
+        purse: It pays for calls of up to so much, and refuses larger ones. None: for all.
+        tells: Whether such a refusal says how much there is.
     """
 
     name = "world"
@@ -72,6 +75,8 @@ class SimulatedProvider(Provider):
         self.sent: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.is_kind = False
+        self.purse: int | None = None
+        self.tells = False
 
     async def send(self, request: Request) -> Answer:
         self._sending(request)
@@ -79,6 +84,9 @@ class SimulatedProvider(Provider):
         if body["inner"]:
             await self._within(request)
         self.sent[body["n"]] += 1
+        if self.purse is not None and body["ceiling"] > self.purse and not self.is_kind:
+            self.faults["no credit"] += 1
+            raise self._no_credit(body["ceiling"])
         fault = self._choose(body["ceiling"])
         self.faults[fault or "none"] += 1
         cost = self._rng.randint(0, body["ceiling"])
@@ -89,6 +97,12 @@ class SimulatedProvider(Provider):
             self._bill(body, cost)
         seconds = self._rng.choice([0.0, 0.2, 1.0, 5.0])
         return await self._answer(fault, body, cost, seconds)
+
+    def _no_credit(self, ceiling: int) -> ProviderRefused:
+        said = f"you requested up to {ceiling} tokens, but can only afford {self.purse}"
+        error = ProviderRefused(402, said if self.tells else "insufficient credits")
+        error.credit, error.affords = error.message, affords(error.message)
+        return error
 
     def _choose(self, ceiling: int) -> str:
         if self.is_kind or not ceiling:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scheduler.gates import Gates
 from scheduler.request import RequestState
 from scheduler.stores.base import (
     NewRequest,
@@ -163,6 +164,13 @@ class Handle(Store):
         self.latest, self.lanes = inner.latest, inner.lanes
         self.shortfall, self.prepare = inner.shortfall, inner.prepare
         self.finished = inner.finished
+        self.has_gates = False
+
+    def use(self, gates: Gates) -> None:
+        """Without gates a world is only about money; with them also about what its provider says."""
+        if self.has_gates:
+            super().use(gates)
+            self.inner.use(gates)
 
 
 def _passing(name: str) -> Any:

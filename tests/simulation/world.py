@@ -13,7 +13,8 @@ failure repeats exactly. What is checked, by the names of the invariants:
     6   what was never sent costs nothing (4 turned round: no more than was reserved)
     7   one key has one answer, and nothing is sent for it once that is stored; of those who ask
         for it each one waits on terms of their own
-    8   with money for all, everything ends within a bounded time: no wake-up is lost
+    8   with money for all, everything ends within a bounded time: no wake-up is lost; what its
+        provider has credit for does not wait for that, whatever it has none for
     9   whoever waits for money that comes back is passed within the bound (one process)
     10  balances recomputed from the reservations are the stored ones
     11  a change of a limit cancels nothing
@@ -75,6 +76,8 @@ SPECS = {
 REFUSALS = (BudgetExceeded, ProviderUnavailable)
 LEASE_MS, GONE_MS = 180_000, 900_000
 INNER = [[], [], [], [], [[]], [[], []], [[[]], []]]  # what calls make calls within them
+# Two of the longest times between probes, and a process that stood still.
+LONGEST_POOR_S = 2 * 3600.0
 LAST_S = 4 * 3600.0  # with money for all and no faults, everything ends by then
 
 
@@ -116,6 +119,7 @@ class Computer:
         # Of those who asked on terms of their own: what they do without money, and until when.
         self.terms: dict[RequestFuture, tuple[str, int | None]] = {}
         self.handle = Handle(store, self.point, self.committed)
+        self.handle.has_gates = world.provider.purse is not None
         rng = world.rng
         self.scheduler = Scheduler(
             self.handle, providers=world.provider, clock=world.clock,
@@ -188,6 +192,10 @@ class World:
         self.clock = VirtualClock(int(self.rng.choice(STARTS).timestamp() * 1000))
         kind = self.rng.choice([SimulatedProvider, SimulatedProvider, Askable])
         self.provider = kind(self.rng, self.sending, self.within)
+        purse = random.Random(f"{seed} {store} purse")  # so that other worlds are as without
+        self.provider.purse = purse.choice([None, None, None, 10, 40])
+        self.provider.tells = purse.random() < 0.5
+        self.poor_since_s: dict[int, float] = {}  # futures that wait although there is credit
         self.may_die = True
         self.risk = self.rng.choice([0.0, 0.002, 0.01]) if crash_at is None else 0.0
         self.statement_risk = self.risk / 20
@@ -699,6 +707,7 @@ class World:
         """Whatever waits has a reason that still holds."""
         now_s, now_ms = asyncio.get_running_loop().time(), self.clock.now_ms()
         for computer in self.living():
+            self.check_credit(computer)
             pump = computer.scheduler._pump
             is_idle = pump is not None and not pump._turning and not pump._signal.is_set()
             if is_idle and self.kind == "memory" and self.turned_s < now_s - 1:
@@ -759,6 +768,23 @@ class World:
                 if ends_ms is not None and ends_ms < now_ms + 70_000:
                     return "other"
         return found
+
+    def check_credit(self, computer: Computer) -> None:
+        """What draws on no budget, and is small enough, waits for its provider's credit in no case.
+
+        But for as long as a probe may take to find out what is small enough.
+        """
+        now_s, purse = asyncio.get_running_loop().time(), self.provider.purse
+        for future in computer.futures.values() if purse is not None else ():
+            body, lack = future.request.body, None if future.done() else future.parked
+            is_poor = lack is not None and lack.reason is ParkReason.PROVIDER_CREDIT
+            if is_poor and body["ceiling"] <= purse and not body["draws"]:
+                waited_s = now_s - self.poor_since_s.setdefault(id(future), now_s)
+                if waited_s > LONGEST_POOR_S:
+                    self.failure = AssertionError(f"waited {waited_s:g} s: {lack}")  # 8
+                    raise self.failure
+            else:
+                self.poor_since_s.pop(id(future), None)
 
     def check_rest(self, turn: Turn, result: TurnResult) -> None:
         """Waiting costs nothing: turns that do nothing do not follow each other."""
