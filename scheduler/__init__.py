@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Budget
 from scheduler.errors import (
     BadAnswer,
@@ -59,6 +58,7 @@ from scheduler.request import (
     StreamEvent,
     Usage,
 )
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import Stats
 
 if TYPE_CHECKING:

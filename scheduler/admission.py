@@ -59,16 +59,14 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduler.budget import Unit, WindowKind
-from scheduler.errors import BudgetExceeded, ProviderUnavailable
 from scheduler.gates import MOST_TRIED, size_of
 from scheduler.ledger import NOT_YET, UNLIMITED, Account, Needs, Waiter
-from scheduler.money import format_usd
 from scheduler.request import Tokens
+from scheduler.shortfall import SEVERITY, ParkReason, Shortfall
 
 if TYPE_CHECKING:
     from scheduler.gates import Closed, Metered, Rank
@@ -79,74 +77,6 @@ MAX_BYPASS_MS = 30_000
 DEPTH = 100
 NEVER = math.inf
 BEHIND_MS = 200  # how soon to look again at those that fit but must let a waiter go first
-
-
-class ParkReason(StrEnum):
-    """Why requests wait, from the longest wait to the shortest."""
-
-    PAUSED = "paused"  # by a person
-    LARGER_THAN_LIMIT = "larger_than_limit"  # no reset will help; needs a raise
-    PROVIDER_CREDIT = "provider_credit"  # the provider itself says its money is gone
-    PROVIDER_DOWN = "provider_down"  # it does not answer
-    WINDOW_SPENT = "window_spent"  # until the reset
-    HELD_IN_FLIGHT = "held_in_flight"  # seconds, until running calls settle
-
-
-_SEVERITY = {reason: position for position, reason in enumerate(ParkReason)}
-
-
-@dataclass(frozen=True, slots=True)
-class Shortfall:
-    """Which budget lacked how much, and until when. Amounts in the budget's unit.
-
-    Of a provider that is closed only `reason`, `budget` (its name), `words` and `resumes_at_ms`
-    (when one request tries again) say anything, and `limit` (in dollars) what it has credit for.
-
-    Attributes:
-        words: The provider's own, where it is the provider that refuses.
-        resumes_at_ms: When waiting ends by itself; None: when calls under way
-            settle (``held_in_flight``), or only a raise or a person helps.
-    """
-
-    reason: ParkReason
-    budget: str
-    unit: Unit
-    limit: int
-    posted: int
-    reserved: int
-    needed: int
-    missing: int
-    resumes_at_ms: int | None
-    zone: str
-    window: str
-    words: str = ""
-
-    @property
-    def is_of_provider(self) -> bool:
-        """Whether it is the provider that refuses, not one of our own budgets."""
-        return self.reason in (ParkReason.PROVIDER_CREDIT, ParkReason.PROVIDER_DOWN)
-
-    @property
-    def is_brief(self) -> bool:
-        """Whether the wait ends without money: when running calls settle, or somebody answers."""
-        return self.reason in (ParkReason.HELD_IN_FLIGHT, ParkReason.PROVIDER_DOWN)
-
-    @property
-    def goes_on(self) -> str:
-        """What a provider that is short of credit still has some for; empty: nothing is known."""
-        if not self.is_of_provider or self.limit <= 0:
-            return ""
-        return f"requests of up to about {format_usd(self.limit)} go on"
-
-    def as_error(self) -> BudgetExceeded | ProviderUnavailable:
-        """What a caller sees who did not want to wait for it."""
-        if self.is_of_provider:
-            words = "; ".join(filter(None, (self.words, self.goes_on)))
-            return ProviderUnavailable(self.budget, self.reason.value, words, self.resumes_at_ms)
-        return BudgetExceeded(
-            self.budget, 0 if self.limit == UNLIMITED else self.limit, self.posted, self.reserved,
-            self.needed, self.resumes_at_ms, self.zone, self.unit.value,
-        )  # fmt: skip
 
 
 class LaneKey(NamedTuple):
@@ -727,7 +657,7 @@ def _worst(
             missing = 0
         elif first is not None:
             reason = ParkReason.WINDOW_SPENT
-        lack = _Lack(-_SEVERITY[reason], max(0, missing), reason, need, first)
+        lack = _Lack(-SEVERITY[reason], max(0, missing), reason, need, first)
         if worst is None or lack[:2] > worst[:2]:
             worst, found = lack, account
     assert worst is not None, "asked for the shortfall of a request that fits"

@@ -12,10 +12,10 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from scheduler.admission import Shortfall
 from scheduler.errors import SchedulerError
 from scheduler.plain import logger_of
 from scheduler.request import RequestState, Response
+from scheduler.shortfall import Shortfall
 
 
 @dataclass(frozen=True, slots=True)

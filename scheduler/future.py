@@ -8,11 +8,12 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
-from scheduler.admission import LaneKey, Shortfall
+from scheduler.admission import LaneKey
 from scheduler.errors import CallFailed, DeadlineExceeded, SchedulerError
 from scheduler.pace import Pace
 from scheduler.providers.base import Emit, Send
 from scheduler.request import Request, RequestState, Response
+from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Finished
 from scheduler.terms import Terms, terms_in
 

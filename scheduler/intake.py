@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from scheduler.admission import LaneKey, Shortfall
+from scheduler.admission import LaneKey
 from scheduler.aliases import Aliases
 from scheduler.clock import Clock
 from scheduler.deployments import tariff_of
@@ -31,6 +31,7 @@ from scheduler.providers.descriptors import fitting
 from scheduler.providers.known import KNOWN
 from scheduler.request import UNTOLD_TOKENS, Priority, Quote, Request
 from scheduler.routing import Router
+from scheduler.shortfall import Shortfall
 from scheduler.stores.base import NewRequest
 from scheduler.texts import check_name
 

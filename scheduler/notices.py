@@ -13,10 +13,11 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
-from scheduler.admission import LaneKey, ParkReason, Shortfall
+from scheduler.admission import LaneKey
 from scheduler.budget import Cap
 from scheduler.duration import format_duration
 from scheduler.plain import about, logger_of, one_line
+from scheduler.shortfall import ParkReason, Shortfall
 
 logger = logger_of("scheduler.parked")
 

@@ -15,7 +15,8 @@ from contextvars import copy_context
 from functools import partial
 
 from scheduler import events
-from scheduler.admission import LaneKey, Shortfall
+from scheduler.admission import LaneKey
+from scheduler.alarm import Alarm
 from scheduler.calls import Attempt, attempt_around, settled
 from scheduler.clock import Clock
 from scheduler.declared import follow
@@ -40,6 +41,7 @@ from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.resting import Resting
 from scheduler.retry import Retry
+from scheduler.shortfall import Shortfall
 from scheduler.steady import Steady, is_running, raise_in
 from scheduler.stores.base import (
     Claimed,
@@ -59,9 +61,6 @@ from scheduler.unsent import Unsent
 from scheduler.waiters import Enqueued, Holder, Waiters, context_of
 
 logger = logger_of("scheduler.pump")
-
-# The computer's clock may be set, or the computer put to sleep, while we wait.
-LONGEST_TIMER_S = 30.0
 
 Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
 
@@ -109,7 +108,7 @@ class Pump:
         )
         self._resting = Resting(self._flight, store, self.wake)
         self.streams = self._resting.add  # for futures
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._loop, clock, self._signal.set)
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
@@ -258,9 +257,9 @@ class Pump:
         for task in self._tasks[1:]:
             task.tear()
         self._resting.stop()
-        for timer in (self._timer, self._drain_timer):
-            if timer is not None:
-                timer.cancel()
+        self._alarm.set(None)
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
         self.is_closed = True
         self._fail_waiting(SchedulerClosed())
         await let_go()
@@ -372,7 +371,7 @@ class Pump:
         self._free_the_stuck(now_ms)
         self._resting.look_soon()
         instants = (result.look_again_at_ms, self._twins.due_ms)
-        self._set_timer(min((each for each in instants if each is not None), default=None))
+        self._alarm.set(min((each for each in instants if each is not None), default=None))
         if result.waiting is not None:
             arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
             self.tally.waiting = result.waiting + arrived
@@ -624,21 +623,6 @@ class Pump:
             else:
                 names = tuple(self._intake.book.name(each) for each in budgets)
                 self.announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names))
-
-    def _set_timer(self, look_again_at_ms: int | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if look_again_at_ms is not None:
-            self._await_instant(look_again_at_ms)
-
-    def _await_instant(self, instant_ms: int) -> None:
-        """Take a turn when the clock says so, however it gets there."""
-        delay_s = (instant_ms - self._clock.now_ms()) / 1000
-        if delay_s > LONGEST_TIMER_S:
-            self._timer = self._loop.call_later(LONGEST_TIMER_S, self._await_instant, instant_ms)
-        else:
-            self._timer = self._loop.call_later(max(0.0, delay_s), self._signal.set)
 
     def why_parked(self, lane: LaneKey) -> Shortfall | None:
         """Why a lane is shut; for futures."""

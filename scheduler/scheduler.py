@@ -16,7 +16,7 @@ from scheduler.adoption import Adoption
 from scheduler.budget import Budget
 from scheduler.calls import is_within_call
 from scheduler.clock import Clock, SystemClock, TrustedClock
-from scheduler.declared import declare, open_budgets, read_budgets
+from scheduler.declared import open_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.errors import (
@@ -28,7 +28,8 @@ from scheduler.errors import (
 )
 from scheduler.future import RequestFuture
 from scheduler.gates import Gates
-from scheduler.intake import EXCEEDED, Intake, Matched, OnExceeded, Prevention
+from scheduler.governing import Governing
+from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
 from scheduler.mapping import answered
 from scheduler.marks import apply
 from scheduler.matching import DEFAULT
@@ -42,7 +43,6 @@ from scheduler.retry import ATTEMPTS, PATIENCE, Retry, plain_retry
 from scheduler.stats import Stats
 from scheduler.stores import open_store
 from scheduler.stores.base import (
-    Archive,
     NewRequest,
     Outcome,
     Settlement,
@@ -58,7 +58,7 @@ from scheduler.tally import Tally
 E_ = TypeVar("E_", bound=events.Event)
 
 
-class Scheduler(Adoption):
+class Scheduler(Adoption, Governing):
     """Runs requests within budgets; what does not fit waits and goes on by itself.
 
     Args:
@@ -438,131 +438,6 @@ class Scheduler(Adoption):
         waiting = self._open_pump().tally.waiting
         if self.max_queue is not None and waiting + more > self.max_queue:
             raise QueueFull(waiting, self.max_queue)
-
-    # Budgets
-
-    async def set_limit(self, name: str, limit: str | int | float | Decimal | None) -> None:
-        """Change a budget's limit; what was spent stays spent.
-
-        Args:
-            name: A defined budget.
-            limit: An amount (``"$20"``, keeps the window), a full form
-                (``"$20/day"``), or None to switch the limit off.
-
-        Raising it lets parked requests go on at once; lowering it cancels nothing.
-        """
-        self._pump_here()
-        book = self._intake.book
-        await read_budgets(self.store, book, [name])
-        await self._define([book[name].with_limit(limit)])
-
-    async def define(self, *budgets: Budget) -> None:
-        """Create budgets, or change them to this definition; what was spent stays spent."""
-        await self._define(budgets)
-        declare(self._intake.book, budgets)
-
-    async def _define(self, budgets: Sequence[Budget]) -> None:
-        pump = self._pump_here()
-        await self.store.define(budgets, self._clock.now_ms())
-        await read_budgets(self.store, self._intake.book, [each.name for each in budgets])
-        pump.wake()
-
-    async def ensure(self, *budgets: Budget) -> None:
-        """Create those budgets of which there is none by that name; leave all others alone.
-
-        For budgets that come up as work comes in, such as one for each user: unlike `define` it
-        undoes no limit that somebody raised.
-        """
-        book = self._intake.book
-        missing = [each for each in budgets if each.name not in book]
-        if missing:
-            # Other processes may have made them.
-            await read_budgets(self.store, book, [each.name for each in missing])
-            missing = [each for each in missing if each.name not in book]
-        if missing:
-            await self._define(missing)
-        declare(book, budgets)
-
-    async def remove_budget(self, name: str) -> None:
-        """Have a budget bind nobody any more; requests that wait only for it go on at once.
-
-        Calls under way settle in it, and what was spent on it stays in `scheduler spend` and
-        `scheduler audit`. Defined again by that name, it comes back with what it spent.
-
-        Raises:
-            BudgetUnknown: There is none of that name.
-            ConfigError: It is the parent of others, which would lose its limit.
-        """
-        pump = self._pump_here()
-        await self.store.remove(name, self._clock.now_ms())
-        self._intake.book.remove([name])
-        pump.wake()
-
-    def budgets_of(self, request: Request) -> Matched:
-        """Which budgets a request would draw on, and why: under what names rules see its model.
-
-        Raises:
-            RequestRejected, ConfigError: It names a budget or a provider that is not there.
-        """
-        self._open_pump()
-        return self._intake.explain(apply(self.marks, request) if self.marks else request)
-
-    def redefine(self, budget: Budget) -> None:
-        """As `define`, for a scheduler that is not open yet."""
-        self._wanted = [each for each in self._wanted if each.name != budget.name] + [budget]
-
-    async def pause(self, name: str) -> None:
-        """Admit nothing on a budget until `resume`; calls under way finish."""
-        pump = self._pump_here()
-        await self.store.pause(name, True, self._clock.now_ms())
-        pump.wake()
-
-    async def resume(self, name: str) -> None:
-        """Admit on a paused budget again."""
-        pump = self._pump_here()
-        await self.store.pause(name, False, self._clock.now_ms())
-        pump.wake()
-
-    def probe(self, provider: str) -> bool:
-        """Send one request at once to a provider whose credit was used up, or that was down.
-
-        If it is answered, all others follow. Without it one is sent on a widening timer.
-
-        Returns:
-            Whether nothing was being sent there.
-        """
-        pump = self._pump_here()
-        needed = self.store.gates.probe(provider)
-        pump.wake()
-        return needed
-
-    async def prune(
-        self, older_than: Duration, *, undelivered: bool = True, archive: Archive | None = None
-    ) -> int:
-        """Forget requests that ended longer ago, and their answers; no balance changes.
-
-        Their keys are free: asked again they are sent, and paid, again. What waits, runs, or has
-        an unknown outcome stays. Requests without a key are forgotten by themselves in memory, in
-        a file by this.
-
-        Args:
-            older_than: How long ago they ended at least, e.g. ``"7d"``.
-            undelivered: Also those whose answers never reached a results file, as all that were
-                not asked by ``scheduler run``. False: only lines of batches that were written.
-            archive: Called with what is forgotten, a page at a time, before it is, on the store's
-                own thread; what it raises leaves the page as it was.
-
-        Returns:
-            How many were forgotten.
-        """
-        self._pump_here()
-        count, before_ms = 0, self._clock.now_ms() - parse_duration_ms(older_than, "older_than")
-        while page := await self.store.prune(
-            before_ms, self._clock.now_ms(), undelivered=undelivered, archive=archive
-        ):
-            count += len(page)
-            await asyncio.sleep(0)  # others have their turns meanwhile
-        return count
 
     # What nobody knows
 

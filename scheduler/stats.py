@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission import Shortfall
 from scheduler.budget import Budget, Cap, Unit
 from scheduler.money import format_usd
 from scheduler.request import Request, RequestState
+from scheduler.shortfall import Shortfall
 
 if TYPE_CHECKING:
     from scheduler.gates import GateStatus

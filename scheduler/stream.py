@@ -8,10 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from scheduler.admission import Shortfall
 from scheduler.future import RequestFuture, explain
 from scheduler.pace import Pace
 from scheduler.request import RequestState, Response, StreamEvent
+from scheduler.shortfall import Shortfall
 
 ROOM = 16  # events that wait for their reader before the next are read
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scheduler import events
-from scheduler.admission import Shortfall
 from scheduler.errors import DeadlineExceeded, SchedulerError
 from scheduler.future import RequestFuture
 from scheduler.hooks import as_ours
 from scheduler.intake import Intake
 from scheduler.notices import brief
 from scheduler.request import RequestState
+from scheduler.shortfall import Shortfall
 from scheduler.stores.base import ExpiredRequest, NewRequest, Refused, Store
 from scheduler.tally import Tally
 from scheduler.terms import Terms

@@ -32,8 +32,8 @@ from scheduler import (
     StreamEvent,
     WaitsForItself,
 )
-from scheduler.admission import ParkReason
 from scheduler.nesting import Nesting
+from scheduler.shortfall import ParkReason
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stuck import PATIENCE_S

@@ -13,10 +13,10 @@ import pickle
 import pytest
 
 from scheduler import Budget, BudgetExceeded, DeadlineExceeded, PriceUnknown, Scheduler
-from scheduler.admission import ParkReason
 from scheduler.errors import QueueFull, TransportFailed
 from scheduler.pricing import PriceBook
 from scheduler.request import Request, Usage
+from scheduler.shortfall import ParkReason
 from scheduler.testing import START_MS, VirtualClock, run
 from scheduler.window import Window
 from tests.conftest import Bench, ask

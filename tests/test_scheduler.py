@@ -26,8 +26,8 @@ from scheduler import (
     SchedulerClosed,
     events,
 )
-from scheduler.admission import ParkReason
 from scheduler.errors import ProviderRefused, RateLimited, StoreError, TransportFailed
+from scheduler.shortfall import ParkReason
 from scheduler.stores.memory import MemoryStore
 from scheduler.testing import START_MS, VirtualClock, run
 from tests.conftest import Bench, ask

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.cli.progress import why
 from scheduler.duration import format_duration
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import Stats
 
 FIRST_ANSWER_S = 60.0  # without any answer since the run began: its address may be wrong

@@ -13,12 +13,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Cap
 from scheduler.cli.output import bar, until
 from scheduler.duration import format_duration
 from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
 from scheduler.plain import about, one_line, plain_line
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import CapStatus
 
 _MORE = " 'MORE'"

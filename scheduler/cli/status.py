@@ -27,8 +27,8 @@ from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import about, plain_line, without_password
 
 if TYPE_CHECKING:
-    from scheduler.admission import Shortfall
     from scheduler.gates import GateStatus
+    from scheduler.shortfall import Shortfall
     from scheduler.stats import BudgetStatus, Counts, SpendRow
     from scheduler.stores.base import Store
 

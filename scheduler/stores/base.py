@@ -32,12 +32,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from scheduler.admission import LaneKey, Shortfall
+from scheduler.admission import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import BudgetExceeded, ConfigError
 from scheduler.gates import Gates, GateStatus, Heard, Report
 from scheduler.ledger import Crossing
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
+from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 from scheduler.texts import check_names
 

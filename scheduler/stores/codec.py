@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Budget, Unit
 from scheduler.errors import ConfigError, StoreError
 from scheduler.request import CHAT, Priority, Request, Response, Usage
+from scheduler.shortfall import ParkReason, Shortfall
 
 P = ParamSpec("P")
 T = TypeVar("T")

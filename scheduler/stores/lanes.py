@@ -11,9 +11,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-from scheduler.admission import LaneKey, Shortfall, Verdict
+from scheduler.admission import LaneKey, Verdict
 from scheduler.gates import NOTHING, Gates, size_of
 from scheduler.ledger import Account, Needs
+from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
 
 BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock

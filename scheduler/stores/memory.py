@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Seque
 from functools import partial
 from typing import Any
 
-from scheduler.admission import LaneKey, LaneView, Shortfall, plan
+from scheduler.admission import LaneKey, LaneView, plan
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.ledger import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
+from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import (
     Archive,
@@ -595,20 +596,13 @@ class MemoryStore(Store):
 
     async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         for row in sorted(self._rows.values(), key=lambda row: row.id):
-            if (
-                row.request.job == job
-                and row.state.is_final
-                and not (undelivered and row.delivered)
-            ):
+            is_wanted = row.request.job == job and row.state.is_final
+            if is_wanted and not (undelivered and row.delivered):
                 yield row.finished()
 
     async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
         found = {key: self._keys.get((job, key)) for key in keys}
-        return {key: self._as_known(row) for key, row in found.items() if row is not None}
-
-    @staticmethod
-    def _as_known(row: Row) -> Known:
-        return Known(row.state, row.digest, row.finished().error if row.state.is_final else None)
+        return {key: row.as_known() for key, row in found.items() if row is not None}
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         rows = [self._rows[each] for each in ids if each in self._rows]

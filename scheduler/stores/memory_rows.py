@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from scheduler.admission import Shortfall
 from scheduler.gates import size_of
 from scheduler.ledger import Needs, ReservationState
 from scheduler.request import RequestState, Response
+from scheduler.shortfall import Shortfall
 from scheduler.stats import QueueRow
-from scheduler.stores.base import Finished, NewRequest, Unknown
+from scheduler.stores.base import Finished, Known, NewRequest, Unknown
 from scheduler.stores.lanes import Lane
 
 MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
@@ -95,6 +95,10 @@ class Row:
             self.request, self.lane.key, self.needs[0], self.needs[1], self.expected_nusd,
             self.digest, self.expires_at_ms, tokens=self.tokens,
         )  # fmt: skip
+
+    def as_known(self) -> Known:
+        """What of it tells whether it may be asked again."""
+        return Known(self.state, self.digest, self.error if self.state.is_final else None)
 
     def finished(self) -> Finished:
         """Its outcome."""

@@ -28,12 +28,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
 
 import aiosqlite
 
-from scheduler.admission import LaneKey, Shortfall
+from scheduler.admission import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
 from scheduler.gates import Gates, GateStatus
 from scheduler.plain import logger_of
 from scheduler.request import RequestState
+from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 from scheduler.stores import sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
 from scheduler.stores.base import (

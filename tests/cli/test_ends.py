@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from scheduler import Scheduler
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.batch.input import LineOptions
 from scheduler.batch.source import open_source
 from scheduler.budget import Unit
@@ -23,6 +22,7 @@ from scheduler.cli.runner import BatchRun
 from scheduler.clock import SystemClock
 from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused, StoreError
 from scheduler.money import decimal_usd
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import Stats
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SqliteStore

@@ -18,13 +18,13 @@ import pytest
 from rich.console import Console
 
 from scheduler import Budget, Request, Scheduler, Simulated
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Unit
 from scheduler.cli.exits import report
 from scheduler.cli.progress import progress, why
 from scheduler.cli.status import sentence
 from scheduler.errors import PriceUnknown, ProviderRefused
 from scheduler.plain import about, logger_of, one_line, shell_word
+from scheduler.shortfall import ParkReason, Shortfall
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred\nerror: forged line\r\n\x9b2J\u202egnp\u2066\u200b\u2028\ttab\x7f [bold]:skull: é€"
 ODD = "--x [red]$(touch owned)`touch owned`;'\"\\ é€"

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Budget, Unit
 from scheduler.cli.progress import Snapshot, line, progress, why
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import CapStatus
 
 USD = 1_000_000_000

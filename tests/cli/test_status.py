@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from scheduler.admission import ParkReason, Shortfall
 from scheduler.budget import Unit
 from scheduler.cli.status import sentence
+from scheduler.shortfall import ParkReason, Shortfall
 
 NOW_MS = 1_796_000_000_000
 

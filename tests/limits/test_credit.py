@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.admission import LaneKey, LaneView, ParkReason, plan
+from scheduler.admission import LaneKey, LaneView, plan
 from scheduler.gates import (
     FIRST_PROBE_MS,
     LONGEST_PROBE_MS,
@@ -20,6 +20,7 @@ from scheduler.gates import (
 from scheduler.ledger import Waiter
 from scheduler.providers.credit import affords
 from scheduler.request import Request, RequestState
+from scheduler.shortfall import ParkReason
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
@@ -372,7 +373,7 @@ async def test_a_row_of_an_older_version_is_read_and_one_of_nonsense_is_not():
     assert front.closed.may_probe(T0 + 9)
 
     for wrong in ({"refused": [1]}, {"allowed": "x"}, {"tried": 7}, {"seen": {"m": None}}):
-        fields = dict(zip(Closed.__slots__, front.dump()[-1], strict=True)) | wrong
+        fields = dict(zip(Closed.__slots__, front.dump()[3], strict=True)) | wrong
         with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
             front.load([1.0, 300.0, [], list(fields.values())], T0)
 
@@ -393,7 +394,7 @@ async def test_who_waits_for_credit_is_first_in_line_for_no_money():
     front, gate = Gates({"p": ProviderRules()}).of("p", "m")
     front.closed = Closed("provider_credit", "", 0, 9_000, 30_000, allowed=40)
     shared = account(reserved=95)
-    shared.set_waiter(Waiter(10, 1, 90, 99, 0))
+    shared.waiter = Waiter(10, 1, 90, 99, 0)
     key = LaneKey("p", (shared.id,), 10, True, "m")
     poor = LaneView(
         key, [shared], iter(()), (front, gate), lambda: iter([Waiting(1, 90)]), {1: 90}.get

@@ -38,7 +38,6 @@ from typing import Any
 from unittest import mock
 
 from scheduler import Budget, Request, RequestFuture, Scheduler
-from scheduler.admission import ParkReason
 from scheduler.budget import Unit
 from scheduler.calls import UnderWay, attempt_around
 from scheduler.errors import (
@@ -51,6 +50,7 @@ from scheduler.errors import (
     SchedulerError,
 )
 from scheduler.request import RequestState
+from scheduler.shortfall import ParkReason
 from scheduler.steady import Steady
 from scheduler.stores.base import Outcome, Store, Turn, TurnResult
 from scheduler.stores.process import Process

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from scheduler.admission import LaneKey, ParkReason
+from scheduler.admission import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.request import Request, RequestState, Response, Usage
+from scheduler.shortfall import ParkReason
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,

@@ -2,10 +2,11 @@
 
 import pytest
 
-from scheduler.admission import LaneKey, ParkReason
+from scheduler.admission import LaneKey
 from scheduler.gates import MARGIN_MS, Gates, Heard, ProviderRules, Report
 from scheduler.limits import Limits
 from scheduler.request import Request, RequestState, Tokens
+from scheduler.shortfall import ParkReason
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn
 from scheduler.stores.sqlite import SqliteStore
 
