@@ -24,13 +24,14 @@ from scheduler.billing import (
     Rates,
     Steps,
 )
-from scheduler.errors import PriceUnknown
+from scheduler.errors import PriceUnknown, brief
 from scheduler.hooks import counted, instant_ms
 from scheduler.outputs import (
     DEFAULT_OUTPUT,
     MAX_OUTPUT,
     answers_of,
     bound_output_tokens,
+    is_count_read,
     known_max_output,
     prompt_only,
     stated_output_tokens,
@@ -353,12 +354,15 @@ class _BookTariff:
         for each in candidates:
             if not _GUESSES.isdisjoint(each.guessed):
                 what = (
-                    f"the {_tier(request.body)} tier: the dearest of others stands in"
+                    f"the {brief(_tier(request.body))} tier: what is known of others stands in"
                     if "tier" in each.guessed else "this variant of the model: its own stands in"
                 )  # fmt: skip
                 why = f"no price is known for {what}"
         if not why and not output.is_bound:
-            why = "nothing caps the output"
+            why = (
+                "nothing caps the output" if is_count_read(request)
+                else "how many answers it asks for cannot be read as a number"
+            )  # fmt: skip
         if not why and not all(each.is_complete for each in candidates):
             why = "the model also bills by what has no price here"
         likely = rates.plain_nusd(
@@ -566,8 +570,10 @@ def _tier(body: Any) -> str | None:
     for holder in (body, told) if isinstance(told, dict) else (body,):
         for name in _TIERS:
             tier = holder.get(name)
-            if tier is not None and isinstance(tier, str):
-                return tier.lower().removeprefix("service_tier_")
+            if isinstance(tier, str):
+                named = tier.lower().removeprefix("service_tier_")
+                if named not in _STANDARD_TIERS:
+                    return named
     usage = body.get("usage")  # Anthropic's; its tier there is about capacity that is paid before
     speed = usage.get("speed") if isinstance(usage, dict) else None
     return speed.lower() if isinstance(speed, str) else None

@@ -409,6 +409,30 @@ def test_a_dearer_tier_that_the_catalogue_has_no_price_for_costs_the_most_of_oth
         assert "tier" in quote.why_unbound
 
 
+@pytest.mark.parametrize(
+    ("tier", "is_bound"), [("flex", True), ("auto", True), ("ultra", False), ("x" * 9_999, False)]
+)
+def test_a_tier_that_nobody_knows_is_no_bound(tier, is_bound):
+    quote = BOOK.tariff("openai").quote(
+        Request.chat("gpt-4o", "hi", max_tokens=5, service_tier=tier)
+    )
+
+    assert quote.is_bound is is_bound
+    assert len(quote.why_unbound) < 500
+    assert is_bound or "tier" in quote.why_unbound
+
+
+def test_a_standard_speed_hides_no_dear_tier():
+    tariff = BOOK.tariff("openai")
+    dear = {"max_tokens": 5, "service_tier": "priority"}
+    alone, beside = (
+        tariff.quote(Request.chat("gpt-4o", "hi", **dear, **more))
+        for more in ({}, {"speed": "standard"})
+    )
+
+    assert beside.ceiling_nusd >= alone.ceiling_nusd
+
+
 def test_what_an_answer_says_of_its_tier_is_billed_wherever_it_says_it():
     usage = Usage(1000, 1000)
     tariff, asked = BOOK.tariff("anthropic"), {"speed": "fast", "max_tokens": 50}
