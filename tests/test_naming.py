@@ -326,3 +326,26 @@ def test_a_function_of_others_is_not_called_past_a_rule(model, prices):
 
     run(main())
     assert router.called == []
+
+
+@pytest.mark.parametrize("more", [{"extra_body": {"models": ["openai/gpt-4o"]}},
+                                  {"models": ["openai/gpt-4o"]}])  # fmt: skip
+def test_a_function_of_others_is_not_called_for_models_that_may_answer_past_a_rule(more):
+    called = []
+
+    async def acompletion(model, messages, max_tokens=None, **kwargs):
+        called.append(model)
+
+    async def main():
+        from scheduler import BudgetExceeded, Scheduler
+
+        budget = Budget("big", "$0", models=["gpt-4*"])
+        prices = {"llama": "1/2", "openai/gpt-4o": "1/2"}
+        options = {"providers": Bench(), "prices": prices, "on_exceeded": "raise"}
+        async with Scheduler(budgets=budget, **options) as s:
+            messages = [{"role": "user", "content": "hi"}]
+            with pytest.raises(BudgetExceeded):
+                await s.call(acompletion, model="llama", messages=messages, max_tokens=5, **more)
+
+    run(main())
+    assert called == []

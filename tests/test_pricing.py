@@ -422,6 +422,18 @@ def test_a_tier_that_nobody_knows_is_no_bound(tier, is_bound):
     assert is_bound or "tier" in quote.why_unbound
 
 
+def test_a_dear_tier_that_was_not_granted_is_not_billed():
+    request = Request.chat("gpt-4o", "hi", max_tokens=5, service_tier="priority")
+    tariff, usage = BOOK.tariff("openai"), Usage(1000, 1000)
+    granted, refused = (
+        tariff.cost_nusd(request, Answer({"service_tier": tier}, usage=usage))
+        for tier in ("priority", "default")
+    )
+
+    assert refused == tariff.cost_nusd(Request.chat("gpt-4o", "hi"), Answer({}, usage=usage))
+    assert refused < granted
+
+
 def test_a_standard_speed_hides_no_dear_tier():
     tariff = BOOK.tariff("openai")
     dear = {"max_tokens": 5, "service_tier": "priority"}
