@@ -50,6 +50,7 @@ from scheduler.money import decimal_usd, format_usd, usd
 from scheduler.plain import about, shell_word
 
 MAX_SHOWN_CHARS = 100  # of a value somebody gave
+MAX_NAMED = 10  # of the names there are
 MAX_PROBLEM_CHARS = 1_000
 
 
@@ -255,9 +256,9 @@ class KeyConflict(RequestRejected):
         self.key, self.job = key, job
 
     def __str__(self) -> str:
-        where = f" in job {self.job!r}" if self.job else ""
+        where = f" in job {brief(self.job)}" if self.job else ""
         return (
-            f"key {self.key!r} was used before{where} for a request with another body; nothing "
+            f"key {brief(self.key)} was used before{where} for a request with another body; nothing "
             "was sent. Use a new key for a new question"
         )
 
@@ -270,10 +271,12 @@ class PriceUnknown(RequestRejected):
         self.model, self.provider, self.hint = model, provider, hint
 
     def __str__(self) -> str:
-        at, model = f" at {self.provider}" if self.provider else "", self.model or "MODEL"
-        hint = f" ({self.hint})" if self.hint else ""
+        at = f" at {cut(self.provider, MAX_SHOWN_CHARS)}" if self.provider else ""
+        hint = f" ({cut(self.hint, MAX_PROBLEM_CHARS)})" if self.hint else ""
+        is_long = len(self.model) > MAX_SHOWN_CHARS  # nobody would copy that
+        model = "MODEL" if is_long else self.model or "MODEL"
         return (
-            f"no price is known for model {self.model!r}{at}{hint}; nothing was sent. Set one, in USD "
+            f"no price is known for model {brief(self.model)}{at}{hint}; nothing was sent. Set one, in USD "
             f"per million tokens in and out: scheduler prices set "
             f"{about(model, ' --in 0.10 --out 0.20')}, or --price {shell_word(f'{model}=0.10/0.20')} "
             "for one run"
@@ -288,13 +291,15 @@ class BudgetUnknown(RequestRejected):
         self.name, self.known = name, known
 
     def __str__(self) -> str:
-        known = ", ".join(map(repr, self.known)) or "none"
+        known = ", ".join(map(repr, self.known[:MAX_NAMED])) or "none"
+        if len(self.known) > MAX_NAMED:
+            known += f" and {len(self.known) - MAX_NAMED:,} more"
         if self.name is None:
             return (
                 f"the request names no budget and there are several ({known}); nothing was sent. "
                 "Name one, call one of them 'default', or pass budget=() to draw on none"
             )
-        return f"no budget is named {self.name!r} (there are: {known}); nothing was sent"
+        return f"no budget is named {brief(self.name)} (there are: {known}); nothing was sent"
 
 
 class QueueFull(RequestRejected):

@@ -20,20 +20,24 @@ from typing import NamedTuple
 
 # Who may stand before a colon or a slash, with the names that mean the same.
 _PLACES = (
-    {"openai"}, {"anthropic"}, {"azure"}, {"gemini", "google", "google_ai_studio"},
+    {"openai"}, {"anthropic"}, {"azure", "azure_ai", "azure_openai"},
+    {"gemini", "google", "google_ai_studio", "google-gla", "google_genai"},
     {"openrouter"}, {"groq"}, {"mistral", "mistralai"}, {"together", "together_ai", "togethercomputer"},
-    {"deepseek", "deepseek-ai"}, {"xai", "x-ai"}, {"bedrock", "aws", "bedrock_converse"},
-    {"vertex_ai", "vertex"}, {"fireworks", "fireworks_ai"}, {"cohere"}, {"perplexity"}, {"vllm"},
+    {"deepseek", "deepseek-ai"}, {"xai", "x-ai"},
+    {"bedrock", "aws", "bedrock_converse", "amazon-bedrock"},
+    {"vertex_ai", "vertex", "vertex_ai_beta", "google-vertex"},
+    {"fireworks", "fireworks_ai"}, {"cohere"}, {"perplexity"}, {"vllm"},
     {"ollama", "ollama_chat"}, {"meta", "meta-llama"}, {"moonshot", "moonshotai"}, {"zai", "z-ai"},
 )  # fmt: skip
 _SAME = {name: frozenset(place) for place in _PLACES for name in place}
 
 # What a gateway or a server takes behind a colon, without its being another model.
 _VARIANT = re.compile(
-    r":(?:free|nitro|floor|beta|extended|thinking|online|exacto|latest|cloud)$", re.IGNORECASE
+    r"(?::(?:free|nitro|floor|beta|extended|thinking|online|exacto|latest|cloud))+$", re.IGNORECASE
 )
 _DATED = re.compile(
-    r"(?:-latest|[-@]20\d\d-[01]\d-[0-3]\d|[-@]20\d\d[01]\d[0-3]\d)(?:-v\d+)?(?::\d+)?$"
+    r"(?:-latest|[-@]20\d\d-[01]\d-[0-3]\d|[-@]20\d\d[01]\d[0-3]\d|[-@]00\d|"
+    r"-[0-2]\d[0-3]\d|-preview-[01]\d-(?:20)?\d\d)(?:-v\d+)?(?::\d+)?$"
 )
 # Bedrock: a region, and who made it.
 _MADE_BY = re.compile(

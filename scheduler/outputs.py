@@ -79,6 +79,11 @@ def answers_of(request: Request) -> int:
     return _answers(request)[0]
 
 
+def is_count_read(request: Request) -> bool:
+    """Whether the body says how many answers it asks for in a way that can be read."""
+    return _answers(request)[1]
+
+
 def _answers(request: Request) -> tuple[int, bool]:
     """How many answers are generated; whether the body says it in a way that can be read."""
     settings, answers, is_readable = _settings(request), 1, True
@@ -98,28 +103,44 @@ def stated_output_tokens(request: Request) -> int:
 
 
 def _stated_cap(request: Request) -> int:
+    """The output cap of each answer; 0: none that is sure to be read as one.
+
+    Of several, servers differ in which they follow. One that may mean "no limit" (-1, a word) takes
+    the others' place.
+    """
     cap, settings = 0, _settings(request)
     for name in _CAPS.get(request.url, _ALL_CAPS):
         value = settings.get(name)
         if value is not None:
-            cap = max(cap, count_of(value) or 0)
-    return cap + _thoughts_beside(settings, cap) if cap else 0
+            count = count_of(value)
+            if count is None or count <= 0:
+                return 0
+            cap = max(cap, count)
+    if not cap:
+        return 0
+    beside = _thoughts_beside(settings, cap)
+    return 0 if beside is None else cap + beside
 
 
-def _thoughts_beside(settings: Mapping[str, Any], cap: int) -> int:
-    """Tokens for thinking that the cap may not count.
+def _thoughts_beside(settings: Mapping[str, Any], cap: int) -> int | None:
+    """Tokens for thinking that the cap may not count; None: that cannot be read.
 
     Alibaba's cap is taken not to count them where a budget is set, which its pages leave open;
     Anthropic's does, but lets the budget be larger than the cap where thoughts and tools
     alternate, over all turns that these take.
     """
-    if "thinking_budget" in settings:
-        return max(0, count_of(settings["thinking_budget"]) or 0)
+    budget = settings.get("thinking_budget")
+    if budget is not None:
+        count = count_of(budget)
+        return None if count is None or count < 0 else count
     thinking = settings.get("thinking")
-    if not isinstance(thinking, Mapping):
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    if budget is None:
         return 0
-    budget = count_of(thinking.get("budget_tokens")) or 0
-    return budget if budget >= cap else 0
+    count = count_of(budget)
+    if count is None or count < 0:
+        return None
+    return count if count >= cap else 0
 
 
 def _settings(request: Request) -> Mapping[str, Any]:

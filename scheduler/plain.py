@@ -68,7 +68,11 @@ def _escaped(char: str) -> str:
         return _ESCAPES[char]
     if char.isprintable():
         return char
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+    is_byte = (
+        "\udc80" <= char <= "\udcff"
+    )  # one of an argument that is no UTF-8; else half a character
+    encoded = char.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in encoded)
 
 
 def command(*words: str) -> str:

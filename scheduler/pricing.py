@@ -24,13 +24,14 @@ from scheduler.billing import (
     Rates,
     Steps,
 )
-from scheduler.errors import PriceUnknown
+from scheduler.errors import PriceUnknown, brief
 from scheduler.hooks import counted, instant_ms
 from scheduler.outputs import (
     DEFAULT_OUTPUT,
     MAX_OUTPUT,
     answers_of,
     bound_output_tokens,
+    is_count_read,
     known_max_output,
     prompt_only,
     stated_output_tokens,
@@ -240,10 +241,10 @@ class PriceBook:
             return told
         if bare_name(told) == bare_name(asked):
             return asked
-        try:
-            listing = find(told, price_source, None) if len(told) <= MAX_NAME else None
-        except PriceUnknown:  # at several prices
-            listing = None
+        listing = self._known(told, price_source)
+        if listing is None and "/" in told:  # who serves it may stand before its name there
+            told = told.rpartition("/")[2]
+            listing = self._known(told, price_source)
         if listing is None:
             return asked if bare_name(told).startswith(bare_name(asked)) else ""
         try:
@@ -251,6 +252,13 @@ class PriceBook:
         except PriceUnknown:
             is_same = False
         return asked if is_same else told
+
+    @staticmethod
+    def _known(told: str, price_source: str | None) -> Listing | None:
+        try:
+            return find(told, price_source, None) if len(told) <= MAX_NAME else None
+        except PriceUnknown:  # at several prices
+            return None
 
     def _at_ms(self) -> int:
         return _now_ms() if self._now_ms is None else instant_ms(self._now_ms, _now_ms)
@@ -353,12 +361,15 @@ class _BookTariff:
         for each in candidates:
             if not _GUESSES.isdisjoint(each.guessed):
                 what = (
-                    f"the {_tier(request.body)} tier: the dearest of others stands in"
+                    f"the {brief(_tier(request.body))} tier: what is known of others stands in"
                     if "tier" in each.guessed else "this variant of the model: its own stands in"
                 )  # fmt: skip
                 why = f"no price is known for {what}"
         if not why and not output.is_bound:
-            why = "nothing caps the output"
+            why = (
+                "nothing caps the output" if is_count_read(request)
+                else "how many answers it asks for cannot be read as a number"
+            )  # fmt: skip
         if not why and not all(each.is_complete for each in candidates):
             why = "the model also bills by what has no price here"
         likely = rates.plain_nusd(
@@ -559,15 +570,21 @@ def _keeps_long(value: Any, depth: int = 0) -> bool:
 
 
 def _tier(body: Any) -> str | None:
-    """The service tier or speed a body names, if it is not the standard one."""
+    """The service tier or speed a body names: of several the first that is not the standard one."""
     if not isinstance(body, dict):
         return None
+    standard = None
     told = body.get("usageMetadata")  # where Google's answers tell it
     for holder in (body, told) if isinstance(told, dict) else (body,):
         for name in _TIERS:
             tier = holder.get(name)
-            if tier is not None and isinstance(tier, str):
-                return tier.lower().removeprefix("service_tier_")
+            if isinstance(tier, str):
+                named = tier.lower().removeprefix("service_tier_")
+                if named not in _STANDARD_TIERS:
+                    return named
+                standard = standard or named
+    if standard is not None:
+        return standard
     usage = body.get("usage")  # Anthropic's; its tier there is about capacity that is paid before
     speed = usage.get("speed") if isinstance(usage, dict) else None
     return speed.lower() if isinstance(speed, str) else None

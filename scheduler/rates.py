@@ -49,6 +49,8 @@ _HOURS = ("audio_hours", "input_audio_hours")  # of sound, the latter a part of 
 # does not tell: OpenAI's page on priority processing (gpt-5.5), Anthropic's on fast mode (Opus 4.6),
 # November 2026.
 _DEARER_TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
+# Those that cost no more than the standard one, listed or not; of any other nobody knows.
+_NO_DEARER_TIERS = ("batch", "flex", "on_demand", "scale")
 # What providers are known to ask more for than for text.
 _DEAR_KINDS = ("input_audio_mtok", "output_audio_mtok", "output_image_mtok", "output_video_mtok")
 # Their lists name a price for sound wherever it differs from that of text.
@@ -219,8 +221,9 @@ class Listing:
         )
         if self._guess:
             rates = rates.times(Decimal(1), self._guess)
-        dearer = _DEARER_TIERS.get(self._tier or "")
-        return rates if dearer is None or self._lists_tier() else rates.times(dearer, "tier")
+        if self._tier is None or self._tier in _NO_DEARER_TIERS or self._lists_tier():
+            return rates
+        return rates.times(_DEARER_TIERS.get(self._tier, Decimal(1)), "tier")
 
     def _lists_tier(self) -> bool:
         """Whether the catalogue has a price for the tier, be it one that starts later."""

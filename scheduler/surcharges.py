@@ -13,6 +13,7 @@
 
     OpenRouter  models, fallbacks                openrouter.ai/docs, guides/routing/model-fallbacks: at
                                                  the price of the model that answered, told in `model`
+                preset                           guides/features/presets: may name models of its own
     Anthropic   fallbacks                        build-with-claude/refusals-and-fallback: each attempt
                                                  at its own model's price, told in usage.iterations
     Anthropic, OpenAI  context_management        build-with-claude/compaction: a pass of its own over
@@ -34,7 +35,7 @@ from scheduler.counting import bare_name, listed
 from scheduler.request import Quote
 
 RAISING = frozenset({
-    "context_management", "inference_geo", "models", "fallbacks", "route", "provider",
+    "context_management", "inference_geo", "models", "fallbacks", "route", "provider", "preset",
 })  # fmt: skip
 """Fields of a body that may make the call dearer than its model's price."""
 
@@ -142,6 +143,8 @@ def others_of(body: Mapping[str, Any]) -> Others:
     names.pop(str(body.get("model")), None)
     if body.get("route") is not None and not names:
         why = why or "route lets models answer that it does not name"
+    if body.get("preset"):
+        why = why or "a preset may name other models, which this body does not"
     if body.get("provider"):
         why = why or "provider chooses among those who serve the model, at different prices"
     return Others(tuple(names), bool(body.get("fallbacks")), why)

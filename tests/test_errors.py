@@ -143,3 +143,28 @@ def test_every_error_is_documented_shown_in_the_tree_and_tried_here():
         assert each.__doc__, each
         assert each.__name__ in (errors.__doc__ or ""), each
         assert each in tried or each.__subclasses__(), each
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "name", [HALF, "\udcff", "\0", "x" * 200_000, "é" * 101, "\u202e"], ids=ascii
+)
+@pytest.mark.parametrize("make", [PriceUnknown, lambda name: PriceUnknown("m", name),
+                                  lambda name: PriceUnknown("m", "p", name),
+                                  BudgetUnknown, KeyConflict])  # fmt: skip
+def test_whatever_a_name_is_an_error_can_say_it(make, name):
+    words = str(make(name))
+
+    assert words
+    assert len(words) < 2_000
+
+
+def test_of_ten_thousand_budgets_some_are_named():
+    known = tuple(f"user-{number}" for number in range(10_000))
+
+    for error in (BudgetUnknown("eve", known), BudgetUnknown(None, known)):
+        assert "'user-0', 'user-1'" in str(error)
+        assert "and 9,990 more" in str(error)
+        assert len(str(error)) < 500

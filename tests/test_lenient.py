@@ -70,6 +70,31 @@ def test_a_cap_that_cannot_be_read_is_none(odd):
     assert bound_output_tokens(request, 7_000) == (7_000, True)
 
 
+@pytest.mark.parametrize("odd", [*UNREADABLE, -1, 0, "-1", -0.5], ids=lambda odd: repr(odd)[:20])
+@pytest.mark.parametrize("names", [("max_tokens", "max_completion_tokens"),
+                                   ("max_completion_tokens", "max_tokens")])  # fmt: skip
+def test_a_cap_that_may_mean_none_takes_the_place_of_the_other(names, odd):
+    request = asking(**dict(zip(names, (5, odd), strict=True)))
+
+    assert not TARIFF.quote(request).is_bound
+    assert bound_output_tokens(request, 7_000) == (7_000, True)
+    assert stated_output_tokens(request) == 0
+
+
+@pytest.mark.parametrize("odd", [*UNREADABLE, -1, "-1"], ids=lambda odd: repr(odd)[:20])
+def test_thoughts_whose_number_cannot_be_read_have_no_bound(odd):
+    for body in ({"thinking_budget": odd}, {"thinking": {"budget_tokens": odd}}):
+        request = asking(max_tokens=5, **body)
+
+        assert not TARIFF.quote(request).is_bound
+        assert bound_output_tokens(request, 7_000) == (7_000, True)
+
+
+def test_a_quote_says_what_could_not_be_read():
+    assert "how many answers" in TARIFF.quote(asking(n="many", max_tokens=5)).why_unbound
+    assert "caps the output" in TARIFF.quote(asking(max_tokens="many")).why_unbound
+
+
 @pytest.mark.parametrize("five", FIVE, ids=repr)
 def test_calls_of_a_hosted_tool_are_read_alike(five):
     tools = [{"type": "web_search_20250305", "name": "web_search", "max_uses": five}]

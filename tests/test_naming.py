@@ -46,6 +46,20 @@ from tests.conftest import Bench
         ("us.anthropic.claude-sonnet-4-20250514-v1:0", "claude-sonnet-4", True),
         ("bedrock/anthropic.claude-sonnet-4-20250514-v1:0", "bedrock/claude-*", True),
         ("mistralai/mistral-large", "mistral/mistral-large", True),
+        ("openai/gpt-4o:online:nitro", "gpt-4o", True),
+        ("gpt-3.5-turbo-0125", "gpt-3.5-turbo", True),
+        ("xai/grok-4-0709", "grok-4", True),
+        ("mistral-large-2411", "mistral-large", True),
+        ("gemini-2.5-flash-001", "gemini-2.5-flash", True),
+        ("gemini-2.5-flash-preview-05-20", "gemini-2.5-flash", True),
+        ("gemini-2.5-flash-preview-09-2025", "gemini-2.5-flash", True),
+        ("google-vertex:gemini-2.5-flash", "vertex_ai/gemini-*", True),
+        ("google_genai:gemini-2.5-flash", "google/gemini-*", True),
+        ("azure_ai/gpt-4o", "azure/gpt-4o", True),
+        ("gemini-2.5-flash-lite-001", "gemini-2.5-flash", False),
+        ("gpt-4-1106-preview", "gpt-4", False),
+        ("llama3-70b-8192", "llama3-70b", False),
+        ("qwen3-235b-a22b-2507", "qwen3-235b", False),
         ("llama3:8b", "llama3:8b", True),
         ("llama3:latest", "llama3", True),
         ("anything", "*", True),
@@ -326,3 +340,26 @@ def test_a_function_of_others_is_not_called_past_a_rule(model, prices):
 
     run(main())
     assert router.called == []
+
+
+@pytest.mark.parametrize("more", [{"extra_body": {"models": ["openai/gpt-4o"]}},
+                                  {"models": ["openai/gpt-4o"]}])  # fmt: skip
+def test_a_function_of_others_is_not_called_for_models_that_may_answer_past_a_rule(more):
+    called = []
+
+    async def acompletion(model, messages, max_tokens=None, **kwargs):
+        called.append(model)
+
+    async def main():
+        from scheduler import BudgetExceeded, Scheduler
+
+        budget = Budget("big", "$0", models=["gpt-4*"])
+        prices = {"llama": "1/2", "openai/gpt-4o": "1/2"}
+        options = {"providers": Bench(), "prices": prices, "on_exceeded": "raise"}
+        async with Scheduler(budgets=budget, **options) as s:
+            messages = [{"role": "user", "content": "hi"}]
+            with pytest.raises(BudgetExceeded):
+                await s.call(acompletion, model="llama", messages=messages, max_tokens=5, **more)
+
+    run(main())
+    assert called == []

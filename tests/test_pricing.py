@@ -409,6 +409,42 @@ def test_a_dearer_tier_that_the_catalogue_has_no_price_for_costs_the_most_of_oth
         assert "tier" in quote.why_unbound
 
 
+@pytest.mark.parametrize(
+    ("tier", "is_bound"), [("flex", True), ("auto", True), ("ultra", False), ("x" * 9_999, False)]
+)
+def test_a_tier_that_nobody_knows_is_no_bound(tier, is_bound):
+    quote = BOOK.tariff("openai").quote(
+        Request.chat("gpt-4o", "hi", max_tokens=5, service_tier=tier)
+    )
+
+    assert quote.is_bound is is_bound
+    assert len(quote.why_unbound) < 500
+    assert is_bound or "tier" in quote.why_unbound
+
+
+def test_a_dear_tier_that_was_not_granted_is_not_billed():
+    request = Request.chat("gpt-4o", "hi", max_tokens=5, service_tier="priority")
+    tariff, usage = BOOK.tariff("openai"), Usage(1000, 1000)
+    granted, refused = (
+        tariff.cost_nusd(request, Answer({"service_tier": tier}, usage=usage))
+        for tier in ("priority", "default")
+    )
+
+    assert refused == tariff.cost_nusd(Request.chat("gpt-4o", "hi"), Answer({}, usage=usage))
+    assert refused < granted
+
+
+def test_a_standard_speed_hides_no_dear_tier():
+    tariff = BOOK.tariff("openai")
+    dear = {"max_tokens": 5, "service_tier": "priority"}
+    alone, beside = (
+        tariff.quote(Request.chat("gpt-4o", "hi", **dear, **more))
+        for more in ({}, {"speed": "standard"})
+    )
+
+    assert beside.ceiling_nusd >= alone.ceiling_nusd
+
+
 def test_what_an_answer_says_of_its_tier_is_billed_wherever_it_says_it():
     usage = Usage(1000, 1000)
     tariff, asked = BOOK.tariff("anthropic"), {"speed": "fast", "max_tokens": 50}

@@ -190,6 +190,9 @@ def billed(tariff, asked, told_name, **body):
         (MINI, "gpt-4o-2024-11-20", "gpt-4o"),
         (MINI, "gpt-4o-mini-2024-07-18", MINI),
         (MINI, "openai/gpt-4o-mini", MINI),
+        (MINI, "openai/gpt-4o", "gpt-4o"),
+        (MINI, "azure/GPT-4o-2024-08-06", "gpt-4o"),
+        (MINI, "a/name/nobody-knows", MINI),
         (MINI, None, MINI),
         (MINI, "", MINI),
         (MINI, 7, MINI),
@@ -228,6 +231,13 @@ def test_a_price_of_the_users_own_for_who_answered_is_taken():
 
 
 # Who else may answer
+
+
+def test_a_preset_may_name_models_that_the_body_does_not():
+    quote = ROUTER.quote(chat("openai/gpt-4o", max_tokens=5, preset="mine"))
+
+    assert not quote.is_bound
+    assert "preset" in quote.why_unbound
 
 
 def test_models_that_may_answer_are_quoted_at_the_dearest_and_are_a_bound():

@@ -21,8 +21,12 @@ TELLING = (
     "model", *_PROMPTS, "system", "instructions", "suffix", "tools", "functions", "tool_choice",
     "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "response_format",
     "reasoning_effort", "service_tier", "stream", "modalities", "audio", "prediction",
-    "web_search_options", "max_tool_calls", "dimensions",
+    "web_search_options", "max_tool_calls", "dimensions", "num_completions", "thinking",
+    "thinking_budget", "speed", "inference_geo", "models", "route", "preset", "plugins",
+    "context_management",
 )  # fmt: skip
+# Told in a body only: as arguments libraries give these names a meaning of their own.
+_IN_BODIES = (*TELLING, "fallbacks", "provider")
 _GOOGLE_CONFIG = (
     "maxOutputTokens", "candidateCount", "systemInstruction", "tools", "responseModalities",
 )  # fmt: skip
@@ -56,7 +60,7 @@ def read_arguments(function: Callable[..., Any], call: partial[Any]) -> Request:
         )
     extra = said.get("extra_body")
     if isinstance(extra, Mapping):
-        body |= {each: _plain(extra[each]) for each in TELLING if each in extra}
+        body |= {each: _plain(extra[each]) for each in _IN_BODIES if each in extra}
     if "contents" in body:
         body |= _google_config(said.get("config"))
     package = name.partition(".")[0]

@@ -8,6 +8,7 @@ import gc
 import io
 import threading
 from contextvars import ContextVar
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from scheduler import (
     SchedulerClosed,
     Simulated,
 )
+from scheduler.adapters.arguments import read_arguments
 from scheduler.calls import UnderWay
 from scheduler.money import usd
 from scheduler.testing import VirtualClock, run
@@ -685,3 +687,24 @@ def test_work_that_goes_on_from_call_to_call_keeps_none_of_them():
 
     s = None
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("speed", "fast"), ("inference_geo", "us"), ("thinking_budget", 9_000),
+        ("thinking", {"type": "enabled", "budget_tokens": 9_000}), ("plugins", [{"id": "web"}]),
+        ("models", ["openai/gpt-4o"]), ("preset", "mine"), ("num_completions", 5),
+        ("context_management", {"edits": [{"type": "compact_20260112"}]}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_extra", [False, True])
+def test_an_argument_that_makes_a_call_dearer_is_read(name, value, is_extra):
+    more = {"extra_body": {name: value}} if is_extra else {name: value}
+    call = partial(fake_completion, model="m", messages=[], max_tokens=5, **more)
+
+    assert read_arguments(fake_completion, call).body[name] == value
+
+
+async def fake_completion(**arguments):
+    """Never called."""

@@ -124,6 +124,14 @@ LOOKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("\udcff", r"$'\xff'"), ("\ud800", r"$'\xed\xa0\x80'"), ("a\ud83d", r"$'a\xed\xa0\xbd'")],
+)
+def test_half_a_character_and_bytes_that_are_none_are_words_of_a_shell(text, word):
+    assert shell_word(text) == word
+
+
 @pytest.mark.parametrize("words", LOOKS, ids=lambda words: one_line(" ".join(words))[:30])
 @pytest.mark.parametrize("debug", ["", "1"], ids=["", "debug"])
 def test_every_command_prints_hostile_names_as_plain_lines(hostile_store, words, debug):
