@@ -58,12 +58,14 @@ class UnderWay:
         request_id: Whose attempt it is.
         outer: The attempt within which it was made; None: within none.
         is_live: Whether it lasts. A task that was begun within it may live longer.
+        has_waited: Not for its provider alone: for calls within it, or for its reader.
     """
 
-    __slots__ = ("is_live", "outer", "owner", "request_id")
+    __slots__ = ("has_waited", "is_live", "outer", "owner", "request_id")
 
     def __init__(self, owner: object, request_id: int) -> None:
         self.owner, self.request_id, self.is_live = owner, request_id, True
+        self.has_waited = False
         self.outer: UnderWay | None = _under_way.get()
         while self.outer is not None and not self.outer.is_live:
             self.outer = self.outer.outer  # it would be kept for nothing
@@ -84,6 +86,15 @@ def attempt_around(owner: object) -> UnderWay | None:
     while attempt is not None and not (attempt.owner is owner and attempt.is_live):
         attempt = attempt.outer
     return attempt
+
+
+def caller_of_one_more(owner: object) -> UnderWay | None:
+    """`attempt_around` for a request that is submitted: whoever makes it may wait for it."""
+    attempt = _under_way.get()
+    while attempt is not None:
+        attempt.has_waited = True
+        attempt = attempt.outer
+    return attempt_around(owner)
 
 
 def is_within_call(owner: object) -> bool:

@@ -133,6 +133,9 @@ class Flight:
                 call.provider, self._intake.tariff(provider), call.claimed,
                 retry, self._clock.now_ms, send, self._tries,
             )  # fmt: skip
+        report = call.ended.settlement.report
+        if report is not None:
+            report.is_timed = not call.attempt.has_waited
 
     def _over(self, call: Call, task: asyncio.Task[None]) -> None:
         """A call's task has ended, in whatever way."""

@@ -17,7 +17,7 @@ from functools import partial
 from scheduler import events
 from scheduler.admission import LaneKey
 from scheduler.alarm import Alarm
-from scheduler.calls import Attempt, attempt_around, settled
+from scheduler.calls import Attempt, caller_of_one_more, settled
 from scheduler.clock import Clock
 from scheduler.declared import follow
 from scheduler.elsewhere import Elsewhere
@@ -136,7 +136,7 @@ class Pump:
     def submit(self, new: NewRequest) -> RequestFuture:
         """Queue a request in the next transaction; its call runs in the context that is now."""
         new.is_kept = True
-        caller = attempt_around(self.store)
+        caller = caller_of_one_more(self.store)
         if caller is None:
             future = RequestFuture(new.request, new.lane, self, self._loop)
         else:

@@ -74,6 +74,8 @@ class Resting:
                 call.end_rest = pace.back = partial(self._end, call)
                 self._count(call, 1)
                 has_rested = True
+                if call.attempt is not None:
+                    call.attempt.has_waited = True
                 if pace.busy_since_s is None:  # it was asked in this moment, in another thread
                     call.end_rest()
         if has_rested:

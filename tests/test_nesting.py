@@ -25,6 +25,7 @@ from scheduler import (
     HeldByCallers,
     Limits,
     Quote,
+    RateLimited,
     Request,
     Scheduler,
     SchedulerClosed,
@@ -222,6 +223,36 @@ def test_rates_hold_for_inner_calls_too():
         assert all(b - a >= 900 for a, b in itertools.pairwise(begun))
 
     run(main())
+
+
+def test_what_a_call_waits_for_besides_its_provider_slows_nobody_down():
+    provider = Bench()
+    s = Scheduler(
+        budgets=Budget("team", "$0.0000001/hour"), providers=provider, clock=VirtualClock()
+    )
+    refusals = [RateLimited(429, "busy", retry_after_ms=500)]
+
+    async def before(request):
+        if refusals:
+            raise refusals.pop()
+        if request.body.get("is_outer"):
+            await s.submit(ask(ceiling=100, budget="team"))
+
+    async def main():
+        provider.before = before
+        async with s:
+            await s.run(ask(ceiling=0, cost=0))  # from now on as evenly as calls take
+            await s.run(ask(cost=100, budget="team"))
+            await s.run(ask(ceiling=0, cost=0, is_outer=True))
+            waited_s = asyncio.get_running_loop().time()
+            for _ in range(10):
+                await s.run(ask(ceiling=0, cost=0, seconds=1))
+            return waited_s, asyncio.get_running_loop().time() - waited_s
+
+    waited_s, took_s = run(main())
+
+    assert waited_s > 600
+    assert took_s < 30
 
 
 def test_an_inner_call_of_a_key_that_waits_outside_takes_it_along():

@@ -105,8 +105,9 @@ class Gate(Metered):
         self._refusals = 0
         if mark is None:
             return
-        latency_ms = max(0, report.at_ms - mark.at_ms)
-        self._latency_ms += LATENCY_WEIGHT * (latency_ms - self._latency_ms)
+        if report.is_timed:
+            latency_ms = max(0, report.at_ms - mark.at_ms)
+            self._latency_ms += LATENCY_WEIGHT * (latency_ms - self._latency_ms)
         self._answers += 1
         if self.window < self.cap and mark.running >= USED * self.window:
             self._since_peak += 1

@@ -38,6 +38,7 @@ class Report:
         size: What was asked for, as `size_of` tells it.
         affords: What size there is credit for, where a refusal says so; None: it does not.
         is_free: Whether it provably cost nothing.
+        is_timed: Whether it took as long as the provider did; False: it waited for others, too.
     """
 
     request_id: int
@@ -52,6 +53,7 @@ class Report:
     size: int = 0
     affords: int | None = None
     is_free: bool = False
+    is_timed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
