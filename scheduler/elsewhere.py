@@ -63,8 +63,7 @@ class Elsewhere:
             if finished.is_unsent:
                 self._submit_again(finished.id)  # somebody here still wants it
             else:
-                for each in self._waiters.take(finished.id):
-                    each.finish(finished)
+                self._waiters.finish(finished)
         mine = await self._store.still_mine(waiting)
         for request_id in waiting:
             if request_id in mine or request_id in self._requests:
@@ -86,12 +85,11 @@ class Elsewhere:
             if finished.is_unsent:
                 continue  # nobody there wants it any more; somebody here does
             self._requests.pop(finished.id, None)
-            for future in self._waiters.take(finished.id):
-                future.finish(finished)
+            self._waiters.finish(finished)
         requests, self._requests = self._requests, {}
         for request_id, callers in requests.items():
-            for future in self._waiters.take(request_id):
-                if isinstance(future, RequestFuture) and future in callers:
+            for future in self._waiters.take_some(request_id, callers):
+                if isinstance(future, RequestFuture):
                     self._queue(callers[future], future)
 
     async def follow(self, now_ms: int, give_up: Callable[[int, RequestFuture], None]) -> None:

@@ -351,6 +351,9 @@ class Pump:
                 self.tally.end_waiting(RequestState.CANCELLED)
                 self._tries.forget(request_id)
                 self._waiters.take(request_id)
+        for finished in result.answered:
+            self._tries.forget(finished.id)
+            self._waiters.finish(finished)
         position = len(inbox)
         for (new, future), submitted in zip(inbox, result.submitted, strict=False):
             self._submitted(new, future, submitted)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextvars import Context
 
 from scheduler.admission import LaneKey
 from scheduler.future import RequestFuture
 from scheduler.request import Request
+from scheduler.stores.base import Finished
 from scheduler.terms import Terms
 
 
@@ -88,6 +89,23 @@ class Waiters:
         if self.shared:
             self.shared.pop(request_id, None)
         return (first, *self._twins.pop(request_id, ())) if self._twins else (first,)
+
+    def take_some(self, request_id: int, some: Container[Holder]) -> Sequence[Holder]:
+        """Those of them who wait for a request, to be forgotten here; all others wait on."""
+        shared = self.shared.get(request_id)
+        everybody = self.take(request_id)
+        taken = [each for each in everybody if each in some]
+        for each in everybody:
+            if each not in taken:
+                self.add(request_id, each)
+        if shared is not None and request_id in self:
+            self.shared[request_id] = shared
+        return taken
+
+    def finish(self, finished: Finished) -> None:
+        """Tell everybody who waits for a request what became of it."""
+        for each in self.take(finished.id):
+            each.finish(finished)
 
     def ids(self) -> list[int]:
         """The requests that somebody waits for."""

@@ -27,11 +27,13 @@ from scheduler import (
     Scheduler,
     events,
 )
+from scheduler.admission import LaneKey
 from scheduler.errors import ProviderOverloaded
 from scheduler.stores.process import Process
 from scheduler.terms import Terms, together
 from scheduler.testing import VirtualClock, run
 from scheduler.twins import Twins
+from scheduler.waiters import Enqueued, Waiters
 from tests.conftest import Bench, ask
 from tests.simulation.stores import InlineSqlite
 
@@ -488,3 +490,21 @@ def test_without_the_rule_the_first_would_speak_for_all(monkeypatch):
         check("memory", [Caller(0.0), Caller(1.0, patience_s=3.25)], None)
     with pytest.raises(AssertionError):
         check("memory", [Caller(0.0), Caller(1.0, on_exceeded="raise")], 10.0)
+
+
+def test_of_those_who_wait_for_a_request_some_may_be_taken_and_the_others_wait_on():
+    first, second, third = (
+        Enqueued(ask(), LaneKey("bench", (), 10), Terms(10, "wait")) for _ in range(3)
+    )
+    waiters = Waiters()
+    for each in (first, second, third):
+        waiters.add(1, each)
+    waiters.shared[1] = first.request, first.terms
+
+    assert waiters.take_some(1, {second}) == [second]
+
+    assert waiters.holders(1) == [first, third]
+    assert 1 in waiters.shared
+    assert waiters.take_some(1, {first, third}) == [first, third]
+    assert 1 not in waiters
+    assert 1 not in waiters.shared

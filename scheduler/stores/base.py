@@ -347,9 +347,11 @@ class TurnResult:
             alone, whatever happens to it; None: for as long as it lives.
         superseded: Settlements, by reservation, that their requests did not follow, since
             others had taken those back meanwhile; and whether the request lives on.
+        answered: Requests that wait here, and were answered by a process that had been taken
+            for dead, after all.
         was_lost: Others had taken this process for dead: its keys may be theirs now.
         waiting: How many of its requests wait, told when it was lost, or when one was answered
-            that others had queued again; None: as known.
+            that had been queued again, here or by others; None: as known.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -363,6 +365,7 @@ class TurnResult:
     look_again_at_ms: int | None = None
     lease_ms: int | None = None
     superseded: dict[int, bool] = field(default_factory=dict)
+    answered: list[Finished] = field(default_factory=list)
     was_lost: bool = False
     waiting: int | None = None
 

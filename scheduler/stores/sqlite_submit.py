@@ -34,6 +34,7 @@ class Submitting(Settling):
         super().__init__()
         self.worker_id = 0  # 0: not registered, this process has only looked so far
         self._jobs: dict[str, int] = {}
+        self._taken: set[int] = set()  # queued here, and may still be answered elsewhere
 
     def _submit(self, batch: Sequence[NewRequest], now_ms: int) -> list[Submitted]:
         known = self._read_known(batch)
@@ -135,6 +136,11 @@ class Submitting(Settling):
                 " WHERE id = ?)) WHERE id = ?",
                 (request_id, lane_id),
             )
+        if self._db.execute(
+            "SELECT 1 FROM reservations WHERE request_id = ? AND (state = 'suspense' OR is_assumed)",
+            (request_id,),
+        ).fetchone():
+            self._taken.add(request_id)
         lane = self._lane(new.lane)
         mark_ms = self._enqueue(lane, request_id, new, now_ms)
         self._db.execute(
@@ -155,6 +161,28 @@ class Submitting(Settling):
         self._deltas[job_id, RequestState.QUEUED] += 1
         queued = known._replace(state=RequestState.QUEUED.value, lane_id=lane.id)
         return Submitted(request_id), queued
+
+    def _answered_elsewhere(self, now_ms: int) -> list[Finished]:
+        """Of what was taken over from processes that seemed dead, what these have answered."""
+        ended = self._db.execute(
+            "SELECT id, state, lane_id FROM requests"
+            " WHERE id IN (SELECT value FROM json_each(?))"
+            " AND state IN ('succeeded', 'failed', 'cancelled', 'expired')",
+            (json.dumps(list(self._taken)),),
+        ).fetchall()
+        self._taken.difference_update(request_id for request_id, _, _ in ended)
+        answered = [each for each in ended if each[1] == RequestState.SUCCEEDED]
+        for lane_id in {lane_id for _, _, lane_id in answered}:
+            lane = self.lanes.by_id(lane_id)
+            if lane is not None:
+                (waiting,) = self._db.execute(
+                    "SELECT count(*) FROM requests WHERE lane_id = ? AND state = 'queued'",
+                    (lane_id,),
+                ).fetchone()
+                self.lanes.remove(lane, now_ms, lane.waiting - waiting)
+        self._is_miscounted |= bool(answered)
+        found = (read_finished(self._db, request_id) for request_id, _, _ in answered)
+        return [each for each in found if each is not None]
 
     def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
         row = self._db.execute(

@@ -64,6 +64,8 @@ class Transactions(Submitting):
         self._register(now_ms)
         if foreign:
             self.lanes.wake_all(now_ms)
+            if self._taken:
+                result.answered = self._answered_elsewhere(now_ms)
         load_gates(db, self.gates, now_ms)
         hear(self.gates, turn.settle, self.lanes, now_ms)
         if turn.settle:
@@ -136,7 +138,7 @@ class Transactions(Submitting):
                 " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
                 (self.worker_id, me.host, me.pid, me.started, now_ms),
             )
-            self._recount()
+            self._recount(now_ms)
         self.seen_at_ms = now_ms
         self._reclaim(now_ms)
 
@@ -148,7 +150,7 @@ class Transactions(Submitting):
             [(lane.id, *self._lane_row(lane.key)) for lane in self.lanes],
         )
 
-    def _recount(self) -> None:
+    def _recount(self, now_ms: int) -> None:
         """Read how many wait in this process's lanes: others may have put requests back."""
         for lane_id, waiting in self._db.execute(
             "SELECT id, waiting FROM lanes WHERE worker_id = ?", (self.worker_id,)
@@ -156,6 +158,7 @@ class Transactions(Submitting):
             lane = self.lanes.by_id(lane_id)
             if lane is not None and lane.waiting != waiting:
                 self.lanes.add(lane, waiting - lane.waiting)
+                self.lanes.remove(lane, now_ms, 0)  # it may be empty
                 lane.passed_id = 0
 
     def _reclaim(self, now_ms: int) -> None:
@@ -444,3 +447,4 @@ class Transactions(Submitting):
         self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
         self.lanes = Lanes()
         self.kept.clear()
+        self._taken.clear()

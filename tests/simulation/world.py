@@ -732,12 +732,7 @@ class World:
         """Somebody works, or some inner call waits for something else than for those who wait."""
         assert computer.scheduler._pump is not None
         calls, now_ms = computer.scheduler._pump._flight.calls, self.clock.now_ms()
-        waiting = [
-            future for future, caller in self.within_calls.items()
-            if caller.owner is computer.handle and not future.done()
-        ]  # fmt: skip
-        if len({self.within_calls[each].request_id for each in waiting}) < max(1, len(calls)):
-            return  # somebody works
+        waiting = self._waiting_within(computer)
         for future in waiting:
             row = self.inner._rows[future.request_id]
             if row.is_delayed:
@@ -748,9 +743,19 @@ class World:
                      for status in computer.inner.balances(row.lane.key.budgets)]  # fmt: skip
             if "held" not in found or "other" in found:
                 return
-        if any(each.request_id not in calls for each in waiting):
+        if any(each.request_id not in calls for each in waiting):  # nobody works
             self.failure = self.failure or AssertionError("all wait for each other")  # 13
             raise self.failure
+
+    def _waiting_within(self, computer: Computer) -> list[RequestFuture]:
+        """What calls under way wait for, if all of them do: nobody works."""
+        pump = computer.scheduler._pump
+        waiting = [
+            future for future, caller in self.within_calls.items()
+            if caller.owner is computer.handle and not future.done()
+        ]  # fmt: skip
+        callers = {self.within_calls[each].request_id for each in waiting}
+        return waiting if pump and len(callers) >= len(pump._flight.calls) else []
 
     def _lacks(self, status: Any, needs: tuple[int, int, int], now_ms: int) -> str:
         """What a request lacks of a budget: nothing, what calls hold, or something else."""
@@ -772,13 +777,15 @@ class World:
     def check_credit(self, computer: Computer) -> None:
         """What draws on no budget, and is small enough, waits for its provider's credit in no case.
 
-        But for as long as a probe may take to find out what is small enough.
+        But for as long as a probe may take to find out what is small enough, and while all places
+        are with calls that wait for others themselves.
         """
         now_s, purse = asyncio.get_running_loop().time(), self.provider.purse
         for future in computer.futures.values() if purse is not None else ():
             body, lack = future.request.body, None if future.done() else future.parked
             is_poor = lack is not None and lack.reason is ParkReason.PROVIDER_CREDIT
-            if is_poor and body["ceiling"] <= purse and not body["draws"]:
+            is_due = is_poor and body["ceiling"] <= purse and not body["draws"]
+            if is_due and not self._waiting_within(computer):
                 waited_s = now_s - self.poor_since_s.setdefault(id(future), now_s)
                 if waited_s > LONGEST_POOR_S:
                     self.failure = AssertionError(f"waited {waited_s:g} s: {lack}")  # 8

@@ -260,3 +260,22 @@ async def test_join_waits_for_what_a_lost_process_has_left(tmp_path):
         assert sum(ours.stats().parked.values()) == 2
         await ours.define(Budget("team", "$1"))
         await asyncio.wait_for(asyncio.gather(*kept, ours.join()), 20)
+
+
+async def test_who_took_a_key_over_hears_of_the_answer_that_comes_after_all(tmp_path):
+    gate = asyncio.Event()
+    ours, theirs = schedulers(tmp_path / "s.db", gate, budgets=Budget("team", "$0.01"))
+    async with ours, theirs:
+        running = ours.submit(Request.chat("m", "x", key="a", budget="team"))
+        await asyncio.sleep(0.1)
+        async with frozen(ours, 1.0):
+            taken = theirs.submit(Request.chat("m", "x", key="a", budget="team"))
+            while taken.parked is None:  # what may have been paid for is all there is
+                await asyncio.sleep(0.05)
+        gate.set()
+
+        answers = await asyncio.wait_for(asyncio.gather(running, taken), 10)
+
+        assert [each.body for each in answers] == [{"ok": True}] * 2
+        await asyncio.wait_for(theirs.join(), 5)
+        assert theirs.store.lanes() == []
