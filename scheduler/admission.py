@@ -585,6 +585,7 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
         if each.id not in wanted:
             continue
         waiter = each.waiter_of(candidate.id)
+        was_in_line = waiter is not None
         if waiter is None and each.id not in full:
             waiter = wanted[each.id]
             each.get_in_line(waiter)
@@ -596,7 +597,7 @@ def _get_in_line(scan: _Scan, now_ms: int, result: Plan) -> None:
             left = each.limit - each.suspense
             left = left if waiter.left is None else min(left, waiter.left)
         if (left, away_ms) != (waiter.left, waiter.away_until_ms):
-            if away_ms > max(now_ms, waiter.away_until_ms):
+            if was_in_line and away_ms > max(now_ms, waiter.away_until_ms):
                 result.moved.add(each.id)
             waiter.left, waiter.away_until_ms, each.line_changed = left, away_ms, True
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.traffic import Stream, Traffic
@@ -83,8 +83,27 @@ def _fields(stream):
     return {name: getattr(stream, name) for name in stream.__dataclass_fields__}
 
 
+def _often(priority, need, **more):
+    return Stream(priority=priority, need=need, every_ms=50, count=40, runs_ms=500, **more)
+
+
+# One who enters a line and is pushed out of it again in one turn lets nobody go on: no turn follows.
+PUSHED_OUT = (
+    ["100 tokens/24h", "12 requests/10s"],
+    [
+        _often(20, 1, draws=(0, 1), first_ms=500, process=1),
+        _often(20, 80, draws=(0, 1), share=60, lost=5, patience_ms=20_000, process=1),
+        Stream(draws=(0,), priority=0, need=50, every_ms=60_000, at_once=10, count=5, runs_ms=500,
+               share=60, lost=2, patience_ms=400, process=0),
+    ],
+    [],
+    3,
+)  # fmt: skip
+
+
 @settings(THOROUGH, max_examples=300)
 @given(made=traffic())
+@example(made=PUSHED_OUT)
 def test_whoever_waits_for_money_is_passed_within_the_bound(made):
     lived(made)
 

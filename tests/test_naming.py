@@ -253,7 +253,7 @@ WAYS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(WAYS), st.sampled_from(["gpt-4*", "GPT-4*", "*gpt-4o*"]),
     st.lists(st.sampled_from(["gpt-4o", "fast", "openrouter:openai/gpt-4o"]), max_size=2),

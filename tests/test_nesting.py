@@ -636,7 +636,7 @@ def check(world, make_store):
         assert any(lack.reason is ParkReason.HELD_IN_FLIGHT for lack in waits if lack is not None)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(worlds)
 def test_any_tree_ends_and_an_error_comes_only_where_waiting_would_be_for_ever(world):
     check(world, MemoryStore)

@@ -33,6 +33,7 @@ from scheduler.errors import (
     RequestRejected,
     SchedulerClosed,
     SchedulerError,
+    WaitsForItself,
     WrongLoop,
 )
 from scheduler.marks import Marks
@@ -253,7 +254,7 @@ def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | Non
     code = _snake(type(error).__name__)
     if isinstance(error, _WILL_NOT_RUN):
         return 402, code, None
-    if isinstance(error, KeyConflict):
+    if isinstance(error, KeyConflict | WaitsForItself):
         return 409, code, None
     if isinstance(error, ConfigError | BudgetUnknown):
         return 400, code, None

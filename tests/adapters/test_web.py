@@ -31,6 +31,7 @@ from scheduler import (
     ConfigError,
     CostTooHigh,
     DeadlineExceeded,
+    HeldByCallers,
     KeyConflict,
     PriceUnknown,
     PromptTooLong,
@@ -42,6 +43,7 @@ from scheduler import (
     SchedulerClosed,
     Simulated,
     StoreError,
+    WaitsForItself,
     WrongLoop,
 )
 from scheduler.adapters.web import (
@@ -292,6 +294,8 @@ REFUSALS = [
     (PriceUnknown("hush"), 402, "price_unknown", None),
     (DeadlineExceeded(7_000, "hush"), 429, "deadline_exceeded", None),
     (QueueFull(7_000, 700), 429, "queue_full", None),
+    (HeldByCallers("hush", 7_000, 1, 2, 3), 402, "budget_exceeded", None),
+    (WaitsForItself("hush"), 409, "waits_for_itself", None),
     (KeyConflict("hush"), 409, "key_conflict", None),
     (BudgetUnknown("hush", ("hush",)), 400, "budget_unknown", None),
     (SchedulerClosed("hush"), 503, "scheduler_closed", None),
