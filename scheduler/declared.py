@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from scheduler.budget import Budget
+from scheduler.errors import ConfigError
 from scheduler.matching import BudgetBook
 from scheduler.plain import logger_of
 from scheduler.stores.base import Store
@@ -19,9 +20,42 @@ async def open_budgets(
 ) -> None:
     """Define what the program wants, learn what else there is, and say what binds by name alone."""
     if wanted:
+        await check_parents(store, book, wanted)
         await store.define(wanted, now_ms)
     book.update((status.id, status.budget) for status in await store.budgets(now_ms))
     declare(book, wanted)
+
+
+async def check_parents(store: Store, book: BudgetBook, budgets: Sequence[Budget]) -> None:
+    """Refuse budgets above which there is one that does not exist, or themselves.
+
+    Raises:
+        ConfigError: There is; nothing is changed.
+    """
+    given = {each.name: each for each in budgets}
+    for budget in budgets:
+        path, name = [budget.name], budget.parent
+        while name is not None:
+            if name in path:
+                circle = " → ".join(map(repr, [*path, name]))
+                problem = f"is above itself, by their parents: {circle}; nothing was changed"
+                raise ConfigError("budget", f"{name!r} {problem}")
+            found = given.get(name) or await _known(store, book, name)
+            if found is None:
+                raise ConfigError(
+                    "budget",
+                    f"{path[-1]!r} has the parent {name!r}, which is not defined; nothing was "
+                    "changed. Define that one first, or both together",
+                )
+            path.append(name)
+            name = found.parent
+
+
+async def _known(store: Store, book: BudgetBook, name: str) -> Budget | None:
+    if name in book:
+        return book[name]
+    found = await store.defined([name])
+    return found[0][1] if found else None
 
 
 def declare(book: BudgetBook, budgets: Iterable[Budget]) -> None:

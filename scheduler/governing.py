@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.budget import Budget
 from scheduler.clock import Clock
-from scheduler.declared import declare, read_budgets
+from scheduler.declared import check_parents, declare, read_budgets
 from scheduler.duration import parse_duration_ms
 from scheduler.intake import Intake, Matched
 from scheduler.marks import Marks, apply
@@ -53,12 +53,17 @@ class Governing:
         await self._define([book[name].with_limit(limit)])
 
     async def define(self, *budgets: Budget) -> None:
-        """Create budgets, or change them to this definition; what was spent stays spent."""
+        """Create budgets, or change them to this definition; what was spent stays spent.
+
+        Raises:
+            ConfigError: A parent is not defined, or is its own child.
+        """
         await self._define(budgets)
         declare(self._intake.book, budgets)
 
     async def _define(self, budgets: Sequence[Budget]) -> None:
         pump = self._pump_here()
+        await check_parents(self.store, self._intake.book, budgets)
         await self.store.define(budgets, self._clock.now_ms())
         await read_budgets(self.store, self._intake.book, [each.name for each in budgets])
         pump.wake()

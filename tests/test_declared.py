@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -352,3 +353,31 @@ def test_a_thread_removes_a_budget_too():
     with scheduler.open(budgets=Budget("team", "$0"), providers=Bench()) as s:
         s.remove_budget("team")
         assert s.stats().budgets == ()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["define", "ensure", "given"])
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        (
+            [Budget("kid", "$1", parent="nosuch")],
+            "'kid' has the parent 'nosuch', which is not defined",
+        ),
+        ([Budget("a", "$1", parent="b"), Budget("b", "$1", parent="a")], "'a' → 'b' → 'a'"),
+        ([Budget("org", "$1", parent="team")], "'org' → 'team' → 'org'"),
+    ],
+)
+async def test_a_parent_that_is_not_there_or_is_a_child_is_refused(budgets, words, how, tmp_path):
+    async with Scheduler(
+        tmp_path / "s.db", budgets=[Budget("org", "$1"), Budget("team", "$1", parent="org")],
+        providers=Bench(),
+    ) as s:  # fmt: skip
+        if how == "ensure" and budgets[0].name == "org":
+            return  # it is there, and left alone
+        other = Scheduler(tmp_path / "s.db", budgets=budgets, providers=Bench())
+        made = other.__aenter__() if how == "given" else getattr(s, how)(*budgets)
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            await made
+        assert {each.budget.name for each in s.stats().budgets} == {"org", "team"}
+        await s.define(Budget("kid", "$1", parent="team"))
