@@ -35,6 +35,7 @@ from scheduler.stuck import PATIENCE_S, Holding, Inner, find_stuck
 from scheduler.waiters import Waiters
 
 REACTION_S = 0.1  # how long a caller may take to make something of an error before it waits again
+EARLY_S = 0.001  # so much before its time a timer may ring
 
 
 class InnerFuture(RequestFuture):
@@ -266,7 +267,7 @@ class Nesting:
     def _awaited_by(self, call: Call, now_s: float) -> list[InnerFuture] | None:
         """The inner requests a call waits for; none: nobody can tell; None: it waits for none."""
         caller = None if call.attempt is None else self._callers.get(call.attempt)
-        if caller is None or call.is_over or caller.told_until_s > now_s:
+        if caller is None or call.is_over or caller.told_until_s > now_s + EARLY_S:
             return None
         inner = [each for each in caller.inner if not each.done()]
         awaited = [each for each in inner if each.is_awaited]
@@ -282,7 +283,7 @@ class Nesting:
             if future not in self._since_s:
                 self._since_s[future] = now_s
                 self._loop.call_later(PATIENCE_S, self._wake)
-            return now_s < self._since_s[future] + PATIENCE_S
+            return now_s + EARLY_S < self._since_s[future] + PATIENCE_S
 
         return is_patient
 
