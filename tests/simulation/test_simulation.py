@@ -49,6 +49,11 @@ def test_nothing_goes_wrong_between_processes_on_one_file(first):
     assert sum(report.answered for report in reports) > 20
 
 
+@pytest.mark.parametrize(("store", "seed"), [("memory", 816), ("sqlite", 181)])
+def test_worlds_beyond_these_that_found_something_go_well(store, seed):
+    live(range(seed, seed + 1), store)
+
+
 def test_the_worlds_are_full_of_trouble():
     """A simulation in which nothing happens would find nothing."""
     worlds = [World(seed, STEPS, "memory") for seed in range(30)]
