@@ -43,6 +43,7 @@ class StoreMachine(RuleBasedStateMachine):
             Bench(MemoryStore()),
             Bench(SqliteStore(Path(self.folder.name) / "s.db")),
         ]
+        self.asked: dict[tuple[int, int], tuple[str, str]] = {}  # key and body of those with one
         self.requests: list[tuple[int, int]] = []  # ids in either store, in order of submission
         self.live: list[list] = []  # claims not settled for good, one per store
         self.assumed: list[tuple] = []  # unknown outcomes that were settled by assumption
@@ -139,6 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.keys.setdefault(key, body)
         before = len(self.requests)
         self.turn(2, submit=batches)
+        self.asked.update((pair, (key, body)) for pair in self.requests[before:])
         if known != body:
             assert len(self.requests) == before  # invariant 7: nothing was queued for it
 
@@ -225,8 +227,9 @@ class StoreMachine(RuleBasedStateMachine):
                 bench.ids[name] for i, name in enumerate(self.names)
                 if i in budgets and name not in self.removed
             )  # fmt: skip
+            key, body = self.asked.get(pair, (None, "hi"))
             changed = new(
-                draws, need, priority=priority, may_wait=may_wait, expires_at_ms=at_ms,
+                draws, need, key=key, body=body, priority=priority, may_wait=may_wait, expires_at_ms=at_ms,
                 keeps_time=keeps_time,
             )  # fmt: skip
             amends.append([(pair[position], changed)])
