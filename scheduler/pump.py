@@ -678,12 +678,14 @@ class Pump:
                     calls = self._flight.calls
                     waiting = [each for each in self._waiters.ids() if each not in calls]
                     await self._elsewhere.look_what_was_taken(waiting)
-                if await self.store.changed(self._clock.now_ms()):
+                now_ms = (
+                    self._clock.now_ms()
+                )  # changes, after which all are asked again, may not end
+                await self._elsewhere.follow(now_ms, partial(self._unsent.give_up, now_ms=now_ms))
+                if await self.store.changed(now_ms):
                     self._signal.set()
                     await follow(self.store, self._intake.book, self._clock.now_ms())
                     await self._elsewhere.look()
-                now_ms = self._clock.now_ms()
-                await self._elsewhere.follow(now_ms, partial(self._unsent.give_up, now_ms=now_ms))
             except Exception as exc:
                 logger.warning("cannot look for changes by other processes: %s", exc)
 

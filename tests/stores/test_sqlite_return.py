@@ -279,3 +279,27 @@ async def test_who_took_a_key_over_hears_of_the_answer_that_comes_after_all(tmp_
         assert [each.body for each in answers] == [{"ok": True}] * 2
         await asyncio.wait_for(theirs.join(), 5)
         assert theirs.store.lanes() == []
+
+
+async def test_a_caller_who_comes_as_another_process_gives_a_key_up_is_not_lost(tmp_path):
+    ours, theirs = schedulers(tmp_path / "s.db", budgets=Budget("team", "$0"))
+    request = Request.chat("m", "x", key="a", budget="team")
+    async with ours, theirs, asyncio.timeout(60):
+        given_up = theirs.submit(request)
+        await asyncio.sleep(0.1)
+        follows = ours.submit(request)
+        while follows.parked is None:  # though the file changes all the time
+            await asyncio.sleep(0.05)
+        async with frozen(ours, 0.0):
+            given_up.cancel()
+            while not (await theirs.store.counts()).cancelled:
+                await asyncio.sleep(0.05)
+            comes = ours.submit(request)  # before it is known here that nobody has it
+            while comes.parked is None:
+                await asyncio.sleep(0.05)
+        await theirs.define(Budget("team", "$1"))
+
+        answers = await asyncio.gather(follows, comes)
+
+        assert [each.body for each in answers] == [{"ok": True}] * 2
+        await ours.join()
