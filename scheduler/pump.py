@@ -678,9 +678,7 @@ class Pump:
                     calls = self._flight.calls
                     waiting = [each for each in self._waiters.ids() if each not in calls]
                     await self._elsewhere.look_what_was_taken(waiting)
-                now_ms = (
-                    self._clock.now_ms()
-                )  # changes, after which all are asked again, may not end
+                now_ms = self._clock.now_ms()  # first: changes may never end
                 await self._elsewhere.follow(now_ms, partial(self._unsent.give_up, now_ms=now_ms))
                 if await self.store.changed(now_ms):
                     self._signal.set()
