@@ -17,23 +17,30 @@ class Pace:
     Attributes:
         busy_since_s: Since when its reader is busy; None: it waits for more.
         back: Takes back the place that was lent; None: it was not.
+        noticed: Called once, when its reader gets busy; None: nobody wants to know.
     """
 
-    __slots__ = ("_tell", "_time", "back", "busy_since_s")
+    __slots__ = ("_tell", "_time", "back", "busy_since_s", "noticed")
 
     def __init__(self, tell: Callable[..., Any], time: Callable[[], float]) -> None:
         self._tell, self._time = tell, time
         self.busy_since_s: float | None = time()
         self.back: Callable[[], None] | None = None
+        self.noticed: Callable[[], None] | None = None
 
     def asked(self) -> None:
         """Its reader wants more."""
         self.busy_since_s = None
         back, self.back = self.back, None
-        if back is not None:
-            with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
-                self._tell(back)
+        self._call(back)
 
     def given(self) -> None:
         """Its reader has got something."""
         self.busy_since_s = self._time()
+        noticed, self.noticed = self.noticed, None
+        self._call(noticed)
+
+    def _call(self, function: Callable[[], None] | None) -> None:
+        if function is not None:
+            with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
+                self._tell(function)

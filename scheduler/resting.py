@@ -42,8 +42,18 @@ class Resting:
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Look, a little later, whether places can be lent, if anybody waits for one."""
-        if self._streams and self._timer is None and self._holding() and self._is_short():
+        """Look, a little later, whether places can be lent, if anybody waits for one.
+
+        Not before a reader is busy: who waits for more may do so for a day.
+        """
+        if not self._streams or self._timer is not None or not self._is_short():
+            return
+        paces = [pace for _, pace in self._holding()]
+        for pace in paces:
+            if pace.busy_since_s is None:
+                pace.noticed = self.look_soon
+        # Looked at only now: a reader in another thread may have got busy meanwhile.
+        if any(pace.busy_since_s is not None for pace in paces):
             self._timer = self._loop.call_later(REST_S, self._look)
 
     def stop(self) -> None:

@@ -145,3 +145,37 @@ async def test_a_place_is_lent_for_as_long_as_the_reader_is_busy():
         free = s._pump._flight.slots
         assert all(places == 1 for places in free.values()), free
         assert all(gate.resting == 0 for gate in s.store.gates)
+
+
+class Held(httpx2.AsyncByteStream):
+    """Three pieces; the second when it is let go."""
+
+    def __init__(self):
+        self.go = asyncio.Event()
+
+    async def __aiter__(self):
+        first, blank, rest = events(PART, PART, END).content.partition(b"\n\n")
+        yield first + blank
+        await self.go.wait()
+        second, blank, rest = rest.partition(b"\n\n")
+        yield second + blank
+        yield rest
+
+
+async def test_a_reader_that_gets_busy_while_others_wait_already_lends_its_place():
+    async with make_scheduler(concurrency=1) as s:
+        held, headers = Held(), {"content-type": "text/event-stream"}
+        left = [httpx2.Response(200, headers=headers, stream=held), events(PART, END)]
+        client = wrapped(s, lambda request: left.pop(0))
+        async with client.stream("POST", URL, json=STREAMED) as response, asyncio.timeout(20):
+            pieces = response.aiter_bytes()
+            await anext(pieces)
+            second = asyncio.create_task(anext(pieces))
+            other = asyncio.create_task(client.post(URL, json=STREAMED))
+            await asyncio.sleep(0.3)  # the reader waits for more: it is the provider that works
+            assert not other.done()
+            assert s._pump._resting._timer is None  # and nobody looks again and again
+            held.go.set()
+            await second
+
+            assert b"[DONE]" in (await other).content  # though the reader has called nobody
