@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import asynccontextmanager
 
 import pytest
@@ -282,14 +283,27 @@ async def test_who_took_a_key_over_hears_of_the_answer_that_comes_after_all(tmp_
 
 
 async def test_a_caller_who_comes_as_another_process_gives_a_key_up_is_not_lost(tmp_path):
-    ours, theirs = schedulers(tmp_path / "s.db", budgets=Budget("team", "$0"))
+    ours, theirs = (
+        Scheduler(
+            store_of(tmp_path / "s.db", host), budgets=Budget("team", "$0"), providers=provider()
+        )
+        for host in ("here", "there")
+    )  # with the usual lease: neither takes the other for lost, however busy the machine is
     request = Request.chat("m", "x", key="a", budget="team")
+
+    async def write():
+        for n in itertools.count(1):
+            await theirs.define(Budget("other", f"${n}"))
+            await asyncio.sleep(0.05)
+
     async with ours, theirs, asyncio.timeout(60):
         given_up = theirs.submit(request)
         await asyncio.sleep(0.1)
+        writing = asyncio.create_task(write())
         follows = ours.submit(request)
         while follows.parked is None:  # though the file changes all the time
             await asyncio.sleep(0.05)
+        writing.cancel()
         async with frozen(ours, 0.0):
             given_up.cancel()
             while not (await theirs.store.counts()).cancelled:
