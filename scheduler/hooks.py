@@ -12,13 +12,15 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 from scheduler.errors import ConfigError, SchedulerError, brief
 from scheduler.money import parse_usd
 from scheduler.plain import logger_of, one_line
 
 logger = logger_of("scheduler.hooks")
+
+T_ = TypeVar("T_")
 
 PROGRAM_ENDS = (KeyboardInterrupt, SystemExit)
 MOST_TOLD = 1_000
@@ -27,14 +29,20 @@ LATEST_MS = 2**53  # a later instant is none
 _told: set[str] = set()
 
 
-def name_of(function: Any) -> str:
-    """Its module and name, whatever it is."""
-    for _ in range(10):
+def bare(function: Any) -> Any:
+    """The function behind partials and decorators."""
+    for _ in range(10):  # some objects have whatever they are asked for, without end
         inner = function.func if isinstance(function, partial) else None
         inner = inner or getattr(function, "__wrapped__", None)
         if inner is None:
             break
         function = inner
+    return function
+
+
+def name_of(function: Any) -> str:
+    """Its module and name, whatever it is."""
+    function = bare(function)
     code = getattr(function, "__code__", None)
     at = "" if code is None or "<lambda>" not in code.co_name else f" (line {code.co_firstlineno})"
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -118,33 +126,40 @@ class HookRaised(Exception):
 
 def seconds(function: Callable[..., Any], most_s: float, *args: Any) -> float | None:
     """A span in seconds; None, after a complaint: nonsense. Raises `HookRaised`."""
-    try:
-        value = function(*args)
+
+    def read(value: Any) -> float | None:
         is_number = isinstance(value, SupportsFloat) and not isinstance(value, bool)
         span_s = float(value) if is_number else math.nan
-        if 0 <= span_s <= most_s:
-            return span_s
-        problem = gave(value)
-    except PROGRAM_ENDS:
-        raise
-    except BaseException as exc:
-        raise HookRaised(f"{name_of(function)} {raised(exc)}") from exc
-    complain(function, problem, "the usual wait holds")
-    return None
+        return span_s if 0 <= span_s <= most_s else None
+
+    return _read(function, args, read, "the usual wait holds")
 
 
 def decided(function: Callable[..., Any], *args: Any) -> bool | None:
     """Yes or no; None, after a complaint: nonsense. Raises `HookRaised`."""
+
+    def read(value: Any) -> bool | None:
+        return None if inspect.iscoroutine(value) or isinstance(value, str | bytes) else bool(value)
+
+    return _read(function, args, read, "the usual rule holds")
+
+
+def _read(
+    function: Callable[..., Any], args: tuple[Any, ...], read: Callable[[Any], T_ | None],
+    instead: str,
+) -> T_ | None:  # fmt: skip
+    """What a function says, as it is read; None, after a complaint, where that makes no sense."""
     try:
         value = function(*args)
-        if not (inspect.iscoroutine(value) or isinstance(value, str | bytes)):
-            return bool(value)
+        found = read(value)
+        if found is not None:
+            return found
         problem = gave(value)
     except PROGRAM_ENDS:
         raise
     except BaseException as exc:
         raise HookRaised(f"{name_of(function)} {raised(exc)}") from exc
-    complain(function, problem, "the usual rule holds")
+    complain(function, problem, instead)
     return None
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from scheduler.errors import ConfigError, ProviderRefused
+from scheduler.hooks import bare
 from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, GENERATE, RESPONSES, Request
 
 _PROMPTS = ("messages", "prompt", "contents", "input")
@@ -141,19 +142,9 @@ def _plain(value: Any) -> Any:
     return str(value) if dumped is value else _plain(dumped)
 
 
-def _bare(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function behind partials and decorators."""
-    while True:
-        inner = function.func if isinstance(function, partial) else None
-        inner = inner or getattr(function, "__wrapped__", None)
-        if inner is None:
-            return function
-        function = inner
-
-
 def name_of(function: Callable[..., Any]) -> str:
     """Its module and name, whatever it is wrapped in."""
-    function = _bare(function)
+    function = bare(function)
     module = getattr(function, "__module__", None) or type(function).__module__
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{module}.{name}"
@@ -167,7 +158,7 @@ def once(function: Callable[..., Any], call: partial[Any]) -> partial[Any]:
     """
     if name_of(function).startswith("litellm."):
         return Arguments(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
-    client = getattr(getattr(_bare(function), "__self__", None), "_client", None)
+    client = getattr(getattr(bare(function), "__self__", None), "_client", None)
     retries = getattr(client, "max_retries", 0)
     if isinstance(retries, int) and retries:
         raise ConfigError(
@@ -191,10 +182,10 @@ def as_json(thing: Any) -> Any:
 
 def require_async(function: Callable[..., Any]) -> None:
     """Raise `ConfigError` for a function that would block the event loop."""
-    bare = _bare(function)
-    if inspect.isfunction(bare) and not inspect.iscoroutinefunction(bare):
+    function = bare(function)
+    if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
         raise ConfigError(
             "call",
-            f"{name_of(bare)} is not async and would block everything; give its async "
+            f"{name_of(function)} is not async and would block everything; give its async "
             "counterpart, or use scheduler.open() and call it there",
         )

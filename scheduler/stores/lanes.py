@@ -168,18 +168,12 @@ class Lanes:
         is_any = False
         for account_id in accounts:
             for lane_id, version in self._behind.pop(account_id, {}).items():
-                lane = self._by_id[lane_id]
-                if lane.version == version and lane.shortfall is not None:
-                    self._reopen(lane, now_ms)
-                    is_any = True
-            beyond = self._beyond.get(account_id)
-            while beyond:
+                is_any |= self._open_noted(lane_id, version, now_ms)
+            beyond, is_next = self._beyond.get(account_id), False
+            while beyond and not is_next:
                 _, lane_id, version = heapq.heappop(beyond)
-                lane = self._by_id[lane_id]
-                if lane.version == version and lane.shortfall is not None:
-                    self._reopen(lane, now_ms)
-                    is_any = True
-                    break
+                is_next = self._open_noted(lane_id, version, now_ms)
+            is_any |= is_next
         return is_any
 
     def wake_returned(self, account: Account, now_ms: int) -> None:
@@ -189,9 +183,7 @@ class Lanes:
         itself suffices earlier than they were told.
         """
         for _, lane_id, version in self._wakes.pop(account.id, ()):
-            lane = self._by_id[lane_id]
-            if lane.version == version and lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+            self._open_noted(lane_id, version, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
         """Open the lanes whose window has ended."""
@@ -201,9 +193,15 @@ class Lanes:
     def _pop(self, heap: list[tuple[int, int, int]], now_ms: int) -> None:
         """Open the lane of a heap's first entry, unless that entry is stale."""
         _, lane_id, version = heapq.heappop(heap)
+        self._open_noted(lane_id, version, now_ms)
+
+    def _open_noted(self, lane_id: int, version: int, now_ms: int) -> bool:
+        """Open the lane of a note, unless that is stale; whether it was opened."""
         lane = self._by_id[lane_id]
-        if lane.version == version and lane.shortfall is not None:
-            self._reopen(lane, now_ms)
+        if lane.version != version or lane.shortfall is None:
+            return False
+        self._reopen(lane, now_ms)
+        return True
 
     def wake_for(self, providers: Container[str], now_ms: int) -> None:
         """Open the lanes of these providers."""

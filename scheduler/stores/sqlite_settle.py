@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.admission import LaneKey
 from scheduler.ledger import Needs, ReservationState, cost_in
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Outcome, Settlement, StorePrompts, TurnResult
 from scheduler.stores.codec import encode_response
-from scheduler.stores.lanes import Lane
 from scheduler.stores.sqlite_books import Books, decode_budgets, decode_line
 from scheduler.stores.views import SETTLED
 from scheduler.texts import words
@@ -224,30 +222,6 @@ class Settling(Books):
         ):
             self.lanes.reopen(lane, now_ms)
         return lane.parked_clock_ms(now_ms)
-
-    def _lend(
-        self, request_id: int, is_lent: bool, lane_of: Callable[[LaneKey], Lane], now_ms: int
-    ) -> None:
-        """A request goes on waiting among those that are lent a place, or no more."""
-        row = self._db.execute(
-            "SELECT state, lane_id, parked_mark_ms, ceiling_nusd, ceiling_tokens FROM requests"
-            " WHERE id = ? AND state IN ('queued', 'delayed')",
-            (request_id,),
-        ).fetchone()
-        lane = None if row is None else self.lanes.by_id(row[1])
-        if lane is None or lane.key.is_lent is is_lent:
-            return
-        state, lane_id, mark_ms, nusd, tokens = row
-        other, parked_ms = lane_of(lane.key._replace(is_lent=is_lent)), 0
-        if state == RequestState.QUEUED:
-            parked_ms = max(0, lane.parked_clock_ms(now_ms) - mark_ms)
-            self._leave_lane(request_id, lane_id, now_ms)
-            mark_ms = self._requeue(other.id, (nusd, tokens, 1), now_ms)
-        self._db.execute(
-            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ?"
-            " WHERE id = ?",
-            (other.id, mark_ms, parked_ms, request_id),
-        )
 
     def _write_settled(
         self, held: Sequence[tuple[object, ...]],

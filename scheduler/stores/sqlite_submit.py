@@ -223,6 +223,28 @@ class Submitting(Settling):
         if keep_line(*accounts, request_id, lane.key.priority, needs):
             self.lanes.wake_all(now_ms)
 
+    def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
+        """A request goes on waiting among those that are lent a place, or no more."""
+        row = self._db.execute(
+            "SELECT state, lane_id, parked_mark_ms, ceiling_nusd, ceiling_tokens FROM requests"
+            " WHERE id = ? AND state IN ('queued', 'delayed')",
+            (request_id,),
+        ).fetchone()
+        lane = None if row is None else self.lanes.by_id(row[1])
+        if lane is None or lane.key.is_lent is is_lent:
+            return
+        state, lane_id, mark_ms, nusd, tokens = row
+        other, parked_ms = self._lane(lane.key._replace(is_lent=is_lent)), 0
+        if state == RequestState.QUEUED:
+            parked_ms = max(0, lane.parked_clock_ms(now_ms) - mark_ms)
+            self._leave_lane(request_id, lane_id, now_ms)
+            mark_ms = self._requeue(other.id, (nusd, tokens, 1), now_ms)
+        self._db.execute(
+            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ?"
+            " WHERE id = ?",
+            (other.id, mark_ms, parked_ms, request_id),
+        )
+
     def _as_it_waits(self, request_id: int, lane: Lane) -> NewRequest | None:
         """A request of this process as it might be submitted; None: what it asks was not kept."""
         payload, expires_at_ms = self._db.execute(

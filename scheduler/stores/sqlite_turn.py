@@ -76,7 +76,7 @@ class Transactions(Submitting):
         for request_id, new in turn.amend:
             self._amend(request_id, new, now_ms)
         for request_id, is_lent in turn.lend:
-            self._lend(request_id, is_lent, self._lane, now_ms)
+            self._lend(request_id, is_lent, now_ms)
         if turn.submit:
             result.submitted = self._submit(turn.submit, now_ms)
         self._expire(now_ms, result)
