@@ -8,7 +8,9 @@ coming, one as soon as another has started, as do larger ones of every other pri
 
 from __future__ import annotations
 
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.harness import Row
 from scheduler.admission import MAX_BYPASS_MS, MAX_BYPASSED
@@ -30,8 +32,9 @@ class Measured(Traffic):
         pass
 
 
-def measure(budgets: list[str], arrivals: int, seconds: float) -> Measured:
-    many = arrivals
+def measure(name: str, arrivals: int) -> tuple[Measured, float]:
+    """The world of one window after so many arrivals, and the seconds that took."""
+    many, budgets = arrivals, WINDOWS[name]
     streams = [
         *(Stream(priority=30, need=need, every_ms=0, at_once=2, count=many, runs_ms=runs_ms,
                  share=share)
@@ -41,24 +44,30 @@ def measure(budgets: list[str], arrivals: int, seconds: float) -> Measured:
         Stream(priority=0, need=550, every_ms=73_000, count=many, runs_ms=4_000),
     ]  # fmt: skip
     limits = []
-    if budgets == WINDOWS["total, raised bit by bit"]:
+    if "raised" in name:
         limits = [(1_000 * n, 0, 100 + 4 * n) for n in range(arrivals // 8)]
-    world, until_s = Measured(budgets, streams, slots=16, limits=limits), time.monotonic() + seconds
-    return world.run(go_on=lambda: world.arrived < arrivals and time.monotonic() < until_s)
+    world, began_s = Measured(budgets, streams, slots=16, limits=limits), time.monotonic()
+    world.run(go_on=lambda: world.arrived < arrivals)
+    return world, time.monotonic() - began_s
+
+
+def judge(name: str, arrivals: int) -> list[Row]:
+    """One row for each priority that was ever passed."""
+    world, took_s = measure(name, arrivals)
+    print(f"  {name}: {world.arrived:,} arrivals in {took_s:,.0f} s", file=sys.stderr)
+    rows = []
+    for priority, (passed, waited_ms) in sorted(world.worst.items()):
+        share = max(passed / MAX_BYPASSED, waited_ms / MAX_BYPASS_MS)
+        rows.append(
+            Row(f"{name}, {world.arrived:,} arrivals, priority {priority}", f"{share:.2f} of the bound",
+                f"{passed} passed, for {waited_ms / 1000:.1f} s", None, "1.00", share <= 1)
+        )  # fmt: skip
+    return rows
 
 
 def run(quick: bool) -> list[Row]:
-    """One row for each window and priority that was ever passed."""
-    arrivals, seconds = (20_000, 10.0) if quick else (1_000_000, 110.0)
-    rows = []
-    for name, budgets in WINDOWS.items():
-        world = measure(budgets, arrivals, seconds)
-        for priority in (0, 10, 20):
-            passed, waited_ms = world.worst.get(priority, (0, 0))
-            share = max(passed / MAX_BYPASSED, waited_ms / MAX_BYPASS_MS)
-            rows.append(
-                Row(f"{name}, {world.arrived:,} arrivals, priority {priority}", f"{share:.2f} of the bound",
-                    f"{passed} passed, for {waited_ms / 1000:.1f} s", None,
-                    "1.00", share <= 1)
-            )  # fmt: skip
-    return rows
+    """Each kind of window in a process of its own: no time is measured here."""
+    arrivals = 20_000 if quick else 1_000_000
+    with ProcessPoolExecutor() as pool:
+        done = [pool.submit(judge, name, arrivals) for name in WINDOWS]
+        return [row for each in done for row in each.result()]
