@@ -33,7 +33,8 @@ _SAME = {name: frozenset(place) for place in _PLACES for name in place}
 
 # What a gateway or a server takes behind a colon, without its being another model.
 _VARIANT = re.compile(
-    r"(?::(?:free|nitro|floor|beta|extended|thinking|online|exacto|latest|cloud))+$", re.IGNORECASE
+    r"(?::(?:free|nitro|floor|beta|extended|thinking|online|exacto|latest|cloud)|\[\d+[km]\])+$",
+    re.IGNORECASE,
 )
 _DATED = re.compile(
     r"(?:-latest|[-@]20\d\d-[01]\d-[0-3]\d|[-@]20\d\d[01]\d[0-3]\d|[-@]00\d|"
@@ -44,6 +45,9 @@ _MADE_BY = re.compile(
     r"(?:(?:[a-z]{2,6}|us-gov)\.)?"
     r"(ai21|amazon|anthropic|cohere|deepseek|meta|mistral|openai|qwen|writer)\.(.+)"
 )
+# Claude's versions have a dash for a dot at Anthropic, and a nought that others leave out.
+_DASHED = re.compile(r"(?<![\d.])(\d{1,2})-(\d{1,2})(?![\d.])")
+_NOUGHT = re.compile(r"(claude-[a-z]+-\d+)[-.]0$")
 _SNAPSHOT = re.compile(r"(?:[-@:](?:v?\d+|latest|preview|exp))+")
 
 
@@ -122,7 +126,10 @@ def _spell(raw: str, plain: set[str], bare: set[str], before: set[str]) -> None:
             before.update(same_place(made[1]))
             last.append(made[2])
         for name in last:
-            bare.update((_normal(name), _normal(_DATED.sub("", name) or name)))
+            for each in (name, _DATED.sub("", name) or name):
+                bare.update(
+                    (_normal(each), _dotted(_normal(each)), _NOUGHT.sub(r"\1", _normal(each)))
+                )
 
 
 def same_place(name: str) -> frozenset[str]:
@@ -144,6 +151,20 @@ def is_snapshot(name: str, base: str) -> bool:
 def is_met(pattern: str, names: Names) -> bool:
     """Whether a rule's pattern means the model: with a provider before it, only that one's."""
     pattern = _normal(pattern.casefold().strip().removeprefix("models/"))
+    forms = {pattern, _dotted(pattern), _NOUGHT.sub(r"\1", pattern)}
+    return any(_meets(each, names) for each in forms)
+
+
+def _dotted(name: str) -> str:
+    """With dots in its version.
+
+    >>> _dotted("claude-3-5-haiku"), _dotted("gpt-4-1106-preview")
+    ('claude-3.5-haiku', 'gpt-4-1106-preview')
+    """
+    return _DASHED.sub(r"\1.\2", name)
+
+
+def _meets(pattern: str, names: Names) -> bool:
     if "/" not in pattern:
         return _any(names.plain, pattern)
     place, _, rest = pattern.partition("/")

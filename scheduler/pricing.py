@@ -245,6 +245,9 @@ class PriceBook:
         if listing is None and "/" in told:  # who serves it may stand before its name there
             told = told.rpartition("/")[2]
             listing = self._known(told, price_source)
+        elif listing is None and "/" in asked:  # or be left out
+            told = f"{asked.rpartition('/')[0]}/{told}"
+            listing = self._known(told, price_source)
         if listing is None:
             return asked if bare_name(told).startswith(bare_name(asked)) else ""
         try:

@@ -394,6 +394,23 @@ def test_a_plugin_that_searches_does_so_each_time():
     assert ROUTER.cost_nusd(off, answer) == plain_nusd
 
 
+@pytest.mark.parametrize(
+    ("asked", "told", "billed"),
+    [
+        ("openai/gpt-4o-mini", "gpt-4o", "openai/gpt-4o"),  # without who makes it
+        ("openai/gpt-4o-mini", "gpt-4o-2024-11-20", "openai/gpt-4o"),
+        ("openai/gpt-4o-mini", "gpt-4o-mini", "openai/gpt-4o-mini"),
+        ("openai/gpt-4o-mini", "gpt-4o-mini-2024-07-18", "openai/gpt-4o-mini"),
+        ("anthropic/claude-haiku-4.5", "claude-opus-4.8", "anthropic/claude-opus-4.8"),
+        ("openai/gpt-4o-mini", "nobody-knows-it", "openai/gpt-4o-mini"),
+    ],
+)
+def test_an_answer_that_leaves_out_who_made_its_model_is_billed_as_that_model(asked, told, billed):
+    answer = answered({"prompt_tokens": 1_000, "completion_tokens": 100}, model=told)
+
+    assert ROUTER.cost_nusd(chat(asked), answer) == cost(billed, 1_000, 100, "openrouter")
+
+
 @pytest.mark.parametrize("model", ["mistral:latest", "nobody/has-it:online", ":online"])
 def test_what_has_no_price_without_its_ending_has_none_with_it(model):
     with pytest.raises(PriceUnknown):

@@ -64,14 +64,22 @@ _TOO_LARGE = "weight_exceeds_budget"
 _OPENAI_QUOTA = "exceeded your current quota"
 
 
-_NUMBER = r"(\$?\d[\d,]*(?:\.\d+)?)(?![\d%])"
-_AFFORDS = re.compile(rf"\bafford (?:up to |at most )?{_NUMBER}", re.I)
+_NUMBER = r"(\$?\d+(?:,\d+)*(?:\.\d+)?)(?![\d%])"
+_AFFORDS = re.compile(
+    rf"\bafford (?:only |just )?(?:up to |at most )?{_NUMBER}(?: (?:tokens|credits))?"
+    rf"(?: (?:out )?of {_NUMBER})?",
+    re.I,
+)
 _ASKED = re.compile(
-    rf"\b(?:requested|asked for|requires?|needs?|cost\w*)\s+(?:up to |at least |about |a |an )?"
-    rf"(?:balance of |minimum of |estimated )?{_NUMBER}",
+    rf"\b(?:requested|asked for|requires?|required|needs?|needed|cost\w*)(?::\s*|\s*=\s*|\s+)"
+    rf"(?:up to |at least |about |a |an )?(?:balance of |minimum of |estimated )?{_NUMBER}|"
+    rf"{_NUMBER} (?:credits? |tokens? |is |are )*(?:required|requested|needed)\b",
     re.I,
 )
 _ABOVE = re.compile(rf"\b(?:exceed\w*|above|over)\b[^\d$]{{0,40}}{_NUMBER}\s*>\s*{_NUMBER}", re.I)
+_BELOW = re.compile(
+    rf"\b(?:balance|credits?|available|remaining)\b[^\d$]{{0,40}}{_NUMBER}\s*<\s*{_NUMBER}", re.I
+)
 _LEFT = re.compile(
     rf"\b(?:balance|available|remaining|left|have|has|only)\b(?: credits?| balance| of| is| are| only|"
     rf" just|:|=)*\s*{_NUMBER}|{_NUMBER} (?:credits? |tokens? |is |are )*(?:available|remaining|left)\b",
@@ -117,14 +125,18 @@ def affords(message: str) -> Affords | None:
     above = _ABOVE.search(message)
     if above is not None:
         return _of(above[2], above[1])
+    below = _BELOW.search(message)
+    if below is not None:
+        return _of(below[1], below[2])
     has = _AFFORDS.search(message)
     asked = _ASKED.search(message)
+    wanted = None if asked is None else asked[1] or asked[2]
     if has is not None:
-        return _of(has[1], None if asked is None else asked[1])
-    left = _LEFT.search(message)
-    if left is None or asked is None or left.span() == asked.span():
+        return _of(has[1], has[2] or wanted)
+    if asked is None:
         return None
-    return _of(left[1] or left[2], asked[1])
+    left = _LEFT.search(f"{message[: asked.start()]};{message[asked.end() :]}")
+    return None if left is None else _of(left[1] or left[2], wanted)
 
 
 def _of(has: str, asked: str | None) -> Affords | None:
