@@ -44,6 +44,8 @@ def check_names(request: Request) -> None:
         check_name("job", job)
     if not model.isascii():
         check_name("model", model)
+    if not (request.url.__class__ is str and request.url.isascii()):
+        check_name("url", request.url)
 
 
 def words(said: object) -> str | None:

@@ -82,7 +82,8 @@ class Front(Metered):
             was_let = True
             self._let.discard(report.request_id)
         if closed is None and heard is Heard.ANSWERED:
-            self._failures = 0
+            if self._failures:
+                self._forget_failures()
             return
         is_probe = closed is not None and closed.probing == report.request_id
         if heard is Heard.NO_CREDIT:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scheduler import Budget, CallFailed, ConfigError, Request, RequestState, Scheduler
+from scheduler import Budget, CallFailed, ConfigError, Request, RequestState, Scheduler, Simulated
 from scheduler.errors import ProviderRefused, SchedulerError
 from scheduler.providers.base import Answer
 from scheduler.stores.base import Outcome
@@ -263,3 +263,22 @@ async def test_without_the_care_for_a_nul_such_a_key_would_end_the_process(tmp_p
     with pytest.raises(SchedulerError, match="UNIQUE constraint failed"):
         await bench.submit(new(key="a\0b"))
     await bench.store.aclose()
+
+
+@pytest.mark.parametrize("half", ["\ud800", "/v1/chat/completions\udfff"])
+@pytest.mark.parametrize("where", ["key", "job", "model", "url", "prompt"])
+async def test_half_a_character_costs_nothing_wherever_it_stands(where, half):
+    body = {"model": "sim-small", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    given = {where: half} if where in ("key", "job", "url") else {}
+    if where == "model":
+        body["model"] = half
+    if where == "prompt":
+        body["messages"][0]["content"] = half
+    async with Scheduler(providers=Simulated(), prices={half: "1/2"}) as s:
+        try:
+            answer = await s.run(Request(body, **given))
+        except ConfigError:
+            assert (s.stats().posted_nusd, s.stats().reserved_nusd) == (0, 0)
+        else:
+            assert where == "prompt"
+            assert answer.cost_nusd == s.stats().posted_nusd
