@@ -353,7 +353,10 @@ def test_a_function_of_others_is_not_called_past_a_rule(model, prices):
 
 
 @pytest.mark.parametrize("more", [{"extra_body": {"models": ["openai/gpt-4o"]}},
-                                  {"models": ["openai/gpt-4o"]}])  # fmt: skip
+                                  {"models": ["openai/gpt-4o"]},
+                                  {"fallbacks": ["openai/gpt-4o"]},
+                                  {"fallbacks": [{"model": "openai/gpt-4o", "max_tokens": 9}]},
+                                  {"context_window_fallback_dict": {"llama": "openai/gpt-4o"}}])  # fmt: skip
 def test_a_function_of_others_is_not_called_for_models_that_may_answer_past_a_rule(more):
     called = []
 

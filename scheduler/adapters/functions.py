@@ -26,7 +26,7 @@ from scheduler.adapters.exceptions import explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
-from scheduler.adapters.routers import ByReach, place_of, reach
+from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import LOOPS_OWN, Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
@@ -239,9 +239,11 @@ class _ModelVisit(FunctionVisit):
         """What is asked, at a provider that is added when there is a price."""
         book = self.scheduler.prices
         name, tariff = self._request.provider or "", cast("Tariff", _ByModel(book))
-        fallbacks = self._call.keywords.get("fallbacks")
-        reached = reach(self._call.func, self._request.model, fallbacks)
-        if reached and book.own_rates(self._request.model) is None:  # a router's alias
+        model, keywords = self._request.model, self._call.keywords
+        reached = reach(self._call.func, model, keywords.get("fallbacks"))
+        is_whole = bool(reached) and book.own_rates(model) is not None  # a price of the alias
+        reached = reached or named_with(model, keywords)
+        if reached and not is_whole:
             name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
             self._request = replace(self._request, provider=name)
         if name not in self.scheduler.providers:

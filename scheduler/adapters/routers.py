@@ -76,6 +76,19 @@ def reach(
     return tuple(found)
 
 
+def named_with(model: str, keywords: Mapping[str, Any]) -> tuple[Deployment, ...]:
+    """The models that a call may ask by its own arguments, as LiteLLM's functions take them; none:
+    only the one it names.
+
+    >>> [each.model for each in named_with("small", {"fallbacks": ["big", {"model": "huge"}]})]
+    ['small', 'big', 'huge']
+    """  # noqa: D205
+    longer = keywords.get("context_window_fallback_dict")
+    after = longer.get(model) if isinstance(longer, Mapping) else None
+    names = [*_next(keywords.get("fallbacks"), model), *([after] if isinstance(after, str) else [])]
+    return tuple([Deployment(each) for each in dict.fromkeys((model, *names))]) if names else ()
+
+
 def _owner(function: Callable[..., Any]) -> Any:
     """The object whose method it is, whatever it is wrapped in."""
     inner: Any = function
@@ -178,7 +191,7 @@ class ByReach:
             try:
                 quotes.append(tariff.quote(read))
             except PriceUnknown as unknown:
-                hint = f"the router's {request.model!r} may reach it"
+                hint = f"{request.model!r} may reach it, by its router or its fallbacks"
                 hint += f"; {unknown.hint}" if unknown.hint else ""
                 raise PriceUnknown(unknown.model, unknown.provider, hint) from None
         dearest = max(quotes, key=lambda each: each.ceiling_nusd)

@@ -183,6 +183,34 @@ def test_a_fallback_is_reserved_for():
     assert call(Router(CHEAP, BIG), fallbacks=["big"])[0] == one("gpt-4o", "openai")
 
 
+class Plain:
+    """As a module of functions, without a list."""
+
+    async def acompletion(self, model, messages, **kwargs):
+        return {"usage": USAGE}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"fallbacks": ["gpt-4o"]},
+        {"fallbacks": [{"model": "gpt-4o"}, "gpt-4o-mini"]},
+        {"context_window_fallback_dict": {"gpt-4o-mini": "gpt-4o"}},
+    ],
+)
+def test_what_a_plain_function_falls_back_to_is_reserved_for(more):
+    cheap, dear = one("gpt-4o-mini", "openai"), one("gpt-4o", "openai")
+
+    assert call(Plain(), "gpt-4o-mini")[0] == cheap < dear
+    assert call(Plain(), "gpt-4o-mini", **more)[0] == dear
+    assert call(Plain(), "gpt-4o-mini", prices={"gpt-4o-mini": "0.1/0.1"}, **more)[0] == dear
+
+
+def test_a_fallback_without_a_price_is_named_by_who_may_reach_it():
+    with pytest.raises(PriceUnknown, match=r"'mine'.*'gpt-4o-mini' may reach it"):
+        call(Plain(), "gpt-4o-mini", fallbacks=["mine"])
+
+
 def test_a_price_of_the_alias_comes_first():
     assert call(Router(CHEAP, DEAR), prices={"fast": "1/1"})[1] == 1_100_000
 
@@ -202,6 +230,6 @@ def test_two_routers_with_the_same_alias_do_not_share_a_price():
 def test_a_deployment_without_a_price_is_named():
     router = Router(CHEAP, deployment("fast", "hosted_vllm/mine"))
 
-    with pytest.raises(PriceUnknown, match=r"'hosted_vllm/mine'.*the router's 'fast' may reach it"):
+    with pytest.raises(PriceUnknown, match=r"'hosted_vllm/mine'.*'fast' may reach it"):
         call(router)
     assert call(router, prices={"hosted_vllm/mine": "0/0"})[1] == 1_000 * 150 + 100 * 600
