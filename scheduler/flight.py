@@ -41,7 +41,7 @@ class Call:
         interrupted: Why it was cancelled from here though its request is still wanted; None: it
             was not.
         is_unwanted: It was cancelled because nobody waits for it any more.
-        end_rest: Takes its place again, which it lent while its stream's reader is busy.
+        end_rest: Takes its place again, which it lent while nobody works on it; None: it did not.
     """
 
     __slots__ = (

@@ -5,6 +5,7 @@ A request that is submitted within a call under way (an agent, a function that a
 
 Its place. A caller that waits works on nothing, so it lends its place: one inner request at a time
 goes beyond the number of places (`LaneKey.is_lent`); more of them take free ones, or follow on it.
+While all that it waits for lacks money, its place is anybody's (`parked`, `resting`).
 
 Its money is reserved beside its caller's, as for any request. What it lacks may be held by callers
 that wait themselves: `stuck` finds out whether it can ever have it. Of the inner requests that
@@ -200,15 +201,51 @@ class Nesting:
     def pass_on(self) -> None:
         """Lend the places of callers on which nothing runs; take back those of callers that ended."""
         for caller in self._callers.values():
-            lent = caller.lent
-            if not caller.attempt.is_live:
-                caller.lent = None
-                if lent is not None:
-                    self._take_back(lent)
-            elif lent is None:
-                caller.lent = next((each for each in caller.inner if self._waits(each)), None)
-                if caller.lent is not None and caller.lent.request_id is not None:
-                    self._lend(caller.lent.request_id, True)
+            lent, following = caller.lent, None
+            if caller.attempt.is_live:
+                following = self._following(caller)
+                if lent is not None and (following is None or not self._is_parked(lent)):
+                    continue
+            caller.lent = following
+            if lent is not None:
+                self._take_back(lent)
+            if following is not None and following.request_id is not None:
+                self._lend(following.request_id, True)
+
+    def _following(self, caller: _Caller) -> InnerFuture | None:
+        """Who may go next on a caller's place: whoever lacks money only if all do."""
+        waiting = [each for each in caller.inner if each is not caller.lent and self._waits(each)]
+        able = next((each for each in waiting if not self._is_parked(each)), None)
+        return able or (waiting[0] if waiting and caller.lent is None else None)
+
+    def parked(self) -> list[Call]:
+        """The calls that wait for nothing but what lacks money; other places are passed on."""
+        if not self._is_any_shut():
+            return []
+        self.pass_on()
+        known: dict[int, bool] = {}
+        calls = [self._calls.get(each.request_id) for each in self._callers]
+        return [each for each in calls if each is not None and self._rests(each, known)]
+
+    def _rests(self, call: Call, known: dict[int, bool]) -> bool:
+        """Whether a call works on nothing, since all that it waits for is parked, or rests, too."""
+        request_id = call.claimed.request_id
+        caller = None if call.attempt is None else self._callers.get(call.attempt)
+        if caller is None or request_id in known:
+            return known.get(request_id, False)
+        known[request_id] = False  # if it waits for itself
+
+        def is_idle(future: InnerFuture) -> bool:
+            running = self._calls.get(future.request_id or 0)
+            return self._is_parked(future) if running is None else self._rests(running, known)
+
+        awaited = [each for each in caller.inner if not each.done() and each.is_awaited]
+        known[request_id] = bool(awaited) and all(map(is_idle, awaited))
+        return known[request_id]
+
+    def _is_parked(self, future: InnerFuture) -> bool:
+        lane = future.lane
+        return lane is not None and self._waits(future) and self._store.shortfall(lane) is not None
 
     def _take_back(self, future: InnerFuture) -> None:
         """Its caller lends a request no place any more; others may wait for it, and lend theirs."""

@@ -372,7 +372,7 @@ class Pump:
         for claimed in result.claimed:
             self._start(claimed, now_ms)
         self._free_the_stuck(now_ms)
-        self._resting.look_soon()
+        self._resting.rest(self._nesting.parked())
         instants = (result.look_again_at_ms, self._twins.due_ms)
         self._alarm.set(min((each for each in instants if each is not None), default=None))
         if result.waiting is not None:

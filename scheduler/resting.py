@@ -1,4 +1,7 @@
-"""Streams whose readers are busy with what they were given: they lend their places meanwhile.
+"""Calls on which nobody works lend their places: callers that wait for money, and streams.
+
+A caller whose inner calls all lack money (`nesting`) lends its place until one of them goes on.
+So does a stream while its reader is busy with what it was given.
 
 A place is held while a provider works and its reader waits. A reader that does something else
 between two reads, such as another call, would else wait for its own place as soon as open streams
@@ -10,7 +13,7 @@ the next read a stream takes its place again, beyond the number if need be.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from scheduler.flight import Call, Flight
@@ -34,11 +37,25 @@ class Resting:
         self._flight, self._store, self._wake = flight, store, wake
         self._loop = asyncio.get_running_loop()
         self._streams: set[RequestFuture] = set()
+        self._callers: set[Call] = set()  # that rest
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, future: RequestFuture) -> None:
         """The answer of one is read as it comes."""
         self._streams.add(future)
+        self.look_soon()
+
+    def rest(self, callers: Collection[Call]) -> None:
+        """Lend the places of these, which wait for money, and of no other callers; look at streams."""
+        if callers or self._callers:
+            now = set(callers)
+            for call in self._callers - now:
+                self._end(call)
+            for call in now - self._callers:
+                if call.end_rest is None:
+                    call.end_rest = self._begin(call)
+                    self._wake()
+            self._callers = now
         self.look_soon()
 
     def look_soon(self) -> None:
@@ -81,11 +98,8 @@ class Resting:
         has_rested, before_s = False, self._loop.time() - REST_S
         for call, pace in self._holding():
             if pace.busy_since_s is not None and pace.busy_since_s <= before_s:
-                call.end_rest = pace.back = partial(self._end, call)
-                self._count(call, 1)
+                call.end_rest = pace.back = self._begin(call)
                 has_rested = True
-                if call.attempt is not None:
-                    call.attempt.has_waited = True
                 if pace.busy_since_s is None:  # it was asked in this moment, in another thread
                     call.end_rest()
         if has_rested:
@@ -93,8 +107,14 @@ class Resting:
         else:
             self.look_soon()
 
+    def _begin(self, call: Call) -> Callable[[], None]:
+        self._count(call, 1)
+        if call.attempt is not None:
+            call.attempt.has_waited = True
+        return partial(self._end, call)
+
     def _end(self, call: Call) -> None:
-        """It is read again, or has ended."""
+        """It is worked on again, or has ended."""
         if call.end_rest is not None:
             call.end_rest = None
             self._count(call, -1)

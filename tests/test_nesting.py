@@ -194,6 +194,84 @@ def test_one_inner_call_at_a_time_goes_beyond_the_places():
     run(main())
 
 
+async def parked(s, number):
+    """Wait until so many requests lack money."""
+    for _ in range(1000):
+        if sum(s.stats().parked.values()) == number:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not parked")
+
+
+class Agents(Bench):
+    """Each asks for what its request says, then answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.s, self.named = None, []
+
+    def agent(self, number, *asked):
+        """A request that asks for others; bodies name them by their position."""
+        self.named += asked
+        asks = list(range(len(self.named) - len(asked), len(self.named)))
+        return ask(number, budget="rich", asks=asks)
+
+    async def send(self, request):
+        asked = [self.named[each] for each in request.body.get("asks", ())]
+        await asyncio.gather(*map(self.s.run, asked))
+        return await super().send(request)
+
+
+def poor_and_rich(store=None, places=1):
+    provider = Agents()
+    budgets = [Budget("poor", "$0"), Budget("rich", "$1")]
+    s = Scheduler(
+        store, budgets=budgets, providers=provider, clock=VirtualClock(), concurrency=places
+    )
+    provider.s = s
+    return s, provider.agent
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_callers_whose_calls_lack_money_hold_up_nobody(store, depth, tmp_path):
+    async def main():
+        process = Process("here", 1, "1")
+        file = InlineSqlite(tmp_path / "s.db", process, 10**9, lambda sql: None)
+        s, agent = poor_and_rich(file if store == "sqlite" else None)
+        async with s:
+            inner = ask(100, budget="poor")
+            for level in range(depth):
+                inner = agent(level, inner)
+            waits = [s.submit(inner) for _ in range(3)]
+            await parked(s, 3)
+            others = await asyncio.gather(*(s.run(ask(n, budget="rich")) for n in range(9)))
+            assert len(others) == 9
+            assert not any(each.done() for each in waits)
+
+            await s.set_limit("poor", "$1")
+            await asyncio.gather(*waits)
+            await asyncio.gather(*(s.run(ask(n, budget="rich")) for n in range(3)))
+            assert s._pump._flight.slots == {"bench": 1}
+
+    run(main())
+
+
+def test_a_call_that_lacks_money_gives_its_callers_place_to_one_that_does_not():
+    async def main():
+        s, agent = poor_and_rich()
+        async with s:
+            asked = [ask(1, budget="poor"), ask(2, budget="rich"), ask(3, budget="rich")]
+            whole = s.submit(agent(0, *asked))
+            await parked(s, 1)
+            await asyncio.sleep(1)
+            assert s.stats().succeeded == 2
+            await s.set_limit("poor", "$1")
+            await whole
+
+    run(main())
+
+
 def test_an_inner_call_of_another_provider_needs_no_place_there():
     async def main():
         trees = Trees(places=1)
