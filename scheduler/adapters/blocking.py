@@ -349,6 +349,10 @@ class BlockingScheduler:
         """Create budgets, or change them; see `Scheduler.define`."""
         self._do(self.scheduler.define, *budgets)
 
+    def ensure(self, *budgets: Budget) -> None:
+        """Create budgets that are not there; others stay as they are; see `Scheduler.ensure`."""
+        self._do(self.scheduler.ensure, *budgets)
+
     def remove_budget(self, name: str) -> None:
         """Have a budget bind nobody any more; see `Scheduler.remove_budget`."""
         self._do(self.scheduler.remove_budget, name)
