@@ -40,6 +40,7 @@ class Place:
             "OPENAI_BASE_URL": self.provider.url,
             "OPENAI_API_KEY": "any",
             "PYTHONPATH": str(self.path),
+            "HOME": str(self.path),  # some leave sockets and settings there
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
         }
