@@ -65,7 +65,11 @@ def run(here, service, program, limit='"$5/day"'):
     """The recipe, then a program."""
     text = PROGRAMS["blocking.py"].replace('"$5/day"', limit)
     (here.path / "recipe.py").write_text(f"{text}\nURL = {service!r}\n{program}\ns.close()\n")
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "eu-west-1"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }
     done = here.run("recipe.py", AWS_ENDPOINT_URL_BEDROCK_RUNTIME=service, **keys)
     assert done.returncode == 0, done.stderr
     return done.stdout
