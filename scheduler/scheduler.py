@@ -58,7 +58,7 @@ from scheduler.tally import Tally
 E_ = TypeVar("E_", bound=events.Event)
 FORKED = (
     "the scheduler was opened before this process was forked, and works in the one it was forked "
-    "from; nothing was sent. Open one in each process, after the fork and when it is first needed"
+    "from; nothing was sent. Open one in each process after the fork, and none before it"
 )
 
 

@@ -110,6 +110,6 @@ def test_one_that_was_opened_before_the_fork_says_what_to_do(here):
 
     assert answer.status_code == 500
     assert "opened before this process was forked" in answer.text
-    assert "nothing was sent. Open one in each process, after the fork" in answer.text
+    assert "nothing was sent. Open one in each process after the fork" in answer.text
     wait_for(lambda: here.provider.bill()["received"] == 0, "nothing")
     here.check_nothing_was_spent()
