@@ -73,7 +73,9 @@ def test_a_job_that_waits_goes_on_when_the_limit_is_raised_and_the_next_keeps_it
 def test_its_timeout_ends_a_parked_job_at_no_cost(here, redis):
     here.write("jobs.py", limit='"$0.00000001"')
     with worker(here, redis) as queue:
-        told = outcome(queue.enqueue("jobs.summarise", "Hi", job_timeout=2))
+        job = queue.enqueue("jobs.summarise", "Hi", job_timeout=10)  # its imports count, too
+        here.wait_until_parked()
+        told = outcome(job)
 
         assert "JobTimeoutException" in told
         here.check_nothing_was_spent()
