@@ -49,7 +49,7 @@ class Place:
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run Python here, to its end."""
         return subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, timeout=60, check=False,
+            [sys.executable, *words], capture_output=True, text=True, timeout=110, check=False,
             cwd=self.path, env=self.environment | more,
         )  # fmt: skip
 
@@ -127,7 +127,7 @@ class Started:
     def end(self) -> int:
         """Ask it to end, and wait."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager

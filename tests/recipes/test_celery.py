@@ -18,7 +18,7 @@ name, text, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 result = getattr(tasks, name).apply_async((text,), **options)
 if "--forget" not in sys.argv:
     try:
-        print(result.get(timeout=40))
+        print(result.get(timeout=80))
     except Exception as error:
         print(type(error).__name__, error)
 """
