@@ -7,9 +7,12 @@ CORE   := $(VENV)/.core-installed
 # The same tests of adapters with the SDKs' previous major versions, which exclude the newest.
 OLD      := .venv-previous
 PREVIOUS := $(OLD)/.installed
+# Task queues, web servers, kernels and pages, with which docs/workers.md is run.
+WORKERS := .venv-recipes
+RECIPES := $(WORKERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test recipes simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +23,9 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 test: $(DEV) $(PREVIOUS)  ## Run all tests (eight minutes on two cores)
 	$(OLD)/bin/python -m pytest -n auto --maxprocesses 4 tests/sdks
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
+	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
 
 SEED ?=
 STEPS ?= 60
@@ -49,14 +55,14 @@ bench: $(DEV)  ## Measure speed against peers in the same run; tables, and bench
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test  ## All that has to pass
+check: lint types test recipes  ## All that has to pass
 
 format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) $(OLD) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(WORKERS) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -78,4 +84,11 @@ $(PREVIOUS): pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/python -m venv $(OLD)
 	@$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(OLD)/bin/python -m pip install --quiet --editable . --group sdks-previous
+	@touch $@
+
+$(RECIPES): pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what the recipes are run with into $(WORKERS) ..."
+	@$(VENV)/bin/python -m venv $(WORKERS)
+	@$(WORKERS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(WORKERS)/bin/python -m pip install --quiet --editable . --group recipes
 	@touch $@

@@ -16,6 +16,8 @@ or its limit is raised, then goes on by itself. Results come back through future
 
 from __future__ import annotations
 
+__distribution__ = "llm-budget-scheduler"  # by which `installed` knows this file
+
 from typing import TYPE_CHECKING, Any
 
 from scheduler.budget import Budget

@@ -46,8 +46,12 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
+from scheduler import installed
 from scheduler.money import decimal_usd, format_usd, usd
 from scheduler.plain import about, shell_word
+
+installed.require()  # here, since nothing of this package works without its errors
+installed.warn_if_mixed()
 
 MAX_SHOWN_CHARS = 100  # of a value somebody gave
 MAX_NAMED = 10  # of the names there are

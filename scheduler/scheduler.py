@@ -56,6 +56,10 @@ from scheduler.stream import ResponseStream
 from scheduler.tally import Tally
 
 E_ = TypeVar("E_", bound=events.Event)
+FORKED = (
+    "the scheduler was opened before this process was forked, and works in the one it was forked "
+    "from; nothing was sent. Open one in each process after the fork, and none before it"
+)
 
 
 class Scheduler(Adoption, Governing):
@@ -231,6 +235,9 @@ class Scheduler(Adoption, Governing):
     async def _end(self, within_s: float | None) -> None:
         """As `aclose`; see `Ending.begin`."""
         loop = self._loop
+        if self._is_forked:  # all of it is the other process's, which goes on with it
+            self._state = "closed"
+            return
         if loop is not None and loop is not asyncio.get_running_loop():
             if loop.is_running():
                 closing = asyncio.run_coroutine_threadsafe(self._end(within_s), loop)
@@ -426,6 +433,8 @@ class Scheduler(Adoption, Governing):
     def _pump_here(self) -> Pump:
         """The pump, if this is its loop. Raises `SchedulerClosed` or `WrongLoop`."""
         pump = self._open_pump()
+        if self._is_forked:
+            raise SchedulerClosed(FORKED)
         try:
             is_here = asyncio.get_running_loop() is self._loop
         except RuntimeError:
@@ -501,12 +510,14 @@ class Scheduler(Adoption, Governing):
         assert self._loop is not None
         if self._loop.is_closed():
             raise SchedulerClosed("the scheduler's event loop has ended; nothing was sent")
-        if os.getpid() != self._process_id:
-            raise SchedulerClosed(
-                "the scheduler is that of the process this one was forked from; nothing was sent. Open "
-                "one here"
-            )
+        if self._is_forked:
+            raise SchedulerClosed(FORKED)
         return self._loop
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether it was opened before this process was forked; its loop and threads are not here."""
+        return self._loop is not None and os.getpid() != self._process_id
 
     def now_ms(self) -> int:
         """The time by its clock, in Unix milliseconds."""

@@ -27,7 +27,7 @@ from scheduler.intake import OnExceeded
 from scheduler.marks import Marks
 from scheduler.plain import logger_of
 from scheduler.request import Duration, Quote, Request, Response, StreamEvent
-from scheduler.scheduler import Scheduler
+from scheduler.scheduler import FORKED, Scheduler
 from scheduler.stats import Stats
 from scheduler.stores.base import Archive, Unknown
 
@@ -349,6 +349,10 @@ class BlockingScheduler:
         """Create budgets, or change them; see `Scheduler.define`."""
         self._do(self.scheduler.define, *budgets)
 
+    def ensure(self, *budgets: Budget) -> None:
+        """Create budgets that are not there; others stay as they are; see `Scheduler.ensure`."""
+        self._do(self.scheduler.ensure, *budgets)
+
     def remove_budget(self, name: str) -> None:
         """Have a budget bind nobody any more; see `Scheduler.remove_budget`."""
         self._do(self.scheduler.remove_budget, name)
@@ -395,10 +399,7 @@ class BlockingScheduler:
         if self._is_closed:
             raise SchedulerClosed
         if os.getpid() != self._process_id:  # its thread is not here, so nobody would answer
-            raise SchedulerClosed(
-                "the scheduler was opened in the process that this one was forked from; nothing "
-                "was sent. Open one in this process"
-            )
+            raise SchedulerClosed(FORKED)
 
     def __repr__(self) -> str:
         return f"<BlockingScheduler of {self.scheduler!r}>"

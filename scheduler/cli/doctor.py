@@ -82,6 +82,7 @@ def examine(store: str) -> Iterator[Check]:
     """Look at everything, one check after the other; a check that fails is a finding."""
     steps: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", check_python),
+        ("install", check_install),
         ("packages", check_packages),
         ("engine", check_engine),
         ("sqlite", lambda: check_sqlite(store)),
@@ -104,6 +105,14 @@ def check_python() -> Check:
     if sys.version_info < OLDEST_PYTHON:
         return Check("python", Verdict.BAD, f"{version} is older than 3.11")
     return Check("python", Verdict.OK, f"{version} on {sys.platform}")
+
+
+def check_install() -> Check:
+    """Whether another project's files are mixed into this package."""
+    from scheduler.cli.mixture import look
+
+    is_well, finding = look()
+    return Check("install", Verdict.OK if is_well else Verdict.NOTE, finding)
 
 
 def check_packages() -> Check:

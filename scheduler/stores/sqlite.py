@@ -36,7 +36,7 @@ from scheduler.plain import logger_of
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
-from scheduler.stores import sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
+from scheduler.stores import forks, sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
 from scheduler.stores.base import (
     Archive,
     Finished,
@@ -154,6 +154,7 @@ class SqliteStore(Store):
         self._version = 0  # `PRAGMA data_version` when last looked
         self._foreign = False  # another process wrote since the last turn
         self._place = path  # as it was when the file was opened, wherever the process goes
+        self._held: forks.Held | None = None  # as forks of this process hear of it
         self._file: tuple[int, int] | None = None  # which one was opened; None: not told
 
     def __repr__(self) -> str:
@@ -166,6 +167,7 @@ class SqliteStore(Store):
         self._place, self._file = self.path.absolute(), None
         with self._translated():
             _check_file(self.path, self._create)
+            forks.refuse_inherited(self.path)
             self._look = Look(self.path) if not self._create and not may_write(self.path) else None
             connection = self._connection = _Connection(self._connect, 64)
             connection._thread.daemon = True  # a forgotten store must not keep the process alive
@@ -176,6 +178,7 @@ class SqliteStore(Store):
                 # Its thread reports to this loop once more before it ends.
                 await asyncio.to_thread(connection._thread.join, 5)
                 raise
+        self._held = forks.hold(self._place)
         try:
             await self._run(self._set_up, now_ms)
             await self._run(_reading(self._transactions.read_budgets), now_ms)
@@ -197,6 +200,7 @@ class SqliteStore(Store):
             logger.warning("could not sign off from %s: %s", self.path, exc)
         finally:
             await connection.close()
+            forks.let_go(self._held)
             if self._look is not None:
                 self._look.close()
 

@@ -567,4 +567,4 @@ async def test_a_fork_of_the_schedulers_process_is_told_to_open_its_own(monkeypa
             answer = client.post(URL, json=BODY)
 
         assert answer.status_code == 503
-        assert "forked from; nothing was sent. Open one here" in answer.text
+        assert "before this process was forked" in answer.text

@@ -8,7 +8,18 @@ import pytest
 from scheduler.cli import doctor
 from scheduler.cli.doctor import Verdict
 
-CHECKS = ["python", "packages", "engine", "sqlite", "store", "key", "config", "clock", "prices"]
+CHECKS = [
+    "python",
+    "install",
+    "packages",
+    "engine",
+    "sqlite",
+    "store",
+    "key",
+    "config",
+    "clock",
+    "prices",
+]
 SECRET = "sk-very-secret-0123456789"
 
 
