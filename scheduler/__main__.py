@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.cli.app import main
+from scheduler.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import amount, amounts, emit_json, iso, plural, say, table
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("audit")(audit)
+    app.command("audit", cls=Command)(audit)
 
 
 def audit(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command, Group
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.options import ConfigOption
 from scheduler.cli.output import (
@@ -33,22 +34,32 @@ if TYPE_CHECKING:
     from scheduler.stats import BudgetStatus, CapStatus, QueueRow
     from scheduler.stores.base import Store
 
+SET_EXAMPLES = """\
+scheduler budget set default '$20'
+scheduler budget set team '$100/month @Europe/Athens' --create"""
+EXPLAIN_EXAMPLES = """\
+scheduler budget explain '$5/hour,$50/day'
+scheduler budget explain --model openrouter:openai/gpt-4o --tag team=a"""
 SAMPLE = 1000  # parked requests looked at to count those of one budget
 
-Name = Annotated[str, typer.Argument(help="Name of the budget.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the budget.", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the root."""
     group = typer.Typer(
-        help="List budgets; change, pause, remove and explain them.", no_args_is_help=True
+        cls=Group,
+        help="List budgets; change, pause, remove and explain them.",
+        no_args_is_help=True,
     )
-    group.command("list")(list_budgets)
-    group.command("set")(set_limit)
-    group.command("pause")(pause)
-    group.command("resume")(resume)
-    group.command("remove")(remove)
-    group.command("explain")(explain)
+    group.command("list", cls=Command)(list_budgets)
+    group.command("set", cls=Command, epilog=SET_EXAMPLES)(set_limit)
+    group.command("pause", cls=Command)(pause)
+    group.command("resume", cls=Command)(resume)
+    group.command("remove", cls=Command)(remove)
+    group.command("explain", cls=Command, epilog=EXPLAIN_EXAMPLES)(explain)
     app.add_typer(group, name="budget")
 
 
@@ -71,7 +82,10 @@ def set_limit(
     name: Name,
     spec: Annotated[
         str,
-        typer.Argument(help="'$20' keeps the window, '$20/day' replaces it, 'none' is no limit."),
+        typer.Argument(
+            metavar="LIMIT",
+            help="'$20' keeps the window, '$20/day' replaces it, 'none' is no limit.",
+        ),
     ],
     store: StoreOption = DEFAULT_STORE,
     create: Annotated[
@@ -141,13 +155,17 @@ def remove(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
 
 def explain(
     spec: Annotated[
-        str | None, typer.Argument(help="A limit, such as '$100/month @Asia/Tokyo'.")
+        str | None, typer.Argument(metavar="LIMIT", help="Such as '$100/month @Asia/Tokyo'.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Which rules a request for this model meets.")
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Which rules a request for this model meets."
+        ),
     ] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A tag it has.")
+        list[str] | None,
+        typer.Option("--tag", metavar="NAME=VALUE", help="A tag it has; repeatable."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,

@@ -27,6 +27,7 @@ import typer
 
 from scheduler.cli.demo_account import Seen, tell_account
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import now_ms, opened
 from scheduler.cli.output import bar, plural, say
 from scheduler.cli.status import sentence
@@ -106,13 +107,15 @@ def one_line_of(who: str, text: str) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("demo")(demo)
+    app.command("demo", cls=Command)(demo)
 
 
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where to put its files. Default: a new temporary folder."),
+        typer.Option(
+            "--dir", metavar="FOLDER", help="For its files; default: a new temporary one."
+        ),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Fewer requests, for tests.")] = False,
 ) -> None:

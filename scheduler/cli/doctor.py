@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import typer
 
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
     JsonOption,
@@ -60,7 +61,7 @@ class Check:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("doctor")(doctor)
+    app.command("doctor", cls=Command)(doctor)
 
 
 def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:

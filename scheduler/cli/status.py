@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.budget import budget_rows, budget_table
+from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
     JsonOption,
@@ -52,12 +53,14 @@ class Picture:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("status")(status)
+    app.command("status", cls=Command)(status)
 
 
 def status(
     store: StoreOption = DEFAULT_STORE,
-    job: Annotated[str | None, typer.Option("--job", help="Count only this job's.")] = None,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Count only this job's.")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")
     ] = False,
