@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from scheduler.cli.widths import columns_of, laid_out
+from scheduler.cli.widths import columns_of, laid_out, told
 from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import one_line, plain_line
 
@@ -27,12 +27,15 @@ _BAR_WIDTH = 12
 
 def say(text: str) -> None:
     """Tell the person at the terminal something that is not data, in one plain line."""
-    print(plain_line(text), file=sys.stderr, flush=True)
+    lines = told(plain_line(text), columns_of(sys.stderr))
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def tell(*lines: str, end: str = "\n") -> None:
     """Write lines for people to stdout, each of them plain."""
-    print("\n".join(map(plain_line, lines)), end=end, flush=True)
+    width = columns_of(sys.stdout)
+    shown = [part for line in lines for part in told(plain_line(line), width)]
+    print("\n".join(shown), end=end, flush=True)
 
 
 def emit_json(value: Any, indent: int | None = 2) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from scheduler.budget import Cap
+from scheduler.cli.moving import Moving
 from scheduler.cli.output import bar, until
-from scheduler.cli.widths import cells, fitted, middle
+from scheduler.cli.widths import fitted, middle
 from scheduler.duration import format_duration
 from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
 from scheduler.plain import about, one_line, plain_line
@@ -307,61 +308,23 @@ class _Bar(_Silent):
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
-        from rich.console import Console
-        from rich.live import Live
-
-        self._console = Console(file=out, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False, transient=False)
-        self._live.start()
-        self._drawn: list[str] = []
+        self._moving = Moving(out)
         self._now: Snapshot | None = None
-        self._width = self._console.width
 
     def update(self, now: Snapshot) -> None:
         """Redraw the line."""
         self._now = now
-        self._draw()
+        text = line(now, with_bar=True, width=self._moving.width - 1)
+        self._moving.draw(text.split("\n"))
 
     def say(self, text: str) -> None:
-        """A line above the bar, which the terminal itself wraps, so that it can be copied."""
-        from rich.text import Text  # which takes nothing in a name for markup or an emoji
-
-        self._draw()
-        self._console.print(Text(plain_line(text)), soft_wrap=True)
+        """Lines above the bar."""
+        if self._now is not None:
+            self.update(self._now)
+        self._moving.say(plain_line(text))
 
     def close(self) -> None:
         """Leave the last line standing."""
-        self._draw()
-        self._live.stop()
-
-    def _draw(self) -> None:
-        from rich.text import Text
-
-        width = self._console.width
-        if width != self._width:
-            self._take_back(width)
-            self._width = width
-        if self._now is None:
-            return
-        drawn = line(self._now, with_bar=True, width=width - 1).split("\n")
-        if drawn != self._drawn:
-            self._drawn = drawn
-            self._live.update(Text("\n".join(drawn), no_wrap=True), refresh=True)
-
-    def _take_back(self, width: int) -> None:
-        """Wipe what a terminal that became narrower has made of the lines that were drawn."""
-        from rich.control import Control
-        from rich.segment import ControlType
-
-        if width < self._width and _reflows():
-            extra = sum(-(-cells(each) // width) - 1 for each in self._drawn if each)
-            for _ in range(extra):
-                self._console.control(
-                    Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
-                )
-        self._drawn = []
-
-
-def _reflows() -> bool:
-    """Whether the terminal wraps lines anew when it changes its width; most do."""
-    return "XTERM_VERSION" not in os.environ and "STY" not in os.environ
+        if self._now is not None:
+            self.update(self._now)
+        self._moving.close()

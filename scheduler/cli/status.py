@@ -22,8 +22,10 @@ from scheduler.cli.look import (
     store_option,
     with_store,
 )
+from scheduler.cli.moving import Moving
 from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, tell, until
 from scheduler.cli.progress import provider_sentence
+from scheduler.cli.widths import columns_of, told
 from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import about, plain_line, without_password
 
@@ -78,7 +80,7 @@ def status(
     if as_json:
         emit_json(status_row(picture))
     else:
-        tell(*describe(picture).split("\n"))
+        print(describe(picture, columns_of(sys.stdout)), flush=True)
 
 
 async def look(
@@ -193,8 +195,8 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
     return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
 
 
-def describe(picture: Picture) -> str:
-    """A picture for people."""
+def describe(picture: Picture, width: int | None = None) -> str:
+    """A picture for people; `width` None: each fact in a line, as long as it is."""
     counts, store = picture.counts, store_option(picture.store)
     parts = [
         f"{counts.succeeded:,} done",
@@ -226,10 +228,13 @@ def describe(picture: Picture) -> str:
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     if picture.budgets:
-        lines += ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
+        table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
-        lines.append("budgets   none: spend is tracked, not limited")
-    return "\n".join(map(plain_line, lines))  # whatever is in a name, it is one line
+        table = ["budgets   none: spend is tracked, not limited"]
+    # Whatever is in a name, it is one line.
+    facts = (plain_line(line) for line in lines)
+    shown = [part for line in facts for part in told(line[10:], width, line[:10])]
+    return "\n".join([*shown, *map(plain_line, table)])
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -295,10 +300,9 @@ def _print_plain(picture: Picture) -> None:
 
 
 async def _redraw(pictures: AsyncIterator[Picture]) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(console=Console(), auto_refresh=False) as live:
+    moving = Moving(sys.stdout)
+    try:
         async for picture in pictures:
-            live.update(Text(describe(picture), no_wrap=True), refresh=True)
+            moving.draw(describe(picture, moving.width - 1).split("\n"))
+    finally:
+        moving.close()

@@ -14,6 +14,7 @@ GAP = 2  # cells between columns
 ASIDE = 80  # columns where nobody says how many
 LONG_WORD = 16  # longer words of names may be broken where there is no room
 _SEPARATOR = " · "
+_COMMAND = ": scheduler "  # what begins a command in a sentence
 
 
 def cells(text: str) -> int:
@@ -91,6 +92,24 @@ def hung(start: str, text: str, width: int, *, folds: bool = True) -> list[str]:
     first, *rest = wrapped(text, max(1, width - cells(start)), folds=folds)
     blank = " " * cells(start)
     return [f"{start}{first}", *(f"{blank}{line}" for line in rest)]
+
+
+def told(text: str, width: int | None, start: str = "") -> list[str]:
+    """Lines of a sentence as a person reads it on a terminal; None: it is none, and one line.
+
+    Words and amounts stay whole. A command at its end gets a line of its own, which only the
+    terminal wraps, so that it can be copied.
+
+    Args:
+        text: The sentence.
+        width: Cells of a line.
+        start: What stands before the first line; the others begin below its end.
+    """
+    if width is None or cells(start + text) <= width:
+        return [start + text]
+    words, found, command = text.partition(_COMMAND)
+    lines = hung(start, words + ":" * bool(found), width)
+    return [*lines, _COMMAND.removeprefix(": ") + command] if found else lines
 
 
 def _pieces(word: str, width: int) -> list[str]:
