@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.helping import Command, Group
-from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.look import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    now_ms,
+    store_path,
+    with_store,
+)
 from scheduler.cli.options import ConfigOption
 from scheduler.cli.output import (
     amount,
@@ -27,7 +34,7 @@ from scheduler.cli.output import (
     tell,
     until,
 )
-from scheduler.plain import one_line
+from scheduler.plain import one_line, without_password
 
 if TYPE_CHECKING:
     from scheduler.budget import Budget, Cap
@@ -196,7 +203,7 @@ def _explain_model(
     from scheduler.request import Request
 
     intake = make_intake(config)
-    statuses = with_store(store, lambda opened: opened.budgets(now_ms()))
+    statuses = _stored(store)
     intake.book.update((status.id, status.budget) for status in statuses)
     labels = {name: value for name, _, value in (each.partition("=") for each in tags)}
     found = intake.explain(Request({"model": model, "messages": []}, tags=labels, budget=()))
@@ -218,6 +225,15 @@ def _explain_model(
         print("\n  no budget has rules")
     drawn = one_line(", ".join(found.budgets)) or "none"
     print(f"\n  draws on {drawn}, besides the budgets it names or gets by default")
+
+
+def _stored(store: str) -> list[BudgetStatus]:
+    """What budgets a store has; none where there is no store yet."""
+    path = store_path(store)
+    if store == "memory://" or (path is not None and not path.exists()):
+        say(f"there is no store at {without_password(store)} yet, so no budget has rules")
+        return []
+    return with_store(store, lambda opened: opened.budgets(now_ms()))
 
 
 def _rule_row(budget: Budget, is_met: bool) -> dict[str, Any]:

@@ -5,8 +5,8 @@ This imports next to nothing, so that hardly an instant passes before it watches
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # what `signal` is made of: there at once
 import os
-import signal
 
 INTERRUPTED = 130
 WORDS = "interrupted\n"

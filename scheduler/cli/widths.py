@@ -143,15 +143,32 @@ def fitted(forms: Mapping[str, Sequence[str]], order: Sequence[str], width: int 
     for name in ("", *order):
         if name and chosen[name] < len(forms[name]) - 1:
             chosen[name] += 1
-        parts = [part for each, at in chosen.items() if (part := forms[each][at])]
-        if width is None or cells(_SEPARATOR.join(parts)) <= width:
-            return _SEPARATOR.join(parts)
+        text = _SEPARATOR.join(_parts(forms, chosen))
+        if width is None or cells(text) <= width:
+            return text
     assert width is not None
-    lines = [parts[0]]
-    for part in parts[1:]:
+    lines = _folded(forms, chosen, width)
+    for name in reversed(order):  # what there is room for after all
+        if chosen[name]:
+            longer = _folded(forms, {**chosen, name: chosen[name] - 1}, width)
+            if len(longer) == len(lines) and max(map(cells, longer)) <= width:
+                chosen[name] -= 1
+                lines = longer
+    return "\n".join(lines)
+
+
+def _parts(forms: Mapping[str, Sequence[str]], chosen: Mapping[str, int]) -> list[str]:
+    return [part for name, at in chosen.items() if (part := forms[name][at])]
+
+
+def _folded(forms: Mapping[str, Sequence[str]], chosen: Mapping[str, int], width: int) -> list[str]:
+    """Parts in as few lines as they take."""
+    first, *rest = _parts(forms, chosen)
+    lines = [first]
+    for part in rest:
         longer = f"{lines[-1]}{_SEPARATOR}{part}"
         lines[-1:] = [longer] if cells(longer) <= width else [lines[-1], part]
-    return "\n".join(lines)
+    return lines
 
 
 def laid_out(
