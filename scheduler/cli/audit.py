@@ -9,7 +9,7 @@ import typer
 from scheduler.cli.exits import Exit
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import amount, amounts, emit_json, iso, plural, say, table
+from scheduler.cli.output import amount, amounts, emit_json, iso, plural, say, table, tell
 
 if TYPE_CHECKING:
     from scheduler.stats import Audit, Discrepancy
@@ -66,7 +66,7 @@ def _tell(found: Audit) -> None:
         f"; {plural(found.overruns, 'call')} cost more than reserved" if found.overruns else ""
     )
     if not found.discrepancies:
-        print(f"clean: recomputed {checked}, all equal{overruns}")
+        tell(f"clean: recomputed {checked}, all equal{overruns}")
         return
     columns = ("budget", "limit", "window start", "what", "stored", "recomputed")
     rows = [

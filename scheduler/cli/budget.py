@@ -27,6 +27,7 @@ from scheduler.cli.output import (
     amounts,
     bar,
     emit_json,
+    facts,
     iso,
     plural,
     say,
@@ -193,7 +194,8 @@ def explain(
     if as_json:
         emit_json([explained(cap, at_ms) for cap in caps])
     else:
-        print("\n\n".join(explanation(cap, at_ms) for cap in caps))
+        told = (facts(explanation(cap, at_ms).split("\n")) for cap in caps)
+        print("\n\n".join("\n".join(lines) for lines in told))
 
 
 def _explain_model(
@@ -215,16 +217,18 @@ def _explain_model(
             "draws_on": list(found.budgets),
         })  # fmt: skip
         return
-    print(f"{one_line(model)}\n  asked   {one_line(f'{found.model} at {found.provider}')}")
+    lines = [one_line(model), f"  asked   {one_line(f'{found.model} at {found.provider}')}"]
     for number, each in enumerate(found.names):
-        print(f"  {'' if number else 'names':<7} {one_line(each)}")
+        lines.append(f"  {'' if number else 'names':<7} {one_line(each)}")
+    print("\n".join(facts(lines)))
     if ruled:
         rows = [(b.name, "yes" if b.name in found.rules else "no", _rule_text(b)) for b in ruled]
         print(f"\n{table(('budget', 'matches', 'rules'), rows)}")
     else:
         print("\n  no budget has rules")
     drawn = one_line(", ".join(found.budgets)) or "none"
-    print(f"\n  draws on {drawn}, besides the budgets it names or gets by default")
+    print()
+    tell(f"  draws on {drawn}, besides the budgets it names or gets by default")
 
 
 def _stored(store: str) -> list[BudgetStatus]:

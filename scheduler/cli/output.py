@@ -23,6 +23,7 @@ from scheduler.plain import one_line, plain_line
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BAR_WIDTH = 12
+_LABEL = 10
 
 
 def say(text: str) -> None:
@@ -36,6 +37,18 @@ def tell(*lines: str, end: str = "\n") -> None:
     width = columns_of(sys.stdout)
     shown = [part for line in lines for part in told(plain_line(line), width)]
     print("\n".join(shown), end=end, flush=True)
+
+
+def facts(lines: Iterable[str], width: int | None = None) -> list[str]:
+    """Lines that begin with a label of ten cells, in lines that fit, the rest below itself.
+
+    Args:
+        lines: Each becomes plain, whatever is in a name.
+        width: Cells of a line; None: those of stdout, if it is a terminal.
+    """
+    width = width or columns_of(sys.stdout)
+    shown = map(plain_line, lines)
+    return [part for line in shown for part in told(line[_LABEL:], width, line[:_LABEL])]
 
 
 def emit_json(value: Any, indent: int | None = 2) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import amount, emit_json, iso, plural, say, table
+from scheduler.cli.output import amount, emit_json, iso, plural, say, table, tell
 from scheduler.money import decimal_usd
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _tell(resolved: Sequence[Unknown], nusd: int, as_json: bool) -> None:
         now = f"{amount(freed_nusd, 'usd')} counts no longer"
         if freed_nusd < 0:
             now = f"{amount(-freed_nusd, 'usd')} more than was reserved, which counts from now on"
-        print(f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; {now}")
+        tell(f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; {now}")
 
 
 # What an unknown outcome looks like, to programs and to people

@@ -23,9 +23,8 @@ from scheduler.cli.look import (
     with_store,
 )
 from scheduler.cli.moving import Moving
-from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, tell, until
+from scheduler.cli.output import amount, amounts, emit_json, facts, iso, local, plural, until
 from scheduler.cli.progress import provider_sentence
-from scheduler.cli.widths import columns_of, told
 from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import about, plain_line, without_password
 
@@ -80,7 +79,7 @@ def status(
     if as_json:
         emit_json(status_row(picture))
     else:
-        print(describe(picture, columns_of(sys.stdout)), flush=True)
+        print(describe(picture), flush=True)
 
 
 async def look(
@@ -196,7 +195,7 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
 
 
 def describe(picture: Picture, width: int | None = None) -> str:
-    """A picture for people; `width` None: each fact in a line, as long as it is."""
+    """A picture for people, in lines of at most `width` cells; None: as stdout has."""
     counts, store = picture.counts, store_option(picture.store)
     parts = [
         f"{counts.succeeded:,} done",
@@ -231,10 +230,7 @@ def describe(picture: Picture, width: int | None = None) -> str:
         table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
         table = ["budgets   none: spend is tracked, not limited"]
-    # Whatever is in a name, it is one line.
-    facts = (plain_line(line) for line in lines)
-    shown = [part for line in facts for part in told(line[10:], width, line[:10])]
-    return "\n".join([*shown, *map(plain_line, table)])
+    return "\n".join([*facts(lines, width), *map(plain_line, table)])
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -296,7 +292,7 @@ def _print_json(picture: Picture) -> None:
 
 
 def _print_plain(picture: Picture) -> None:
-    tell(*describe(picture).split("\n"), end="\n\n")
+    print(describe(picture), end="\n\n", flush=True)
 
 
 async def _redraw(pictures: AsyncIterator[Picture]) -> None:

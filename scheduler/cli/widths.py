@@ -107,7 +107,9 @@ def told(text: str, width: int | None, start: str = "") -> list[str]:
     """
     if width is None or cells(start + text) <= width:
         return [start + text]
-    words, found, command = text.partition(_COMMAND)
+    bare = text.lstrip(" ")
+    start += text[: len(text) - len(bare)]
+    words, found, command = bare.partition(_COMMAND)
     lines = hung(start, words + ":" * bool(found), width)
     return [*lines, _COMMAND.removeprefix(": ") + command] if found else lines
 

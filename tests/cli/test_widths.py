@@ -135,6 +135,7 @@ def test_a_command_that_is_told_stays_whole(width):
     assert max(map(cells, lines[:-1])) <= width
     assert told(f"To go on: {COMMAND}", None) == [f"To go on: {COMMAND}"]
     assert told("short", 80) == ["short"]
+    assert told("  one two", 6, "> ") == [">   one", "    two"]
 
 
 class Terminal(io.StringIO):
