@@ -18,58 +18,47 @@ from __future__ import annotations
 
 __distribution__ = "llm-budget-scheduler"  # by which `installed` knows this file
 
-from typing import TYPE_CHECKING, Any
-
-from scheduler.budget import Budget
-from scheduler.errors import (
-    BadAnswer,
-    BudgetExceeded,
-    BudgetUnknown,
-    CallFailed,
-    CallInterrupted,
-    CallTimeout,
-    ConfigError,
-    CostTooHigh,
-    CredentialsRefused,
-    DeadlineExceeded,
-    HeldByCallers,
-    KeyConflict,
-    PriceUnknown,
-    PromptTooLong,
-    ProviderError,
-    ProviderOverloaded,
-    ProviderRefused,
-    ProviderUnavailable,
-    QueueFull,
-    RateLimited,
-    RequestRejected,
-    SchedulerClosed,
-    SchedulerError,
-    StoreError,
-    StreamBroken,
-    TransportFailed,
-    WaitsForItself,
-    WrongLoop,
-)
-from scheduler.request import (
-    Priority,
-    Quote,
-    Request,
-    RequestState,
-    Response,
-    StreamEvent,
-    Usage,
-)
-from scheduler.shortfall import ParkReason, Shortfall
-from scheduler.stats import Stats
-
+TYPE_CHECKING = False  # as in `typing`, which is not loaded for it
 if TYPE_CHECKING:
+    from typing import Any
+
     from scheduler import events
     from scheduler.adapters.blocking import BlockingScheduler
     from scheduler.adapters.blocking import open as open
     from scheduler.adapters.client import AsyncClient, Client
     from scheduler.adapters.exceptions import refusal_of
     from scheduler.adapters.instrument import instrument
+    from scheduler.budget import Budget
+    from scheduler.errors import (
+        BadAnswer,
+        BudgetExceeded,
+        BudgetUnknown,
+        CallFailed,
+        CallInterrupted,
+        CallTimeout,
+        ConfigError,
+        CostTooHigh,
+        CredentialsRefused,
+        DeadlineExceeded,
+        HeldByCallers,
+        KeyConflict,
+        PriceUnknown,
+        PromptTooLong,
+        ProviderError,
+        ProviderOverloaded,
+        ProviderRefused,
+        ProviderUnavailable,
+        QueueFull,
+        RateLimited,
+        RequestRejected,
+        SchedulerClosed,
+        SchedulerError,
+        StoreError,
+        StreamBroken,
+        TransportFailed,
+        WaitsForItself,
+        WrongLoop,
+    )
     from scheduler.future import RequestFuture
     from scheduler.limits import Limits
     from scheduler.pricing import PriceBook
@@ -78,35 +67,86 @@ if TYPE_CHECKING:
     from scheduler.providers.function import FunctionProvider
     from scheduler.providers.openai import OpenAI
     from scheduler.providers.simulated import Simulated
+    from scheduler.request import (
+        Priority,
+        Quote,
+        Request,
+        RequestState,
+        Response,
+        StreamEvent,
+        Usage,
+    )
     from scheduler.retry import Retry
     from scheduler.scheduler import Scheduler
+    from scheduler.shortfall import ParkReason, Shortfall
+    from scheduler.stats import Stats
     from scheduler.stores.base import Unknown
     from scheduler.stream import ResponseStream
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: `import scheduler` stays quick for those who only catch errors.
+# Imported when first asked for: `import scheduler` takes no time, and needs nothing.
 _LAZY = {
-    "AsyncClient": "scheduler.adapters.client",
-    "BlockingScheduler": "scheduler.adapters.blocking",
-    "Client": "scheduler.adapters.client",
-    "instrument": "scheduler.adapters.instrument",
-    "refusal_of": "scheduler.adapters.exceptions",
-    "open": "scheduler.adapters.blocking",  # not in __all__: it would hide the built-in one
-    "Anthropic": "scheduler.providers.anthropic",
     "Answer": "scheduler.providers.base",
+    "Anthropic": "scheduler.providers.anthropic",
+    "AsyncClient": "scheduler.adapters.client",
+    "BadAnswer": "scheduler.errors",
+    "BlockingScheduler": "scheduler.adapters.blocking",
+    "Budget": "scheduler.budget",
+    "BudgetExceeded": "scheduler.errors",
+    "BudgetUnknown": "scheduler.errors",
+    "CallFailed": "scheduler.errors",
+    "CallInterrupted": "scheduler.errors",
+    "CallTimeout": "scheduler.errors",
+    "Client": "scheduler.adapters.client",
+    "ConfigError": "scheduler.errors",
+    "CostTooHigh": "scheduler.errors",
+    "CredentialsRefused": "scheduler.errors",
+    "DeadlineExceeded": "scheduler.errors",
     "FunctionProvider": "scheduler.providers.function",
+    "HeldByCallers": "scheduler.errors",
+    "KeyConflict": "scheduler.errors",
     "Limits": "scheduler.limits",
     "OpenAI": "scheduler.providers.openai",
+    "ParkReason": "scheduler.shortfall",
     "PriceBook": "scheduler.pricing",
+    "PriceUnknown": "scheduler.errors",
+    "Priority": "scheduler.request",
+    "PromptTooLong": "scheduler.errors",
     "Provider": "scheduler.providers.base",
+    "ProviderError": "scheduler.errors",
+    "ProviderOverloaded": "scheduler.errors",
+    "ProviderRefused": "scheduler.errors",
+    "ProviderUnavailable": "scheduler.errors",
+    "QueueFull": "scheduler.errors",
+    "Quote": "scheduler.request",
+    "RateLimited": "scheduler.errors",
+    "Request": "scheduler.request",
     "RequestFuture": "scheduler.future",
+    "RequestRejected": "scheduler.errors",
+    "RequestState": "scheduler.request",
+    "Response": "scheduler.request",
     "ResponseStream": "scheduler.stream",
     "Retry": "scheduler.retry",
     "Scheduler": "scheduler.scheduler",
+    "SchedulerClosed": "scheduler.errors",
+    "SchedulerError": "scheduler.errors",
+    "Shortfall": "scheduler.shortfall",
     "Simulated": "scheduler.providers.simulated",
+    "Stats": "scheduler.stats",
+    "StoreError": "scheduler.errors",
+    "StreamBroken": "scheduler.errors",
+    "StreamEvent": "scheduler.request",
+    "TransportFailed": "scheduler.errors",
     "Unknown": "scheduler.stores.base",
+    "Usage": "scheduler.request",
+    "WaitsForItself": "scheduler.errors",
+    "WrongLoop": "scheduler.errors",
+    "instrument": "scheduler.adapters.instrument",
+    "open": "scheduler.adapters.blocking",  # not in __all__: it would hide the built-in one
+    "refusal_of": "scheduler.adapters.exceptions",
 }
+_MODULES = ("errors", "events")
 
 __all__ = [
     "Answer",
@@ -173,8 +213,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "events":
-        return import_module("scheduler.events")
+    if name in _MODULES:
+        return import_module(f"scheduler.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'scheduler' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LAZY[name]), name)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from warnings import warn
+from types import FrameType
+from warnings import warn_explicit
 
 DISTRIBUTION = "llm-budget-scheduler"
 IMPORT_NAME = "scheduler"
@@ -17,7 +18,6 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 # Of the other project, and never of this one: so one look tells whether it is here.
 FOREIGN = os.path.join(FOLDER, "prioritization.py")
 _INSTALL = f"'pip install --force-reinstall --no-deps {DISTRIBUTION}'"
-_STACK = 5  # warn_if_mixed, errors, budget, __init__, and whoever imports this package
 
 
 class Mixed(ImportError):
@@ -47,7 +47,19 @@ def require() -> None:
 def warn_if_mixed() -> None:
     """Warn of another project's files beside this one's: it works, until they are uninstalled."""
     if os.path.exists(FOREIGN):
-        warn(f"{mixture()}. Nothing was sent. {remedy()}", RuntimeWarning, stacklevel=_STACK)
+        text, (file, line) = f"{mixture()}. Nothing was sent. {remedy()}", _importer()
+        warn_explicit(text, RuntimeWarning, file, line)
+
+
+def _importer() -> tuple[str, int]:
+    """Where this package was asked for: its own modules load each other."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((FOLDER, "<frozen")) and "importlib" not in file:
+            return file, frame.f_lineno
+        frame = frame.f_back
+    return FOLDER, 0
 
 
 def mixture() -> str:

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from scheduler import __version__
-from scheduler.cli.exits import EPILOG, Exit, envelope, exit_for, report
-from scheduler.cli.output import fit_streams
+from scheduler.cli.exits import Exit, envelope, exit_for, report
+from scheduler.cli.helping import Group
+from scheduler.cli.output import fit_streams, say
 from scheduler.cli.streams import give_up_stdout, is_of_stdout, take_streams
 from scheduler.errors import SchedulerError
 from scheduler.plain import one_line
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own name
-COMMANDS = (
-    "demo", "run", "quote", "status", "queue", "resolve", "budget", "spend", "audit", "prune", "prices",
-    "doctor", "simulate",
-)  # fmt: skip
+# Each is loaded when it is asked for: what it needs takes longer than telling what there is.
+COMMANDS = {
+    "demo": "See all of it work, with no key and no cost.",
+    "run": "Run a batch file within a budget; run it again to go on.",
+    "quote": "Say what a batch will cost before it runs; sends nothing.",
+    "status": "Show what waits and why, what runs, and what was spent.",
+    "queue": "List requests, with why they wait and until when.",
+    "resolve": "Say what a call cost that nobody heard back from.",
+    "budget": "List budgets; change, pause, remove and explain them.",
+    "spend": "Sum what was spent by model, job or budget.",
+    "audit": "Recompute every balance from the reservations.",
+    "prune": "Forget old requests and their answers; no balance changes.",
+    "prices": "Show prices; set your own, which come first.",
+    "doctor": "Check what a run needs, and say how to adopt your SDKs.",
+    "simulate": "Serve a simulated provider, to try any client against.",
+}
 # What names a file may be any bytes, where the system's names are bytes.
 PLACES = ("store", "input_file", "output", "config")
 
 
-class Root(TyperGroup):
-    """Turns this package's errors into one clear line and an exit code."""
+class Root(Group):
+    """Loads commands when they are named; turns errors into one clear line and an exit code."""
 
     as_json = False
 
@@ -37,16 +50,36 @@ class Root(TyperGroup):
         self.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **options)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands."""
+        return list(COMMANDS)
+
+    def one_liners(self, ctx: Any) -> list[tuple[str, str]]:
+        """What each command does, without loading it."""
+        return list(COMMANDS.items())
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name."""
-        command = super().get_command(ctx, cmd_name)
-        _take_text_only(command)
-        return command
+        """The command of that name, loaded; None: there is none."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            self.add_command(_load(cmd_name), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant, or an error that suggests one."""
+        if args and args[0] not in COMMANDS:
+            for name in COMMANDS:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:
+            if ctx.obj is not None:
+                ctx.obj()
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(Exit.INTERRUPTED) from None
         except SchedulerError as error:
             report(error, self.as_json)
             raise typer.Exit(exit_for(error)) from None
@@ -62,6 +95,15 @@ class Root(TyperGroup):
             if is_of_stdout(error):
                 give_up_stdout()
             raise typer.Exit(Exit.FAILED) from None
+
+
+def _load(name: str) -> Any:
+    """A command, by the module of its name."""
+    part = typer.Typer(rich_markup_mode=None)
+    importlib.import_module(f"scheduler.cli.{name}").register(part)
+    command = typer.main.get_group(part).commands[name]
+    _take_text_only(command)
+    return command
 
 
 def _take_text_only(command: Any) -> None:
@@ -85,11 +127,18 @@ def _text_only(ctx: Any, param: Any, value: Any) -> Any:
     return value
 
 
+EXAMPLES = """\
+scheduler demo
+scheduler run prompts.jsonl -o results.jsonl --budget '$10/day'
+scheduler status --watch
+scheduler budget set default '$20'"""
+
 app = typer.Typer(
     cls=Root,
     name="scheduler",
-    epilog=EPILOG,
+    epilog=EXAMPLES,
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and so keys
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -108,20 +157,17 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Run LLM requests within a budget: what does not fit waits, nothing is overspent.
+    """Run LLM requests within a budget: what does not fit waits, nothing is overspent."""
 
-    Start with 'scheduler demo', which needs no key, or 'scheduler run prompts.jsonl'.
+
+def main(on_begin: Callable[[], None] | None = None) -> None:
+    """Run the command line of this process.
+
+    Args:
+        on_begin: Called before the command that was named begins.
     """
-
-
-for _name in COMMANDS:
-    importlib.import_module(f"scheduler.cli.{_name}").register(app)
-
-
-def main() -> None:
-    """Entry point of the command ``scheduler``."""
     try:
-        app(prog_name="scheduler")
+        app(prog_name="scheduler", obj=on_begin)
     except OSError as error:  # of stdout, outside any command: its help, or what ended it
         give_up_stdout()
         report(error)

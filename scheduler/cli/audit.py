@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import amount, amounts, emit_json, iso, plural, say, table
+from scheduler.cli.output import amount, amounts, emit_json, iso, plural, say, table, tell
 
 if TYPE_CHECKING:
     from scheduler.stats import Audit, Discrepancy
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("audit")(audit)
+    app.command("audit", cls=Command)(audit)
 
 
 def audit(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
@@ -65,7 +66,7 @@ def _tell(found: Audit) -> None:
         f"; {plural(found.overruns, 'call')} cost more than reserved" if found.overruns else ""
     )
     if not found.discrepancies:
-        print(f"clean: recomputed {checked}, all equal{overruns}")
+        tell(f"clean: recomputed {checked}, all equal{overruns}")
         return
     columns = ("budget", "limit", "window start", "what", "stored", "recomputed")
     rows = [

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
+from scheduler.cli.helping import Command, Group
+from scheduler.cli.look import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    now_ms,
+    store_path,
+    with_store,
+)
 from scheduler.cli.options import ConfigOption
 from scheduler.cli.output import (
     amount,
     amounts,
     bar,
     emit_json,
+    facts,
     iso,
     plural,
     say,
@@ -26,29 +35,39 @@ from scheduler.cli.output import (
     tell,
     until,
 )
-from scheduler.plain import one_line
+from scheduler.plain import one_line, without_password
 
 if TYPE_CHECKING:
     from scheduler.budget import Budget, Cap
     from scheduler.stats import BudgetStatus, CapStatus, QueueRow
     from scheduler.stores.base import Store
 
+SET_EXAMPLES = """\
+scheduler budget set default '$20'
+scheduler budget set team '$100/month @Europe/Athens' --create"""
+EXPLAIN_EXAMPLES = """\
+scheduler budget explain '$5/hour,$50/day'
+scheduler budget explain --model openrouter:openai/gpt-4o --tag team=a"""
 SAMPLE = 1000  # parked requests looked at to count those of one budget
 
-Name = Annotated[str, typer.Argument(help="Name of the budget.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the budget.", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the root."""
     group = typer.Typer(
-        help="List budgets; change, pause, remove and explain them.", no_args_is_help=True
+        cls=Group,
+        help="List budgets; change, pause, remove and explain them.",
+        no_args_is_help=True,
     )
-    group.command("list")(list_budgets)
-    group.command("set")(set_limit)
-    group.command("pause")(pause)
-    group.command("resume")(resume)
-    group.command("remove")(remove)
-    group.command("explain")(explain)
+    group.command("list", cls=Command)(list_budgets)
+    group.command("set", cls=Command, epilog=SET_EXAMPLES)(set_limit)
+    group.command("pause", cls=Command)(pause)
+    group.command("resume", cls=Command)(resume)
+    group.command("remove", cls=Command)(remove)
+    group.command("explain", cls=Command, epilog=EXPLAIN_EXAMPLES)(explain)
     app.add_typer(group, name="budget")
 
 
@@ -71,7 +90,10 @@ def set_limit(
     name: Name,
     spec: Annotated[
         str,
-        typer.Argument(help="'$20' keeps the window, '$20/day' replaces it, 'none' is no limit."),
+        typer.Argument(
+            metavar="LIMIT",
+            help="'$20' keeps the window, '$20/day' replaces it, 'none' is no limit.",
+        ),
     ],
     store: StoreOption = DEFAULT_STORE,
     create: Annotated[
@@ -141,13 +163,17 @@ def remove(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
 
 def explain(
     spec: Annotated[
-        str | None, typer.Argument(help="A limit, such as '$100/month @Asia/Tokyo'.")
+        str | None, typer.Argument(metavar="LIMIT", help="Such as '$100/month @Asia/Tokyo'.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Which rules a request for this model meets.")
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Which rules a request for this model meets."
+        ),
     ] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A tag it has.")
+        list[str] | None,
+        typer.Option("--tag", metavar="NAME=VALUE", help="A tag it has; repeatable."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     config: ConfigOption = None,
@@ -168,7 +194,8 @@ def explain(
     if as_json:
         emit_json([explained(cap, at_ms) for cap in caps])
     else:
-        print("\n\n".join(explanation(cap, at_ms) for cap in caps))
+        told = (facts(explanation(cap, at_ms).split("\n")) for cap in caps)
+        print("\n\n".join("\n".join(lines) for lines in told))
 
 
 def _explain_model(
@@ -178,7 +205,7 @@ def _explain_model(
     from scheduler.request import Request
 
     intake = make_intake(config)
-    statuses = with_store(store, lambda opened: opened.budgets(now_ms()))
+    statuses = _stored(store)
     intake.book.update((status.id, status.budget) for status in statuses)
     labels = {name: value for name, _, value in (each.partition("=") for each in tags)}
     found = intake.explain(Request({"model": model, "messages": []}, tags=labels, budget=()))
@@ -190,16 +217,27 @@ def _explain_model(
             "draws_on": list(found.budgets),
         })  # fmt: skip
         return
-    print(f"{one_line(model)}\n  asked   {one_line(f'{found.model} at {found.provider}')}")
+    lines = [one_line(model), f"  asked   {one_line(f'{found.model} at {found.provider}')}"]
     for number, each in enumerate(found.names):
-        print(f"  {'' if number else 'names':<7} {one_line(each)}")
+        lines.append(f"  {'' if number else 'names':<7} {one_line(each)}")
+    print("\n".join(facts(lines)))
     if ruled:
         rows = [(b.name, "yes" if b.name in found.rules else "no", _rule_text(b)) for b in ruled]
         print(f"\n{table(('budget', 'matches', 'rules'), rows)}")
     else:
         print("\n  no budget has rules")
     drawn = one_line(", ".join(found.budgets)) or "none"
-    print(f"\n  draws on {drawn}, besides the budgets it names or gets by default")
+    print()
+    tell(f"  draws on {drawn}, besides the budgets it names or gets by default")
+
+
+def _stored(store: str) -> list[BudgetStatus]:
+    """What budgets a store has; none where there is no store yet."""
+    path = store_path(store)
+    if store == "memory://" or (path is not None and not path.exists()):
+        say(f"there is no store at {without_password(store)} yet, so no budget has rules")
+        return []
+    return with_store(store, lambda opened: opened.budgets(now_ms()))
 
 
 def _rule_row(budget: Budget, is_met: bool) -> dict[str, Any]:

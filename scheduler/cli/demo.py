@@ -27,14 +27,16 @@ import typer
 
 from scheduler.cli.demo_account import Seen, tell_account
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import now_ms, opened
+from scheduler.cli.moving import Moving
 from scheduler.cli.output import bar, plural, say
 from scheduler.cli.status import sentence
+from scheduler.cli.widths import fitted
 from scheduler.money import format_usd, usd
+from scheduler.plain import plain_line
 
 if TYPE_CHECKING:
-    from rich.live import Live
-
     from scheduler.stats import CapStatus, Counts
     from scheduler.stores.base import Store
 
@@ -66,37 +68,29 @@ class Stage:
 
     def __init__(self) -> None:
         self.has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._live: Live | None = None
+        self._moving: Moving | None = None
 
     def __enter__(self) -> Self:
         if self.has_bar:
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
+            self._moving = Moving(sys.stderr, transient=True)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._moving is not None:
+            self._moving.close()
 
     def tell(self, who: str, text: str) -> None:
         """One line of what one of the terminals shows."""
-        line = one_line_of(who, text)
-        if self._live is None:
-            say(line)
-            return
-        from rich.text import Text
+        if self._moving is None:
+            say(one_line_of(who, text))
+        else:
+            self._moving.say(plain_line(text), one_line_of(who, ""))
 
-        self._live.console.print(Text(line), soft_wrap=True)
-
-    def move(self, line: str) -> None:
+    def move(self, counts: Counts, total: int, cap: CapStatus) -> None:
         """Change the line that moves."""
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(line, no_wrap=True), refresh=True)
+        if self._moving is not None:
+            width = self._moving.width - 1
+            self._moving.draw(moving_line(counts, total, cap, width).split("\n"))
 
 
 def one_line_of(who: str, text: str) -> str:
@@ -106,13 +100,15 @@ def one_line_of(who: str, text: str) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("demo")(demo)
+    app.command("demo", cls=Command)(demo)
 
 
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where to put its files. Default: a new temporary folder."),
+        typer.Option(
+            "--dir", metavar="FOLDER", help="For its files; default: a new temporary one."
+        ),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Fewer requests, for tests.")] = False,
 ) -> None:
@@ -283,7 +279,7 @@ async def _look(script: Script, store: Store, seen: Seen, stage: Stage) -> None:
     for cap in (cap for status in budgets for cap in status.caps):
         if is_in_time:
             seen.note(str(cap.cap), cap.limit, cap.posted + cap.reserved)
-        stage.move(moving_line(counts, script.requests, cap))
+        stage.move(counts, script.requests, cap)
     waits = counts.parked > 0 and counts.running == 0
     if waits and not seen.is_parked:
         seen.parks += 1
@@ -303,14 +299,19 @@ async def _tell_parked(store: Store, count: int, stage: Stage) -> None:
             stage.tell("demo", f"{plural(count, 'request')} parked: {why}")
 
 
-def moving_line(counts: Counts, total: int, cap: CapStatus) -> str:
-    """How far the batch is, and how much of its limit is taken."""
+def moving_line(counts: Counts, total: int, cap: CapStatus, width: int | None = None) -> str:
+    """How far the batch is, and how much of its limit is taken, in so many cells."""
     done = counts.succeeded + counts.failed
     limit = "no limit" if cap.limit is None else format_usd(cap.limit)
-    return (
-        f"{bar(done, total, 20)} {done}/{total} · {counts.running} running · {counts.parked} parked"
-        f" · ${usd(cap.posted):.4f} + ${usd(cap.reserved):.4f} of {limit}"
-    )
+    spent, reserved = f"${usd(cap.posted):.4f}", f"${usd(cap.reserved):.4f}"
+    share = f"{done}/{total}"
+    forms = {
+        "share": [f"{bar(done, total, 20)} {share}", f"{bar(done, total, 8)} {share}", share],
+        "running": [f"{counts.running} running", ""],
+        "parked": [f"{counts.parked} parked"],
+        "money": [f"{spent} + {reserved} of {limit}", f"{spent} of {limit}"],
+    }
+    return fitted(forms, ("share", "running", "money", "share"), width)
 
 
 def _raise_limit(script: Script, place: Path, stage: Stage) -> None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import typer
 
+from scheduler.cli import adopting
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
     JsonOption,
@@ -32,6 +34,7 @@ from scheduler.errors import ConfigError
 from scheduler.plain import without_password
 
 if TYPE_CHECKING:
+    from scheduler.cli.adopting import Adoption
     from scheduler.stats import Counts
     from scheduler.stores.base import Store
 
@@ -60,22 +63,39 @@ class Check:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("doctor")(doctor)
+    app.command("doctor", cls=Command)(doctor)
 
 
 def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Check Python, SQLite, store, key, clock and prices; exit 3 if a run would fail."""
-    checks = list(examine(store))
+    """Check Python, SQLite, store, key, clock and prices; exit 3 if a run would fail.
+
+    Says for each SDK and framework that is installed which line adopts it.
+    """
+    found = list(adopting.installed())
+    checks = [*examine(store), check_sdks(found)]
     if as_json:
-        emit_json(
-            [{"name": c.name, "verdict": c.verdict.value, "finding": c.finding} for c in checks]
-        )
+        rows: list[dict[str, Any]] = [
+            {"name": c.name, "verdict": c.verdict.value, "finding": c.finding} for c in checks
+        ]
+        rows[-1]["adopt"] = [asdict(each) for each in found]
+        emit_json(rows)
     else:
         print(
             table(("check", "", "finding"), [(c.name, c.verdict.value, c.finding) for c in checks])
         )
+        for each in found:
+            print(f"\n{each.name} {each.version}, by {each.http}\n  {each.line}")
     if any(check.verdict is Verdict.BAD for check in checks):
         raise typer.Exit(Exit.CONFIG)
+
+
+def check_sdks(found: Sequence[Adoption]) -> Check:
+    """Which SDKs and frameworks are installed; the line that adopts each is told with it."""
+    if not found:
+        return Check("sdks", Verdict.OK, "none is installed of those that one line adopts")
+    names = ", ".join(each.name for each in found)
+    return Check("sdks", Verdict.OK, f"{names}; how to adopt them, as of {adopting.AS_OF}, with s "
+                 "an open scheduler:")  # fmt: skip
 
 
 def examine(store: str) -> Iterator[Check]:

@@ -24,7 +24,7 @@ from scheduler.plain import one_line, plain_line
 
 
 class Exit(IntEnum):
-    """Exit codes of every command; `EPILOG` tells them to people."""
+    """Exit codes of every command; `CODES` tells them to people."""
 
     DONE = 0
     FAILED = 1
@@ -35,10 +35,15 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EPILOG = (
-    "Exit codes: 0 done, 1 some failed, 2 usage, 3 configuration or price, 4 credentials, "
-    "75 stopped with parked work that a rerun resumes, 130 interrupted."
-)
+CODES = {
+    Exit.DONE: "done",
+    Exit.FAILED: "some failed",
+    Exit.USAGE: "usage",
+    Exit.CONFIG: "configuration or price",
+    Exit.CREDENTIALS: "credentials",
+    Exit.PARKED: "stopped with parked work that a rerun resumes",
+    Exit.INTERRUPTED: "interrupted",
+}
 
 
 def exit_for(error: SchedulerError) -> Exit:

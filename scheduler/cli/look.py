@@ -31,7 +31,7 @@ StoreOption = Annotated[
         "--store",
         envvar="SCHEDULER_STORE",
         metavar="URL",
-        help="Queue and ledger: sqlite:///FILE.db or a path ending in .db.",
+        help="Queue and ledger: a path, or sqlite:///FILE.db.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]

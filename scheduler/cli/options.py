@@ -20,10 +20,72 @@ if TYPE_CHECKING:
 
 SIMULATED = "sim:"
 
-ConfigOption = Annotated[
+# Headings under which help lists options.
+FILES, MONEY, SENDING = "Lines and results", "Money", "Sending"
+ENDING, KEEPING, TELLING = "Waiting and ending", "Keeping", "Telling"
+
+
+def config_option(panel: str | None = None) -> Any:
+    """``--config``, under a heading of a command's help."""
+    return typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Providers, limits, routes; default scheduler.toml.",
+        rich_help_panel=panel,
+    )
+
+
+ConfigOption = Annotated[str | None, config_option()]
+OutputOption = Annotated[
     str | None,
     typer.Option(
-        "--config", metavar="FILE", help="Providers, limits, routes; default ./scheduler.toml."
+        "--output-file",
+        "-o",
+        metavar="FILE",
+        help="Results, - is stdout; default PROMPTS.results.jsonl.",
+        rich_help_panel=FILES,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="For lines that name none.", rich_help_panel=FILES
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Only the first N lines.", rich_help_panel=FILES),
+]
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The field that names a line; default custom_id, id.",
+        rich_help_panel=FILES,
+    ),
+]
+MaxLineBytesOption = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Longer lines are errors.", rich_help_panel=FILES),
+]
+CapOutputOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Output tokens of bodies that set no cap.", rich_help_panel=MONEY
+    ),
+]
+PriceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODEL=IN/OUT", help="USD per million tokens; repeatable.", rich_help_panel=MONEY
+    ),
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="OpenAI-compatible API, or 'sim:', which needs no server. [env: OPENAI_BASE_URL]",
+        rich_help_panel=SENDING,
     ),
 ]
 

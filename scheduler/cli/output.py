@@ -1,7 +1,8 @@
 """How the commands write: tables, JSON, money and time, in one way everywhere.
 
-Data goes to stdout, narration to stderr. Tables are plain text that is never cut,
-so they survive a pipe; names that come from files cannot steer the terminal.
+Data goes to stdout, narration to stderr. Tables are plain text that is never cut: a terminal
+gets lines that fit it, a pipe a line for each row. Names that come from files cannot steer the
+terminal.
 """
 
 from __future__ import annotations
@@ -16,22 +17,38 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from scheduler.batch.results import plain
+from scheduler.cli.widths import columns_of, laid_out, told
 from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import one_line, plain_line
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BAR_WIDTH = 12
+_LABEL = 10
 
 
 def say(text: str) -> None:
     """Tell the person at the terminal something that is not data, in one plain line."""
-    print(plain_line(text), file=sys.stderr, flush=True)
+    lines = told(plain_line(text), columns_of(sys.stderr))
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def tell(*lines: str, end: str = "\n") -> None:
     """Write lines for people to stdout, each of them plain."""
-    print("\n".join(map(plain_line, lines)), end=end, flush=True)
+    width = columns_of(sys.stdout)
+    shown = [part for line in lines for part in told(plain_line(line), width)]
+    print("\n".join(shown), end=end, flush=True)
+
+
+def facts(lines: Iterable[str], width: int | None = None) -> list[str]:
+    """Lines that begin with a label of ten cells, in lines that fit, the rest below itself.
+
+    Args:
+        lines: Each becomes plain, whatever is in a name.
+        width: Cells of a line; None: those of stdout, if it is a terminal.
+    """
+    width = width or columns_of(sys.stdout)
+    shown = map(plain_line, lines)
+    return [part for line in shown for part in told(line[_LABEL:], width, line[:_LABEL])]
 
 
 def emit_json(value: Any, indent: int | None = 2) -> None:
@@ -39,6 +56,8 @@ def emit_json(value: Any, indent: int | None = 2) -> None:
 
     What JSON has no words for is written as in results.
     """
+    from scheduler.batch.results import plain
+
     text = json.dumps(plain(value), indent=indent, allow_nan=False)
     print(text.replace("\x7f", "\\u007f"), flush=True)
 
@@ -76,22 +95,19 @@ def _spelled_out(error: UnicodeError) -> tuple[str, int]:
     return ascii_only, error.end
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> str:
-    """Lay out rows under their headings.
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = "", *, width: int = 0
+) -> str:
+    """Lay out rows under their headings; on a terminal in lines that fit it.
 
     Args:
         columns: Headings.
         rows: Cells; None is shown as a dash.
-        right: Headings of columns with numbers, separated by blanks.
+        right: Headings of columns with numbers, separated by blanks; these are never broken.
+        width: Cells of a line; 0: those of stdout, if it is a terminal.
     """
-    cells = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
-    lines = [[column.upper() for column in columns], *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    aligned = [str.rjust if column in right.split() else str.ljust for column in columns]
-    return "\n".join(
-        "  ".join(align(c, w) for align, c, w in zip(aligned, line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    texts = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
+    return "\n".join(laid_out(columns, texts, right.split(), width or columns_of(sys.stdout)))
 
 
 def bar(part: int, whole: int, width: int = _BAR_WIDTH) -> str:

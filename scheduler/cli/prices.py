@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command, Group
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, store_path, with_store
 from scheduler.cli.output import emit_json, say, table, tell
 
@@ -15,27 +16,36 @@ if TYPE_CHECKING:
     from scheduler.pricing import PriceInfo
     from scheduler.stores.base import Store
 
-Model = Annotated[str, typer.Argument(help="Model, as requests name it.", show_default=False)]
+EXAMPLES = "scheduler prices set my-model --in 0.10 --out 0.20"
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="As requests name it.", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the root."""
     group = typer.Typer(
-        help="Show prices; set your own, which come before the catalogue's.", no_args_is_help=True
+        cls=Group,
+        help="Show prices; set your own, which come before the catalogue's.",
+        no_args_is_help=True,
     )
-    group.command("show")(show)
-    group.command("set")(set_price)
-    group.command("remove")(remove)
+    group.command("show", cls=Command)(show)
+    group.command("set", cls=Command, epilog=EXAMPLES)(set_price)
+    group.command("remove", cls=Command)(remove)
     app.add_typer(group, name="prices")
 
 
 def show(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models; none: the prices you have set.")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Models; none: the prices you have set."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--source", help="Provider or base URL to look at, such as openai."),
+        typer.Option(
+            "--source", metavar="NAME", help="Provider or base URL to look at, such as openai."
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -58,10 +68,12 @@ def show(
 
 def set_price(
     model: Model,
-    price_in: Annotated[str, typer.Option("--in", help="USD per million input tokens.")],
-    price_out: Annotated[str, typer.Option("--out", help="USD per million output tokens.")],
+    price_in: Annotated[str, typer.Option("--in", metavar="USD", help="Per million input tokens.")],
+    price_out: Annotated[
+        str, typer.Option("--out", metavar="USD", help="Per million output tokens.")
+    ],
     cached: Annotated[
-        str | None, typer.Option("--cached", help="USD per million cached input tokens.")
+        str | None, typer.Option("--cached", metavar="USD", help="Per million cached input tokens.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:

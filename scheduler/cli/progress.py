@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from scheduler.budget import Cap
+from scheduler.cli.moving import Moving
 from scheduler.cli.output import bar, until
+from scheduler.cli.widths import fitted, middle
 from scheduler.duration import format_duration
 from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
 from scheduler.plain import about, one_line, plain_line
@@ -55,41 +57,83 @@ class Snapshot:
     limited: str = ""
 
 
-def line(now: Snapshot, *, with_bar: bool = False) -> str:
-    """A snapshot in one line."""
-    total = f"{now.total:,}" if now.is_read else f"{now.total:,}+"
+# What gives way first where a line is too long stands first; see `fitted`.
+_ORDER = (
+    "money", "count", "rate", "money", "parked", "left", "limited", "count", "resumes", "running",
+    "money", "limited", "parked", "resumes", "left", "limited",
+)  # fmt: skip
+_NAME = 24  # cells of a budget's name
+_SHORT = {
+    ParkReason.WINDOW_SPENT: "spent",
+    ParkReason.HELD_IN_FLIGHT: "held",
+    ParkReason.LARGER_THAN_LIMIT: "too large",
+    ParkReason.PROVIDER_CREDIT: "no credit",
+    ParkReason.PROVIDER_DOWN: "down",
+}
+
+
+def line(now: Snapshot, *, with_bar: bool = False, width: int | None = None) -> str:
+    """A snapshot in one line.
+
+    Args:
+        now: How it is.
+        with_bar: Whether a picture shows the share that has ended.
+        width: Cells there are: what matters least is told in fewer words, then left out; how many
+            are done, why and until when nothing goes on, and what is spent of what limit stay.
+            Where even these do not fit, they stand below each other. None: all of it is told.
+    """
+    waits = now.parked and now.shortfall is not None and not now.running
+    forms = {
+        "count": _count(now, with_bar),
+        "failed": [f"{now.failed:,} failed" if now.failed else ""],
+        "running": [f"{now.running:,} running", ""],
+        "parked": _parked(now),
+        "money": _money(now),
+        "rate": [f"{_cents(now.per_hour_nusd)}/h" if now.per_hour_nusd else "", ""],
+        "resumes": _resumes(now.shortfall, now.at_ms) if waits and now.shortfall else [""],
+        "limited": [""] if waits or not now.limited else _limited(now.limited),
+        "left": [""] if waits or now.eta_ms is None else _left(now.eta_ms),
+    }
+    plain = {name: [plain_line(form) for form in each] for name, each in forms.items()}
+    return fitted(plain, _ORDER, width)
+
+
+def _count(now: Snapshot, with_bar: bool) -> list[str]:
     finished = now.done + now.failed
-    parts = [f"{finished:,}/{total}"]
-    if with_bar and now.total:
-        parts[0] += f" {bar(finished, now.total)}"
-    if now.failed:
-        parts.append(f"{now.failed:,} failed")
-    parts.append(f"{now.running:,} running")
-    if now.parked:
-        reason = f" ({now.shortfall.reason.value})" if now.shortfall is not None else ""
-        parts.append(f"{now.parked:,} parked{reason}")
-    parts.append(_money(now))
-    if now.per_hour_nusd:
-        parts.append(f"{_cents(now.per_hour_nusd)}/h")
-    if now.parked and now.shortfall is not None and not now.running:
-        parts.append(_resumes(now.shortfall, now.at_ms))
-    else:
-        if now.limited:
-            parts.append(now.limited)
-        if now.eta_ms is not None:
-            parts.append(f"about {format_duration(now.eta_ms)} left")
-    return plain_line(" · ".join(parts))
+    text = f"{finished:,}/{now.total:,}{'' if now.is_read else '+'}"
+    if not with_bar or not now.total:
+        return [text]
+    return [f"{text} {bar(finished, now.total)}", f"{text} {bar(finished, now.total, 6)}", text]
 
 
-def _money(now: Snapshot) -> str:
+def _parked(now: Snapshot) -> list[str]:
+    lack, text = now.shortfall, f"{now.parked:,} parked"
+    if not now.parked:
+        return [""]
+    if lack is None:
+        return [text]
+    reason = f"{text} ({lack.reason.value})"
+    short = f"{text} ({_SHORT.get(lack.reason, lack.reason.value)})"
+    if lack.budget == "default":
+        return [reason, reason, short]
+    return [f"{text} ({lack.reason.value}: {middle(lack.budget, _NAME)})", reason, short]
+
+
+def _money(now: Snapshot) -> list[str]:
     if now.cap is None or now.cap.limit is None:
-        spent = f"{_cents(now.posted_nusd)} spent + {_cents(now.reserved_nusd)} reserved"
-        return f"{spent}, no limit (spend is tracked)"
+        spent, reserved = _cents(now.posted_nusd), _cents(now.reserved_nusd)
+        long = f"{spent} spent + {reserved} reserved"
+        return [
+            f"{long}, no limit (spend is tracked)", f"{long}, no limit",
+            f"{spent} + {reserved}, no limit", f"{spent} spent",
+        ]  # fmt: skip
     cap = now.cap
-    return (
-        f"{_cents(cap.posted)} spent + {_cents(cap.reserved)} reserved of "
-        f"{format_usd(cap.limit or 0)} ({cap.cap.window.describe()})"
-    )
+    spent, reserved, limit = _cents(cap.posted), _cents(cap.reserved), format_usd(cap.limit or 0)
+    long = f"{spent} spent + {reserved} reserved of {limit}"
+    return [
+        f"{long} ({cap.cap.window.describe()})", long, f"{spent} + {reserved} of {limit}",
+        f"{spent} of {limit}",
+    ]  # fmt: skip
 
 
 def _cents(nusd: int) -> str:
@@ -99,12 +143,24 @@ def _cents(nusd: int) -> str:
     return f"${usd:,.{digits}f}"
 
 
-def _resumes(lack: Shortfall, now_ms: int) -> str:
+def _limited(sentence: str) -> list[str]:
+    return [sentence, middle(sentence, 40), middle(sentence, 24), ""]
+
+
+def _left(eta_ms: int) -> list[str]:
+    left = f"{format_duration(eta_ms)} left"
+    return [f"about {left}", left, ""]
+
+
+def _resumes(lack: Shortfall, now_ms: int) -> list[str]:
+    """When it goes on, from the longest words to the shortest."""
     if lack.resumes_at_ms is not None:
-        return f"resumes {until(lack.resumes_at_ms, lack.zone, now_ms)}"
+        span = format_duration(max(0, lack.resumes_at_ms - now_ms))
+        when = until(lack.resumes_at_ms, lack.zone, now_ms)
+        return [f"resumes {when}", f"resumes in {span}", f"in {span}"]
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
-        return "resumes when running calls settle"
-    return "resumes when somebody raises or resumes it"
+        return ["resumes when running calls settle", "resumes when calls settle", "calls settle"]
+    return ["resumes when somebody raises or resumes it", "waits for a person", "needs a person"]
 
 
 def provider_sentence(lack: Shortfall, now_ms: int) -> str:
@@ -142,7 +198,7 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
     how = "To go on now"
     if lack.reason is ParkReason.LARGER_THAN_LIMIT:
         how = "To let it go, cap its output (max_tokens in the body, or --cap-output N), or raise the limit"
-    return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)}. {how}: {fix}"
+    return f"parked {waiting:,}: {text} ({numbers}); {_resumes(lack, now_ms)[0]}. {how}: {fix}"
 
 
 _Any: Any = None  # a cap of which only the amounts are asked
@@ -248,27 +304,27 @@ def _fields(now: Snapshot) -> dict[str, Any]:
 
 
 class _Bar(_Silent):
+    """One line that is redrawn, as wide as the terminal is by then."""
+
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
-        from rich.console import Console
-        from rich.live import Live
-
-        self._console = Console(file=out, highlight=False)
-        self._live = Live(console=self._console, refresh_per_second=8, transient=False)
-        self._live.start()
+        self._moving = Moving(out)
+        self._now: Snapshot | None = None
 
     def update(self, now: Snapshot) -> None:
         """Redraw the line."""
-        from rich.text import Text
-
-        self._live.update(Text(line(now, with_bar=True), overflow="ellipsis", no_wrap=True))
+        self._now = now
+        text = line(now, with_bar=True, width=self._moving.width - 1)
+        self._moving.draw(text.split("\n"))
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        from rich.text import Text  # which takes nothing in a name for markup or an emoji
-
-        self._console.print(Text(plain_line(text)))
+        """Lines above the bar."""
+        if self._now is not None:
+            self.update(self._now)
+        self._moving.say(plain_line(text))
 
     def close(self) -> None:
         """Leave the last line standing."""
-        self._live.stop()
+        if self._now is not None:
+            self.update(self._now)
+        self._moving.close()

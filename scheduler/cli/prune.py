@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import emit_json, plural, tell
 
@@ -16,18 +17,24 @@ if TYPE_CHECKING:
     from scheduler.stores.base import Archive, Finished, Store
 
 
+EXAMPLES = "scheduler prune --before 30d --archive old.jsonl"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("prune")(prune)
+    app.command("prune", cls=Command, epilog=EXAMPLES)(prune)
 
 
 def prune(
-    before: Annotated[str, typer.Option(help="Forget what ended longer ago than this, e.g. 30d.")],
+    before: Annotated[
+        str, typer.Option(metavar="SPAN", help="Forget what ended longer ago than this, e.g. 30d.")
+    ],
     archive: Annotated[
-        Path | None, typer.Option(help="Append what is forgotten to this file, as result lines.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Append what is forgotten to it, as result lines."),
     ] = None,
     undelivered: Annotated[
-        bool, typer.Option(help="Also answers that never reached a results file.")
+        bool, typer.Option("--undelivered", help="Also answers that never reached a results file.")
     ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
     JsonOption,
@@ -34,7 +35,7 @@ LIVE = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("queue")(queue)
+    app.command("queue", cls=Command)(queue)
 
 
 def queue(
@@ -42,16 +43,23 @@ def queue(
         list[State] | None,
         typer.Option(
             "--state",
-            help="Only these; may be repeated. Default: live ones. 'suspense': attempts whose "
-            "outcome nobody knows.",
+            metavar="STATE",
+            help=f"Only these; repeatable: {', '.join(State)}. Default: live ones.",
         ),
     ] = None,
-    job: Annotated[str | None, typer.Option("--job", help="Only this job's.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most rows.")] = 100,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Only this job's.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="Most rows.")
+    ] = 100,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """List requests, oldest first, with why they wait and until when."""
+    """List requests, oldest first, with why they wait and until when.
+
+    In the state 'suspense' are attempts whose outcome nobody knows: they keep counting.
+    """
     words = [each.value for each in state or LIVE]
     states = [RequestState(word) for word in words if word != SUSPENSE]
 

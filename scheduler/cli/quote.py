@@ -12,8 +12,21 @@ import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, now_ms, opened, store_path
-from scheduler.cli.options import ConfigOption
+from scheduler.cli.options import (
+    MONEY,
+    SENDING,
+    BaseUrlOption,
+    CapOutputOption,
+    IdColumnOption,
+    LimitOption,
+    MaxLineBytesOption,
+    ModelOption,
+    OutputOption,
+    PriceOption,
+    config_option,
+)
 
 if TYPE_CHECKING:
     from scheduler.batch.held import Held
@@ -27,6 +40,9 @@ if TYPE_CHECKING:
     from scheduler.stats import CapStatus
     from scheduler.stores.base import Known, Store
 
+EXAMPLES = """\
+scheduler quote prompts.jsonl
+scheduler quote prompts.jsonl --budget '$10/day'"""
 MOST_SHOWN = 20  # bad lines
 FEW_AT_ONCE = 16  # so few or fewer are worth a word
 CENT_NUSD = 10**7
@@ -34,52 +50,39 @@ CENT_NUSD = 10**7
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("quote")(quote)
+    app.command("quote", cls=Command, epilog=EXAMPLES)(quote)
 
 
 def quote(
     input_file: Annotated[
-        str, typer.Argument(metavar="PROMPTS", help="JSON lines or an array; - for stdin.")
+        str,
+        typer.Argument(metavar="PROMPTS", help="JSON lines or an array, also gzipped; - is stdin."),
     ],
+    output: OutputOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    id_column: IdColumnOption = None,
+    max_line_bytes: MaxLineBytesOption = MAX_LINE_BYTES,
     budget: Annotated[
         str | None,
-        typer.Option(help="What if this were the budget, e.g. '$10/day'; default: the stored one."),
-    ] = None,
-    output: Annotated[
-        str | None,
         typer.Option(
-            "--output-file", "-o", help="The results of the run; default PROMPTS.results.jsonl."
+            metavar="LIMIT",
+            help="What if this were it, e.g. '$10/day'; default: the stored one.",
+            rich_help_panel=MONEY,
         ),
     ] = None,
+    cap_output: CapOutputOption = None,
+    price: PriceOption = None,
+    base_url: BaseUrlOption = None,
+    config: Annotated[str | None, config_option(SENDING)] = None,
     store: Annotated[
         str,
         typer.Option(
             envvar="SCHEDULER_STORE",
             metavar="URL",
-            help="Where 'default' and what was asked before are looked up.",
+            help="Where budgets and earlier answers are looked up.",
         ),
     ] = DEFAULT_STORE,
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible API, or sim:")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="For lines that name none.")
-    ] = None,
-    price: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The field that names a line; default custom_id, then id."
-        ),
-    ] = None,
-    max_line_bytes: Annotated[
-        int, typer.Option(min=1, help="Longer lines are errors, and not kept in memory.")
-    ] = MAX_LINE_BYTES,
-    cap_output: Annotated[
-        int | None, typer.Option(min=1, help="Output cap where there is none.")
-    ] = None,
-    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a batch will cost before it runs, and what of it can start; sends nothing.

@@ -7,36 +7,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import amount, emit_json, iso, plural, say, table
+from scheduler.cli.output import amount, emit_json, iso, plural, say, table, tell
 from scheduler.money import decimal_usd
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Store, Unknown
 
 PAGE = 1000
+EXAMPLES = """\
+scheduler resolve r17 --charge '$0.02'
+scheduler resolve --all --job nightly --void"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("resolve")(resolve)
+    app.command("resolve", cls=Command, epilog=EXAMPLES)(resolve)
 
 
 def resolve(
     key: Annotated[
-        str | None, typer.Argument(help="The request's key, its custom_id.", show_default=False)
+        str | None,
+        typer.Argument(metavar="KEY", help="The request's key, its custom_id.", show_default=False),
     ] = None,
     charge: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="It cost this much, e.g. '$0.03'.")
     ] = None,
     void: Annotated[bool, typer.Option("--void", help="It cost nothing.")] = False,
     attempt: Annotated[
-        list[int] | None, typer.Option(help="Only this attempt, by its id; may be repeated.")
+        list[int] | None,
+        typer.Option(metavar="ID", help="Only this attempt, by its id; repeatable."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All unknown outcomes (of --job), each alike.")
     ] = False,
-    job: Annotated[str | None, typer.Option("--job", help="Only of this job.")] = None,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Only of this job.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,7 +150,7 @@ def _tell(resolved: Sequence[Unknown], nusd: int, as_json: bool) -> None:
         now = f"{amount(freed_nusd, 'usd')} counts no longer"
         if freed_nusd < 0:
             now = f"{amount(-freed_nusd, 'usd')} more than was reserved, which counts from now on"
-        print(f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; {now}")
+        tell(f"{plural(len(resolved), 'attempt')} resolved: {each}{more}; {now}")
 
 
 # What an unknown outcome looks like, to programs and to people

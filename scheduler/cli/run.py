@@ -14,8 +14,25 @@ import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
-from scheduler.cli.look import DEFAULT_STORE, JsonOption, store_option
-from scheduler.cli.options import ConfigOption
+from scheduler.cli.helping import Command
+from scheduler.cli.look import DEFAULT_STORE, store_option
+from scheduler.cli.options import (
+    ENDING,
+    FILES,
+    KEEPING,
+    MONEY,
+    SENDING,
+    TELLING,
+    BaseUrlOption,
+    CapOutputOption,
+    IdColumnOption,
+    LimitOption,
+    MaxLineBytesOption,
+    ModelOption,
+    OutputOption,
+    PriceOption,
+    config_option,
+)
 from scheduler.cli.output import say
 from scheduler.errors import ConfigError
 from scheduler.plain import command, logger_of, without_password
@@ -27,128 +44,186 @@ if TYPE_CHECKING:
     from scheduler.cli.progress import Progress
 
 MODES = ("auto", "bar", "plain", "json", "none")
+EXAMPLES = """\
+scheduler run prompts.jsonl -o results.jsonl --budget '$10/day'
+scheduler run prompts.jsonl --budget '$10/day' --on-exhausted stop
+scheduler run prompts.jsonl --base-url sim: --budget '$1'   # no key, no cost"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("run")(run)
+    app.command("run", cls=Command, epilog=EXAMPLES)(run)
 
 
 def run(
     input_file: Annotated[
         str,
-        typer.Argument(
-            metavar="PROMPTS", help="JSON lines or an array, also gzipped; - for stdin."
-        ),
+        typer.Argument(metavar="PROMPTS", help="JSON lines or an array, also gzipped; - is stdin."),
     ],
-    output: Annotated[
-        str | None,
+    output: OutputOption = None,
+    model: ModelOption = None,
+    limit: LimitOption = None,
+    id_column: IdColumnOption = None,
+    max_line_bytes: MaxLineBytesOption = MAX_LINE_BYTES,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Send nothing if any line is bad.", rich_help_panel=FILES),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
         typer.Option(
-            "--output-file", "-o", help="Results; default PROMPTS.results.jsonl, - is stdout."
+            "--retry-failed", help="Send again what failed before.", rich_help_panel=FILES
         ),
-    ] = None,
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Forget earlier outcomes, send all again.", rich_help_panel=FILES
+        ),
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Defines or changes the budget 'default', e.g. '$10/day'; keeps what is spent."
+            metavar="LIMIT",
+            help="Sets the budget 'default', e.g. '$10/day'; its spend is kept.",
+            rich_help_panel=MONEY,
         ),
     ] = None,
-    store: Annotated[
-        str, typer.Option(envvar="SCHEDULER_STORE", metavar="URL", help="Queue and ledger.")
-    ] = DEFAULT_STORE,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="OpenAI-compatible API; default OPENAI_BASE_URL. 'sim:' needs no server."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="For lines that name none.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", min=1, help="Most calls at once.")
-    ] = 64,
     on_exhausted: Annotated[
-        str, typer.Option(metavar="wait|stop", help="When the money is spent: wait, or exit 75.")
+        str,
+        typer.Option(metavar="wait|stop", help="When the money is spent.", rich_help_panel=MONEY),
     ] = "wait",
-    max_wait: Annotated[
-        str | None, typer.Option(help="Wait at most so long (2h), whatever for, then exit 75.")
-    ] = None,
-    grace: Annotated[
-        str, typer.Option(help="How long running calls may take after Ctrl-C or SIGTERM.")
-    ] = "30s",
-    price: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL=IN/OUT", help="USD per million tokens; may be repeated."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N lines.")] = None,
-    id_column: Annotated[
+    max_cost: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The field that names a line; default custom_id, then id."
+            metavar="USD", help="Refuse requests that may cost more.", rich_help_panel=MONEY
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option(help="Forget earlier outcomes, send everything again.")
-    ] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Send again what failed before.")] = False,
-    strict: Annotated[bool, typer.Option(help="Send nothing if any line is bad.")] = False,
-    max_line_bytes: Annotated[
-        int, typer.Option(min=1, help="Longer lines are errors, and not kept in memory.")
-    ] = MAX_LINE_BYTES,
-    cap_output: Annotated[
-        int | None, typer.Option(min=1, help="Output cap for bodies that have none.")
-    ] = None,
-    config: ConfigOption = None,
-    max_requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Of the default provider, over all models.")
-    ] = None,
-    max_tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="As the provider counts them.")
-    ] = None,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longer prompts are refused, by an estimate.")
-    ] = None,
-    max_cost: Annotated[
-        str | None, typer.Option(metavar="USD", help="Requests that may cost more are refused.")
-    ] = None,
+    cap_output: CapOutputOption = None,
     fallback: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Ask it for what does not fit; may be repeated."),
+        typer.Option(
+            metavar="MODEL",
+            help="Ask it for what does not fit; repeatable.",
+            rich_help_panel=MONEY,
+        ),
+    ] = None,
+    price: PriceOption = None,
+    on_unknown: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="What a call counts that nobody heard back from: charge (all it reserved; the "
+            "default), input_only, or 'release after 1h'.",
+            rich_help_panel=MONEY,
+        ),
+    ] = None,
+    base_url: BaseUrlOption = None,
+    config: Annotated[str | None, config_option(SENDING)] = None,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            min=1,
+            metavar="N",
+            help="Most calls at once.",
+            rich_help_panel=SENDING,
+        ),
+    ] = 64,
+    max_requests_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Of the default provider, over all models.",
+            rich_help_panel=SENDING,
+        ),
+    ] = None,
+    max_tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="As the provider counts them.", rich_help_panel=SENDING
+        ),
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Refuse longer prompts, by an estimate.",
+            rich_help_panel=SENDING,
+        ),
     ] = None,
     max_attempts: Annotated[
         int | None,
-        typer.Option(min=1, help="Most attempts of a line that may cost something; default 6."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Of a line that may cost something; default 6.",
+            rich_help_panel=SENDING,
+        ),
     ] = None,
     patience: Annotated[
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="How long failures that cost nothing use up no attempt of a line; default 2m.",
+            help="So long failures that cost nothing are no attempts; default 2m.",
+            rich_help_panel=SENDING,
         ),
     ] = None,
-    on_unknown: Annotated[
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", help="Of one attempt; default 10m.", rich_help_panel=SENDING),
+    ] = None,
+    max_wait: Annotated[
         str | None,
         typer.Option(
-            metavar="POLICY",
-            help="What a call costs that nobody heard back from: charge (all it reserved), "
-            "input_only, 'release after 1h'. Default: the configuration's, else charge.",
+            metavar="SPAN",
+            help="Wait no longer, e.g. 2h, then exit 75.",
+            rich_help_panel=ENDING,
         ),
     ] = None,
+    grace: Annotated[
+        str,
+        typer.Option(
+            metavar="SPAN",
+            help="For running calls after Ctrl-C or SIGTERM.",
+            rich_help_panel=ENDING,
+        ),
+    ] = "30s",
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="SCHEDULER_STORE",
+            metavar="URL",
+            help="Queue and ledger: a path, or sqlite:///FILE.db.",
+            rich_help_panel=KEEPING,
+        ),
+    ] = DEFAULT_STORE,
     store_prompts: Annotated[
         str,
         typer.Option(
-            metavar="full|hash|none", help="What of a prompt is kept on the disk; see the docs."
+            metavar="full|hash|none",
+            help="What of a prompt is kept on the disk.",
+            rich_help_panel=KEEPING,
         ),
     ] = "full",
-    timeout: Annotated[str | None, typer.Option(help="For one attempt, e.g. 5m.")] = None,
-    as_json: JsonOption = False,
-    progress: Annotated[str, typer.Option(metavar="|".join(MODES), help="How to tell.")] = "auto",
+    progress: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW", help=f"{', '.join(MODES[:-1])} or {MODES[-1]}.", rich_help_panel=TELLING
+        ),
+    ] = "auto",
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write a summary as JSON to stdout.", rich_help_panel=TELLING),
+    ] = False,
 ) -> None:
     """Run a batch file. Run the same command again to go on where it stopped.
 
-    PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, {"messages": …} or
-    {"prompt": …}.
+    PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, objects with "messages"
+    or with "prompt".
     """
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
     from scheduler.cli.outcome import RunOptions

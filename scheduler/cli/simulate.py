@@ -9,47 +9,68 @@ from typing import Annotated
 
 import typer
 
+from scheduler.cli.helping import Command
 from scheduler.cli.output import plural, say
 from scheduler.money import format_usd
+
+EXAMPLES = "scheduler simulate --port 8000 --rpm 500 --credit '$1'"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("simulate")(simulate)
+    app.command("simulate", cls=Command, epilog=EXAMPLES)(simulate)
 
 
 def simulate(
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any.")] = 8080,
-    host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same answers.")] = 0,
+    port: Annotated[
+        int, typer.Option("--port", "-p", metavar="N", min=0, max=65535, help="0: any.")
+    ] = 8080,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")
+    ] = "127.0.0.1",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same answers.")] = 0,
     latency: Annotated[
-        str, typer.Option("--latency", help="Until the first token, such as 200ms.")
+        str, typer.Option("--latency", metavar="SPAN", help="Until the first token, such as 200ms.")
     ] = "0ms",
     tokens_per_s: Annotated[
-        float | None, typer.Option("--tokens-per-s", help="How fast output comes.")
+        float | None, typer.Option("--tokens-per-s", metavar="N", help="How fast output comes.")
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option("--output-tokens", min=1, help="How long answers are.")
+        int | None,
+        typer.Option("--output-tokens", metavar="N", min=1, help="How long answers are."),
     ] = None,
-    rpm: Annotated[int | None, typer.Option("--rpm", help="Most requests a minute.")] = None,
-    rpd: Annotated[int | None, typer.Option("--rpd", help="Most requests a day.")] = None,
-    tpm: Annotated[int | None, typer.Option("--tpm", help="Most tokens a minute.")] = None,
+    rpm: Annotated[
+        int | None, typer.Option("--rpm", metavar="N", help="Most requests a minute.")
+    ] = None,
+    rpd: Annotated[
+        int | None, typer.Option("--rpd", metavar="N", help="Most requests a day.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option("--tpm", metavar="N", help="Most tokens a minute.")
+    ] = None,
     credit: Annotated[
-        str | None, typer.Option("--credit", help="What it bills in all, such as '$1'; then 402.")
+        str | None,
+        typer.Option(
+            "--credit", metavar="USD", help="What it bills in all, such as '$1'; then 402."
+        ),
     ] = None,
     error_rate: Annotated[
-        float, typer.Option("--error-rate", help="Share of calls that fail: 429, 500, 503.")
+        float,
+        typer.Option(
+            "--error-rate", metavar="SHARE", help="Share of calls that fail: 429, 500, 503."
+        ),
     ] = 0.0,
     fail: Annotated[
         list[str] | None,
-        typer.Option("--fail", help="A fault and its share, such as timeout=0.01; repeatable."),
+        typer.Option("--fail", metavar="FAULT=SHARE", help="Such as timeout=0.01; repeatable."),
     ] = None,
     price: Annotated[
         list[str] | None,
-        typer.Option("--price", help="MODEL=IN/OUT in USD per million tokens; repeatable."),
+        typer.Option("--price", metavar="MODEL=IN/OUT", help="USD per million tokens; repeatable."),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", help="Refuse callers that do not present it.")
+        str | None,
+        typer.Option("--api-key", metavar="KEY", help="Refuse callers that do not present it."),
     ] = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Listen on an address others can reach.")

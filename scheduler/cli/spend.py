@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import amount, emit_json, say, table
 from scheduler.money import decimal_usd
@@ -30,14 +31,20 @@ class By(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("spend")(spend)
+    app.command("spend", cls=Command, epilog="scheduler spend --by model --since 7d")(spend)
 
 
 def spend(
-    by: Annotated[By, typer.Option("--by", help="What to sum by.")] = By.MODEL,
+    by: Annotated[
+        By, typer.Option("--by", metavar="model|job|budget", help="What to sum by.")
+    ] = By.MODEL,
     since: Annotated[
         str | None,
-        typer.Option("--since", help="How far back: 7d, 12h, or a date such as 2026-11-01 (UTC)."),
+        typer.Option(
+            "--since",
+            metavar="WHEN",
+            help="How far back: 7d, 12h, or a date such as 2026-11-01 (UTC).",
+        ),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")] = False,
     store: StoreOption = DEFAULT_STORE,

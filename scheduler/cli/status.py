@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.budget import budget_rows, budget_table
+from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
     JsonOption,
@@ -21,7 +22,8 @@ from scheduler.cli.look import (
     store_option,
     with_store,
 )
-from scheduler.cli.output import amount, amounts, emit_json, iso, local, plural, tell, until
+from scheduler.cli.moving import Moving
+from scheduler.cli.output import amount, amounts, emit_json, facts, iso, local, plural, until
 from scheduler.cli.progress import provider_sentence
 from scheduler.money import decimal_usd, format_usd
 from scheduler.plain import about, plain_line, without_password
@@ -52,12 +54,14 @@ class Picture:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("status")(status)
+    app.command("status", cls=Command)(status)
 
 
 def status(
     store: StoreOption = DEFAULT_STORE,
-    job: Annotated[str | None, typer.Option("--job", help="Count only this job's.")] = None,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="NAME", help="Count only this job's.")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")
     ] = False,
@@ -75,7 +79,7 @@ def status(
     if as_json:
         emit_json(status_row(picture))
     else:
-        tell(*describe(picture).split("\n"))
+        print(describe(picture), flush=True)
 
 
 async def look(
@@ -190,8 +194,8 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
     return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
 
 
-def describe(picture: Picture) -> str:
-    """A picture for people."""
+def describe(picture: Picture, width: int | None = None) -> str:
+    """A picture for people, in lines of at most `width` cells; None: as stdout has."""
     counts, store = picture.counts, store_option(picture.store)
     parts = [
         f"{counts.succeeded:,} done",
@@ -223,10 +227,10 @@ def describe(picture: Picture) -> str:
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     if picture.budgets:
-        lines += ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
+        table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
-        lines.append("budgets   none: spend is tracked, not limited")
-    return "\n".join(map(plain_line, lines))  # whatever is in a name, it is one line
+        table = ["budgets   none: spend is tracked, not limited"]
+    return "\n".join([*facts(lines, width), *map(plain_line, table)])
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -288,14 +292,13 @@ def _print_json(picture: Picture) -> None:
 
 
 def _print_plain(picture: Picture) -> None:
-    tell(*describe(picture).split("\n"), end="\n\n")
+    print(describe(picture), end="\n\n", flush=True)
 
 
 async def _redraw(pictures: AsyncIterator[Picture]) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(console=Console(), auto_refresh=False) as live:
+    moving = Moving(sys.stdout)
+    try:
         async for picture in pictures:
-            live.update(Text(describe(picture), no_wrap=True), refresh=True)
+            moving.draw(describe(picture, moving.width - 1).split("\n"))
+    finally:
+        moving.close()

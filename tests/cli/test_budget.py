@@ -335,3 +335,28 @@ def test_either_a_limit_is_explained_or_a_model(cli, words):
 
     assert done.exit_code == 3
     assert "--model NAME, not both" in done.stderr
+
+
+# Explaining a model where nothing is stored yet
+
+
+@pytest.mark.parametrize("store", ["memory://", "nowhere.db", "sqlite:///no/such/folder/x.db"])
+def test_a_model_is_explained_without_a_store_by_what_is_configured(
+    cli, tmp_path, monkeypatch, store
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scheduler.toml").write_text(
+        '[provider.openrouter]\nbase_url = "https://openrouter.ai/api/v1"\n'
+        '[route]\nfast = "openrouter:openai/gpt-4o"\n'
+    )
+
+    done = cli("budget", "explain", "--model", "fast", "--store", store)
+    told = json.loads(
+        cli("budget", "explain", "--model", "fast", "--store", store, "--json").stdout
+    )
+
+    assert done.exit_code == 0, done.output
+    assert "at openrouter" in done.stdout
+    assert "there is no store" in done.stderr
+    assert (told["provider"], told["rules"], told["draws_on"]) == ("openrouter", [], [])
+    assert list(tmp_path.iterdir()) == [tmp_path / "scheduler.toml"]  # nothing was made

@@ -34,7 +34,7 @@ def test_the_doctor_looks_at_everything_and_makes_nothing(cli, tmp_path):
     done, found = examined(cli, "--store", missing)
 
     assert done.exit_code == 0
-    assert list(found) == CHECKS
+    assert list(found) == [*CHECKS, "sdks"]
     assert found["store"]["verdict"] == "note"
     assert not missing.exists()
 

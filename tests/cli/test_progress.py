@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
 
 from scheduler.budget import Budget, Unit
 from scheduler.cli.progress import Snapshot, line, progress, why
@@ -207,3 +208,85 @@ def test_the_bar_leaves_its_last_line_and_what_was_said(monkeypatch):
 
     assert "[careful] this is no markup" in out.getvalue()
     assert "100/100 ▕████████████▏" in out.getvalue()
+
+
+# In the width that there is
+
+LONG = "a-budget-with-a-very-long-name-for-the-team-in-日本-and-its-😀-friends"
+PARKED = replace(
+    BEGUN, done=1_000, failed=12, total=12_000, is_read=True, parked=10_988,
+    shortfall=replace(SPENT, budget=LONG), per_hour_nusd=3 * USD,
+    cap=cap("$1000.50/day @America/Argentina/ComodRivadavia", 999 * USD, 123_456),
+)  # fmt: skip
+RUNNING = replace(
+    PARKED, parked=0, running=64, shortfall=None, eta_ms=3_600_000,
+    limited=f"provider {LONG!r} holds back: 500 requests a minute",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (
+            150,
+            "1,012/12,000 ▕░░░░░░▏ · 12 failed · 0 running · 10,988 parked (window_spent) · $999.00 + "
+            "$0.000123 of $1000.50 · resumes 03:12 UTC (in 3h12m)",
+        ),
+        (
+            100,
+            "1,012/12,000 · 12 failed · 10,988 parked (window_spent) · $999.00 of $1000.50 · "
+            "resumes in 3h12m",
+        ),
+        (
+            80,
+            "1,012/12,000 ▕░░░░░░▏ · 12 failed · 0 running · 10,988 parked (window_spent)\n"
+            "$999.00 spent + $0.000123 reserved of $1000.50 · resumes 03:12 UTC (in 3h12m)",
+        ),
+        (
+            60,
+            "1,012/12,000 · 12 failed · 10,988 parked (window_spent)\n"
+            "$999.00 + $0.000123 of $1000.50 · $3.00/h · resumes in 3h12m",
+        ),
+        (
+            40,
+            "1,012/12,000 ▕█░░░░░░░░░░░▏ · 12 failed\n0 running · 10,988 parked (window_spent)\n"
+            "$999.00 of $1000.50 · resumes in 3h12m",
+        ),
+    ],
+)
+def test_a_line_keeps_in_any_width_what_matters(width, text):
+    assert line(PARKED, with_bar=True, width=width) == text
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 130, 200])
+@pytest.mark.parametrize("now", [BEGUN, PARKED, RUNNING, replace(RUNNING, cap=None)])
+def test_no_line_is_wider_than_there_is_room_and_no_amount_is_cut(now, width):
+    lines = line(now, with_bar=True, width=width).split("\n")
+
+    assert max(map(cell_len, lines)) <= width
+    told, whole = " ".join(lines), line(now, with_bar=True).replace(",", "")
+    assert all(word.replace(",", "") in whole.split() for word in told.split() if "$" in word)
+    assert f"{now.done + now.failed:,}/{now.total:,}" in told
+    if now.cap is not None:
+        assert "$999.00" in told
+        assert "$1000.50" in told
+
+
+def test_a_long_name_is_told_by_its_ends():
+    told = line(PARKED, width=400)
+
+    assert "10,988 parked (window_spent: a-budget-wit…-😀-friends)" in told
+
+
+def test_the_bar_follows_the_width_of_the_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "130")
+    out = Terminal()
+    shown = progress("bar", out)
+    for width in (130, 60, 130, 40):
+        shown._moving._console.size = (width, 20)
+        out.truncate(0)
+        shown.update(PARKED)
+        told = line(PARKED, with_bar=True, width=width - 1)
+        assert all(each in out.getvalue() for each in told.split("\n"))
+    shown.close()
