@@ -15,6 +15,7 @@ from functools import partial
 
 from scheduler.calls import Attempt, UnderWay, attempt, interrupt, lost, unsent
 from scheduler.clock import Clock
+from scheduler.errors import words_of
 from scheduler.intake import Intake
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
@@ -147,7 +148,7 @@ class Flight:
             return
         ended = call.ended
         if ended is None:
-            why = TORN if error is None else f"the call ended by {type(error).__name__}: {error}"
+            why = TORN if error is None else f"the call ended by {words_of(error)}"
             if isinstance(error, Exception):
                 logger.error("a call ended in a way that it should not", exc_info=error)
             ended = self._lost(call, call.interrupted or why)
