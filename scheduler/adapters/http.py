@@ -389,10 +389,11 @@ class HttpVisit(Visit):
         headers = [(name, value) for name, value in response.headers.raw
                    if name.lower().decode("latin-1") not in _LENGTHS]  # fmt: skip
         shown = self.family.Response(
-            response.status_code, headers=headers, request=response.request,
-            extensions=response.extensions, history=response.history,
-            **{"stream": self.family.ByteStream(content)} if self._is_streamed else {"content": content},
+            response.status_code, headers=headers, stream=self.family.ByteStream(content),
+            request=response.request, extensions=response.extensions, history=response.history,
         )  # fmt: skip
+        if not self._is_streamed:
+            shown.read()
         shown.default_encoding, shown.next_request = (
             response.default_encoding,
             response.next_request,
