@@ -41,7 +41,7 @@ DONE = "data: [DONE]\n\n"
 def openai(asked):
     """OpenAI's way: a chunk of its own, and a null in all others, for those who ask."""
     null = NULL if asked else ""
-    yield chunk("größer 👍 {\\\"usage\\\":null}", more=null)
+    yield chunk('größer 👍 {\\"usage\\":null}', more=null)
     yield chunk("", '"stop"', null)
     if asked:
         yield told()
@@ -50,7 +50,9 @@ def openai(asked):
 
 def spaced(asked):
     null = ', "usage": null' if asked else ""
-    yield 'data: { "id": "1", "choices": [ {"index": 0, "delta": {"usage": null}} ]' + null + " }\n\n"
+    yield (
+        'data: { "id": "1", "choices": [ {"index": 0, "delta": {"usage": null}} ]' + null + " }\n\n"
+    )
     yield chunk("x", '"stop"', null)
     if asked:
         yield 'data: {"usage": ' + USAGE + ', "choices": [] , "id": 1}\n\n'
@@ -59,8 +61,8 @@ def spaced(asked):
 
 def usage_first(asked):
     null = '"usage": null, ' if asked else ""
-    yield 'data: {' + null + '"choices": [{"index":0,"delta":{"content":"a"}}]}\n\n'
-    yield 'data: {' + null + '"choices": [{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    yield "data: {" + null + '"choices": [{"index":0,"delta":{"content":"a"}}]}\n\n'
+    yield "data: {" + null + '"choices": [{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     if asked:
         yield told()
     yield DONE
@@ -69,7 +71,9 @@ def usage_first(asked):
 def with_fields(asked):
     """Comments, ids, times, names, a BOM, and more after the end."""
     null = NULL if asked else ""
-    yield "\ufeff: hello\n\n: processing\nretry: 3000\nid: 1\nevent: message\n" + chunk("a", more=null)
+    yield "\ufeff: hello\n\n: processing\nretry: 3000\nid: 1\nevent: message\n" + chunk(
+        "a", more=null
+    )
     yield ":\n\n\n\n" + "id: 2\n" + chunk("b", '"stop"', null)
     if asked:
         yield "id: 3\n" + told()
@@ -120,7 +124,11 @@ def now_and_then(asked):
     """Tells it all the time, in chunks of their own; once more for those who ask."""
     null = NULL if asked else ""
     yield told('{"prompt_tokens":10}') + chunk("a", more=null)
-    yield told('{"prompt_tokens":10,"completion_tokens":1}') + ": ping\n\n" + chunk("b", '"stop"', null)
+    yield (
+        told('{"prompt_tokens":10,"completion_tokens":1}')
+        + ": ping\n\n"
+        + chunk("b", '"stop"', null)
+    )
     if asked:
         yield told()
     yield DONE
@@ -148,7 +156,9 @@ def endless_choices(asked):
 
 def azure(asked):
     null = NULL if asked else ""
-    yield 'data: {"choices":[],"id":"","prompt_filter_results":[{"prompt_index":0}]' + null + "}\n\n"
+    yield (
+        'data: {"choices":[],"id":"","prompt_filter_results":[{"prompt_index":0}]' + null + "}\n\n"
+    )
     yield from openai(asked)
 
 
@@ -389,7 +399,9 @@ async def test_a_stream_that_a_hook_has_read_is_read_again(family):
         await response.aread()
 
     async with make_scheduler() as s:
-        client = wrapped(s, answering(family, with_fields), family, event_hooks={"response": [hook]})
+        client = wrapped(
+            s, answering(family, with_fields), family, event_hooks={"response": [hook]}
+        )
         parts, _ = await read(client, STREAMED, "bytes", False)
 
         assert b"".join(parts).decode() == "".join(with_fields(False))
@@ -433,7 +445,9 @@ async def test_an_answer_that_is_no_stream_is_read_as_the_bare_client_reads_it(
     family, sync, way, status
 ):
     def answer(request):
-        content = json.dumps({"choices": [{"message": {"content": "é"}}], "usage": json.loads(USAGE)})
+        content = json.dumps(
+            {"choices": [{"message": {"content": "é"}}], "usage": json.loads(USAGE)}
+        )
         headers = {"content-type": "application/json", "content-encoding": "gzip"}
         pieces = squeezed(31)([content[:9].encode(), content[9:].encode()])
         return family.Response(status, headers=headers, stream=Pieces(pieces))
