@@ -248,9 +248,8 @@ class Breaks(Pieces):
         return self
 
     def __next__(self):
-        for piece in self.pieces:
-            return piece
-        striking(self.error)()
+        piece = next(self.pieces, None)
+        return striking(self.error)() if piece is None else piece
 
     def __aiter__(self):
         return self
