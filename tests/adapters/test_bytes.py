@@ -491,3 +491,48 @@ def test_a_comment_is_not_kept_waiting():
     assert cutter.feed(b"\ndata: {") == b"\n"
     assert cutter.feed(b"}\n") == b""
     assert cutter.feed(b"\n") == b"data: {}\n\n"
+
+
+@FAMILIES
+@SYNC
+async def test_over_a_real_connection(family, sync):
+    """In chunks with a trailer; a sync reader, too, sees the socket that it came over."""
+
+    async def serve(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        asked = b"include_usage" in await reader.readexactly(length)
+        writer.write(
+            b"HTTP/1.1 200 Fine\r\ncontent-type: text/event-stream\r\nset-cookie: a=1\r\n"
+            b"set-cookie: b=2\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
+        )
+        for each in with_fields(asked):
+            piece = each.encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await writer.drain()
+        writer.write(b"0\r\nx-sum: 1\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, make_scheduler() as s:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/chat/completions"
+        kind, found = (family.Client if sync else family.AsyncClient), []
+        for wrap in (lambda client: client, s.wrap):
+            if sync:
+
+                def ask(wrap=wrap):
+                    with kind() as one, wrap(one).stream("POST", url, json=STREAMED) as response:
+                        return response, list(response.iter_raw())
+
+                response, parts = await asyncio.to_thread(ask)
+            else:
+                async with kind() as one, wrap(one).stream("POST", url, json=STREAMED) as response:
+                    parts = [each async for each in response.aiter_raw()]
+            assert "network_stream" in response.extensions
+            found.append((b"".join(parts), response.headers.raw, response.num_bytes_downloaded,
+                          response.reason_phrase, response.http_version, dict(response.cookies),
+                          response.extensions.keys()))  # fmt: skip
+        assert found[0] == found[1]
+        await s.join()
+        assert s.stats().posted_nusd == 30_000
