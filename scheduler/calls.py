@@ -28,6 +28,7 @@ from scheduler.errors import (
     SchedulerError,
     TransportFailed,
     cut,
+    words_of,
 )
 from scheduler.events import Settled
 from scheduler.gates import Heard, Report
@@ -161,8 +162,8 @@ async def attempt(
     except BaseException as exc:
         if isinstance(exc, GeneratorExit) and not is_running(me):
             raise  # the loop is gone, and everything with it
-        logger.debug("provider %s raised %r", provider, exc)
-        unknown = CallFailed(f"the provider raised {type(exc).__name__}: {exc}")
+        unknown = CallFailed(f"the provider raised {words_of(exc)}")
+        logger.debug("%s: %s", provider, unknown.message)
         unknown.__cause__ = exc
         ended = _failed(provider, tariff, claimed, unknown, retry, now_ms(), tries)
     if ended.response is not None or has_spoken(ended.error):

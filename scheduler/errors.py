@@ -589,3 +589,12 @@ def brief(value: object) -> str:
     except Exception:  # numbers of too many digits, and objects that cannot tell what they are
         return f"<{type(value).__name__}>"
     return cut(text, MAX_SHOWN_CHARS)
+
+
+def words_of(exc: BaseException) -> str:
+    """An exception's kind and words; of one that cannot tell them, its kind."""
+    kind = type(exc).__name__
+    try:
+        return f"{kind}: {exc}"
+    except BaseException:
+        return kind

@@ -15,7 +15,9 @@ from functools import partial
 
 from scheduler.calls import Attempt, UnderWay, attempt, interrupt, lost, unsent
 from scheduler.clock import Clock
+from scheduler.errors import words_of
 from scheduler.intake import Intake
+from scheduler.pace import Pace
 from scheduler.plain import logger_of
 from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
@@ -42,10 +44,11 @@ class Call:
             was not.
         is_unwanted: It was cancelled because nobody waits for it any more.
         end_rest: Takes its place again, which it lent while nobody works on it; None: it did not.
+        pace: Of the reader of its stream, once there is one.
     """
 
     __slots__ = (
-        "attempt", "claimed", "end_rest", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "provider", "task",
+        "attempt", "claimed", "end_rest", "ended", "interrupted", "is_begun", "is_over", "is_unwanted", "pace", "provider", "task",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, provider: str) -> None:
@@ -55,6 +58,7 @@ class Call:
         self.attempt: UnderWay | None = None
         self.interrupted: str | None = None
         self.end_rest: Callable[[], None] | None = None
+        self.pace: Pace | None = None
         self.is_begun = self.is_over = self.is_unwanted = False
 
     def strike(self) -> None:
@@ -135,7 +139,8 @@ class Flight:
             )  # fmt: skip
         report = call.ended.settlement.report
         if report is not None:
-            report.is_timed = not call.attempt.has_waited
+            is_slow = call.pace is not None and call.pace.is_slow
+            report.is_timed = not (call.attempt.has_waited or is_slow)
 
     def _over(self, call: Call, task: asyncio.Task[None]) -> None:
         """A call's task has ended, in whatever way."""
@@ -147,7 +152,7 @@ class Flight:
             return
         ended = call.ended
         if ended is None:
-            why = TORN if error is None else f"the call ended by {type(error).__name__}: {error}"
+            why = TORN if error is None else f"the call ended by {words_of(error)}"
             if isinstance(error, Exception):
                 logger.error("a call ended in a way that it should not", exc_info=error)
             ended = self._lost(call, call.interrupted or why)

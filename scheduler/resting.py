@@ -43,6 +43,12 @@ class Resting:
     def add(self, future: RequestFuture) -> None:
         """The answer of one is read as it comes."""
         self._streams.add(future)
+        call = self._flight.calls.get(future.request_id or 0)
+        if call is not None:
+            call.pace = future.pace
+            for gate in self._store.gates.of(call.provider, call.claimed.request.model):
+                gate.begun(call.claimed.request_id)
+            self._wake()
         self.look_soon()
 
     def rest(self, callers: Collection[Call]) -> None:

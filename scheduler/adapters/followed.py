@@ -140,7 +140,7 @@ class Followed:
             outcome = self._visit.read(self._last, self._pieces)
         elif isinstance(error, Exception):
             # Whatever it says: a part was answered, and its reader has it.
-            outcome = StreamBroken(self._visit.explain(error).message, self.pieces)
+            outcome = StreamBroken(self._visit.understood(error).message, self.pieces)
         with contextlib.suppress(RuntimeError):  # the scheduler's loop is no more
             self._visit.tell(_settle, self._visit, self._ended, outcome)
 

@@ -27,10 +27,10 @@ from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, named_with, place_of, reach
-from scheduler.adapters.visit import LOOPS_OWN, Visit
+from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
-from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused
+from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
 from scheduler.hooks import PROGRAM_ENDS, asked_nusd, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
@@ -70,7 +70,6 @@ class FunctionVisit(Visit):
         self._request, self._call, self._cost = request, call, cost
         self._secrets = _secrets(call.keywords)
         self._result: Any = None
-        self._failure: BaseException | None = None
 
     def make_request(self) -> Request:
         """What is asked."""
@@ -78,16 +77,9 @@ class FunctionVisit(Visit):
 
     async def send(self, request: Request) -> Answer:
         """Call the function."""
-        self._failure, result = None, None
+        self._failure = None
         call = self._as_admitted(request)
-        try:
-            result = await self._place.run(call)
-        except LOOPS_OWN:
-            raise
-        except BaseException as exc:
-            self._failure = exc  # which its caller gets, with all that it says
-        if self._failure is not None:
-            raise self.explain(self._failure)  # here, where it takes nothing else along
+        result = await self.there(call)
         if is_stream(result, bool(call.keywords.get("stream"))):
             ended = self.loop.create_future()
             # Where its user says what it cost, it is not asked.
@@ -114,7 +106,7 @@ class FunctionVisit(Visit):
         """What an exception of the function means: it may have made several calls."""
         if isinstance(exc, CallFailed):
             return exc
-        error = CallFailed(f"the function raised {type(exc).__name__}: {exc}")
+        error = CallFailed(f"the function raised {words_of(exc)}")
         mask(error, self._secrets)
         return error
 
@@ -141,7 +133,8 @@ class FunctionVisit(Visit):
         if error is None or (result is not None and not isinstance(error, CallFailed)):
             return result
         if self._failure is not None and isinstance(error, CallFailed):
-            self._failure.add_note(f"scheduler: {error.cost_note}")
+            with contextlib.suppress(Exception):  # one that takes no notes
+                self._failure.add_note(f"scheduler: {error.cost_note}")
             raise self._failure
         raise error
 

@@ -28,8 +28,8 @@ from scheduler.adapters.dialects import (
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
-from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, show, tee_of
-from scheduler.adapters.visit import LOOPS_OWN, Visit
+from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
+from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import (
@@ -39,6 +39,7 @@ from scheduler.errors import (
     ProviderRefused,
     SchedulerError,
     TransportFailed,
+    words_of,
 )
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge, within
@@ -51,7 +52,7 @@ from scheduler.providers.hidden import Secrets, mask, sealed
 from scheduler.providers.http import CREDENTIAL_HEADERS
 from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.outside import Outside
-from scheduler.providers.streaming import Transcript, streamed_body
+from scheduler.providers.streaming import Transcript, looks_like_events, streamed_body
 from scheduler.request import Request
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class HttpVisit(Visit):
         post: Callable[..., Any],
     ) -> None:
         super().__init__(door.scheduler, door.on_exceeded, place)
-        self._family = cast(Any, family_of(request))
+        self.family = cast(Any, family_of(request))
         self._door, self._client, self._http, self._call = door, client, request, call
         self._is_streamed, self._post = bool(options.get("stream")), partial(post, **options)
         self._said = read_marks(headers)
@@ -214,8 +215,7 @@ class HttpVisit(Visit):
         self._good: Any = None  # one that is an answer
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
-        self._failure: BaseException | None = None  # what was raised instead
-        self._is_sent = False
+        self._is_sent = self._was_closed = False
 
     def make_request(self) -> Request:
         """What is asked, with what is said of it."""
@@ -237,49 +237,53 @@ class HttpVisit(Visit):
                 "reach; nothing was sent", "fallback_elsewhere",
             )  # fmt: skip
         if self._unread is not None:
-            await self._place.run(self._unread.let_go)
+            await self.there(self._unread.let_go)
         self._unread = self._came = self._answer = self._failure = None
-        was_closed, began_s, self._is_sent = self._client.is_closed, time.perf_counter(), True
-        try:
-            response = await self._ask(request)
+        self._was_closed, self._is_sent = self._client.is_closed, True
+        began_s = time.perf_counter()
+        response = await self._ask(request)
+        is_events = is_stream(response.status_code, response.headers)
+        if self._is_streamed and response.is_stream_consumed and self._content_of(response):
             took = timedelta(seconds=time.perf_counter() - began_s)
-            is_streamed = is_stream(response.status_code, response.headers)
-            if self._is_streamed and is_streamed:
-                return await self._follow(request, response, took)
-            if is_streamed:
-                return self._read_stream(request, response, took)
-            if self._is_streamed:
-                await self._place.run(self.read, response)
-        except (CallFailed, *LOOPS_OWN):
-            raise
-        except BaseException as exc:
-            self._failure = exc
-            if was_closed:
-                self._is_sent = False
-                never = TransportFailed(f"could not be sent: {exc}", False)
-                never.is_retryable = False
-                raise never from exc
-            raise self.explain(exc) from exc
-        content, self._answer = response.content, response
-        if self._is_streamed:  # to be read by whoever wanted to, as they like
-            unread = self._family.ByteStream(content)
-            self._answer = self._shown(response, took, stream=unread)
+            unread(self.family, response, took, forgets=is_events)
+        if self._is_streamed and is_events:
+            self._came = response
+            del response  # its reader alone holds it from now on, so that it is noticed
+            return await self._follow(request)
+        content = await self._content(response)
+        if is_events or looks_like_events(response.status_code, content):
+            return self._read_stream(request, response, content)
+        self._answer = response
         answer = read_answer(response.status_code, response.headers, content, self._secrets())
         self._good = self._answer
         return answer
 
     async def _ask(self, request: Request) -> Any:
         """Send it; once more without what was added, if that alone is refused, by its name."""
-        response = await self._place.run(self._post_once, self._as_sent(request))
+        response = await self.there(self._post_once, self._as_sent(request))
         is_added = self._asks_for_usage(request) and needs_asking(request)
         if response.status_code not in (400, 422) or not is_added:
             return response
-        if self._is_streamed:
-            await self._place.run(self.read, response)
-        if not refuses_field(response.status_code, response.text, "stream_options"):
+        words = (await self._content(response)).decode("utf-8", "replace")
+        if not refuses_field(response.status_code, words, "stream_options"):
             return response
         self._door.strict_hosts.add(self._http.url.host)
-        return await self._place.run(self._post_once, self._as_sent(request))
+        return await self.there(self._post_once, self._as_sent(request))
+
+    async def _content(self, response: Any) -> bytes:
+        """What a response says; one that is to be read by its client still can be."""
+        if self._is_streamed and not response.is_stream_consumed and not response.is_closed:
+            content: bytes = await self.there(self.read, response)
+            return content
+        return self._content_of(response)
+
+    def _content_of(self, response: Any) -> bytes:
+        try:
+            content: bytes = response.content
+        except self.family.StreamError:
+            self._answer = response  # as it is without us
+            raise CallFailed("a hook of the client's own took the body of the answer") from None
+        return content
 
     # What a client does where it is: a sync one in its thread
 
@@ -288,13 +292,23 @@ class HttpVisit(Visit):
         self._came = response
         return response
 
-    async def read(self, response: Any) -> None:
-        """Read all of it."""
-        await response.aread()
+    async def read(self, response: Any) -> bytes:
+        """Read all of it, and put it back."""
+        stream = response.stream
+        try:
+            pieces = [each async for each in stream]
+        finally:
+            await stream.aclose()
+        return put_back(self.family, response, pieces)
 
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
-        family, secrets = self._family, self._secrets()
+        family, secrets = self.family, self._secrets()
+        if self._was_closed:
+            self._is_sent = False
+            never = TransportFailed(f"could not be sent: {words_of(exc)}", False)
+            never.is_retryable = False
+            return never
         if isinstance(exc, family.HTTPStatusError):  # from a hook of the user's own
             response, content = exc.response, b""
             with contextlib.suppress(family.StreamError):
@@ -303,7 +317,7 @@ class HttpVisit(Visit):
         if isinstance(exc, family.HTTPError | family.InvalidURL):
             error = explain_httpx(exc, 0, family)
         else:
-            error = CallFailed(f"the client raised {type(exc).__name__}: {exc}")
+            error = CallFailed(f"the client raised {words_of(exc)}")
         mask(error, secrets)
         return error
 
@@ -317,7 +331,7 @@ class HttpVisit(Visit):
         headers = [(name, value) for name, value in http.headers.raw
                    if name.lower() not in (b"content-length", b"transfer-encoding")]  # fmt: skip
         path = call.path(http.url.path, body)
-        return self._family.Request(
+        return self.family.Request(
             http.method, http.url if path == http.url.path else http.url.copy_with(path=path),
             headers=headers, content=call.encode(body), extensions=http.extensions,
         )  # fmt: skip
@@ -340,14 +354,14 @@ class HttpVisit(Visit):
 
     # Streams
 
-    async def _follow(self, request: Request, response: Any, took: timedelta) -> Answer:
+    async def _follow(self, request: Request) -> Answer:
         """Hand a stream over to its reader as it comes; settle when they are through."""
-        kind = tee_of(self._family, self.tee_kind)
-        tee = kind(self, response, self._transcript(request))
+        response, self._came = self._came, None
+        tee = of_family(self.family, self.tee_kind)(self, response, self._transcript(request))
         self._unread = tee
-        await self._place.run(tee.read_first)
+        await self.there(tee.read_first)
         ended: asyncio.Future[Answer] = tee.ended
-        self._answer = self._shown(response, took, stream=tee)
+        self._answer = response
         if tee.transcript.is_refused or tee.is_over:
             tee.is_told = True
             answer: Answer = tee.judge()
@@ -355,29 +369,37 @@ class HttpVisit(Visit):
         self._unread = None  # it is its reader's
         watch(self.scheduler, tee)
         self.is_read_at(tee.pace)
-        del tee  # likewise, so that it is noticed when they drop it
+        del tee, response  # likewise, so that it is noticed when they drop it
         self._place.wake()
         return await ended
 
-    def _read_stream(self, request: Request, response: Any, took: timedelta) -> Answer:
-        """A stream that its client has read to the end before anybody saw it."""
+    def _read_stream(self, request: Request, response: Any, content: bytes) -> Answer:
+        """A stream that was read to the end before anybody saw it."""
         transcript = self._transcript(request)
-        self._answer = self._shown(response, took, content=show(transcript, response.content))
+        shown = cut_whole(transcript, content)
+        self._answer = response if shown == content else self._shown(response, shown)
         return transcript.answer(response.status_code, response.headers)
 
     def _transcript(self, request: Request) -> Transcript:
         asked = self._asks_for_usage(request)
         return Transcript(request, self._secrets(), asked_for_usage=asked)
 
-    def _shown(self, response: Any, took: timedelta, **content: Any) -> Any:
+    def _shown(self, response: Any, content: bytes) -> Any:
         """A response like this one with other content."""
         headers = [(name, value) for name, value in response.headers.raw
                    if name.lower().decode("latin-1") not in _LENGTHS]  # fmt: skip
-        shown = self._family.Response(
-            response.status_code, headers=headers, **content, request=response.request,
-            extensions=response.extensions, history=response.history,
+        shown = self.family.Response(
+            response.status_code, headers=headers, stream=self.family.ByteStream(content),
+            request=response.request, extensions=response.extensions, history=response.history,
         )  # fmt: skip
-        shown.default_encoding, shown.elapsed = response.default_encoding, took
+        if not self._is_streamed:
+            shown.read()
+        shown.default_encoding, shown.next_request = (
+            response.default_encoding,
+            response.next_request,
+        )
+        with contextlib.suppress(RuntimeError):  # it was not read by its client
+            shown.elapsed = response.elapsed
         return shown
 
     def judged(
@@ -436,8 +458,13 @@ class SyncHttpVisit(HttpVisit):
         return self._came
 
     def read(self, response: Any) -> Any:
-        """Read all of it."""
-        response.read()
+        """Read all of it, and put it back."""
+        stream = response.stream
+        try:
+            pieces = list(stream)
+        finally:
+            stream.close()
+        return put_back(self.family, response, pieces)
 
 
 def _tell_cost(response: Any, cost_nusd: int, attempts: int) -> None:

@@ -17,13 +17,27 @@ from typing import Any, Protocol
 from scheduler.errors import ConfigError
 
 
+class Thrown(Exception):
+    """Carries an exception through a coroutine, or a future, that could not raise it itself."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def thrown(exc: BaseException) -> BaseException:
+    """What was raised where the caller is: the very object."""
+    return exc.error if isinstance(exc, Thrown) else exc
+
+
 class Place(Protocol):
     """Where a caller is."""
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function there, and wait for it; to be awaited in the scheduler's loop.
 
-        It is async for callers in a loop, and blocks for those in a thread.
+        It is async for callers in a loop, and blocks for those in a thread. What it raises is
+        raised here, whatever it is; see `thrown`.
         """
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
@@ -52,7 +66,10 @@ class Here:
 
     async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Await it, in the task of the call."""
-        return await function(*args)
+        try:
+            return await function(*args)
+        except StopIteration as exc:  # called, rather than awaited
+            raise Thrown(exc) from None
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it; soon, if the garbage collector tells it, which runs in any thread."""
@@ -85,8 +102,8 @@ class OtherLoop:
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Await it in a task of the caller's loop, with the context of the call."""
-        done = asyncio.run_coroutine_threadsafe(function(*args), self._here)
-        return await asyncio.wrap_future(done)
+        done = asyncio.run_coroutine_threadsafe(_outcome(function, args), self._here)
+        return _raised(*await asyncio.wrap_future(done))
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it soon."""
@@ -118,12 +135,12 @@ class Thread:
             try:
                 result = context.run(function, *args)
             except Exception as exc:
-                error = exc
+                error = exc  # others end the waiting, and are raised right here
             with contextlib.suppress(RuntimeError):  # the scheduler was closed meanwhile
                 self.tell(_end, done, result, error)
 
         self._jobs.put(job)
-        return await done
+        return _raised(*await done)
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it soon."""
@@ -145,13 +162,25 @@ class Thread:
             raise
 
 
+async def _outcome(
+    function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+) -> tuple[Any, BaseException | None]:
+    """What it gives, or raises: between two loops some exceptions become others."""
+    try:
+        return await function(*args), None
+    except BaseException as exc:
+        return None, exc
+
+
 def _end(done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if done.done():
-        return  # nobody waits for it any more
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(result)
+    if not done.done():  # else nobody waits for it any more
+        done.set_result((result, error))
+
+
+def _raised(result: Any, error: BaseException | None) -> Any:
+    if error is None:
+        return result
+    raise Thrown(error) if isinstance(error, StopIteration) else error
 
 
 def place_of_coroutine(loop: asyncio.AbstractEventLoop) -> AsyncPlace:

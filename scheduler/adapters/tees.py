@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
+from weakref import ref
 
-from scheduler.errors import CallFailed
+from scheduler.adapters.cuts import Cutter
+from scheduler.errors import CallFailed, words_of
 from scheduler.pace import Pace
 from scheduler.providers.answers import call_id
 from scheduler.providers.base import Answer
-from scheduler.providers.streaming import DONE, Transcript
-from scheduler.request import StreamEvent
+from scheduler.providers.streaming import Transcript
 
 if TYPE_CHECKING:
     from scheduler.adapters.http import HttpVisit
 
-
-def show(transcript: Transcript, chunk: bytes) -> bytes:
-    """Some bytes of a stream as their reader sees them; the transcript takes them down."""
-    assembly = transcript.assembly
-    was_done = assembly.is_done
-    events = transcript.feed(chunk)
-    if not assembly.hides_usage or transcript.is_refused:
-        return chunk
-    shown = b"".join(map(_encode, events))
-    return shown + _encode(StreamEvent(DONE)) if assembly.is_done > was_done else shown
-
-
-def _encode(event: StreamEvent) -> bytes:
-    name = "" if event.event == "message" else f"event: {event.event}\n"
-    lines = "\n".join(f"data: {line}" for line in event.data.split("\n"))
-    return f"{name}{lines}\n\n".encode()
+_OF_WIRE = ("content-encoding", "content-length")
 
 
 class Tee:
-    """The bytes of one stream.
+    """The bytes of one stream as they come over the wire, in place of its response's own stream.
+
+    Where the usage was asked for in the reader's stead, the chunk that tells it is left out;
+    what comes compressed is not compressed any more then, and the response's headers say so.
 
     Attributes:
         ended: What it amounts to; in the scheduler's loop.
@@ -43,21 +35,84 @@ class Tee:
         pieces: How many were handed over.
     """
 
+    # Its response holds it, and not the other way: so it is noticed when that is dropped.
+
     def __init__(self, visit: HttpVisit, response: Any, transcript: Transcript) -> None:
         self.transcript, self.is_over, self.is_told, self.pieces = transcript, False, False, 0
         self.ended: asyncio.Future[Answer] = visit.loop.create_future()
         self.pace = Pace(visit.tell, visit.loop.time)
-        self._visit, self._response = visit, response
+        self._visit, self._stream, self._request = visit, response.stream, response.request
+        self._status, self._headers = response.status_code, response.headers
+        self._response = ref(response)
+        self._problem: Exception | None = None  # why it is only passed on
         self._first: list[bytes] = []
         self._chunks: Any = None
+        self._cutter: Cutter | None = None
+        self._decode, self._flush = _decoder_of(visit.family, response)
+        if transcript.assembly.hides_usage:
+            self._cutter = Cutter(transcript)
+            for name in _OF_WIRE:
+                response.headers.pop(name, None)
+        response.stream = self
+
+    @property
+    def elapsed(self) -> Any:
+        """As the response's own stream tells it, in httpx2."""
+        return getattr(self._stream, "elapsed", None)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was an event, or there are no more."""
+        return self.is_over or self.transcript.assembly.events > 0
+
+    def shown(self, chunk: bytes) -> bytes:
+        """Some bytes as their reader sees them; the transcript takes them down."""
+        if self._cutter is not None:
+            return self._cut(self._decode(chunk), self._cutter)
+        if self._problem is None:
+            try:
+                self.transcript.feed(self._decode(chunk))
+            except Exception as exc:  # who reads it finds out by themselves
+                self._problem = exc
+        return chunk
+
+    def _cut(self, chunk: bytes, cutter: Cutter) -> bytes:
+        if self._problem is not None:
+            return chunk
+        try:
+            return cutter.feed(chunk)
+        except Exception as exc:
+            self._problem = exc
+            return cutter.all_left()
+
+    def rest(self) -> bytes:
+        """What is left to show, now that there are no more."""
+        self.is_over = True
+        if self._cutter is None:
+            return b""
+        left = self._cut(self._flush(), self._cutter)
+        return left if self._problem is not None else left + self._cutter.close()
+
+    def named(self, exc: BaseException) -> None:
+        """An exception of the stream says of which request, as its response would have it."""
+        if isinstance(exc, self._visit.family.RequestError):
+            exc.request = self._request
+
+    def _closed(self) -> None:
+        response = self._response()
+        if response is not None:
+            response.is_closed = True
 
     def judge(self, error: Exception | None = None) -> Answer:
         """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
-        headers = self._response.headers
+        if error is None and self._problem is None:
+            return self.transcript.answer(self._status, self._headers)
         if error is None:
-            return self.transcript.answer(self._response.status_code, headers)
-        explained = self._visit.explain(error)
-        explained.request_id = call_id(headers)
+            assert self._problem is not None
+            problem = f"the stream could not be read: {words_of(self._problem)}"
+            return self.transcript.after(CallFailed(problem))
+        explained = self._visit.understood(error)
+        explained.request_id = call_id(self._headers)
         return self.transcript.after(explained)
 
     def end(self, error: Exception | None = None) -> None:
@@ -75,13 +130,15 @@ class Tee:
         except CallFailed as exc:
             self._visit.judged(self.ended, None, exc)
         except Exception as exc:
-            self._visit.judged(self.ended, None, CallFailed(f"the stream could not be read: {exc}"))
+            problem = CallFailed(f"the stream could not be read: {words_of(exc)}")
+            self._visit.judged(self.ended, None, problem)
         else:
             self._visit.judged(self.ended, answer, None)
 
     def __del__(self) -> None:
         # Nobody reads on, and nobody closed it: without this its money is held for ever.
-        self.end()
+        if hasattr(self, "_cutter"):
+            self.end()
 
 
 class AsyncTee(Tee):
@@ -89,42 +146,56 @@ class AsyncTee(Tee):
 
     async def read_first(self) -> None:
         """Read until there is an event, or no more."""
-        self._chunks = self._response.aiter_bytes()
-        async for chunk in self._chunks:
-            self._first.append(show(self.transcript, chunk))
-            if self.transcript.assembly.events:
-                return
-        self.is_over = True
+        self._chunks = aiter(self._stream)
+        try:
+            while not self.has_begun:
+                self._first.append(await self._next())
+        except BaseException as exc:
+            self.named(exc)
+            await self.let_go()
+            raise
+
+    async def _next(self) -> bytes:
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            return self.rest()
+        return self.shown(chunk)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._first:
-            return self._first.pop(0)
-        self.pace.asked()
-        try:
-            chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            self.is_over = True
+        shown = b""
+        while self._first and not shown:
+            shown = self._first.pop(0)
+        if not shown and not self.is_over:
+            self.pace.asked()
+            try:
+                while not shown and not self.is_over:
+                    shown = await self._next()
+            except BaseException as exc:
+                self.end(exc if isinstance(exc, Exception) else None)
+                raise
+            self.pieces += 1
+            self.pace.given()
+        if self.is_over and not self._first:
             self.end()
-            raise  # the response closes itself then, and with it this
-        except Exception as exc:
-            self.end(exc)
-            raise
-        self.pieces += 1
-        self.pace.given()
-        return show(self.transcript, chunk)
+        if not shown:
+            raise StopAsyncIteration  # the response closes itself then, and with it this
+        return shown
 
     async def let_go(self) -> None:
-        """Let go of the connection of one that nobody was given."""
-        await self._chunks.aclose()
-        await self._response.aclose()
+        """Let go of the connection."""
+        if inspect.isasyncgen(self._chunks) and not self._chunks.ag_running:
+            await self._chunks.aclose()
+        await self._stream.aclose()
+        self._closed()
 
     async def aclose(self) -> None:
         """Let go of the connection; half-way it is left."""
         try:
-            await self._response.aclose()
+            await self.let_go()
         finally:
             self.end()
         await self._visit.settled()
@@ -135,54 +206,146 @@ class SyncTee(Tee):
 
     def read_first(self) -> None:
         """Read until there is an event, or no more."""
-        self._chunks = self._response.iter_bytes()
-        for chunk in self._chunks:
-            self._first.append(show(self.transcript, chunk))
-            if self.transcript.assembly.events:
-                return
-        self.is_over = True
+        self._chunks = iter(self._stream)
+        try:
+            while not self.has_begun:
+                self._first.append(self._next())
+        except BaseException as exc:
+            self.named(exc)
+            self.let_go()
+            raise
+
+    def _next(self) -> bytes:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            return self.rest()
+        return self.shown(chunk)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> bytes:
-        if self._first:
-            return self._first.pop(0)
-        self.pace.asked()
-        try:
-            chunk = next(self._chunks)
-        except StopIteration:
-            self.is_over = True
+        shown = b""
+        while self._first and not shown:
+            shown = self._first.pop(0)
+        if not shown and not self.is_over:
+            self.pace.asked()
+            try:
+                while not shown and not self.is_over:
+                    shown = self._next()
+            except BaseException as exc:
+                self.end(exc if isinstance(exc, Exception) else None)
+                raise
+            self.pieces += 1
+            self.pace.given()
+        if self.is_over and not self._first:
             self.end()
-            raise
-        except Exception as exc:
-            self.end(exc)
-            raise
-        self.pieces += 1
-        self.pace.given()
-        return show(self.transcript, chunk)
+        if not shown:
+            raise StopIteration
+        return shown
 
     def let_go(self) -> None:
-        """Let go of the connection of one that nobody was given."""
-        self._chunks.close()
-        self._response.close()
+        """Let go of the connection."""
+        if inspect.isgenerator(self._chunks) and not self._chunks.gi_running:
+            self._chunks.close()
+        self._stream.close()
+        self._closed()
 
     def close(self) -> None:
         """Let go of the connection; half-way it is left."""
         try:
-            self._response.close()
+            self.let_go()
         finally:
             self.end()
         self._visit.settled_sync()
 
 
-_KINDS: dict[tuple[str, type[Tee]], Any] = {}
+class Replay:
+    """Bytes that came and were looked at, to be read by whoever wanted to.
+
+    Attributes:
+        elapsed: As a response's own stream tells it, in httpx2.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], elapsed: timedelta | None = None) -> None:
+        self._pieces, self.elapsed = pieces, elapsed
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for each in self._pieces:
+            yield each
+
+    def close(self) -> None:
+        """It has been."""
+
+    async def aclose(self) -> None:
+        """It has been."""
 
 
-def tee_of(family: Any, kind: type[Tee]) -> Any:
-    """The class of tees that a family's responses take for a stream of theirs."""
+def put_back(family: Any, response: Any, pieces: Sequence[bytes]) -> bytes:
+    """Let a response be read whose stream was read to its end; gives what it says."""
+    kind = of_family(family, Replay)
+    response.stream = kind(pieces, getattr(response.stream, "elapsed", None))
+    copy = family.Response(response.status_code, headers=response.headers.raw, stream=kind(pieces))
+    content: bytes = copy.read()
+    return content
+
+
+def unread(family: Any, response: Any, took: timedelta, *, forgets: bool) -> None:
+    """Let a response be read in every way that was read already, as by a hook.
+
+    Args:
+        family: Whose it is.
+        response: It has its content.
+        took: What it says of the time, if it does not know.
+        forgets: Whether it has to be read again.
+    """
+    content = response.content
+    if "content-encoding" in response.headers:  # the bytes that came over the wire are gone
+        for name in _OF_WIRE:
+            response.headers.pop(name, None)
+    vars(response).pop("_decoder", None)
+    if forgets:
+        del response._content
+    response.is_closed = response.is_stream_consumed = False
+    elapsed = getattr(response.stream, "elapsed", None) or took
+    response.stream = of_family(family, Replay)([content], elapsed)
+
+
+def cut_whole(transcript: Transcript, content: bytes) -> bytes:
+    """A stream that is there as a whole as its reader sees it; the transcript takes it down."""
+    if not transcript.assembly.hides_usage:
+        transcript.feed(content)
+        return content
+    cutter = Cutter(transcript)
+    return cutter.feed(content) + cutter.close()
+
+
+def _decoder_of(family: Any, response: Any) -> tuple[Callable[[bytes], bytes], Callable[[], bytes]]:
+    """What a response's own decoder does, apart from it; and what that gives at the end."""
+    if "content-encoding" not in response.headers:
+        return (lambda chunk: chunk), bytes
+    copy = family.Response(200, headers=response.headers.raw, stream=family.ByteStream(b""))
+    decoder = copy._get_content_decoder()
+
+    def whole(decoded: Any) -> bytes:  # in pieces in httpx2
+        return decoded if isinstance(decoded, bytes) else b"".join(decoded)
+
+    return (lambda chunk: whole(decoder.decode(chunk))), (lambda: whole(decoder.flush()))
+
+
+_KINDS: dict[tuple[str, type], Any] = {}
+
+
+def of_family(family: Any, kind: type) -> Any:
+    """The class of streams that a family's responses take for one of theirs."""
     found = _KINDS.get((family.__name__, kind))
     if found is None:
-        base = family.AsyncByteStream if kind is AsyncTee else family.SyncByteStream
-        found = _KINDS[family.__name__, kind] = type(kind.__name__, (kind, base), {})
+        bases = [base for base, way in ((family.AsyncByteStream, "__aiter__"),
+                                        (family.SyncByteStream, "__iter__"))
+                 if hasattr(kind, way)]  # fmt: skip
+        found = _KINDS[family.__name__, kind] = type(kind.__name__, (kind, *bases), {})
     return found

@@ -13,20 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from scheduler.adapters.places import AsyncPlace, Place
+from scheduler.adapters.places import AsyncPlace, Place, thrown
+from scheduler.errors import CallFailed, words_of
 from scheduler.future import explain
+from scheduler.hooks import PROGRAM_ENDS
 from scheduler.intake import OnExceeded
 from scheduler.pace import Pace
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
+from scheduler.steady import is_running
 
 if TYPE_CHECKING:
     from scheduler.future import RequestFuture
     from scheduler.scheduler import Scheduler
-
-
-LOOPS_OWN = (asyncio.CancelledError, GeneratorExit)
-"""What ends a task, and is no word of the call's."""
 
 
 class Visit(ABC):
@@ -44,6 +43,7 @@ class Visit(ABC):
         self._on_exceeded, self._place = on_exceeded, place
         self._future: RequestFuture | None = None
         self._is_given_up = False
+        self._failure: BaseException | None = None  # what was raised where the caller is
         self.error: BaseException | None = None
         self.response: Response | None = None
 
@@ -55,6 +55,32 @@ class Visit(ABC):
     async def send(self, request: Request) -> Answer:
         """Make one attempt. Called in the scheduler's loop; raises `CallFailed` and its kin."""
 
+    @abstractmethod
+    def explain(self, exc: BaseException) -> CallFailed:
+        """What an exception of the call means."""
+
+    def understood(self, exc: BaseException) -> CallFailed:
+        """As `explain`, for exceptions that cannot even say what they are, too."""
+        try:
+            return self.explain(exc)
+        except BaseException:
+            return CallFailed(f"the call raised {words_of(exc)}")
+
+    async def there(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function where the caller is.
+
+        Raises:
+            CallFailed: It raised something, anything at all, which its caller will get.
+        """
+        task = asyncio.current_task()
+        try:
+            return await self._place.run(function, *args)
+        except BaseException as exc:
+            if _is_loops_own(exc, task):
+                raise
+            self._failure = thrown(exc)
+        raise self.understood(self._failure)  # here, where it takes nothing else along
+
     def start(self) -> None:
         """Get in line; in the scheduler's loop."""
         if self._is_given_up:
@@ -63,9 +89,11 @@ class Visit(ABC):
             future = self.scheduler.submit(
                 self.make_request(), on_exceeded=self._on_exceeded, send=self.send
             )
-        except Exception as error:  # whatever it is: the caller waits for it, elsewhere
+        except BaseException as error:  # whatever it is: the caller waits for it, elsewhere
             self.error = error
             self._place.wake()
+            if isinstance(error, PROGRAM_ENDS):
+                raise
             return
         self._future = future
         future.add_done_callback(self._ended)
@@ -118,6 +146,13 @@ class Visit(ABC):
             self.error = future.exception()
             self.response = None if self.error is not None else future.result()
         self._place.wake()
+
+
+def _is_loops_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether an exception ends the task that it hits, and is no word of the call's."""
+    if isinstance(exc, asyncio.CancelledError):
+        return task is not None and bool(task.cancelling())
+    return isinstance(exc, GeneratorExit) and not is_running(task)
 
 
 def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:

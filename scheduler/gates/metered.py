@@ -96,6 +96,9 @@ class Metered:
     ) -> None:
         self._marks[request_id] = Mark(now_ms, len(self._marks) + 1 - self.resting, tokens, taken)
 
+    def begun(self, request_id: int) -> None:
+        """The answer to one has begun to come."""
+
     def hear(self, report: Report) -> None:
         """Take in what came back."""
         mark = self._marks.pop(report.request_id, None)

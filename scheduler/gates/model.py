@@ -109,6 +109,16 @@ class Gate(Metered):
             latency_ms = max(0, report.at_ms - mark.at_ms)
             self._latency_ms += LATENCY_WEIGHT * (latency_ms - self._latency_ms)
         self._answers += 1
+        self._may_grow(mark)
+
+    def begun(self, request_id: int) -> None:
+        """A stream has begun: it was let in, which is an answer, however long it may take."""
+        mark = self._marks.get(request_id)
+        if mark is not None:
+            self._marks[request_id] = mark._replace(running=0)  # its end says it no second time
+            self._may_grow(mark)
+
+    def _may_grow(self, mark: Mark) -> None:
         if self.window < self.cap and mark.running >= USED * self.window:
             self._since_peak += 1
             self.window = min(self.cap, self._grown())

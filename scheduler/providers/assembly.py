@@ -54,6 +54,7 @@ class Assembly:
         error_at: The number of the event in which the service said so; 0: it did not.
         events: How many have come.
         hides_usage: The reader did not ask for the usage, and is not shown it.
+        is_usage_alone: The last event told the usage, and nothing of any choice.
         is_done: OpenAI's mark of the end has come.
         has_whole_usage: The usage was told, and nothing can follow that adds to it.
     """
@@ -64,7 +65,7 @@ class Assembly:
         self.error: str | None = None
         self.error_value: Any = None
         self.hides_usage = asked_for_usage and needs_asking(request)
-        self.is_done = self.has_whole_usage = False
+        self.is_done = self.has_whole_usage = self.is_usage_alone = False
         self._asked = answers_of(request) if request.url in (CHAT, COMPLETIONS) else 1
         self._is_over = self._came_with_end = False
         self._choices: dict[int, dict[str, Any]] = {}
@@ -95,7 +96,7 @@ class Assembly:
 
     def take(self, event: StreamEvent) -> StreamEvent | None:
         """Add an event; returns it as its reader sees it, None if it is none of their business."""
-        text = event.data.strip()
+        text, self.is_usage_alone = event.data.strip(), False
         if text == DONE:
             self.is_done = True
             return None
@@ -131,6 +132,7 @@ class Assembly:
             self._part(kind, chunk)
         elif isinstance(chunk.get("usage"), dict):  # told beside an error, or on its own
             self._told_usage(chunk["usage"], is_last=True)
+            self.is_usage_alone = error is None
         if error is not None:
             self._failed(error)
         return shown
@@ -194,6 +196,7 @@ class Assembly:
                     self._failed(chunk.get("error") or part.get("error") or ended)
         self.body["choices"] = [self._choices[place] for place in sorted(self._choices)]
         usage = chunk.get("usage")
+        self.is_usage_alone = isinstance(usage, dict) and not chunk["choices"]
         if isinstance(usage, dict):
             # Some send it with every chunk: only the one without choices is the last word, or
             # the one with which the last choice ends.
