@@ -67,14 +67,17 @@ class Adoption:
 
         Takes clients of ``openai``, ``anthropic``, ``groq``, ``mistralai`` and ``google-genai``,
         sync or async, and bare ones of httpx and httpx2. Their answers, streams and errors stay
-        what they are, and so do proxies and limits; the SDK's own retries are switched off. Calls
-        to other endpoints than those of `Request` go out as they are, uncounted.
+        what they are, and so do proxies and limits. How often a call is sent is bounded by the
+        client's ``max_retries``, if that was set; the scheduler tries again itself. Calls to other
+        endpoints than those of `Request` go out as they are, uncounted, with the SDK's own retries.
+        Keys, tokens and signatures are made anew when a call is sent.
 
         A call that is refused gives the SDK's own error for status 402 (it will not run as it is)
         or 429 (later), with the reason, and nothing was sent.
 
         Args:
-            client: Stays as it is if its kind can be copied; use what is given back.
+            client: Stays as it is if its kind can be copied, and none of its methods was replaced
+                (by a tracing library); use what is given back.
             on_exceeded: As on the scheduler, for these calls.
             marks: As for `tag`; what `tag` and headers say comes first.
 

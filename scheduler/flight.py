@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
+from typing import NamedTuple
 
 from scheduler.calls import Attempt, UnderWay, attempt, interrupt, lost, unsent
 from scheduler.clock import Clock
@@ -67,7 +68,20 @@ class Call:
             self.task.cancel()
 
 
-Choose = Callable[[Provider], tuple[Send, bool]]
+class Sender(NamedTuple):
+    """Who makes a call.
+
+    Attributes:
+        is_callers: Whether it is whoever asked, rather than the provider.
+        most_attempts: How often they want it tried at most; None: as it is usual.
+    """
+
+    send: Send
+    is_callers: bool = False
+    most_attempts: int | None = None
+
+
+Choose = Callable[[Provider], Sender]
 
 
 class Flight:
@@ -109,7 +123,7 @@ class Flight:
 
         Args:
             claimed: What was admitted.
-            choose: Who makes the call, and whether that is its caller; asked when it begins.
+            choose: Who makes the call; asked when it begins.
             context: In which it runs; None: this one.
         """
         name = self.provider_of(claimed)
@@ -127,10 +141,12 @@ class Flight:
             return  # so long did this process stand still that others may have sent it meanwhile
         call.is_begun = True
         provider = self._intake.providers[call.provider]
-        send, is_callers = choose(provider)
+        send, is_callers, most_attempts = choose(provider)
         retry = provider.retry or self._retry
         if is_callers:  # who makes a call has patience of their own, and waits for its error
             retry = retry.without_patience()
+        if most_attempts is not None:
+            retry = retry.with_attempts(most_attempts)
         call.attempt = UnderWay(self._owner, call.claimed.request_id)
         with call.attempt:
             call.ended = await attempt(

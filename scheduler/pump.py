@@ -29,7 +29,7 @@ from scheduler.errors import (
     SchedulerError,
     StoreError,
 )
-from scheduler.flight import STUBBORN_S, Flight
+from scheduler.flight import STUBBORN_S, Flight, Sender
 from scheduler.future import RequestFuture
 from scheduler.hooks import as_ours
 from scheduler.intake import Intake
@@ -37,7 +37,7 @@ from scheduler.nesting import InnerFuture, Nesting
 from scheduler.notices import Notices, sentence
 from scheduler.opening import Opening
 from scheduler.plain import logger_of
-from scheduler.providers.base import Provider, Send
+from scheduler.providers.base import Provider
 from scheduler.request import RequestState
 from scheduler.resting import Resting
 from scheduler.retry import Retry
@@ -458,16 +458,16 @@ class Pump:
         self._ended.append(ended)
         self._signal.set()
 
-    def _sender_of(self, request_id: int, provider: Provider) -> tuple[Send, bool]:
-        """Who makes the call: whoever submitted it, if they said so (True), else its provider."""
+    def _sender_of(self, request_id: int, provider: Provider) -> Sender:
+        """Who makes the call: whoever submitted it, if they said so, else its provider."""
         for future in self._waiters.of(request_id):
             if future.done():
                 continue
             if future.send is not None:
-                return future.send, True
+                return Sender(future.send, True, future.most_attempts)
             if future.emit is not None:
-                return partial(provider.stream, emit=future.emit), False
-        return provider.send, False
+                return Sender(partial(provider.stream, emit=future.emit))
+        return Sender(provider.send)
 
     def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
         """An attempt is settled; `lives_on`: others took its request, which still waits or not."""

@@ -117,6 +117,13 @@ class Retry:
         on = {kind: rule.without_patience() for kind, rule in self.on.items()}
         return replace(self, patience=0, on=on)
 
+    def with_attempts(self, most: int) -> Retry:
+        """The same, but it is tried so often at most, and as often unless it is of no use."""
+        from tenacity import stop_after_attempt
+
+        on = {kind: rule.with_attempts(most) for kind, rule in self.on.items()}
+        return replace(self, stop=stop_after_attempt(most), patience=0, on=on)
+
     def _rule(self, error: CallFailed) -> Retry:
         rule = next((self.on[kind] for kind in type(error).__mro__ if kind in self.on), self)
         return rule if rule is self else rule._rule(error)

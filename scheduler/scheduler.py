@@ -157,6 +157,7 @@ class Scheduler(Adoption, Governing):
         self.prices = prices
         self._given_prices = frozenset(prices.own)
         prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
+        self.on_exceeded = on_exceeded
         self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
         self._retry = retry or plain_retry(max_attempts, retry_wait_s, patience)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from scheduler.adapters.shadow import Budgeted
 from scheduler.errors import ConfigError, ProviderRefused
 from scheduler.hooks import bare
 from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, GENERATE, RESPONSES, Request
@@ -160,7 +161,8 @@ def once(function: Callable[..., Any], call: partial[Any]) -> partial[Any]:
         return Arguments(call.func, *call.args, **_WITHOUT_RETRIES | call.keywords)
     client = getattr(getattr(bare(function), "__self__", None), "_client", None)
     retries = getattr(client, "max_retries", 0)
-    if isinstance(retries, int) and retries:
+    is_wrapped = isinstance(getattr(client, "_client", None), Budgeted)  # tries once by itself
+    if isinstance(retries, int) and retries and not is_wrapped:
         raise ConfigError(
             "call",
             f"the client of {name_of(function)} tries again up to {retries} times by itself, which "

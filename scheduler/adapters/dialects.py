@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic_core import from_json, to_json
 
@@ -69,6 +69,8 @@ class Dialect(StrEnum):
     @classmethod
     def of(cls, path: str) -> Dialect:
         """The dialect of an endpoint."""
+        if _hosted(path) is not None:
+            return cls.ANTHROPIC
         if _GOOGLE_PATH.search(path):
             return cls.GOOGLE
         return next((each[3] for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])),
@@ -93,6 +95,13 @@ _OF_GOOGLE = {
     "batchEmbedContents": (EMBED_CONTENT, "requests"),
 }
 _GOOGLE_PATH = re.compile(r"/models/(?P<model>[^/:]+):(?P<method>\w+)$")
+# Anthropic's models at Google's and at Amazon's: the model stands in the path.
+_HOSTED_PATHS = (
+    re.compile(r"/publishers/anthropic/models/(?P<model>[^/:]+)(?P<end>:(rawP|streamRawP)redict)$"),
+    re.compile(r"/model/(?P<model>.+)(?P<end>/invoke)$"),
+)
+_BINARY_STREAM = re.compile(r"/model/.+/invoke-with-response-stream$")
+_COUNTS_TOKENS = "count-tokens"
 _DEPLOYMENT = re.compile(r"/deployments/[^/]+/")
 
 
@@ -104,17 +113,18 @@ class Call:
         url: The endpoint, as `Request.url` names it.
         body: The JSON body; a model that stands in the path is in it, too.
         asks: Whether the body has what makes it one: others have paths that end alike.
+        in_path: Members of `body` that stand in the path, and not in the body that is sent.
     """
 
     url: str
     body: dict[str, Any]
     dialect: Dialect
     asks: bool = True
+    in_path: tuple[str, ...] = ()
 
     def encode(self, body: Mapping[str, Any]) -> bytes:
         """Another body for the same call, as it is sent."""
-        if self.dialect is Dialect.GOOGLE:
-            body = {name: value for name, value in body.items() if name not in ("model", "stream")}
+        body = {name: value for name, value in body.items() if name not in self.in_path}
         try:
             return to_json(body)
         except ValueError:  # half a surrogate pair
@@ -125,6 +135,9 @@ class Call:
         model = quote(str(body.get("model")), safe="")
         if model == quote(str(self.body.get("model")), safe=""):
             return path
+        hosted = _hosted(path)
+        if hosted is not None:
+            return f"{path[: hosted.start('model')]}{model}{hosted['end']}"
         if self.dialect is Dialect.GOOGLE:
             return _GOOGLE_PATH.sub(rf"/models/{model}:\g<method>", path)
         return _DEPLOYMENT.sub(rf"/deployments/{model}/", path)
@@ -132,10 +145,44 @@ class Call:
 
 def is_endpoint(path: str) -> bool:
     """Whether calls to models are made at such a path."""
+    if _hosted(path) is not None:
+        return True
     found = _GOOGLE_PATH.search(path)
     if found is not None:
         return found["method"] in _OF_GOOGLE
     return path.rstrip("/").endswith(_ENDS)
+
+
+def _hosted(path: str) -> re.Match[str] | None:
+    """Where the path of a hosted model of Anthropic's tells it."""
+    found = next(filter(None, (each.search(path) for each in _HOSTED_PATHS)), None)
+    return None if found is None or found["model"] == _COUNTS_TOKENS else found
+
+
+def is_binary_stream(path: str) -> bool:
+    """Whether a call is answered in Amazon's own binary stream, which nobody here can follow."""
+    return _BINARY_STREAM.search(path) is not None
+
+
+def asks(url: str, body: object) -> bool:
+    """Whether a POST asks a model.
+
+    Args:
+        url: As an SDK names it: a path, or a whole URL, maybe with a query.
+        body: What is sent; one that cannot be looked into is taken for a question.
+
+    >>> asks("/v1/messages?beta=true", {"messages": []}), asks("/threads/1/messages", {"role": "u"})
+    (True, False)
+    """
+    path = urlsplit(url).path
+    if not is_endpoint(path) or not isinstance(body, Mapping):
+        return is_endpoint(path)
+    if _hosted(path) is not None:
+        return "messages" in body and "anthropic_version" in body
+    found = _GOOGLE_PATH.search(path)
+    if found is not None:
+        return _OF_GOOGLE[found["method"]][1] in body
+    return next(each[2] for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])) in body
 
 
 def read_call(path: str, content: bytes) -> Call | None:
@@ -148,13 +195,19 @@ def read_call(path: str, content: bytes) -> Call | None:
     body = _decode(content)
     if body is None:
         return None
+    hosted = _hosted(path)
+    if hosted is not None:
+        in_path = tuple(name for name in ("model", "stream") if name not in body)
+        is_one = "messages" in body and "anthropic_version" in body
+        body["model"] = unquote(hosted["model"])
+        return Call(MESSAGES, body, Dialect.ANTHROPIC, is_one, in_path)
     found = _GOOGLE_PATH.search(path)
     if found is not None:
         url, needed = _OF_GOOGLE[found["method"]]
         body["model"] = unquote(found["model"])
         if found["method"] == "streamGenerateContent":
             body["stream"] = True
-        return Call(url, body, Dialect.GOOGLE, needed in body)
+        return Call(url, body, Dialect.GOOGLE, needed in body, ("model", "stream"))
     _, url, needed, dialect = next(
         each for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])
     )

@@ -232,10 +232,10 @@ class _ModelVisit(FunctionVisit):
         """What is asked, at a provider that is added when there is a price."""
         book = self.scheduler.prices
         name, tariff = self._request.provider or "", cast("Tariff", _ByModel(book))
-        model, keywords = self._request.model, self._call.keywords
-        reached = reach(self._call.func, model, keywords.get("fallbacks"))
+        model = self._request.model
+        reached = reach(self._call.func, model, self._call.keywords.get("fallbacks"))
         is_whole = bool(reached) and book.own_rates(model) is not None  # a price of the alias
-        reached = reached or named_with(model, keywords)
+        reached = reached or named_with(model, self._call.keywords)
         if reached and not is_whole:
             name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
             self._request = replace(self._request, provider=name)

@@ -22,12 +22,14 @@ from scheduler.adapters.dialects import (
     HEADER_PREFIX,
     Call,
     Dialect,
+    is_binary_stream,
     is_endpoint,
     read_call,
     read_marks,
     refusal,
 )
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
+from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_names
 from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
@@ -37,6 +39,7 @@ from scheduler.errors import (
     CallInterrupted,
     ConfigError,
     ProviderRefused,
+    RateLimited,
     SchedulerError,
     TransportFailed,
     words_of,
@@ -54,12 +57,14 @@ from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.outside import Outside
 from scheduler.providers.streaming import Transcript, looks_like_events, streamed_body
 from scheduler.request import Request
+from scheduler.retry import ATTEMPTS
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
 _SECRET_HEADERS = (*CREDENTIAL_HEADERS, "x-goog-api-key", "cookie")
 _SECRET_PARAMS = ("key", "api_key", "api-key", "token", "access_token")
+LONGEST_FRESH_S = 0.02  # credentials that waited for longer are made anew
 _LENGTHS = ("content-encoding", "content-length", "transfer-encoding")
 
 
@@ -73,6 +78,7 @@ class Door:
         marks: What was said of them when it was wrapped.
         is_strict: Only what is unmistakably a call to a model is taken for one.
         strict_hosts: Where the usage of streams is not asked for: it was refused there.
+        renewal: How the client's requests are made anew, if all are in one way.
     """
 
     scheduler: Scheduler
@@ -80,6 +86,7 @@ class Door:
     marks: Marks = field(default_factory=Marks)
     is_strict: bool = False
     strict_hosts: set[str] = field(default_factory=set)
+    renewal: Renewal | None = None
 
     async def send(
         self, client: Any, request: Any, options: dict[str, Any], post: Callable[..., Any]
@@ -133,6 +140,13 @@ class Door:
             ConfigError: It is one, but nobody can read what it asks.
         """
         path = request.url.path
+        if request.method == "POST" and is_binary_stream(path) and not self.is_strict:
+            raise ConfigError(
+                "stream",
+                f"of POST {path} comes in Amazon's own binary form, which cannot be followed, so "
+                "nobody would know what it costs; nothing was sent. Ask without stream, or decorate "
+                "the function that asks by s.budgeted(quote=…)",
+            )
         if request.method != "POST" or not is_endpoint(path):
             return None
         try:
@@ -142,7 +156,9 @@ class Door:
         call = None if "content-encoding" in request.headers else read_call(path, content)
         if self.is_strict:
             is_sure = call is not None and isinstance(call.body.get("model"), str)
-            return call if is_sure else None
+            return (
+                call if is_sure and call is not None and (call.asks or not call.in_path) else None
+            )
         if call is None:
             raise ConfigError(
                 "body",
@@ -173,11 +189,15 @@ class Door:
 
 
 def take_headers(request: Any) -> dict[str, str]:
-    """Take the ``X-Scheduler-…`` headers off a request: they are nobody else's business."""
+    """Take the ``X-Scheduler-…`` headers off a request: they are nobody else's business.
+
+    One that is signed with the rest stays.
+    """
     found = {name: request.headers[name] for name in request.headers
              if name.lower().startswith(HEADER_PREFIX)}  # fmt: skip
-    for name in found:
-        del request.headers[name]
+    if found:
+        for name in found.keys() - signed_names(request):
+            del request.headers[name]
     return found
 
 
@@ -216,6 +236,13 @@ class HttpVisit(Visit):
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
         self._is_sent = self._was_closed = False
+        self._options, self._tries = options, 0
+        call_now = asked_now()
+        is_own = call_now is not None and call_now.inner is client
+        self._renewal = call_now if is_own else door.renewal
+        if self._renewal is not None:
+            self.max_retries = self._renewal.max_retries
+        self._is_signed, self._has_marks = is_signed(request), bool(headers)
 
     def make_request(self) -> Request:
         """What is asked, with what is said of it."""
@@ -228,7 +255,21 @@ class HttpVisit(Visit):
 
     async def send(self, request: Request) -> Answer:
         """Make one attempt, where the client is."""
-        return await sealed(self._attempt(request), self._secrets())
+        try:
+            return await sealed(self._attempt(request), self._secrets())
+        except CallFailed as error:
+            if self._has_tried_enough(error):
+                error.is_retryable = False
+            raise
+
+    def _has_tried_enough(self, error: CallFailed) -> bool:
+        """Whether the caller wants no other try after this one failed."""
+        most = self.max_retries
+        if most is None and isinstance(error, RateLimited):
+            # The queue would wait for the rate limit, as long as it takes.
+            rule = self._on_exceeded or self.scheduler.on_exceeded
+            most = ATTEMPTS - 1 if rule == "raise" else None
+        return most is not None and self._tries > most
 
     async def _attempt(self, request: Request) -> Answer:
         if request.provider != self._provider:
@@ -260,7 +301,7 @@ class HttpVisit(Visit):
 
     async def _ask(self, request: Request) -> Any:
         """Send it; once more without what was added, if that alone is refused, by its name."""
-        response = await self.there(self._post_once, self._as_sent(request))
+        response = await self._post_at_place(request)
         is_added = self._asks_for_usage(request) and needs_asking(request)
         if response.status_code not in (400, 422) or not is_added:
             return response
@@ -268,7 +309,30 @@ class HttpVisit(Visit):
         if not refuses_field(response.status_code, words, "stream_options"):
             return response
         self._door.strict_hosts.add(self._http.url.host)
-        return await self.there(self._post_once, self._as_sent(request))
+        self._tries -= 1  # for a reason of ours: it is the same try
+        return await self._post_at_place(request)
+
+    async def _post_at_place(self, request: Request) -> Any:
+        http = self._as_sent(request)
+        body = None if http is self._http else self._body(request)
+        if body is not None and self._is_signed and not self._can_sign:
+            raise ProviderRefused(
+                400, "the request is signed as it is, so no other model can be asked by it; nothing "
+                "was sent", "signed",
+            )  # fmt: skip
+        return await self.there(self._post_once, http, body)
+
+    @property
+    def _can_sign(self) -> bool:
+        return self._renewal is not None and self._renewal.signs
+
+    def _is_stale(self, body: Mapping[str, Any] | None) -> bool:
+        """Whether the request has to be made anew, since it waited, or would not be believed."""
+        if self._renewal is None:
+            return False
+        waited_s = self.loop.time() - self._waits_since_s
+        is_changed = self._is_signed and (body is not None or self._has_marks)
+        return is_changed or self._tries > 0 or waited_s > LONGEST_FRESH_S
 
     async def _content(self, response: Any) -> bytes:
         """What a response says; one that is to be read by its client still can be."""
@@ -287,10 +351,21 @@ class HttpVisit(Visit):
 
     # What a client does where it is: a sync one in its thread
 
-    async def _post_once(self, request: Any) -> Any:
-        response = await self._post(request)
+    async def _post_once(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+        response = await self._post_anew(request, body)
+        renewal = self._renewal
+        if renewal is not None and renewal.cures(response):
+            await response.aclose()
+            response = await self._post_anew(request, body)
         self._came = response
         return response
+
+    async def _post_anew(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+        is_stale, retries = self._is_stale(body), self._tries
+        self._tries += 1
+        if not is_stale or self._renewal is None:
+            return await self._post(request)
+        return await self._renewal.send(request, body, retries, self._post, self._options)
 
     async def read(self, response: Any) -> bytes:
         """Read all of it, and put it back."""
@@ -323,9 +398,7 @@ class HttpVisit(Visit):
 
     def _as_sent(self, request: Request) -> Any:
         """The HTTP request for what was admitted: as it was, if nothing about it is different."""
-        body, call, http = request.body, self._call, self._http
-        if self._asks_for_usage(request):
-            body = streamed_body(request)
+        body, call, http = self._body(request), self._call, self._http
         if body == call.body:
             return http
         headers = [(name, value) for name, value in http.headers.raw
@@ -336,8 +409,13 @@ class HttpVisit(Visit):
             headers=headers, content=call.encode(body), extensions=http.extensions,
         )  # fmt: skip
 
+    def _body(self, request: Request) -> Mapping[str, Any]:
+        return streamed_body(request) if self._asks_for_usage(request) else request.body
+
     def _asks_for_usage(self, request: Request) -> bool:
         """Whether the usage of a stream has to be asked for, and may be: `known.STREAM_OPTIONS`."""
+        if self._is_signed and not self._can_sign:
+            return False  # the body was vouched for as it is
         is_stream = bool(request.body.get("stream")) and self._call.dialect is Dialect.OPENAI
         agent = self._http.headers.get("user-agent", "")
         host = self._http.url.host
@@ -427,6 +505,8 @@ class HttpVisit(Visit):
     def outcome(self) -> Any:
         """What `send` gives back, or raises: the provider's own answer wherever there is one."""
         error, answer, self._answer = self.error, self._answer, None
+        if self._renewal is not None:
+            self._renewal.retries_taken = max(0, self._tries - 1)
         if error is None:
             if self.response is not None:
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
@@ -453,9 +533,20 @@ class SyncHttpVisit(HttpVisit):
 
     tee_kind = SyncTee
 
-    def _post_once(self, request: Any) -> Any:
-        self._came = self._post(request)
-        return self._came
+    def _post_once(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+        response, renewal = self._post_anew(request, body), self._renewal
+        if renewal is not None and renewal.cures(response):
+            response.close()
+            response = self._post_anew(request, body)
+        self._came = response
+        return response
+
+    def _post_anew(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+        is_stale, retries = self._is_stale(body), self._tries
+        self._tries += 1
+        if not is_stale or self._renewal is None:
+            return self._post(request)
+        return self._renewal.send_sync(request, body, retries, self._post, self._options)
 
     def read(self, response: Any) -> Any:
         """Read all of it, and put it back."""

@@ -36,13 +36,16 @@ class Visit(ABC):
         loop: The scheduler's.
         error: Why there is no answer; None: there is, or not yet.
         response: What was settled; None: nothing, or not yet.
+        max_retries: How often the caller wants it sent again at most; None: they did not say.
     """
+
+    max_retries: int | None = None
 
     def __init__(self, scheduler: Scheduler, on_exceeded: OnExceeded | None, place: Place) -> None:
         self.scheduler, self.loop = scheduler, scheduler.loop
         self._on_exceeded, self._place = on_exceeded, place
         self._future: RequestFuture | None = None
-        self._is_given_up = False
+        self._is_given_up, self._waits_since_s = False, self.loop.time()
         self._failure: BaseException | None = None  # what was raised where the caller is
         self.error: BaseException | None = None
         self.response: Response | None = None
@@ -95,7 +98,9 @@ class Visit(ABC):
             if isinstance(error, PROGRAM_ENDS):
                 raise
             return
-        self._future = future
+        self._future, self._waits_since_s = future, self.loop.time()
+        if self.max_retries is not None:
+            future.most_attempts = self.max_retries + 1
         future.add_done_callback(self._ended)
 
     async def wait_at(self, place: AsyncPlace) -> None:

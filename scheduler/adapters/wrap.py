@@ -1,7 +1,7 @@
 """SDK clients whose calls wait for money.
 
-Which attribute of a client holds its HTTP client, and how to switch its own retries off: the
-SDKs' business, looked up when it is needed, so that none of them has to be installed.
+Which attribute of a client holds its HTTP client: the SDKs' business, looked up when it is needed,
+so that none of them has to be installed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from scheduler.adapters.http import Door, family_of
+from scheduler.adapters.linked import NEEDED, link
+from scheduler.adapters.renewal import Bearer
 from scheduler.adapters.shadow import Budgeted, shadow
 from scheduler.errors import ConfigError, SchedulerClosed
 from scheduler.intake import EXCEEDED, OnExceeded
@@ -20,7 +22,6 @@ from scheduler.marks import NO_MARKS, Marks
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler
 
-_ELSEWHERE = ("Bedrock", "Vertex")
 TIMEOUT_S, CONNECT_TIMEOUT_S = 600.0, 10.0
 MOST_CONNECTIONS, MOST_IDLE = 1000, 100
 
@@ -61,18 +62,10 @@ def make_door(scheduler: Scheduler, on_exceeded: OnExceeded | None, marks: Marks
 
 
 def _wrap_stainless(client: Any, door: Door) -> Any:
-    """OpenAI's, Anthropic's and Groq's: copied with another HTTP client, and without retries."""
-    for kind in type(client).__mro__:
-        if any(word in kind.__name__ for word in _ELSEWHERE):
-            raise ConfigError(
-                "client",
-                f"a {type(client).__name__} calls models at paths that are not counted here, so it "
-                "cannot be wrapped; decorate the function that uses it by s.budgeted(quote=…)",
-            )
-    http_client = getattr(client, "_client", None)
-    if http_client is None or not hasattr(client, "with_options"):
+    """OpenAI's, Anthropic's and Groq's, and what is made of them."""
+    if any(not hasattr(client, name) for name in NEEDED) or family_of(client._client) is None:
         raise _changed(client)
-    return client.with_options(http_client=shadow(http_client, door), max_retries=0)
+    return link(client, door)
 
 
 def _wrap_mistral(client: Any, door: Door) -> Any:
@@ -80,16 +73,45 @@ def _wrap_mistral(client: Any, door: Door) -> Any:
     configuration = getattr(client, "sdk_configuration", None)
     if configuration is None:
         raise _changed(client)
+
+    def token() -> str | None:
+        security = getattr(configuration, "security", None)
+        key = getattr(security() if callable(security) else security, "api_key", None)
+        return key if isinstance(key, str) else None
+
+    async def token_async() -> str | None:
+        return token()
+
+    retries = getattr(configuration, "retry_config", None)
+    door.renewal = Bearer(token, token_async, 0 if getattr(retries, "strategy", None) else None)
     return _change(client, configuration, ("client", "async_client"), door)
 
 
 def _wrap_google(client: Any, door: Door) -> Any:
-    """Google's: likewise. It would send by aiohttp where that is installed, but for an option."""
+    """Google's: likewise."""
     api = getattr(client, "_api_client", None)
-    if api is None:
+    if api is None or not hasattr(api, "_http_options"):
         raise _changed(client)
+    if getattr(api, "_async_httpx_client", None) is None:
+        raise ConfigError(
+            "client",
+            "this genai.Client sends by google-auth (it has a client certificate), so its calls "
+            "cannot be counted; give it http_options with an httpx_async_client",
+        )
+
+    def token() -> str | None:
+        found = api._access_token() if getattr(api, "_credentials", None) else None
+        return found if isinstance(found, str) else None
+
+    async def token_async() -> str | None:
+        found = await api._async_access_token() if getattr(api, "_credentials", None) else None
+        return found if isinstance(found, str) else None
+
+    # Who sets how it tries again wants the SDK to do it.
+    retries = 0 if getattr(api._http_options, "retry_options", None) is not None else None
+    door.renewal = Bearer(token, token_async, retries)
     _change(client, api, ("_httpx_client", "_async_httpx_client"), door)
-    api._http_options.httpx_async_client = api._async_httpx_client
+    api._use_aiohttp = lambda: False  # which it would take wherever that is installed
     return client
 
 

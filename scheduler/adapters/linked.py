@@ -1,0 +1,228 @@
+"""OpenAI's, Anthropic's and Groq's clients, which are built alike, with another HTTP client.
+
+What is given back is the same in all else: its class, what it was told when it was made, its
+parts, and whatever somebody set on it. A client is copied, not made anew, since only its own class
+knows how that is done. One whose methods were replaced (by a tracing library) is changed itself:
+what replaced them holds on to it.
+
+Some of a copy's methods are its own: they note what is asked, for `renewal`, and hand on what a
+retry is called here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from types import FunctionType, MethodType, NoneType
+from typing import Any, cast
+
+from scheduler.adapters.dialects import asks
+from scheduler.adapters.http import Door
+from scheduler.adapters.renewal import Asking, asked_now, asking
+from scheduler.adapters.shadow import Budgeted, shadow
+from scheduler.errors import ConfigError
+
+NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
+_COPIES = ("copy", "with_options")
+_USUAL_RETRIES = 2
+_PLAIN = (str, int, float, bool, NoneType)
+
+
+def link(client: Any, door: Door) -> Any:
+    """A client like this one whose calls go through a door.
+
+    Raises:
+        ConfigError: It is wrapped already, or has calls that take another way.
+    """
+    _refuse_if_elsewhere(client)
+    inner, made = client._client, client
+    shadowed = shadow(inner, door)
+    if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
+        made = _copy(client, inner, shadowed)
+    made._client = shadowed
+    _hook(made, door, is_said=False)
+    return made
+
+
+def _refuse_if_elsewhere(client: Any) -> None:
+    if hasattr(getattr(client, "_workload_identity_auth", None), "send_api_request"):
+        raise ConfigError(
+            "client",
+            f"a {type(client).__name__} with an X.509 identity sends its calls by a client of that "
+            "identity's own, so they cannot be counted; decorate the function that uses it by "
+            "s.budgeted(quote=…)",
+        )
+
+
+# The copy
+
+
+def _copy(client: Any, inner: Any, shadowed: Any) -> Any:
+    """The same client, whose parts are its own."""
+    made = object.__new__(type(client))
+    for name, value in vars(client).items():
+        part = _part(client, made, name, value)
+        if part is not _DERIVED:
+            made.__dict__[name] = _with_inner(part, inner, shadowed)
+    if getattr(client, "_middleware_chain", None) is not None:
+        made._middleware_chain = made._build_middleware_chain()
+    return made
+
+
+_DERIVED = object()  # what a class makes of the rest when it is asked for
+
+
+def _part(client: Any, made: Any, name: str, value: Any) -> Any:
+    """Something that a client, or a part of it, holds, as its copy has it."""
+    if isinstance(value, MethodType) and value.__self__ is client:
+        return MethodType(value.__func__, made)
+    if _is_part(client, value):
+        part = object.__new__(type(value))
+        part.__dict__.update(
+            (each, found)
+            for each, held in vars(value).items()
+            if (found := _part(client, made, each, held)) is not _DERIVED
+        )
+        part._client = made
+        return part
+    is_sdks = type(value).__module__.partition(".")[0] in _roots(client)
+    return _DERIVED if is_sdks and _holds(value, client) else value
+
+
+def _is_part(client: Any, value: Any) -> bool:
+    return getattr(value, "__dict__", {}).get("_client") is client
+
+
+def _holds(value: Any, client: Any) -> bool:
+    """Whether one of the SDK's own objects has been made of this client or a part of it."""
+    held = getattr(value, "__dict__", {}).values()
+    return any(each is client or _is_part(client, each) for each in held)
+
+
+def _with_inner(value: Any, inner: Any, shadowed: Any) -> Any:
+    """What sends by the HTTP client itself, by the other one."""
+    held = getattr(value, "__dict__", None)
+    if not held or isinstance(value, type) or not any(each is inner for each in held.values()):
+        return value
+    made = copy.copy(value)
+    made.__dict__.update((name, shadowed) for name, each in held.items() if each is inner)
+    return made
+
+
+# What was replaced
+
+
+def _is_patched(client: Any) -> bool:
+    """Whether somebody has replaced methods or parts of a client, which lead back to it."""
+    return any(_are_patched(client, each) for each in (client, *_parts(client, client)))
+
+
+def _parts(client: Any, holder: Any) -> Iterable[Any]:
+    for value in vars(holder).values():
+        if _is_part(client, value):
+            yield value
+            yield from _parts(client, value)
+
+
+def _are_patched(client: Any, holder: Any) -> bool:
+    for name, value in vars(holder).items():
+        usual = inspect.getattr_static(type(holder), name, None)
+        if isinstance(usual, FunctionType | staticmethod | classmethod):
+            return True  # a method, for this object alone
+        is_foreign = type(value).__module__.partition(".")[0] not in _roots(client)
+        if isinstance(usual, cached_property) and is_foreign and not isinstance(value, _PLAIN):
+            return True  # a part of it
+    return False
+
+
+def _roots(client: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(client).__mro__} - {"builtins"}
+
+
+# Its own methods
+
+
+def _hook(client: Any, door: Door, is_said: bool) -> None:
+    """Have a client note what it asks.
+
+    Args:
+        client: One whose HTTP client goes through the door.
+        door: Knows what is a call to a model.
+        is_said: Whether how often it tries again is its caller's word, whatever number it is.
+    """
+    begin = _beginner(client, door, is_said)
+    bound = {name: getattr(client, name) for name in ("request", "_prepare_options", *_COPIES)}
+    process = client._process_response
+
+    async def request(cast_to: Any, options: Any, **more: Any) -> Any:
+        call, options = begin(options)
+        with asking(call):
+            return await bound["request"](cast_to, options, **more)
+
+    def request_sync(cast_to: Any, options: Any, **more: Any) -> Any:
+        call, options = begin(options)
+        with asking(call):
+            return bound["request"](cast_to, options, **more)
+
+    def prepare_options(options: Any) -> Any:
+        call = asked_now()
+        if call is not None and call.inner is client._client and call.options is None:
+            call.options = copy.copy(options)
+        return bound["_prepare_options"](options)
+
+    def process_response(*, response: Any, retries_taken: int = 0, **more: Any) -> Any:
+        call = asked_now()
+        retries = retries_taken if call is None else call.retries_taken
+        return process(response=response, retries_taken=retries, **more)
+
+    def copied(name: str) -> Callable[..., Any]:
+        def like(*args: Any, **options: Any) -> Any:
+            made = bound[name](*args, **options)
+            if isinstance(getattr(made, "_client", None), Budgeted):
+                _refuse_if_elsewhere(made)
+                _hook(made, door, is_said or "max_retries" in options)
+            return made
+
+        return like
+
+    is_async = inspect.iscoroutinefunction(client._prepare_options)
+    own = {"request": request if is_async else request_sync, "_prepare_options": prepare_options,
+           "_process_response": process_response, **{name: copied(name) for name in _COPIES}}  # fmt: skip
+    for name, function in own.items():
+        setattr(client, name, function)
+
+
+def _beginner(client: Any, door: Door, is_said: bool) -> Callable[[Any], tuple[Asking | None, Any]]:
+    usual = _usual_retries(client)
+
+    def begin(options: Any) -> tuple[Asking | None, Any]:
+        """A call as it is noted, and as the SDK's own loop makes it: once."""
+        if options.method.lower() != "post" or not asks(options.url, _body(options)):
+            return None, options
+        told = options.max_retries
+        if isinstance(told, int):
+            most: int | None = told
+        else:
+            most = client.max_retries if is_said or client.max_retries != usual else None
+        once = copy.copy(options)
+        once.max_retries = 0
+        return Asking(client, client._client, most), once
+
+    return begin
+
+
+def _body(options: Any) -> Any:
+    body, more = options.json_data, getattr(options, "extra_json", None)
+    return {**body, **more} if isinstance(body, dict) and isinstance(more, dict) else body
+
+
+def _usual_retries(client: Any) -> int:
+    """How often an SDK tries again if nobody says so."""
+    for root in _roots(client):
+        with contextlib.suppress(AttributeError, KeyError):
+            return cast(int, sys.modules[f"{root}._base_client"].DEFAULT_MAX_RETRIES)
+    return _USUAL_RETRIES
