@@ -48,6 +48,7 @@ from scheduler.errors import (
     StoreError,
     StreamBroken,
     TransportFailed,
+    UncountedCalls,
     WaitsForItself,
     WrongLoop,
 )
@@ -160,6 +161,7 @@ __all__ = [
     "StreamBroken",
     "StreamEvent",
     "TransportFailed",
+    "UncountedCalls",
     "Unknown",
     "Usage",
     "WaitsForItself",
