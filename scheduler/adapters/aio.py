@@ -131,7 +131,6 @@ class _Exchange:
             self._options["headers"] = _without(options.get("headers"), HEADER_PREFIX) | {
                 name: "" for name in taken if name in session.headers
             }
-        self._came: Any = None
 
     @property
     def is_closed(self) -> bool:
@@ -158,18 +157,16 @@ class _Exchange:
             (name, value) for name, value in came.raw_headers
             if is_encoded or name.lower().decode("latin-1") not in _DECODED
         ]  # fmt: skip
-        shown = httpx.Response(
+        return httpx.Response(
             came.status, headers=headers, stream=_Body(came, request), request=request,
             extensions={CAME: (came, is_encoded)},
         )  # fmt: skip
-        self._came = shown
-        return shown
 
     async def own(self, answer: httpx.Response) -> Any:
         """The answer as aiohttp has it: like the one that came, with what is to be read of it."""
         came, is_encoded = answer.extensions.get(CAME, (None, False))
-        if answer is self._came:  # it passed, and nobody has looked into it
-            return came
+        if isinstance(answer.stream, _Body) and not answer.is_stream_consumed:
+            return came  # it passed, and nobody has looked into it
         if came is None:
             shown = _made_up(self._session, answer)
         else:  # another object, which nobody holds but its caller: dropped, it is gone
@@ -247,7 +244,7 @@ class Reader(aiohttp.StreamReader):
         flow: Any = _NoFlow()
         super().__init__(flow, 2**16, loop=loop)
         self._answer, self._came = answer, came
-        self._pieces = answer.aiter_raw() if isinstance(answer.stream, Tee) else None
+        self._pieces = answer.aiter_bytes() if isinstance(answer.stream, Tee) else None
 
     def feed_all(self, content: bytes) -> None:
         """There is this, and no more."""

@@ -16,8 +16,17 @@ from typing import Any
 from pydantic_core import to_json
 
 from scheduler.adapters.http import family_of
-from scheduler.errors import CallFailed, CallTimeout, ProviderRefused, RateLimited, SchedulerError
+from scheduler.errors import (
+    CallFailed,
+    CallTimeout,
+    ProviderRefused,
+    RateLimited,
+    RequestRejected,
+    SchedulerError,
+)
+from scheduler.parts import Bill
 from scheduler.providers.answers import Secrets, read_error
+from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx
 from scheduler.providers.hidden import mask
 
@@ -119,6 +128,30 @@ def explain(exc: BaseException, secrets: Secrets = ()) -> CallFailed:
     error = _explain(exc, secrets)
     mask(error, secrets)
     return error
+
+
+def billed_for_parts(
+    error: CallFailed, raised: BaseException | None, bill: Bill, posts_unknown: bool
+) -> None:
+    """Let an error of a function count what came by of what it asked, and no less.
+
+    Args:
+        error: What the function's exception means by itself.
+        raised: That exception; None: the error is our own.
+        bill: What came by.
+        posts_unknown: Whether parts of which nobody knows are posted, at their ceilings.
+    """
+    is_refusal = raised is not None and isinstance(refusal_behind(raised), RequestRejected)
+    if isinstance(raised, CallFailed) or not (bill.parts or is_refusal):
+        is_settled = False  # its own word
+    else:
+        is_settled = bill.is_bound and (bill.is_known or posts_unknown)
+    if is_settled:
+        error.is_billed = bill.nusd > 0
+    elif bill.nusd and error.is_billed is False:
+        error.is_billed = None if not bill.is_known else True
+    if bill.nusd and (error.used is None or is_settled):
+        error.used = Answer(None, cost_nusd=bill.nusd)
 
 
 def _explain(exc: BaseException, secrets: Secrets) -> CallFailed:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 from scheduler.adapters.blocking import BlockingScheduler
 from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
-from scheduler.adapters.sightings import Sightings
+from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
 from scheduler.calls import is_within_call
 from scheduler.errors import ConfigError
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge
+from scheduler.parts import tab_here
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -39,15 +40,35 @@ class _StrictDoor(Door):
     def read(self, request: Any) -> Any:
         """The call that a request makes; None: it is about something else."""
         call = super().read(request)
-        if call is None and request.method == "POST":
+        is_within = is_within_call(self.scheduler.store)
+        if call is None and request.method == "POST" and not is_within:
             self.sightings.passed(request.url.host, request.url.path)
         return call
+
+    def may_cost(self, request: Any) -> bool:
+        """Whether it goes to a model's service, whatever it asks there."""
+        url = request.url
+        return bool(request.method == "POST" and may_cost(url.host, url.path))
+
+    def passed(self, host: str, path: str | None) -> None:
+        """Something goes out that is not counted: below a call, for a function, or past all."""
+        store = self.scheduler.store
+        if not is_within_call(store):
+            if path is None:
+                self.sightings.looked_up(host)
+            else:
+                self.sightings.passed(host, path)
+            return
+        tab = tab_here(store)
+        is_reached = path is None and self.sightings.reaches(host)
+        if tab is not None and not is_reached and may_cost(host, path):
+            tab.misses()
 
 
 class Instrumented:
     """What `instrument` did; call it, or leave its block, to undo it."""
 
-    def __init__(self, door: Door, sightings: Sightings) -> None:
+    def __init__(self, door: _StrictDoor, sightings: Sightings) -> None:
         self._door, self._sightings, self._is_over = door, sightings, False
         self._undo: list[Callable[[], None]] = []
         for name in ("httpx", "httpx2"):
@@ -153,17 +174,15 @@ class Instrumented:
     def _look(self, method: str, host: str, path: str) -> None:
         """A request of a client that goes to the door only if its path is an endpoint."""
         self._sightings.sent(method, host, path)
-        is_past = method.upper() == "POST" and not is_endpoint(path)
-        if is_past and not is_within_call(self._door.scheduler.store):
-            self._sightings.passed(host, path)
+        if method.upper() == "POST" and not is_endpoint(path):
+            self._door.passed(host, path)
 
     def _notice(self, original: Any) -> Any:
         """What goes out by Python's own client, and by urllib3 and botocore, which build on it."""
 
         def putrequest(connection: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
             if method == "POST" and not self._is_over:
-                if not is_within_call(self._door.scheduler.store):
-                    self._sightings.passed(connection.host, url.partition("?")[0])
+                self._door.passed(connection.host, url.partition("?")[0])
             return original(connection, method, url, *args, **options)
 
         return putrequest
@@ -172,8 +191,8 @@ class Instrumented:
         """What goes out by sockets of a library's own."""
 
         def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
-            if not self._is_over and not is_within_call(self._door.scheduler.store):
-                self._sightings.looked_up(host)
+            if not self._is_over and host:
+                self._door.passed(host, None)
             return original(host, *args, **options)
 
         return getaddrinfo

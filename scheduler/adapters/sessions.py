@@ -15,7 +15,6 @@ import requests
 
 from scheduler.adapters.dialects import HEADER_PREFIX, is_endpoint
 from scheduler.adapters.http import Door
-from scheduler.adapters.tees import Tee
 
 CAME = "scheduler.came"  # where a response of httpx's keeps the one it stands for
 _DECODED = ("content-encoding", "content-length", "transfer-encoding")
@@ -107,7 +106,6 @@ class _Exchange:
             for name in list(prepared.headers):
                 if name.lower().startswith(HEADER_PREFIX):
                     del self._prepared.headers[name]
-        self._came: Any = None
 
     def post(self, request: httpx.Request, **_: Any) -> httpx.Response:
         """Send it as it was, or with another body."""
@@ -125,17 +123,16 @@ class _Exchange:
         headers = [
             (name, value) for name, value in came.headers.items() if name.lower() not in _DECODED
         ]
-        self._came = httpx.Response(
+        return httpx.Response(
             came.status_code, headers=headers, stream=_Body(came, request), request=request,
             extensions={CAME: came},
         )  # fmt: skip
-        return self._came
 
     def own(self, answer: httpx.Response) -> Any:
         """The answer as the library has it: the one that came, with what is to be read of it."""
         came: Any = answer.extensions.get(CAME)
-        if answer is self._came:  # it passed, and nobody has looked into it
-            return came
+        if isinstance(answer.stream, _Body) and not answer.is_stream_consumed:
+            return came  # it passed, and nobody has looked into it
         if came is None:
             shown: Any = requests.Response()
             shown.status_code, shown.url = answer.status_code, str(answer.request.url)
@@ -214,7 +211,7 @@ class _Raw(io.RawIOBase):
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__()
         self._answer, self._left = answer, b""
-        self._pieces = answer.iter_raw() if isinstance(answer.stream, Tee) else answer.iter_bytes()
+        self._pieces = answer.iter_bytes()
 
     def readable(self) -> bool:
         """It is."""

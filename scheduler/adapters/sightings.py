@@ -35,6 +35,11 @@ def is_of_a_model(host: str | None, path: str | None) -> bool:
     return ends_so or _PATHS.search(path) is not None or (is_known and is_endpoint(path))
 
 
+def may_cost(host: Any, path: str | None) -> bool:
+    """Whether a POST may cost something: a call to a model, or whatever goes to a model's host."""
+    return isinstance(host, str) and (is_of_a_model(host, None) or is_of_a_model(host, path))
+
+
 class Sightings:
     """What one instrumentation has seen.
 
@@ -53,6 +58,10 @@ class Sightings:
         self._hosts.add(host)
         if method.upper() == "POST" and is_endpoint(path):
             self.has_seen = True
+
+    def reaches(self, host: Any) -> bool:
+        """Whether a client that is reached has sent something there."""
+        return host in self._hosts
 
     def passed(self, host: str, path: str) -> None:
         """This goes out uncounted, by whatever means: told once for each host."""

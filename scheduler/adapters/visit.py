@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.places import AsyncPlace, Place
-from scheduler.future import explain
+from scheduler.future import RequestFuture, explain
 from scheduler.intake import OnExceeded
 from scheduler.pace import Pace
+from scheduler.parts import Tab
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
 
 if TYPE_CHECKING:
-    from scheduler.future import RequestFuture
     from scheduler.scheduler import Scheduler
 
 
@@ -37,12 +37,17 @@ class Visit(ABC):
         loop: The scheduler's.
         error: Why there is no answer; None: there is, or not yet.
         response: What was settled; None: nothing, or not yet.
+        tab: Of the function that asks, if this is a part of that; None: it waits for money itself.
+        tries_again: Whether a part that failed in a way that may pass is asked again.
     """
+
+    tab: Tab | None = None
+    tries_again = False
 
     def __init__(self, scheduler: Scheduler, on_exceeded: OnExceeded | None, place: Place) -> None:
         self.scheduler, self.loop = scheduler, scheduler.loop
         self._on_exceeded, self._place = on_exceeded, place
-        self._future: RequestFuture | None = None
+        self._future: asyncio.Future[Response] | None = None
         self._is_given_up = False
         self.error: BaseException | None = None
         self.response: Response | None = None
@@ -60,9 +65,7 @@ class Visit(ABC):
         if self._is_given_up:
             return
         try:
-            future = self.scheduler.submit(
-                self.make_request(), on_exceeded=self._on_exceeded, send=self.send
-            )
+            future = self._line_up(self.make_request())
         except Exception as error:  # whatever it is: the caller waits for it, elsewhere
             self.error = error
             self._place.wake()
@@ -70,17 +73,30 @@ class Visit(ABC):
         self._future = future
         future.add_done_callback(self._ended)
 
+    def _line_up(self, request: Request) -> asyncio.Future[Response]:
+        if self.tab is not None:
+            return self.scheduler.part(
+                self.tab, request, self.attempt, tries_again=self.tries_again
+            )
+        return self.scheduler.submit(request, on_exceeded=self._on_exceeded, send=self.attempt)
+
+    async def attempt(self, request: Request) -> Answer:
+        """`send`; what goes out below it is this call, and no part of another."""
+        with Tab(self.scheduler.store, counts=False).kept():
+            return await self.send(request)
+
     async def wait_at(self, place: AsyncPlace) -> None:
         """Get in line, and wait; where the caller is."""
         try:
             await place.wait(self.start, self.give_up)
         except asyncio.CancelledError as exc:
-            explain(exc, self._future)
+            if isinstance(self._future, RequestFuture):
+                explain(exc, self._future)
             raise
 
     def is_read_at(self, pace: Pace) -> None:
         """A stream of it has its reader; in the scheduler's loop."""
-        if self._future is not None:
+        if isinstance(self._future, RequestFuture):
             self._future.is_read_at(pace)
 
     def give_up(self) -> None:
