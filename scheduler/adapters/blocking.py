@@ -18,13 +18,13 @@ from decimal import Decimal
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, cast
 
 from scheduler.adoption import Family
 from scheduler.budget import Budget
 from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
 from scheduler.intake import OnExceeded
-from scheduler.marks import Marks
+from scheduler.marks import NO_MARKS, Marks, merge
 from scheduler.plain import logger_of
 from scheduler.request import Duration, Quote, Request, Response, StreamEvent
 from scheduler.scheduler import FORKED, Scheduler
@@ -33,12 +33,14 @@ from scheduler.stores.base import Archive, Unknown
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.providers.function import Dollars
     from scheduler.stream import ResponseStream
 
 logger = logger_of("scheduler.blocking")
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
+P_ = ParamSpec("P_")
 E_ = TypeVar("E_", bound="events.Event")
 
 
@@ -338,6 +340,25 @@ class BlockingScheduler:
     def tag(self, **marks: Unpack[Marks]) -> AbstractContextManager[None]:
         """Say things of all requests made within a block; see `Scheduler.tag`."""
         return self.scheduler.tag(**marks)
+
+    def budgeted(
+        self,
+        *,
+        quote: Dollars | Callable[..., Dollars],
+        cost: Dollars | Callable[[Any], Dollars | None] | None = None,
+        on_exceeded: OnExceeded | None = None,
+        **marks: Unpack[Marks],
+    ) -> Callable[[Callable[P_, T_]], Callable[P_, T_]]:
+        """Decorate a function that blocks: it is called, in its thread, when there is money for it.
+
+        For what cannot be wrapped, such as boto3's. An async function may be decorated, too, and
+        called in any event loop. For all else see `Scheduler.budgeted`.
+        """
+        from scheduler.adapters.functions import Budgeted
+
+        merged = merge(NO_MARKS, marks)
+        decorate = Budgeted(self.scheduler, quote, cost, on_exceeded, merged).in_threads
+        return cast("Callable[[Callable[P_, T_]], Callable[P_, T_]]", decorate)
 
     # Budgets, and looking
 
