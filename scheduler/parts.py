@@ -111,7 +111,12 @@ class Tab:
         )  # fmt: skip
 
     def begin(
-        self, intake: Intake, retry: Retry | None, now_ms: Callable[[], int], request: Request, send: Send
+        self,
+        intake: Intake,
+        retry: Retry | None,
+        now_ms: Callable[[], int],
+        request: Request,
+        send: Send,
     ) -> asyncio.Task[Response]:
         """Ask for a part, at once; in the scheduler's loop.
 
@@ -129,7 +134,12 @@ class Tab:
         return task
 
     async def _make(
-        self, intake: Intake, retry: Retry | None, now_ms: Callable[[], int], request: Request, send: Send
+        self,
+        intake: Intake,
+        retry: Retry | None,
+        now_ms: Callable[[], int],
+        request: Request,
+        send: Send,
     ) -> Response:
         name = request.provider or intake.default_provider
         tariff, ceiling_nusd = intake.tariff(intake.providers[name]), None
@@ -143,7 +153,9 @@ class Tab:
             self._parts.append(part)
             at_ms = now_ms()
             claimed = Claimed(0, 0, request, number, part.nusd, 0, 0, at_ms, 0)
-            how = await attempt(name, tariff, claimed, (retry or _ONCE).without_patience(), now_ms, send, tries)
+            how = await attempt(
+                name, tariff, claimed, (retry or _ONCE).without_patience(), now_ms, send, tries
+            )
             part.ended(how)
             if how.response is not None:
                 return how.response

@@ -38,7 +38,11 @@ EVENTS = (
 
 
 def scheduler(limit="$1", **options):
-    options = {"budgets": Budget("team", limit), "providers": Simulated(), "prices": PRICES} | options
+    options = {
+        "budgets": Budget("team", limit),
+        "providers": Simulated(),
+        "prices": PRICES,
+    } | options
     return Scheduler(clock=VirtualClock(), max_attempts=1, **options)
 
 
@@ -85,9 +89,8 @@ def world(work, **options):
     """Run a function with an open scheduler and a wrapped client."""
 
     async def main():
-        async with scheduler(**options) as s:
-            async with client_of(s) as client:
-                return await work(s, client)
+        async with scheduler(**options) as s, client_of(s) as client:
+            return await work(s, client)
 
     return run(main())
 
@@ -116,18 +119,20 @@ def test_what_came_by_is_posted_once():
 
 def test_calls_at_once_and_in_tasks_and_threads_are_parts_too():
     async def main():
-        async with Scheduler(budgets="$1", providers=Simulated(), prices=PRICES) as s:
-            async with client_of(s) as client:
-                sync = s.wrap(httpx.Client(transport=httpx.MockTransport(answer)))
+        async with (
+            Scheduler(budgets="$1", providers=Simulated(), prices=PRICES) as s,
+            client_of(s) as client,
+        ):
+            sync = s.wrap(httpx.Client(transport=httpx.MockTransport(answer)))
 
-                @s.budgeted(quote="$0.01")
-                async def agent():
-                    await asyncio.gather(*(client.post(URL, json=BODY) for _ in range(4)))
-                    await asyncio.create_task(client.post(URL, json=BODY))
-                    await asyncio.to_thread(sync.post, URL, json=BODY)
+            @s.budgeted(quote="$0.01")
+            async def agent():
+                await asyncio.gather(*(client.post(URL, json=BODY) for _ in range(4)))
+                await asyncio.create_task(client.post(URL, json=BODY))
+                await asyncio.to_thread(sync.post, URL, json=BODY)
 
-                await agent()
-                assert counts(s) == (6 * COST, 0, 0)
+            await agent()
+            assert counts(s) == (6 * COST, 0, 0)
 
     asyncio.run(main())
 

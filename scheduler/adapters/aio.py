@@ -32,7 +32,12 @@ _NEVER_SENT = (
 
 
 async def send(
-    door: Door, session: Any, post: Callable[..., Any], method: str, url: Any, options: dict[str, Any]
+    door: Door,
+    session: Any,
+    post: Callable[..., Any],
+    method: str,
+    url: Any,
+    options: dict[str, Any],
 ) -> Any:
     """Send a request of a session when there is money for it, if it is a call to a model.
 
@@ -88,7 +93,9 @@ def _as_httpx(session: Any, method: str, url: Any, options: dict[str, Any]) -> A
         content = _content(session, options)
         asked = httpx.Request("POST", str(whole), headers=list(headers.items()), content=content)
         if options.get("params"):
-            asked.url = asked.url.copy_merge_params(dict(URL("/").update_query(options["params"]).query))
+            asked.url = asked.url.copy_merge_params(
+                dict(URL("/").update_query(options["params"]).query)
+            )
     except (TypeError, ValueError, AttributeError, httpx.InvalidURL):
         return None  # it says itself what is wrong
     return asked
@@ -231,16 +238,14 @@ class _NoFlow:
 
     _reading_paused, connected = False, True
 
-    def pause_reading(self) -> None: ...  # noqa: D102
-    def resume_reading(self, *args: Any, **options: Any) -> None: ...  # noqa: D102
+    def pause_reading(self) -> None: ...
+    def resume_reading(self, *args: Any, **options: Any) -> None: ...
 
 
 class Reader(aiohttp.StreamReader):
     """What a response is read from: it asks for a piece when its reader does."""
 
-    def __init__(
-        self, answer: httpx.Response, came: Any, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, answer: httpx.Response, came: Any, loop: asyncio.AbstractEventLoop) -> None:
         flow: Any = _NoFlow()
         super().__init__(flow, 2**16, loop=loop)
         self._answer, self._came = answer, came

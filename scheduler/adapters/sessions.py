@@ -70,10 +70,7 @@ def _as_httpx(prepared: Any) -> httpx.Request | None:
     body = prepared.body
     if isinstance(body, str):
         body = body.encode()
-    if body is None or isinstance(body, bytes | bytearray):
-        body = bytes(body or b"")
-    else:
-        body = _unread()
+    body = bytes(body or b"") if body is None or isinstance(body, bytes | bytearray) else _unread()
     headers = [(name, _text(value)) for name, value in prepared.headers.items()]
     try:
         return httpx.Request("POST", prepared.url, headers=headers, content=body)

@@ -74,7 +74,8 @@ class Sightings:
             host = host.decode("ascii", "replace")
         if isinstance(host, str) and host not in self._hosts and is_of_a_model(host, None):
             self._tell(
-                host, f"something that is not reached connects to {host}: what it sends is uncounted"
+                host,
+                f"something that is not reached connects to {host}: what it sends is uncounted",
             )
 
     def ended(self) -> None:

@@ -115,12 +115,14 @@ async def test_litellm_raises_its_own_behind_which_it_stands(service):
     import litellm
 
     async with make_scheduler(0) as s:
-        with scheduler.instrument(s), s.tag(max_wait=0.05):
-            with pytest.raises(Exception, match="not sent in time") as caught:
-                await litellm.acompletion(
-                    f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
-                    max_tokens=30, num_retries=0, max_retries=0,
-                )  # fmt: skip
+        with (
+            scheduler.instrument(s), s.tag(max_wait=0.05),
+            pytest.raises(Exception, match="not sent in time") as caught,
+        ):  # fmt: skip
+            await litellm.acompletion(
+                f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
+                max_tokens=30, num_retries=0, max_retries=0,
+            )  # fmt: skip
 
     assert isinstance(refusal_of(caught.value), DeadlineExceeded)
 
