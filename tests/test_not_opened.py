@@ -134,10 +134,10 @@ def test_each_of_them_does_it():
         )
         assert submitted.id
         s.join()
-        assert s.budgets_of(REQUEST).budgets == ("team",)
+        assert s.budgets_of(Request(REQUEST.body, budget="team")).budgets == ("team",)
         assert s.provider_for(REQUEST) == s.providers[0] == "simulated"
         assert s.digest(REQUEST) == s.digest(REQUEST)
-        s.validate(REQUEST)
+        s.validate(Request(REQUEST.body, budget="team"))
         with pytest.raises(scheduler.PriceUnknown):
             s.validate(Request.chat("unheard-of", "Hi"))
         assert s.suspended(limit=5) == []
