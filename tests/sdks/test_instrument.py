@@ -23,7 +23,10 @@ from scheduler.adapters.sightings import is_of_a_model
 from tests.sdks.conftest import counted, make_scheduler, until
 from tests.sdks.kits import GOOGLE, MODEL, said
 
-pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.anyio,
+    *map(pytest.mark.filterwarnings, ("ignore::DeprecationWarning", "ignore::UserWarning")),
+]
 BODY = {"model": MODEL, "max_tokens": 30, "messages": said("Hi")}
 STREAMED = BODY | {"stream": True}
 PATH = "/v1/chat/completions"

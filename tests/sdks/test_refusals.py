@@ -12,7 +12,10 @@ from scheduler import BudgetExceeded, CallFailed, DeadlineExceeded, refusal_of
 from tests.sdks.conftest import make_scheduler
 from tests.sdks.kits import MODEL, OPENAI, said
 
-pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.anyio,
+    *map(pytest.mark.filterwarnings, ("ignore::DeprecationWarning", "ignore::UserWarning")),
+]
 REFUSAL = BudgetExceeded("team", 100, 100, 0, 5)
 
 
