@@ -100,6 +100,7 @@ def test_where_there_is_none_none_is_found(error):
 
 
 async def test_pydantic_ai_raises_its_own_of_which_it_is_the_cause(service):
+    pytest.importorskip("pydantic_ai.models.openai")
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
@@ -115,7 +116,7 @@ async def test_pydantic_ai_raises_its_own_of_which_it_is_the_cause(service):
 
 
 async def test_litellm_raises_its_own_behind_which_it_stands(service):
-    import litellm
+    litellm = pytest.importorskip("litellm")
 
     async with make_scheduler(0) as s:
         with (
