@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         StoreError,
         StreamBroken,
         TransportFailed,
+        UncountedCalls,
         WaitsForItself,
         WrongLoop,
     )
@@ -138,6 +139,7 @@ _LAZY = {
     "StreamBroken": "scheduler.errors",
     "StreamEvent": "scheduler.request",
     "TransportFailed": "scheduler.errors",
+    "UncountedCalls": "scheduler.errors",
     "Unknown": "scheduler.stores.base",
     "Usage": "scheduler.request",
     "WaitsForItself": "scheduler.errors",
@@ -200,6 +202,7 @@ __all__ = [
     "StreamBroken",
     "StreamEvent",
     "TransportFailed",
+    "UncountedCalls",
     "Unknown",
     "Usage",
     "WaitsForItself",

@@ -160,18 +160,26 @@ class Adoption:
     ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
         """Decorate an async function: it is called when there is money for it.
 
-        It may make any number of calls: those of wrapped clients and of `call` are a part of it, and
-        covered by its quote; what it asks with `run` or `submit` is reserved beside that, and never
-        waits for it (see `run`). What it raises is taken for an unknown outcome, whose
-        quote keeps counting, unless it raises a `CallFailed` itself.
+        It may make any number of calls: those of wrapped or instrumented clients, of `call` and of
+        other budgeted functions are parts of it, covered by its quote; what it asks with `run` or
+        `submit` is reserved and posted beside that, and never waits for it (see `run`). As soon as
+        one of its parts came by, it costs what its parts cost, one of which nobody knows what
+        became its ceiling; it is settled when the last of them has ended. If it pays elsewhere,
+        too, say so by `cost`.
+
+        What it raises counts its parts, too. Without any it is taken for an unknown outcome, whose
+        quote keeps counting, unless it is an error of this package, which is taken at its word: a
+        refusal (`RequestRejected`) costs nothing.
 
         Args:
             quote: The most a call may cost, in dollars, or a function of its arguments to that.
-            cost: What it did cost, in dollars, or a function of its result to that; None, given
-                or returned: as `call` finds out, else the quote.
+            cost: What it did cost in all, in dollars, or a function of its result to that; never
+                counted below its parts. None, given or returned: its parts, or what its result
+                tells, else the quote.
             on_exceeded: As on the scheduler, for these calls.
             marks: As for `tag`.
         """
-        from scheduler.adapters.functions import budgeted
+        from scheduler.adapters.functions import Budgeted
 
-        return budgeted(cast("Scheduler", self), quote, cost, on_exceeded, merge(NO_MARKS, marks))
+        scheduler = cast("Scheduler", self)
+        return Budgeted(scheduler, quote, cost, on_exceeded, merge(NO_MARKS, marks))

@@ -35,6 +35,8 @@
     ├── InputError(ValueError)     a line of a batch file: path, line, problem
     └── ConfigError(ValueError)    a wrong setting: key, problem
 
+    UncountedCalls(RuntimeWarning) a warning: calls go out that nobody counts
+
 Fields are positional arguments, so every error can be pickled, compared by
 `args` and printed. Bases end in Error; leaves say what happened.
 """
@@ -575,6 +577,10 @@ class ConfigError(SchedulerError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.key}: {cut(self.problem, MAX_PROBLEM_CHARS)}"
+
+
+class UncountedCalls(RuntimeWarning):
+    """A warning: calls to models go out, or may have gone out, that no budget counts."""
 
 
 def cut(text: str, most: int) -> str:

@@ -34,6 +34,7 @@ from scheduler.mapping import answered
 from scheduler.marks import apply
 from scheduler.matching import DEFAULT
 from scheduler.money import parse_usd
+from scheduler.parts import Tab
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Provider, Send
 from scheduler.pump import Pump
@@ -59,6 +60,10 @@ E_ = TypeVar("E_", bound=events.Event)
 FORKED = (
     "the scheduler was opened before this process was forked, and works in the one it was forked "
     "from; nothing was sent. Open one in each process after the fork, and none before it"
+)
+NOT_OPENED = (
+    "the scheduler is not opened yet; nothing was sent. Use it in `async with s:`, or, where there is "
+    "no event loop, make it by scheduler.open(…)"
 )
 
 
@@ -340,6 +345,24 @@ class Scheduler(Adoption, Governing):
         future.send = send
         return future
 
+    def part(
+        self, tab: Tab, request: Request, send: Send, *, tries_again: bool,
+        most_attempts: int | None = None,
+    ) -> asyncio.Task[Response]:  # fmt: skip
+        """Make a call within an admitted one at once: it is a part of that, and noted on its tab.
+
+        Args:
+            tab: Of the function that asks.
+            request: What is asked, with its provider.
+            send: As for `submit`.
+            tries_again: Whether to try again as for other requests.
+            most_attempts: As its caller said; None: they did not.
+        """
+        retry = self._retry if tries_again else None
+        if retry is not None and most_attempts is not None:
+            retry = retry.with_attempts(most_attempts)
+        return tab.begin(self._intake, retry, self._clock.now_ms, request, send)
+
     async def enqueue(
         self, requests: Sequence[Request], *, retry_failed: bool = False
     ) -> list[Submitted]:
@@ -422,6 +445,8 @@ class Scheduler(Adoption, Governing):
         return new
 
     def _open_pump(self) -> Pump:
+        if self._state == "new":
+            raise SchedulerClosed(NOT_OPENED)
         if self._pump is None or not (self._state == "open" or self._finishes_calls()):
             raise SchedulerClosed(f"the scheduler is {self._state}; nothing was sent")
         return self._pump

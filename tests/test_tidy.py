@@ -72,6 +72,7 @@ LAYERS = [
         "nesting",
         "stuck",
         "opening",
+        "parts",
         "pace",
         "resting",
         "alarm",

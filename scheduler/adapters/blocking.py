@@ -14,31 +14,31 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, cast
 
+from scheduler.adapters.blocking_governing import BlockingGoverning
 from scheduler.adoption import Family
-from scheduler.budget import Budget
 from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
 from scheduler.intake import OnExceeded
-from scheduler.marks import Marks
+from scheduler.marks import NO_MARKS, Marks, merge
 from scheduler.plain import logger_of
-from scheduler.request import Duration, Quote, Request, Response, StreamEvent
+from scheduler.request import Quote, Request, Response, StreamEvent
 from scheduler.scheduler import FORKED, Scheduler
-from scheduler.stats import Stats
-from scheduler.stores.base import Archive, Unknown
+from scheduler.stores.base import Submitted
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.providers.function import Dollars
     from scheduler.stream import ResponseStream
 
 logger = logger_of("scheduler.blocking")
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
+P_ = ParamSpec("P_")
 E_ = TypeVar("E_", bound="events.Event")
 
 
@@ -84,7 +84,7 @@ class _Call:
         return self.result
 
 
-class BlockingScheduler:
+class BlockingScheduler(BlockingGoverning):
     """A scheduler whose methods block; they may be called from any thread.
 
     Ctrl-C ends what is waited for: what has not been sent costs nothing, what has keeps counting.
@@ -312,6 +312,14 @@ class BlockingScheduler:
         result: T_ = call_in_thread(self.scheduler, single, on_exceeded)
         return result
 
+    def enqueue(
+        self, requests: Sequence[Request], *, retry_failed: bool = False
+    ) -> list[Submitted]:
+        """Put many requests in the queue, without futures; as `Scheduler.enqueue`."""
+        enqueue = partial(self.scheduler.enqueue, retry_failed=retry_failed)
+        found: list[Submitted] = self._do(enqueue, requests)
+        return found
+
     def quote(self, request: Request) -> Quote:
         """What one attempt of a request may cost; raises `PriceUnknown`."""
         return self.scheduler.quote(request)
@@ -339,57 +347,24 @@ class BlockingScheduler:
         """Say things of all requests made within a block; see `Scheduler.tag`."""
         return self.scheduler.tag(**marks)
 
-    # Budgets, and looking
+    def budgeted(
+        self,
+        *,
+        quote: Dollars | Callable[..., Dollars],
+        cost: Dollars | Callable[[Any], Dollars | None] | None = None,
+        on_exceeded: OnExceeded | None = None,
+        **marks: Unpack[Marks],
+    ) -> Callable[[Callable[P_, T_]], Callable[P_, T_]]:
+        """Decorate a function that blocks: it is called, in its thread, when there is money for it.
 
-    def set_limit(self, name: str, limit: str | int | float | Decimal | None) -> None:
-        """Change a budget's limit; see `Scheduler.set_limit`."""
-        self._do(self.scheduler.set_limit, name, limit)
+        For what cannot be wrapped, such as boto3's. An async function may be decorated, too, and
+        called in any event loop. For all else see `Scheduler.budgeted`.
+        """
+        from scheduler.adapters.functions import Budgeted
 
-    def define(self, *budgets: Budget) -> None:
-        """Create budgets, or change them; see `Scheduler.define`."""
-        self._do(self.scheduler.define, *budgets)
-
-    def ensure(self, *budgets: Budget) -> None:
-        """Create budgets that are not there; others stay as they are; see `Scheduler.ensure`."""
-        self._do(self.scheduler.ensure, *budgets)
-
-    def remove_budget(self, name: str) -> None:
-        """Have a budget bind nobody any more; see `Scheduler.remove_budget`."""
-        self._do(self.scheduler.remove_budget, name)
-
-    def pause(self, name: str) -> None:
-        """Admit nothing on a budget until `resume`."""
-        self._do(self.scheduler.pause, name)
-
-    def resume(self, name: str) -> None:
-        """Admit on a paused budget again."""
-        self._do(self.scheduler.resume, name)
-
-    def prune(
-        self, older_than: Duration, *, undelivered: bool = True, archive: Archive | None = None
-    ) -> int:
-        """Forget requests that ended longer ago; see `Scheduler.prune`."""
-        prune = partial(self.scheduler.prune, undelivered=undelivered, archive=archive)
-        count: int = self._do(prune, older_than)
-        return count
-
-    def suspended(self) -> Sequence[Unknown]:
-        """Attempts whose outcome nobody knows; see `Scheduler.suspended`."""
-        found: Sequence[Unknown] = self._do(self.scheduler.suspended)
-        return found
-
-    def stats(self) -> Stats:
-        """A picture of the scheduler now."""
-
-        async def stats() -> Stats:
-            return self.scheduler.stats()
-
-        picture: Stats = self._do(stats)
-        return picture
-
-    def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
-        """Call `callback` with every event of a kind, in the scheduler's thread; see `events`."""
-        return self.scheduler.on(kind, callback)
+        merged = merge(NO_MARKS, marks)
+        decorate = Budgeted(self.scheduler, quote, cost, on_exceeded, merged).in_threads
+        return cast("Callable[[Callable[P_, T_]], Callable[P_, T_]]", decorate)
 
     def _refuse_to_wait(self) -> None:
         if threading.current_thread() is self._thread:

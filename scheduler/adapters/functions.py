@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -22,19 +22,20 @@ from scheduler.adapters.arguments import (
     require_async,
     with_arguments,
 )
-from scheduler.adapters.exceptions import explain
+from scheduler.adapters.exceptions import billed_for_parts, explain
 from scheduler.adapters.followed import Followed, is_stream
 from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
 from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
-from scheduler.calls import is_within_call
+from scheduler.calls import attempt_around, is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
-from scheduler.hooks import PROGRAM_ENDS, asked_nusd, complain, quoted_nusd, raised
+from scheduler.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
 from scheduler.money import parse_usd
+from scheduler.parts import Bill, Tab, tab_here
 from scheduler.plain import logger_of
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Answer, Provider, Tariff
@@ -55,7 +56,14 @@ Cost = Callable[[Any], Dollars | None]
 
 
 class FunctionVisit(Visit):
-    """One call of a function."""
+    """One call of a function.
+
+    Attributes:
+        posts_unknown: Whether it is posted with the ceilings of parts that nobody knows of, if it
+            fails; else it is unknown itself.
+    """
+
+    posts_unknown = True
 
     def __init__(
         self,
@@ -74,6 +82,32 @@ class FunctionVisit(Visit):
     def make_request(self) -> Request:
         """What is asked."""
         return self._request
+
+    async def attempt(self, request: Request) -> Answer:
+        """Call the function, and settle by what came by of what it asked."""
+        store = self.scheduler.store
+        with Tab(store).kept() as tab:
+            try:
+                answer = await self.send(request)
+            except CallFailed as error:
+                billed_for_parts(error, self._failure, tab.bill(), self.posts_unknown)
+                raise
+        if tab.is_waiting:  # for what it left behind, such as a stream that it gave back
+            around = attempt_around(store)
+            if self.tab is None and around is not None:
+                around.is_live = False  # whatever is asked from now on is a call of its own
+            self._place.wake()
+            await tab.settled()
+        return self.with_parts(request, answer, tab.bill())
+
+    def with_parts(self, request: Request, answer: Answer, bill: Bill) -> Answer:
+        """What a result says of its cost, and what came by, which it is never below."""
+        if not bill.parts:
+            return answer
+        if not (bill.is_bound and answer.has_all_usage):
+            least_nusd = max(bill.nusd, answer.cost_nusd or 0)
+            return replace(answer, usage=None, cost_nusd=least_nusd, has_all_usage=False)
+        return replace(answer, cost_nusd=max(bill.nusd, answer.cost_nusd or 0))
 
     async def send(self, request: Request) -> Answer:
         """Call the function."""
@@ -117,7 +151,7 @@ class FunctionVisit(Visit):
         if self._cost is not None:
             nusd, makes_sense = asked_nusd(self._cost, result)
             if nusd is not None or not makes_sense:
-                return Answer(None, cost_nusd=nusd)
+                return Answer(None, cost_nusd=nusd, has_all_usage=makes_sense)
         try:
             body = body_of(result) if pieces is None else pieces.body()
             return Answer(body, usage=usage_told(body), cost_nusd=cost_told_nusd(result, body))
@@ -224,6 +258,18 @@ def _provider(scheduler: Scheduler, name: str, tariff: Tariff, reaches: Sequence
 class _ModelVisit(FunctionVisit):
     """One call of a function that names its model, and makes one call of it."""
 
+    posts_unknown = False
+    tries_again = True  # since the function's own retries are switched off
+
+    def with_parts(self, request: Request, answer: Answer, bill: Bill) -> Answer:
+        """What its result says; if it made several calls, never less than these."""
+        if not bill.parts:
+            return answer
+        told_nusd = self._tariff.cost_nusd(request, answer)
+        if told_nusd is not None and (bill.parts == 1 or told_nusd >= bill.nusd):
+            return answer
+        return super().with_parts(request, answer, bill)
+
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the function means."""
         return explain(exc, self._secrets)
@@ -239,79 +285,133 @@ class _ModelVisit(FunctionVisit):
         if reached and not is_whole:
             name, tariff = place_of(name, reached), ByReach(book, tariff, reached)
             self._request = replace(self._request, provider=name)
-        if name not in self.scheduler.providers:
+        self._tariff = tariff
+        if name not in self.scheduler.providers and self.tab is None:
             tariff.quote(self._request)  # raises `PriceUnknown`
         _provider(self.scheduler, name, tariff, tuple(each.model for each in reached))
         return self._request
 
 
+def _visit_of_call(
+    scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None, place: Place
+) -> _ModelVisit | None:
+    """What `call` amounts to; None: it is a part of a call that is noted as a whole."""
+    tab, function = None, call.func
+    if is_within_call(scheduler.store):
+        tab = tab_here(scheduler.store)
+        if tab is None:
+            return None
+    try:
+        single = once(function, call)
+        request = read_arguments(function, single)
+    except ConfigError:
+        if tab is None:
+            raise
+        tab.misses()  # the function that asks has a quote
+        return None
+    visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
+    visit.tab = tab
+    return visit
+
+
 async def call(scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None) -> Any:
     """See `Scheduler.call`."""
-    function = call.func
-    require_async(function)
-    if is_within_call(scheduler.store):  # it is a part of that call
-        return await call()
-    single = once(function, call)
+    require_async(call.func)
     place = place_of_coroutine(scheduler.loop)
-    request = read_arguments(function, single)
-    visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
+    visit = _visit_of_call(scheduler, call, on_exceeded, place)
+    if visit is None:
+        return await call()
     await visit.wait_at(place)
     return visit.outcome()
 
 
 def call_in_thread(scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None) -> Any:
     """As `call`, for a function that blocks; called in this thread."""
-    function = call.func
-    if inspect.iscoroutinefunction(function):
-        raise ConfigError("call", f"{name_of(function)} is async; give its sync counterpart")
-    if is_within_call(scheduler.store):
+    if inspect.iscoroutinefunction(call.func):
+        raise ConfigError("call", f"{name_of(call.func)} is async; give its sync counterpart")
+    if is_within_call(scheduler.store) and tab_here(scheduler.store) is None:
         return call()
-    single = once(function, call)
     place = place_of_thread(scheduler.loop)
-    request = read_arguments(function, single)
-    visit = _ModelVisit(scheduler, request, on_exceeded, place, single)
+    visit = _visit_of_call(scheduler, call, on_exceeded, place)
+    if visit is None:
+        return call()
     place.wait(visit.start, visit.give_up)
     return visit.outcome()
 
 
-def budgeted(
-    scheduler: Scheduler,
-    quote: Dollars | Callable[..., Dollars],
-    cost: Dollars | Cost | None,
-    on_exceeded: OnExceeded | None,
-    marks: Marks,
-) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, Any]]]:
-    """See `Scheduler.budgeted`."""
-    if not callable(quote):
-        parse_usd(quote, "quote")  # a wrong one is told where it is written
-    if cost is not None and not callable(cost):
-        parse_usd(cost, "cost")
-    spent = cost if cost is None or callable(cost) else lambda result: cost
+class Budgeted:
+    """How functions are quoted and billed that `Scheduler.budgeted` decorates."""
 
-    def decorate(
-        function: Callable[..., Awaitable[Any]],
-    ) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        quote: Dollars | Callable[..., Dollars],
+        cost: Dollars | Cost | None,
+        on_exceeded: OnExceeded | None,
+        marks: Marks,
+    ) -> None:
+        if not callable(quote):
+            parse_usd(quote, "quote")  # a wrong one is told where it is written
+        if cost is not None and not callable(cost):
+            parse_usd(cost, "cost")
+        self._scheduler, self._quote, self._on_exceeded, self._marks = (
+            scheduler, quote, on_exceeded, marks,
+        )  # fmt: skip
+        self._cost = cost if cost is None or callable(cost) else lambda result: cost
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, decorated: async, to be called in any event loop."""
         require_async(function)
-        name = name_of(function)
 
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if is_within_call(scheduler.store):  # it is a part of that call
-                return await function(*args, **kwargs)
-            dollars = quote(*args, **kwargs) if callable(quote) else quote
-            model = kwargs.get("model")
-            body = {
-                "model": model if isinstance(model, str) else name,
-                "quote_nusd": quoted_nusd(dollars),
-            }
-            place = place_of_coroutine(scheduler.loop)
-            said = of_request(marks) | {"provider": _provider(scheduler, name, _ByQuote())}
-            request, done = Request(body, url=name, **said), Arguments(function, *args, **kwargs)
+            call = Arguments(function, *args, **kwargs)
             args, kwargs = (), {}
-            visit = FunctionVisit(scheduler, request, on_exceeded, place, done, spent)
+            if self._is_covered():
+                return await call()
+            place = place_of_coroutine(self._scheduler.loop)
+            visit = self._visit(call, place)
             await visit.wait_at(place)
             return visit.outcome()
 
         return wrapped
 
-    return decorate
+    def in_threads(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Likewise; one that is not async is called in the thread that calls it."""
+        if inspect.iscoroutinefunction(bare(function)):
+            return self(function)
+
+        @wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            call = Arguments(function, *args, **kwargs)
+            args, kwargs = (), {}
+            if self._is_covered():
+                return call()
+            place = place_of_thread(self._scheduler.loop)
+            visit = self._visit(call, place)
+            place.wait(visit.start, visit.give_up)
+            return visit.outcome()
+
+        return wrapped
+
+    def _is_covered(self) -> bool:
+        """Whether it is called within a call that is noted as a whole."""
+        store = self._scheduler.store
+        return is_within_call(store) and tab_here(store) is None
+
+    def _visit(self, call: Arguments, place: Place) -> FunctionVisit:
+        function, quote, name = call.func, self._quote, name_of(call.func)
+        dollars = quote(*call.args, **call.keywords) if callable(quote) else quote
+        model = call.keywords.get("model")
+        body = {
+            "model": model if isinstance(model, str) else name,
+            "quote_nusd": quoted_nusd(dollars),
+        }
+        said = of_request(self._marks) | {
+            "provider": _provider(self._scheduler, name_of(function), _ByQuote())
+        }
+        request = Request(body, url=name, **said)
+        visit = FunctionVisit(self._scheduler, request, self._on_exceeded, place, call, self._cost)
+        if is_within_call(self._scheduler.store):
+            visit.tab = tab_here(self._scheduler.store)
+        return visit

@@ -47,6 +47,7 @@ from scheduler.errors import (
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge, within
 from scheduler.money import decimal_usd
+from scheduler.parts import Tab, tab_here
 from scheduler.providers.answers import read_answer, read_error
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer
@@ -100,15 +101,21 @@ class Door:
             post: Its own `send`.
         """
         headers = take_headers(request)
-        if is_within_call(self.scheduler.store):
+        tab, is_within = self._tab()
+        if is_within and tab is None:
             return await post(request, **options)
         try:
             call = self.read(request)
             if call is not None:
                 place = place_of_coroutine(self.scheduler.loop)
                 visit = HttpVisit(self, client, request, call, headers, place, options, post)
+                visit.tab = tab
         except SchedulerError as error:
-            return self.refuse(error, request)
+            if tab is None:
+                return self.refuse(error, request)
+            call = None  # it is covered by what was quoted, as anything that nobody can read
+        if call is None and tab is not None and self.may_cost(request):
+            tab.misses()
         if call is None:
             return await post(request, **options)
         await visit.wait_at(place)
@@ -119,19 +126,35 @@ class Door:
     ) -> Any:
         """As `send`, for a sync client."""
         headers = take_headers(request)
-        if is_within_call(self.scheduler.store):
+        tab, is_within = self._tab()
+        if is_within and tab is None:
             return post(request, **options)
         try:
             call = self.read(request)
             if call is not None:
                 place = place_of_thread(self.scheduler.loop)
                 visit = SyncHttpVisit(self, client, request, call, headers, place, options, post)
+                visit.tab = tab
         except SchedulerError as error:
-            return self.refuse(error, request)
+            if tab is None:
+                return self.refuse(error, request)
+            call = None  # it is covered by what was quoted, as anything that nobody can read
+        if call is None and tab is not None and self.may_cost(request):
+            tab.misses()
         if call is None:
             return post(request, **options)
         place.wait(visit.start, visit.give_up)
         return visit.outcome()
+
+    def _tab(self) -> tuple[Tab | None, bool]:
+        """Where it is noted, if it is a part of a call under way; and whether it is within one."""
+        store = self.scheduler.store
+        is_within = is_within_call(store)
+        return (tab_here(store) if is_within else None), is_within
+
+    def may_cost(self, request: Any) -> bool:
+        """Whether something that is no call that is counted may cost something all the same."""
+        return bool(request.method == "POST")
 
     def read(self, request: Any) -> Call | None:
         """The call that a request makes; None: it is about something else.
@@ -240,6 +263,7 @@ class HttpVisit(Visit):
         call_now = asked_now()
         is_own = call_now is not None and call_now.inner is client
         self._renewal = call_now if is_own else door.renewal
+        self.tries_again = is_own  # else whoever made it tries again by itself
         if self._renewal is not None:
             self.max_retries = self._renewal.max_retries
         self._is_signed, self._has_marks = is_signed(request), bool(headers)
@@ -512,7 +536,8 @@ class HttpVisit(Visit):
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
             return answer
         if answer is not None and isinstance(error, CallFailed):
-            answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
+            if self.tab is None:
+                answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
         if self._failure is not None and isinstance(error, CallFailed):
             raise self._failure

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import http.client
+import importlib
 import importlib.util
+import socket
 import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Self
 
+from scheduler.adapters.blocking import BlockingScheduler
+from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
+from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
+from scheduler.calls import is_within_call
 from scheduler.errors import ConfigError
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge
+from scheduler.parts import tab_here
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -20,56 +31,196 @@ if TYPE_CHECKING:
 _now: list[Instrumented] = []  # at most one
 
 
+class _StrictDoor(Door):
+    """Takes for a call only what is unmistakably one, and notes what is not, but may be one."""
+
+    __slots__ = ("sightings",)
+    sightings: Sightings
+
+    def read(self, request: Any) -> Any:
+        """The call that a request makes; None: it is about something else."""
+        call = super().read(request)
+        is_within = is_within_call(self.scheduler.store)
+        if call is None and request.method == "POST" and not is_within:
+            self.sightings.passed(request.url.host, request.url.path)
+        return call
+
+    def may_cost(self, request: Any) -> bool:
+        """Whether it goes to a model's service, whatever it asks there."""
+        url = request.url
+        return bool(request.method == "POST" and may_cost(url.host, url.path))
+
+    def passed(self, host: str, path: str | None) -> None:
+        """Something goes out that is not counted: below a call, for a function, or past all."""
+        store = self.scheduler.store
+        if not is_within_call(store):
+            if path is None:
+                self.sightings.looked_up(host)
+            else:
+                self.sightings.passed(host, path)
+            return
+        tab = tab_here(store)
+        is_reached = path is None and self.sightings.reaches(host)
+        if tab is not None and not is_reached and may_cost(host, path):
+            tab.misses()
+
+
 class Instrumented:
     """What `instrument` did; call it, or leave its block, to undo it."""
 
-    def __init__(self, door: Door) -> None:
-        self._originals: list[tuple[type, Any]] = []
+    def __init__(self, door: _StrictDoor, sightings: Sightings) -> None:
+        self._door, self._sightings, self._is_over = door, sightings, False
+        self._undo: list[Callable[[], None]] = []
         for name in ("httpx", "httpx2"):
-            if name not in sys.modules and importlib.util.find_spec(name) is None:
-                continue
-            module = importlib.import_module(name)
-            for kind, is_async in ((module.AsyncClient, True), (module.Client, False)):
-                self._originals.append((kind, kind.send))
-                kind.send = _patched(door, kind.send, is_async)
+            module = _found(name)
+            if module is not None:
+                self._patch(module.AsyncClient, "send", self._send)
+                self._patch(module.Client, "send", self._send_sync)
+        if (module := _found("aiohttp")) is not None:
+            self._patch(module.ClientSession, "_request", self._send_aiohttp)
+        if (module := _found("requests")) is not None:
+            self._patch(module.Session, "send", self._send_requests)
+        self._patch(http.client.HTTPConnection, "putrequest", self._notice)
+        self._patch(socket, "getaddrinfo", self._notice_host)
+        atexit.register(self._at_exit)
+
+    def _patch(self, holder: Any, name: str, replacement: Callable[[Any], Any]) -> None:
+        original = getattr(holder, name)
+        patched = wraps(original)(replacement(original))
+        setattr(holder, name, patched)
+
+        def undo() -> None:
+            # Whoever patched it after this keeps what they did: it leads nowhere but there.
+            if getattr(holder, name) is patched:
+                setattr(holder, name, original)
+
+        self._undo.append(undo)
 
     def __call__(self) -> None:
-        """Undo it; calls under way finish as they began."""
-        for kind, original in self._originals:
-            kind.send = original  # type: ignore[attr-defined]
-        self._originals.clear()
+        """Undo it; calls under way finish as they began. Warns if it has seen no call at all."""
+        if self._end():
+            self._sightings.ended()
+
+    def _end(self) -> bool:
+        was_over, self._is_over = self._is_over, True
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        atexit.unregister(self._at_exit)
         if self in _now:
             _now.remove(self)
+        return not was_over
+
+    def _at_exit(self) -> None:
+        if not self._is_over:
+            self._sightings.ended()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self()
+        else:  # which may well be why nothing was called
+            self._end()
+
+    # What is called in place of what clients send by
+
+    def _send(self, original: Any) -> Any:
+        async def send(client: Any, request: Any, **options: Any) -> Any:
+            if self._is_over:
+                return await original(client, request, **options)
+            self._sightings.sent(request.method, request.url.host, request.url.path)
+            return await self._door.send(client, request, options, original.__get__(client))
+
+        return send
+
+    def _send_sync(self, original: Any) -> Any:
+        def send(client: Any, request: Any, **options: Any) -> Any:
+            if self._is_over:
+                return original(client, request, **options)
+            self._sightings.sent(request.method, request.url.host, request.url.path)
+            return self._door.send_sync(client, request, options, original.__get__(client))
+
+        return send
+
+    def _send_aiohttp(self, original: Any) -> Any:
+        from scheduler.adapters import aio
+
+        async def _request(session: Any, method: str, str_or_url: Any, **options: Any) -> Any:
+            post = original.__get__(session)
+            if self._is_over:
+                return await post(method, str_or_url, **options)
+            url = aio.whole_url(session, str_or_url)
+            if url is not None:
+                self._look(method, url.host or "", url.path)
+            return await aio.send(self._door, session, post, method, str_or_url, options)
+
+        return _request
+
+    def _send_requests(self, original: Any) -> Any:
+        from scheduler.adapters import sessions
+
+        def send(session: Any, request: Any, **options: Any) -> Any:
+            post = original.__get__(session)
+            if self._is_over:
+                return post(request, **options)
+            host, path = sessions.place_of(request)
+            self._look(str(request.method), host, path)
+            return sessions.send(self._door, post, request, options)
+
+        return send
+
+    def _look(self, method: str, host: str, path: str) -> None:
+        """A request of a client that goes to the door only if its path is an endpoint."""
+        self._sightings.sent(method, host, path)
+        if method.upper() == "POST" and not is_endpoint(path):
+            self._door.passed(host, path)
+
+    def _notice(self, original: Any) -> Any:
+        """What goes out by Python's own client, and by urllib3 and botocore, which build on it."""
+
+        def putrequest(connection: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
+            if method == "POST" and not self._is_over:
+                self._door.passed(connection.host, url.partition("?")[0])
+            return original(connection, method, url, *args, **options)
+
+        return putrequest
+
+    def _notice_host(self, original: Any) -> Any:
+        """What goes out by sockets of a library's own."""
+
+        def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+            if not self._is_over and host:
+                self._door.passed(host, None)
+            return original(host, *args, **options)
+
+        return getaddrinfo
 
 
-def _patched(door: Door, original: Any, is_async: bool) -> Any:
-    async def send(self: Any, request: Any, **options: Any) -> Any:
-        return await door.send(self, request, options, original.__get__(self))
-
-    def send_sync(self: Any, request: Any, **options: Any) -> Any:
-        return door.send_sync(self, request, options, original.__get__(self))
-
-    patched = send if is_async else send_sync
-    patched.__doc__ = original.__doc__
-    return patched
+def _found(name: str) -> Any:
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
 
 
 def instrument(
-    scheduler: Scheduler, *, on_exceeded: OnExceeded | None = None, **marks: Unpack[Marks]
+    scheduler: Scheduler | BlockingScheduler,
+    *,
+    on_exceeded: OnExceeded | None = None,
+    **marks: Unpack[Marks],
 ) -> Instrumented:
     """Let the calls to models of every HTTP client in this process wait for money.
 
-    For code that makes its clients itself, where they cannot be wrapped. Clients of httpx and
-    httpx2 are reached, also those that exist already, and so is every SDK that uses one. Only
-    what is unmistakably a call to a model (its path and its body say so) is taken for one.
-    Answers, streams and refusals are as for `Scheduler.wrap`; but the SDK's own retries of broken
-    connections stay, each a call of its own.
+    For code that makes its clients itself, where they cannot be wrapped. Clients of httpx, httpx2,
+    aiohttp and requests are reached, also those that exist already, and so is every SDK that uses
+    one. Only what is unmistakably a call to a model (its path and its body say so) is taken for
+    one. Answers, streams and refusals are as for `Scheduler.wrap`; but the SDK's own retries of
+    broken connections stay, each a call of its own.
+
+    What it sees go out past it gives an `UncountedCalls` warning, once for each host: calls by
+    other means (boto3's to Bedrock, urllib, sockets of a library's own) or to other paths. So does
+    its end, if it has seen no call at all.
 
     Args:
         scheduler: Who says when.
@@ -87,7 +238,10 @@ def instrument(
         raise ConfigError(
             "instrument", "was done already; undo that first: it is one for a process"
         )
-    door = make_door(scheduler, on_exceeded, merge(NO_MARKS, marks))
-    door.is_strict = True
-    _now.append(Instrumented(door))
+    if isinstance(scheduler, BlockingScheduler):
+        scheduler = scheduler.scheduler
+    made = make_door(scheduler, on_exceeded, merge(NO_MARKS, marks))
+    door = _StrictDoor(made.scheduler, made.on_exceeded, made.marks, is_strict=True)
+    door.sightings = Sightings()
+    _now.append(Instrumented(door, door.sightings))
     return _now[0]

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.places import AsyncPlace, Place, thrown
 from scheduler.errors import CallFailed, words_of
-from scheduler.future import explain
+from scheduler.future import RequestFuture, explain
 from scheduler.hooks import PROGRAM_ENDS
 from scheduler.intake import OnExceeded
 from scheduler.pace import Pace
+from scheduler.parts import Tab
 from scheduler.providers.base import Answer
 from scheduler.request import Request, Response
 from scheduler.steady import is_running
 
 if TYPE_CHECKING:
-    from scheduler.future import RequestFuture
     from scheduler.scheduler import Scheduler
 
 
@@ -37,14 +37,18 @@ class Visit(ABC):
         error: Why there is no answer; None: there is, or not yet.
         response: What was settled; None: nothing, or not yet.
         max_retries: How often the caller wants it sent again at most; None: they did not say.
+        tab: Of the function that asks, if this is a part of that; None: it waits for money itself.
+        tries_again: Whether a part that failed in a way that may pass is asked again.
     """
 
     max_retries: int | None = None
+    tab: Tab | None = None
+    tries_again = False
 
     def __init__(self, scheduler: Scheduler, on_exceeded: OnExceeded | None, place: Place) -> None:
         self.scheduler, self.loop = scheduler, scheduler.loop
         self._on_exceeded, self._place = on_exceeded, place
-        self._future: RequestFuture | None = None
+        self._future: asyncio.Future[Response] | None = None
         self._is_given_up, self._waits_since_s = False, self.loop.time()
         self._failure: BaseException | None = None  # what was raised where the caller is
         self.error: BaseException | None = None
@@ -89,9 +93,7 @@ class Visit(ABC):
         if self._is_given_up:
             return
         try:
-            future = self.scheduler.submit(
-                self.make_request(), on_exceeded=self._on_exceeded, send=self.send
-            )
+            future = self._line_up(self.make_request())
         except BaseException as error:  # whatever it is: the caller waits for it, elsewhere
             self.error = error
             self._place.wake()
@@ -99,21 +101,35 @@ class Visit(ABC):
                 raise
             return
         self._future, self._waits_since_s = future, self.loop.time()
-        if self.max_retries is not None:
-            future.most_attempts = self.max_retries + 1
         future.add_done_callback(self._ended)
+
+    def _line_up(self, request: Request) -> asyncio.Future[Response]:
+        most = None if self.max_retries is None else self.max_retries + 1
+        if self.tab is not None:
+            return self.scheduler.part(
+                self.tab, request, self.attempt, tries_again=self.tries_again, most_attempts=most
+            )
+        future = self.scheduler.submit(request, on_exceeded=self._on_exceeded, send=self.attempt)
+        future.most_attempts = most
+        return future
+
+    async def attempt(self, request: Request) -> Answer:
+        """`send`; what goes out below it is this call, and no part of another."""
+        with Tab(self.scheduler.store, counts=False).kept():
+            return await self.send(request)
 
     async def wait_at(self, place: AsyncPlace) -> None:
         """Get in line, and wait; where the caller is."""
         try:
             await place.wait(self.start, self.give_up)
         except asyncio.CancelledError as exc:
-            explain(exc, self._future)
+            if isinstance(self._future, RequestFuture):
+                explain(exc, self._future)
             raise
 
     def is_read_at(self, pace: Pace) -> None:
         """A stream of it has its reader; in the scheduler's loop."""
-        if self._future is not None:
+        if isinstance(self._future, RequestFuture):
             self._future.is_read_at(pace)
 
     def give_up(self) -> None:
