@@ -10,9 +10,14 @@ PREVIOUS := $(OLD)/.installed
 # Task queues, web servers, kernels and pages, with which docs/workers.md is run.
 WORKERS := .venv-recipes
 RECIPES := $(WORKERS)/.installed
+# Frameworks: those that go together with the newest SDKs, and those that still need older ones.
+FRAMES          := .venv-frameworks
+FRAMES_PREVIOUS := .venv-frameworks-previous
+# Some of them bring plugins for pytest.
+TRY := -m pytest -p anyio -p pytest_timeout
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test recipes simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test recipes frameworks simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +31,13 @@ test: $(DEV) $(PREVIOUS)  ## Run all tests (eight minutes on two cores)
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
+
+frameworks: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
+frameworks: $(DEV) $(PREVIOUS) $(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed  ## Run each line of the table of frameworks (two minutes)
+	$(BIN)/python $(TRY) tests/frameworks/of_sdks.py
+	$(OLD)/bin/python $(TRY) tests/frameworks/of_sdks.py
+	$(FRAMES)/bin/python $(TRY) tests/frameworks/with_openai_3.py
+	$(FRAMES_PREVIOUS)/bin/python $(TRY) tests/frameworks/with_openai_2.py
 
 SEED ?=
 STEPS ?= 60
@@ -55,14 +67,14 @@ bench: $(DEV)  ## Measure speed against peers in the same run; tables, and bench
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test recipes  ## All that has to pass
+check: lint types test recipes frameworks  ## All that has to pass
 
 format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) $(OLD) $(WORKERS) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(WORKERS) $(FRAMES) $(FRAMES_PREVIOUS) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -91,4 +103,14 @@ $(RECIPES): pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/python -m venv $(WORKERS)
 	@$(WORKERS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(WORKERS)/bin/python -m pip install --quiet --editable . --group recipes
+	@touch $@
+
+# By uv: pip takes minutes for what is some hundreds of packages.
+$(FRAMES)/.installed: GROUP = frameworks
+$(FRAMES_PREVIOUS)/.installed: GROUP = frameworks-previous
+$(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing $(GROUP) into $(@D) ..."
+	@$(BIN)/python -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --editable . --group $(GROUP)
 	@touch $@

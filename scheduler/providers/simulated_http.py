@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ _PHRASES = {
     429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
+_DEPLOYMENT = re.compile(r"^/deployments/[^/]+/")
 _OURS = b"x-scheduler-"  # how headers begin that no provider should ever see
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
@@ -148,10 +150,12 @@ class Connection(asyncio.Protocol):
         self._is_last = headers.get(b"connection", b"").lower() == b"close"
         path, _, query = target.partition("?")
         path = path.removeprefix("/openai")  # as at Groq
+        path = _DEPLOYMENT.sub("/v1/", path)  # as at Azure
         self._url, said = read_path(path) or (path, {})
         caller = ""
         if path.startswith(("/v1/", "/v1beta/")):
             key = headers.get(b"x-api-key") or headers.get(b"x-goog-api-key")
+            key = key or headers.get(b"api-key")  # Azure's
             token = headers.get(b"authorization", b"") if key is None else b"Bearer " + key
             caller = self._service.admit(token)
         if method == b"GET":

@@ -7,8 +7,8 @@
     GET  /v1/models            the models there are prices for (any other name works, too)
     GET  /billed               the provider's own count; ?records=1 with every billed call
 
-All of it is there below ``/openai`` once more. Keys come as a bearer token, in ``x-api-key`` or in
-``x-goog-api-key``. ``python -m scheduler.providers.simulated_server`` prints its URL as one line of JSON, then
+All of it is there below ``/openai`` once more, also as ``/openai/deployments/NAME/…``. Keys come as a
+bearer token, in ``x-api-key``, ``api-key`` or ``x-goog-api-key``. ``python -m scheduler.providers.simulated_server`` prints its URL as one line of JSON, then
 serves until it gets SIGTERM or SIGINT. Do not put it on a network that others use.
 """
 

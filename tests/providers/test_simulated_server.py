@@ -103,6 +103,17 @@ async def test_the_bill_tells_calls_models_and_callers_but_no_key():
     assert key not in bill.text
 
 
+async def test_a_deployment_is_asked_and_keyed_as_at_azure():
+    path = "/openai/deployments/sim-small/chat/completions?api-version=2024-10-21"
+    provider = Simulated()
+    async with serving(provider, api_key="right") as client:
+        refused = await client.post(path, json=CHAT, headers={"api-key": "wrong"})
+        answer = await client.post(path, json=CHAT, headers={"api-key": "right"})
+
+        assert (refused.status_code, answer.status_code) == (401, 200)
+        assert list(provider.bill.by_model) == ["sim-small"]
+
+
 async def test_records_show_every_billed_body():
     async with serving(Simulated(record=True)) as client:
         await client.post("/v1/chat/completions", json=CHAT)
