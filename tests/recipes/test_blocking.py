@@ -8,12 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from scheduler import BlockingScheduler
 from tests.recipes.harness import PROGRAMS
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(BlockingScheduler, "budgeted"), reason="functions that block are not budgeted yet"
-)
 
 IN_NUSD, OUT_NUSD = 800, 4000  # a token
 
