@@ -1,0 +1,202 @@
+"""A pytest plugin that runs within another project's suite and adopts the clients that it makes.
+
+It stands in a folder of its own, since the suites have packages named ``tests``, too. Told by
+variables of the environment:
+
+    SUITES_MODE      ``bare``, ``wrapped`` or ``instrumented``
+    SUITES_CLIENTS   ``module:Class``, by spaces: whose clients are wrapped
+    SUITES_RESULTS   the file that gets a line of JSON for each test
+    SUITES_ONLY      a file of test ids, one a line, if only these are to be run
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scheduler
+from scheduler import Budget
+from scheduler.pricing import PriceBook, Tariff
+
+MODE = os.environ.get("SUITES_MODE", "bare")
+RESULTS = Path(os.environ.get("SUITES_RESULTS", os.devnull))
+
+
+class AnyPrice(PriceBook):
+    """Has a price for every model: suites ask for many that do not exist."""
+
+    def tariff(
+        self, price_source: str | None = None, brought: Mapping[str, str] | None = None,
+        provider: str | None = None, base_url: str | None = None,
+    ) -> Tariff:  # fmt: skip
+        return super().tariff(price_source, {"*": "1/1", **(brought or {})}, provider, base_url)
+
+
+def open_generous() -> Any:
+    """A scheduler that has money for everything; in a thread, since suites have loops of theirs."""
+    return scheduler.open(budgets=Budget("suites", "$1000000000"), prices=AnyPrice())
+
+
+class Schedulers:
+    """One for each test that makes a client, so that no test feels the limits another one met.
+
+    Clients of fixtures that outlive a test, and those made while modules are imported, have one
+    for the whole session.
+    """
+
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._test: Any = None
+        self.wide = 1  # how many fixtures that outlive a test are being made; outside tests, 1
+
+    def current(self) -> Any:
+        if self.wide:
+            self._session = self._session or open_generous()
+            return self._session
+        self._test = self._test or open_generous()
+        return self._test
+
+    def end_test(self) -> None:
+        made, self._test = self._test, None
+        if made is not None:
+            made.close()
+
+    def end(self) -> None:
+        self.end_test()
+        made, self._session = self._session, None
+        if made is not None:
+            made.close()
+
+
+schedulers = Schedulers()
+making = threading.local()  # .depth: how many constructors and copies deep a thread is
+
+
+def note(**line: Any) -> None:
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def adopt(client: Any) -> None:
+    """Let a client be what `wrap` gives for it, in the same object, so that nobody has to know."""
+    try:
+        wrapped = schedulers.current().wrap(client)
+    except scheduler.ConfigError as error:
+        if "already" not in str(error):  # such as one made of another's HTTP client
+            note(refused=type(client).__name__, error=str(error))
+        return
+    if wrapped is not client:
+        client.__dict__.clear()
+        client.__dict__.update(wrapped.__dict__)
+
+
+def patch(kind: type) -> None:
+    """Wrap what its constructor makes; copies of a client are as that client is."""
+
+    def within(original: Any, then: Any) -> Any:
+        @functools.wraps(original)
+        def function(self: Any, *args: Any, **options: Any) -> Any:
+            making.depth = getattr(making, "depth", 0) + 1
+            try:
+                result = original(self, *args, **options)
+                if making.depth == 1:
+                    then(self)
+            finally:
+                making.depth -= 1
+            return result
+
+        return function
+
+    kind.__init__ = within(kind.__init__, adopt)  # type: ignore[misc]
+    for name in ("copy", "with_options"):
+        if name in vars(kind):
+            setattr(kind, name, within(vars(kind)[name], lambda self: None))
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Whether others run the tests for this process."""
+    return not hasattr(config, "workerinput") and bool(getattr(config.option, "numprocesses", 0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """After the suite's own settings, some of which must come before its SDK is imported."""
+    if is_controller(session.config):
+        return
+    if MODE == "wrapped":
+        for target in os.environ["SUITES_CLIENTS"].split():
+            module, _, name = target.partition(":")
+            patch(getattr(importlib.import_module(module), name))
+    elif MODE == "instrumented":
+        session.config.stash[_UNDO] = scheduler.instrument(schedulers.current().scheduler)
+
+
+_UNDO: pytest.StashKey[Any] = pytest.StashKey()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    undo = session.config.stash.get(_UNDO, None)
+    if undo is not None:
+        undo()
+    schedulers.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    schedulers.wide = 0
+    try:
+        return (yield)
+    finally:
+        schedulers.wide = 1
+        schedulers.end_test()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
+    wide = fixturedef.scope != "function"
+    schedulers.wide += wide
+    try:
+        return (yield)
+    finally:
+        schedulers.wide -= wide
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    only = os.environ.get("SUITES_ONLY")
+    if only:
+        wanted = set(Path(only).read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in wanted])
+        items[:] = [item for item in items if item.nodeid in wanted]
+
+
+class Recorder:
+    """Writes down how each test ended, where the reports of all of them arrive."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        crash = getattr(report.longrepr, "reprcrash", None)
+        error = crash.message if crash is not None else report.longreprtext
+        note(
+            id=report.nodeid, when=report.when, outcome=report.outcome,
+            error=error if report.failed else "", text=report.longreprtext if report.failed else "",
+        )  # fmt: skip
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            note(id=report.nodeid, when="collect", outcome="failed",
+                 error=report.longreprtext, text=report.longreprtext)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(), "suites-recorder")
