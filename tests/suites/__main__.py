@@ -45,7 +45,9 @@ def measure(suite: Suite, run: Run, known: list[Reason], checkout: Path | None) 
         again = run(suite, ground, "bare", asked)
         for mode in MODES:
             if found[mode]:
-                outcomes = settled(found[mode], again, run(suite, ground, mode, sorted(found[mode])))
+                outcomes = settled(
+                    found[mode], again, run(suite, ground, mode, sorted(found[mode]))
+                )
                 differences += judge(suite.name, mode, outcomes, known)
     adopted = {
         mode: len(bare.passed) - sum(found.mode == mode for found in differences) for mode in MODES

@@ -61,9 +61,7 @@ def candidates(bare: Results, adopted: Results) -> set[str]:
     return bare.passed - adopted.passed
 
 
-def settled(
-    found: Iterable[str], bare: Results, adopted: Results
-) -> dict[str, Outcome]:
+def settled(found: Iterable[str], bare: Results, adopted: Results) -> dict[str, Outcome]:
     """Of those candidates, which differ in a second pair of runs as well, and how.
 
     Args:
@@ -89,9 +87,7 @@ def judge(
     ]
 
 
-def stale(
-    suite: str, found: Iterable[Difference], reasons: Iterable[Reason]
-) -> list[Reason]:
+def stale(suite: str, found: Iterable[Difference], reasons: Iterable[Reason]) -> list[Reason]:
     """Reasons that no difference needs any more."""
     met = list(found)
     return [

@@ -76,7 +76,9 @@ def _unpacked(suite: Suite) -> Path:
     except importlib.metadata.PackageNotFoundError:
         version = ""
     stem = suite.package.replace("-", "_")
-    found = sorted(KEPT.glob(f"sources/{stem}-{version or '*'}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(
+        KEPT.glob(f"sources/{stem}-{version or '*'}"), key=lambda path: path.stat().st_mtime
+    )
     if found:
         return found[-1]
     print(f"  fetching the source of {suite.package} {version}", file=sys.stderr, flush=True)

@@ -54,6 +54,6 @@ def read(text: str) -> list[Reason]:
             raise ValueError(f"entry {number}: {mode!r} is not one of {', '.join(MODES)}")
         if not entry["reason"].strip() or not entry["ids"]:
             raise ValueError(f"entry {number} gives no reason, or no ids")
-        for pattern in entry["ids"]:
-            reasons.append(Reason(entry["suite"], pattern, entry["reason"].strip(), mode))
+        why = entry["reason"].strip()
+        reasons += [Reason(entry["suite"], pattern, why, mode) for pattern in entry["ids"]]
     return reasons

@@ -13,7 +13,7 @@ from tests.suites.ground import Ground
 from tests.suites.results import Results, read
 
 INSIDE = Path(__file__).parent / "inside"
-PER_TEST_S, PER_RUN_S = 60, 3600
+PER_TEST_S, PER_RUN_S = 30, 3600
 NOT_THEIRS = ("OPENAI_", "ANTHROPIC_", "GROQ_", "MISTRAL_", "GEMINI_", "GOOGLE_", "AZURE_",
               "AWS_", "PYTEST_", "SCHEDULER_")  # fmt: skip
 

@@ -45,38 +45,28 @@ def open_generous() -> Any:
     return scheduler.open(budgets=Budget("suites", "$1000000000"), prices=AnyPrice())
 
 
-class Schedulers:
-    """One for each test that makes a client, so that no test feels the limits another one met.
+class Current:
+    """The scheduler of the test that runs, so that no test feels the limits another one met.
 
-    Clients of fixtures that outlive a test, and those made while modules are imported, have one
-    for the whole session.
+    A client that outlives tests, or is made between them, is adopted by this one, and so by each
+    test's in turn.
     """
 
     def __init__(self) -> None:
-        self._session: Any = None
-        self._test: Any = None
-        self.wide = 1  # how many fixtures that outlive a test are being made; outside tests, 1
+        self.__dict__["made"] = None
 
-    def current(self) -> Any:
-        if self.wide:
-            self._session = self._session or open_generous()
-            return self._session
-        self._test = self._test or open_generous()
-        return self._test
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return scheduler.Scheduler
 
-    def end_test(self) -> None:
-        made, self._test = self._test, None
-        if made is not None:
-            made.close()
-
-    def end(self) -> None:
-        self.end_test()
-        made, self._session = self._session, None
-        if made is not None:
-            made.close()
+    def __getattr__(self, name: str) -> Any:
+        made = self.__dict__["made"]
+        if made is None:
+            made = self.__dict__["made"] = open_generous()
+        return getattr(made.scheduler, name)
 
 
-schedulers = Schedulers()
+current: Any = Current()
 making = threading.local()  # .depth: how many constructors and copies deep a thread is
 
 
@@ -88,7 +78,7 @@ def note(**line: Any) -> None:
 def adopt(client: Any) -> None:
     """Let a client be what `wrap` gives for it, in the same object, so that nobody has to know."""
     try:
-        wrapped = schedulers.current().wrap(client)
+        wrapped = scheduler.Scheduler.wrap(current, client)
     except scheduler.ConfigError as error:
         if "already" not in str(error):  # such as one made of another's HTTP client
             note(refused=type(client).__name__, error=str(error))
@@ -136,7 +126,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             module, _, name = target.partition(":")
             patch(getattr(importlib.import_module(module), name))
     elif MODE == "instrumented":
-        session.config.stash[_UNDO] = scheduler.instrument(schedulers.current().scheduler)
+        session.config.stash[_UNDO] = scheduler.instrument(current)
 
 
 _UNDO: pytest.StashKey[Any] = pytest.StashKey()
@@ -147,27 +137,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     undo = session.config.stash.get(_UNDO, None)
     if undo is not None:
         undo()
-    schedulers.end()
+    end_scheduler()
+
+
+def end_scheduler() -> None:
+    made, vars(current)["made"] = vars(current)["made"], None
+    if made is not None:
+        made.close()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Iterator[None]:
-    schedulers.wide = 0
     try:
         return (yield)
     finally:
-        schedulers.wide = 1
-        schedulers.end_test()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
-    wide = fixturedef.scope != "function"
-    schedulers.wide += wide
-    try:
-        return (yield)
-    finally:
-        schedulers.wide -= wide
+        end_scheduler()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
