@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tests.suites import reasons, report
 from tests.suites.catalogue import Suite, load
@@ -18,6 +15,7 @@ from tests.suites.ground import KEPT, ROOT, NoGround, make_ground
 from tests.suites.reasons import MODES, Reason
 from tests.suites.results import Results
 from tests.suites.running import Run
+from tests.suites.serving import answering
 
 RESULTS, PAGE = KEPT / "results.json", ROOT / "docs" / "adoption.md"
 BY_NATURE = Path(__file__).parent / "by_nature.toml"
@@ -62,16 +60,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def has_server() -> bool:
-    """Whether something answers where the tests of the API's resources ask."""
-    url = urlsplit(os.environ.get("TEST_API_BASE_URL", "http://127.0.0.1:4010"))
-    try:
-        socket.create_connection((url.hostname or "", url.port or 80), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
 def show(verdicts: list[Verdict], known: list[Reason]) -> None:
     """Print the report."""
     print(report.table(verdicts))
@@ -109,17 +97,16 @@ def main() -> int:
         parser.error(f"no such suite: {', '.join(unknown)}" if unknown else
                      "--checkout is of one suite: name it")  # fmt: skip
     known = reasons.read(BY_NATURE.read_text())
-    run = Run(KEPT / "runs", options.workers, has_server())
-    if not run.has_server:
-        say("no server on 127.0.0.1:4010 answers by schema: tests of API resources are left out")
     verdicts, failures = [], []
-    for name in options.suite or suites:
-        try:
-            checkout = options.checkout and options.checkout.resolve()
-            verdicts.append(measure(suites[name], run, known, checkout))
-        except NoGround as error:
-            failures.append(name)
-            say(f"{name} was not run: {error}")
+    with answering() as is_served:
+        run = Run(KEPT / "runs", options.workers, is_served)
+        for name in options.suite or suites:
+            try:
+                checkout = options.checkout and options.checkout.resolve()
+                verdicts.append(measure(suites[name], run, known, checkout))
+            except NoGround as error:
+                failures.append(name)
+                say(f"{name} was not run: {error}")
     if verdicts:
         show(verdicts, known)
         keep(verdicts, is_whole=not options.suite and not failures)

@@ -20,7 +20,7 @@ class Suite:
         needs: Other packages that its tests need.
         tests: Folders or files, in the source.
         ignore: What of it is left out.
-        served: What of it needs a server that answers by the API's schema.
+        served: What of it needs a server that answers by the API's schema; ours does.
         args: For pytest.
         env: Variables for its environment.
         note: What is left out, and why; for the report.

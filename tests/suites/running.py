@@ -25,12 +25,12 @@ class Run:
     Attributes:
         folder: For the results of each run, and what pytest printed.
         workers: How many processes share the tests.
-        has_server: Something answers where the tests of the API's resources ask.
+        is_served: By our own server; else, what answers at its place knows the API itself.
     """
 
     folder: Path
     workers: int
-    has_server: bool
+    is_served: bool
 
     def __call__(
         self, suite: Suite, ground: Ground, mode: str, only: Collection[str] | None = None
@@ -50,6 +50,8 @@ class Run:
         env = {key: value for key, value in os.environ.items() if not key.startswith(NOT_THEIRS)}
         env |= {"SUITES_MODE": mode, "SUITES_RESULTS": str(lines), "PYTHONPATH": str(INSIDE),
                 "SUITES_CLIENTS": " ".join(suite.clients), **suite.env}  # fmt: skip
+        if self.is_served:
+            env["SUITES_SERVED"] = " ".join(suite.served)
         if only is not None:
             listed = self.folder / f"{name}.ids"
             listed.write_text("\n".join(only))
@@ -65,7 +67,6 @@ class Run:
         return read(lines.read_text().splitlines())
 
     def _command(self, suite: Suite, ground: Ground, only: Collection[str] | None) -> list[str]:
-        left_out = suite.ignore if self.has_server else (*suite.ignore, *suite.served)
         places = suite.tests
         if only is not None:
             places = tuple(sorted({test.partition("::")[0] for test in only}))
@@ -73,6 +74,6 @@ class Run:
         return [
             "nice", "-n", "10", str(ground.python), "-m", "pytest", *places,
             "-p", "scheduler_suites", "-p", "no:cacheprovider", *suite.args,
-            *(f"--ignore={path}" for path in left_out),
+            *(f"--ignore={path}" for path in suite.ignore),
             "-n", str(workers if workers > 1 else 0), "--timeout", str(PER_TEST_S), "-q",
         ]  # fmt: skip

@@ -6,6 +6,7 @@ variables of the environment:
     SUITES_MODE      ``bare``, ``wrapped`` or ``instrumented``
     SUITES_CLIENTS   ``module:Class``, by spaces: whose clients are wrapped
     SUITES_RESULTS   the file that gets a line of JSON for each test
+    SUITES_SERVED    places of tests, by spaces, whose requests bring their answers for our server
     SUITES_ONLY      a file of test ids, one a line, if only these are to be run
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scheduler_suites_answers import bring_answers
 
 import scheduler
 from scheduler import Budget
@@ -121,11 +123,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """After the suite's own settings, some of which must come before its SDK is imported."""
     if is_controller(session.config):
         return
-    if MODE == "wrapped":
-        for target in os.environ["SUITES_CLIENTS"].split():
-            module, _, name = target.partition(":")
-            patch(getattr(importlib.import_module(module), name))
-    elif MODE == "instrumented":
+    served = tuple(os.environ.get("SUITES_SERVED", "").split())
+    for target in os.environ["SUITES_CLIENTS"].split():
+        module, _, name = target.partition(":")
+        kind = getattr(importlib.import_module(module), name)
+        if served:
+            bring_answers(kind, served)
+        if MODE == "wrapped":
+            patch(kind)
+    if MODE == "instrumented":
         session.config.stash[_UNDO] = scheduler.instrument(current)
 
 
