@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
+from datetime import datetime
+from http.server import ThreadingHTTPServer
+from typing import Annotated, Generic, Literal, Optional, TypeVar
 
 import pytest
+from pydantic import BaseModel, Field
 
 from tests.suites import reasons, report
 from tests.suites.catalogue import Suite, load
 from tests.suites.catalogue import read as read_catalogue
 from tests.suites.difference import ABSENT, Verdict, candidates, judge, settled, stale
+from tests.suites.inside.scheduler_suites_answers import bring_answers, example
 from tests.suites.reasons import Reason
 from tests.suites.results import Outcome, Results, read
+from tests.suites.serving import Echo
 
 
 def line(name, outcome="passed", when="call", error="", text=""):
@@ -220,3 +228,112 @@ def test_a_suite_is_read_with_defaults():
     }
     with pytest.raises(TypeError):
         read_catalogue('[one]\nclients = []\nclint = "a"')
+
+
+# A server for tests that need one
+
+T = TypeVar("T")
+
+
+class Part(BaseModel):
+    kind: Literal["part", "piece"]
+    at: datetime
+    size: int = 3
+    next: Part | None
+
+
+class Page(BaseModel, Generic[T]):
+    data: list[T]
+    first: T = Field(alias="firstOne")
+
+
+class Endless(BaseModel):
+    more: Endless
+
+
+PART = {"kind": "part", "at": "2019-12-27T18:11:19.117Z", "next": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        (Part, PART),
+        (Page[Part], {"data": [], "firstOne": PART}),
+        (Annotated[Endless | Part, "by kind"], PART),
+        (Optional[Part], None),  # noqa: UP045
+        (list[Part], []),
+        (dict[str, Part], {}),
+        (str | int, "string"),
+        (object, {}),
+        (type(None), None),
+    ],
+)
+def test_an_answer_is_of_the_type_that_is_expected(kind, answer):
+    assert example(kind) == answer
+
+
+def test_an_answer_without_end_is_an_error():
+    with pytest.raises(ValueError, match="too deep"):
+        example(Endless)
+
+
+class Options(BaseModel):
+    headers: object = None
+
+
+class Caller:
+    def request(self, cast_to, options, **more):
+        return options.headers
+
+
+@pytest.mark.parametrize(
+    ("cast_to", "more", "type_", "body"),
+    [
+        (Part, {}, "application/json", json.dumps(PART).encode()),
+        (str, {}, "text/plain", b'"string"'),
+        (int, {"stream": True}, "text/event-stream", b"data: 1\n\n"),
+    ],
+)
+def test_a_request_brings_its_answer_along(cast_to, more, type_, body, echo):
+    class Client(Caller):
+        pass
+
+    bring_answers(Client, ("tests/test_suites.py",))
+    headers = Client().request(cast_to, Options(headers={"X-Own": "1"}), **more)
+    echo.request("POST", "/v1/things", body=b"{}", headers=headers)
+    response = echo.getresponse()
+
+    assert headers["X-Own"] == "1"
+    assert (response.headers["content-type"], response.read()) == (type_, body)
+
+
+def test_a_request_of_another_place_brings_none():
+    class Client(Caller):
+        pass
+
+    bring_answers(Client, ("tests/api_resources",))
+
+    assert Client().request(Part, Options()) is None
+
+
+def test_the_server_takes_in_what_is_sent_in_chunks(echo):
+    for _ in range(2):  # on one connection
+        echo.request("POST", "/", body=iter([b"one", b"two"]), encode_chunked=True,
+                     headers={"transfer-encoding": "chunked"})  # fmt: skip
+        assert echo.getresponse().read() == b""
+
+
+@pytest.fixture
+def echo():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    connection = http.client.HTTPConnection(*server.server_address)
+    try:
+        yield connection
+    finally:
+        connection.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-ANSWER, KIND = "X-Suites-Answer", "X-Suites-Kind"
+from tests.suites.inside.scheduler_suites_answers import ANSWER, KIND
+
 HOST, PORT = "127.0.0.1", 4010  # where suites that a generator made expect it
 _TYPES = {"json": "application/json", "text": "text/plain", "stream": "text/event-stream"}
 
