@@ -17,7 +17,7 @@ import importlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,26 +91,42 @@ def adopt(client: Any) -> None:
 
 
 def patch(kind: type) -> None:
-    """Wrap what its constructor makes; copies of a client are as that client is."""
-
-    def within(original: Any, then: Any) -> Any:
-        @functools.wraps(original)
-        def function(self: Any, *args: Any, **options: Any) -> Any:
-            making.depth = getattr(making, "depth", 0) + 1
-            try:
-                result = original(self, *args, **options)
-                if making.depth == 1:
-                    then(self)
-            finally:
-                making.depth -= 1
-            return result
-
-        return function
-
-    kind.__init__ = within(kind.__init__, adopt)  # type: ignore[misc]
+    """Wrap what its constructor makes, and those of its subclasses; a copy is as its original is."""
+    if "__init__" in vars(kind):
+        kind.__init__ = _within(kind.__init__, adopt)  # type: ignore[misc]
     for name in ("copy", "with_options"):
         if name in vars(kind):
-            setattr(kind, name, within(vars(kind)[name], lambda self: None))
+            setattr(kind, name, _within(vars(kind)[name]))
+    for known in kind.__subclasses__():
+        patch(known)
+
+
+def patch_coming(kind: type) -> None:
+    """Wrap what those of its subclasses make that are written later."""
+    original: Any = kind.__init_subclass__
+
+    def __init_subclass__(cls: type, **options: Any) -> None:
+        original.__func__(cls, **options) if hasattr(original, "__func__") else original(**options)
+        patch(cls)
+
+    kind.__init_subclass__ = classmethod(__init_subclass__)  # type: ignore[assignment]
+
+
+def _within(original: Any, then: Callable[[Any], None] | None = None) -> Any:
+    """The same function; after the outermost of these, `then` is done with the object."""
+
+    @functools.wraps(original)
+    def function(self: Any, *args: Any, **options: Any) -> Any:
+        making.depth = getattr(making, "depth", 0) + 1
+        try:
+            result = original(self, *args, **options)
+            if making.depth == 1 and then is not None:
+                then(self)
+        finally:
+            making.depth -= 1
+        return result
+
+    return function
 
 
 def is_controller(config: pytest.Config) -> bool:
@@ -131,6 +147,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             bring_answers(kind, served)
         if MODE == "wrapped":
             patch(kind)
+            patch_coming(kind)
     if MODE == "instrumented":
         session.config.stash[_UNDO] = scheduler.instrument(current)
 
