@@ -25,7 +25,7 @@ import pytest
 from scheduler_suites_answers import bring_answers
 
 import scheduler
-from scheduler import Budget
+from scheduler import Budget, Simulated
 from scheduler.pricing import PriceBook, Tariff
 
 MODE = os.environ.get("SUITES_MODE", "bare")
@@ -44,7 +44,11 @@ class AnyPrice(PriceBook):
 
 def open_generous() -> Any:
     """A scheduler that has money for everything; in a thread, since suites have loops of theirs."""
-    return scheduler.open(budgets=Budget("suites", "$1000000000"), prices=AnyPrice())
+    return scheduler.open(
+        budgets=Budget("suites", "$1000000000"),
+        prices=AnyPrice(),
+        providers=Simulated(),  # so that no variable of the environment is read
+    )
 
 
 class Current:
