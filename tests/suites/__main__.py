@@ -33,8 +33,10 @@ def measure(suite: Suite, run: Run, known: list[Reason], checkout: Path | None) 
         runs[mode] = run(suite, ground, mode)
         say(f"  {suite.name} {ground.version} {mode}: {len(runs[mode].passed):,} passed")
     bare = runs["bare"]
-    for place, error in bare.broken.items():
-        say(f"  not collected, bare: {place}: {error.strip().splitlines()[-1][:200]}")
+    if bare.broken:
+        place, error = next(iter(bare.broken.items()))
+        last = (error.strip().splitlines() or [""])[-1]
+        say(f"  {len(bare.broken)} places cannot be collected bare, such as {place}: {last[:200]}")
     if not bare.passed:
         raise NoGround(f"no test of it passes bare; see {run.folder}/{suite.name}.bare.txt")
     found = {mode: candidates(bare, runs[mode]) for mode in MODES}
