@@ -188,7 +188,9 @@ def test_the_report_says_who_differs_and_why():
     assert report.listing(verdicts[0].differences).split() == [
         "wrapped", "a", "AssertionError:", "1", "instrumented", "a", "AssertionError:", "1",
     ]  # fmt: skip
-    assert json.loads(json.dumps(report.as_data(verdicts[0])))["ours"] == ["a"]
+    data = json.loads(json.dumps(report.as_data(verdicts[0])))
+    assert data["ours"] == ["a"]
+    assert report.from_data(data) == verdicts[0]
 
 
 def test_the_report_stands_between_its_markers():

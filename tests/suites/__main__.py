@@ -76,14 +76,20 @@ def show(verdicts: list[Verdict], known: list[Reason]) -> None:
             print(f"\n{verdict.suite}: not wrapped, {times} times: {client}")
 
 
-def keep(verdicts: list[Verdict], is_whole: bool) -> None:
-    """Write the report down: for programs, and into the page if it is of all suites."""
+def keep(verdicts: list[Verdict], order: list[str]) -> None:
+    """Write the report down, for programs and for the page, beside those of other suites' last runs.
+
+    Args:
+        verdicts: Of the suites that were run.
+        order: Of the suites on the page.
+    """
     KEPT.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([report.as_data(verdict) for verdict in verdicts], indent=1))
-    print(f"\n{RESULTS.relative_to(ROOT)} has all of it")
-    if is_whole:
-        PAGE.write_text(report.spliced(PAGE.read_text(), report.markdown(verdicts)))
-        print(f"{PAGE.relative_to(ROOT)} has the table")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept |= {verdict.suite: report.as_data(verdict) for verdict in verdicts}
+    RESULTS.write_text(json.dumps(kept, indent=1))
+    all_of_them = [report.from_data(kept[name]) for name in order if name in kept]
+    PAGE.write_text(report.spliced(PAGE.read_text(), report.markdown(all_of_them)))
+    print(f"\n{RESULTS.relative_to(ROOT)} has all of it, {PAGE.relative_to(ROOT)} the table")
 
 
 def main() -> int:
@@ -111,7 +117,8 @@ def main() -> int:
                 say(f"{name} was not run: {error}")
     if verdicts:
         show(verdicts, known)
-        keep(verdicts, is_whole=not options.suite and not failures)
+        if options.checkout is None:
+            keep(verdicts, list(suites))
     return 1 if failures or any(verdict.ours for verdict in verdicts) else 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from tests.suites.difference import Difference, Verdict
+from tests.suites.results import Outcome
 
 BEGIN, END = "<!-- suites: made by `make suites` -->", "<!-- /suites -->"
 HEAD = ("suite", "version", "tests", "bare", "wrapped", "instrumented", "ours", "by nature")
@@ -80,3 +81,13 @@ def listing(differences: Iterable[Difference]) -> str:
 def as_data(verdict: Verdict) -> dict[str, Any]:
     """For programs."""
     return {**asdict(verdict), "ours": sorted(verdict.ours), "by_nature": sorted(verdict.by_nature)}
+
+
+def from_data(data: Mapping[str, Any]) -> Verdict:
+    """What `as_data` made."""
+    known = {field.name: data[field.name] for field in fields(Verdict)}
+    differences = [
+        Difference(**{**found, "outcome": Outcome(**found["outcome"])})
+        for found in data["differences"]
+    ]
+    return Verdict(**{**known, "differences": differences})
