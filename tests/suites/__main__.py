@@ -106,8 +106,8 @@ def main() -> int:
                      "--checkout is of one suite: name it")  # fmt: skip
     known = reasons.read(BY_NATURE.read_text())
     verdicts, failures = [], []
-    with answering() as is_served:
-        run = Run(KEPT / "runs", options.workers, is_served)
+    run = Run(KEPT / "runs", options.workers)
+    with answering():
         for name in options.suite or suites:
             try:
                 checkout = options.checkout and options.checkout.resolve()

@@ -25,12 +25,10 @@ class Run:
     Attributes:
         folder: For the results of each run, and what pytest printed.
         workers: How many processes share the tests.
-        is_served: By our own server; else, what answers at its place knows the API itself.
     """
 
     folder: Path
     workers: int
-    is_served: bool
 
     def __call__(
         self, suite: Suite, ground: Ground, mode: str, only: Collection[str] | None = None
@@ -49,9 +47,7 @@ class Run:
         lines.write_text("")
         env = {key: value for key, value in os.environ.items() if not key.startswith(NOT_THEIRS)}
         env |= {"SUITES_MODE": mode, "SUITES_RESULTS": str(lines), "PYTHONPATH": str(INSIDE),
-                "SUITES_CLIENTS": " ".join(suite.clients), **suite.env}  # fmt: skip
-        if self.is_served:
-            env["SUITES_SERVED"] = " ".join(suite.served)
+                "SUITES_CLIENTS": " ".join(suite.clients), "SUITES_SERVED": " ".join(suite.served), **suite.env}  # fmt: skip
         if only is not None:
             listed = self.folder / f"{name}.ids"
             listed.write_text("\n".join(only))

@@ -48,18 +48,18 @@ class Echo(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[bool]:
-    """A server on that port, within the block; False: something else is there already."""
+def answering() -> Iterator[None]:
+    """A server on that port, within the block, unless one is there already that knows the API."""
     try:
         server = ThreadingHTTPServer((HOST, PORT), Echo)
     except OSError:
-        yield False
+        yield
         return
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield True
+        yield
     finally:
         server.shutdown()
         server.server_close()
