@@ -17,7 +17,7 @@ FRAMES_PREVIOUS := .venv-frameworks-previous
 TRY := -m pytest -p anyio -p pytest_timeout
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test recipes frameworks simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test recipes frameworks suites simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,12 @@ fuzz: $(DEV)  ## Parsers under a coverage-guided fuzzer for SECONDS=60, or one o
 soak: $(DEV)  ## A day in the life, compressed into MINUTES=30; a table of what grew
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+SUITE ?=
+CHECKOUT ?=
+
+suites: $(DEV)  ## Run the SDKs' own tests bare, wrapped and instrumented, or one's: SUITE=openai CHECKOUT=/path
+	$(BIN)/python -m tests.suites $(SUITE) $(if $(CHECKOUT),--checkout $(CHECKOUT))
+
 lint: $(DEV)  ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,7 +80,7 @@ format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) $(OLD) $(WORKERS) $(FRAMES) $(FRAMES_PREVIOUS) .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(WORKERS) $(FRAMES) $(FRAMES_PREVIOUS) .venv-suites .suites .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
