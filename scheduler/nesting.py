@@ -42,13 +42,14 @@ EARLY_S = 0.001  # so much before its time a timer may ring
 class InnerFuture(RequestFuture):
     """The future of a request that was submitted within a call under way."""
 
-    __slots__ = ("caller", "counted", "needs")
+    __slots__ = ("caller", "counted", "gave_up", "needs")
 
     def __init__(
         self, new: NewRequest, caller: UnderWay, keeper: Keeper, loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(new.request, new.lane, keeper, loop)
         self.caller = caller
+        self.gave_up = False  # its caller's place, since it lacked money
         self.counted: LaneKey | None = None  # among those in which inner requests may wait
         self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
 
@@ -208,9 +209,12 @@ class Nesting:
                     continue
             caller.lent = following
             if lent is not None:
+                lent.gave_up = self._is_parked(lent)
                 self._take_back(lent)
-            if following is not None and following.request_id is not None:
-                self._lend(following.request_id, True)
+            if following is not None:
+                following.gave_up = False
+                if following.request_id is not None:
+                    self._lend(following.request_id, True)
 
     def _following(self, caller: _Caller) -> InnerFuture | None:
         """Who may go next on a caller's place: whoever lacks money only if all do."""
@@ -245,7 +249,10 @@ class Nesting:
 
     def _is_parked(self, future: InnerFuture) -> bool:
         lane = future.lane
-        return lane is not None and self._waits(future) and self._store.shortfall(lane) is not None
+        if lane is None or not self._waits(future):
+            return False
+        # Without a free place nobody looks at money: what was found out before is believed.
+        return future.gave_up or self._store.shortfall(lane) is not None
 
     def _take_back(self, future: InnerFuture) -> None:
         """Its caller lends a request no place any more; others may wait for it, and lend theirs."""

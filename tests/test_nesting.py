@@ -643,6 +643,9 @@ worlds = st.tuples(
 )
 
 
+MOST_TURNS = 1000  # of a world: about five a call
+
+
 def live(world, make_store, most_errors=10**9):
     """Let a world live for a day, then raise its limit.
 
@@ -654,13 +657,15 @@ def live(world, make_store, most_errors=10**9):
     roots, limit, places, pauses = world
     for n, node in enumerate(node for root in roots for node in root):
         node.n = n
-    told, trees, untold = [], [], []
+    told, trees, untold, turns = [], [], [], []
 
     async def main():
         store = make_store()
         turn, stuck = store.turn, Nesting.stuck
 
         async def checked(what):
+            turns.append(what.now_ms)
+            assert len(turns) < MOST_TURNS, "waiting is not free"
             result = await turn(what)
             for status in store.latest() if result.claimed else ():
                 for cap in status.caps:
