@@ -112,7 +112,7 @@ class File:
 
     def __call__(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with contextlib.closing(
-            sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=30)
+            sqlite3.connect(f"file:{self.path}?mode=rw", uri=True, timeout=30)
         ) as db:
             return db.execute(sql, values).fetchall()
 
