@@ -120,10 +120,11 @@ def test_a_soft_time_limit_ends_a_parked_task_at_no_cost(tasks, task):
 
 def test_a_time_limit_kills_a_parked_task_at_no_cost_and_the_next_one_goes_on(tasks):
     tasks.write("llm.py", limit='"$0.00000001"')
-    with worker(tasks, concurrency=1):
+    with worker(tasks, concurrency=1) as celery:
         told = send(tasks, "summarise", "Hi", {"time_limit": 1})
 
         assert told.startswith("TimeLimitExceeded"), told
+        celery.wait_for("exited with 'signal")  # it is told first, and killed then
         tasks.check_nothing_was_spent()
         tasks.raise_limit()
         assert send(tasks, "summarise").strip()
