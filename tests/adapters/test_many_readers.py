@@ -89,8 +89,8 @@ async def test_a_provider_that_lets_few_in_is_asked_for_few_streams():
             async with client.stream("POST", URL, json=STREAMED) as response:
                 assert b"[DONE]" in await response.aread()
 
-        await asyncio.gather(*(read() for _ in range(150)))
-        assert len(refused) < 60
+        await asyncio.gather(*(read() for _ in range(60)))
+        assert len(refused) < 24
         await s.join()
         assert s.stats().suspense_nusd == 0
 
@@ -110,12 +110,12 @@ def answer_both(family):
 
 
 @FAMILIES
-@pytest.mark.parametrize("places", [1, 2, 20])
+@pytest.mark.parametrize("places", [1, 20])
 async def test_loops_that_gather_calls_of_the_same_client(family, places):
     async with make_scheduler(concurrency=places) as s, asyncio.timeout(50):
         client = wrapped(s, answer_both(family), family)
 
-        async def read(depth=2):
+        async def read(depth=1):
             async with client.stream("POST", URL, json=STREAMED) as response:
                 async for _ in response.aiter_bytes():
                     calls = [client.post(URL, json=BODY) for _ in range(2)]
