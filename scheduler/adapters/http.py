@@ -35,6 +35,7 @@ from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import is_within_call
 from scheduler.errors import (
+    BadAnswer,
     CallFailed,
     CallInterrupted,
     ConfigError,
@@ -282,7 +283,8 @@ class HttpVisit(Visit):
         try:
             return await sealed(self._attempt(request), self._secrets())
         except CallFailed as error:
-            if self._has_tried_enough(error):
+            # No client asks again after a success, even if nobody can make anything of it.
+            if isinstance(error, BadAnswer) or self._has_tried_enough(error):
                 error.is_retryable = False
             raise
 
@@ -417,6 +419,7 @@ class HttpVisit(Visit):
             error = explain_httpx(exc, 0, family)
         else:
             error = CallFailed(f"the client raised {words_of(exc)}")
+            error.is_retryable = self._renewal is not None and self._renewal.tries_after(exc)
         mask(error, secrets)
         return error
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -179,6 +180,9 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
         retries = retries_taken if call is None else call.retries_taken
         return process(response=response, retries_taken=retries, **more)
 
+    async def process_response_async(**options: Any) -> Any:
+        return await process_response(**options)
+
     def copied(name: str) -> Callable[..., Any]:
         def like(*args: Any, **options: Any) -> Any:
             made = bound[name](*args, **options)
@@ -191,9 +195,11 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
 
     is_async = inspect.iscoroutinefunction(client._prepare_options)
     own = {"request": request if is_async else request_sync, "_prepare_options": prepare_options,
-           "_process_response": process_response, **{name: copied(name) for name in _COPIES}}  # fmt: skip
+           "_process_response": process_response_async if is_async else process_response,
+           **{name: copied(name) for name in _COPIES}}  # fmt: skip
     for name, function in own.items():
-        setattr(client, name, function)
+        usual = process if name == "_process_response" else bound[name]
+        setattr(client, name, functools.wraps(usual)(function))
 
 
 def _beginner(client: Any, door: Door, is_said: bool) -> Callable[[Any], tuple[Asking | None, Any]]:

@@ -81,6 +81,10 @@ class Renewal(ABC):
         """Whether what was refused may be allowed when it is made anew; where its client is."""
         return False
 
+    def tries_after(self, exc: BaseException) -> bool:
+        """Whether the SDK would send it again after its transport raised this, which is not HTTP's."""
+        return False
+
 
 class Bearer(Renewal):
     """Of an SDK that puts a token into a header: Google's, or Mistral's.
@@ -145,6 +149,14 @@ class Asking(Renewal):
     def __init__(self, client: Any, inner: Any, max_retries: int | None) -> None:
         self._client, self.inner, self.max_retries = client, inner, max_retries
         self.options: Any = None
+        self._is_made = True  # else an attempt is being made, and what is raised is the SDK's word
+
+    def tries_after(self, exc: BaseException) -> bool:
+        """After anything but errors of its own."""
+        modules = [kind.__module__ for kind in type(self._client).__mro__]
+        own = {name.partition(".")[0] for name in modules if name.endswith("._base_client")}
+        is_own = type(exc).__module__.partition(".")[0] in own
+        return self._is_made and isinstance(exc, Exception) and not is_own
 
     def cures(self, response: Any) -> bool:
         """The SDK itself says so, once: it has forgotten the token that was refused by then."""
@@ -160,10 +172,12 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return await post(request)
+        self._is_made = False
         prepared = await self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         await self._client._prepare_request(made)
         self._trace(made, request)
+        self._is_made = True
         whole = getattr(self._client, "_send_request", None)
         return await (post(made) if whole is None else whole(made, **_told(options)))
 
@@ -174,10 +188,12 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return post(request)
+        self._is_made = False
         prepared = self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         self._client._prepare_request(made)
         self._trace(made, request)
+        self._is_made = True
         whole = getattr(self._client, "_send_request", None)
         return post(made) if whole is None else whole(made, **_told(options))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import ssl
 from functools import partial
 from types import SimpleNamespace
 
@@ -365,3 +367,69 @@ def test_a_sync_client_tries_as_often_as_it_was_told(package):
 
         assert raw.retries_taken == 3
         assert len(server.seen) == 4
+
+
+@stainless
+@pytest.mark.parametrize("raised", [RuntimeError("oops"), ssl.SSLError("bad"), OSError("gone")])
+async def test_what_a_transport_raises_is_tried_again_as_the_sdk_does(package, raised):
+    server = Server(package, raised, raised, 200)
+    async with quick() as s:
+        made = s.wrap(server.client())
+        part = made.messages if package == "anthropic" else made.chat.completions
+        raw = await part.with_raw_response.create(**ASK)
+
+        assert (raw.retries_taken, len(server.seen)) == (2, 3)
+        assert s.stats().succeeded == 1
+        assert counted(s) > 0
+
+
+@stainless
+async def test_an_error_of_the_sdks_own_is_not_tried_again(package):
+    own = type("Refused", (Exception,), {"__module__": f"{package}._exceptions"})("no")
+    server = Server(package, own)
+    async with quick() as s:
+        with pytest.raises(Exception):  # noqa: B017, PT011 (some wrap it, some do not)
+            await server.ask(s.wrap(server.client()))
+
+        assert len(server.seen) == 1
+
+
+@stainless
+@pytest.mark.parametrize("sync", [False, True])
+async def test_its_methods_have_the_signatures_that_they_had(package, sync):
+    bare = Server(package).client(sync=sync)
+    async with make_scheduler() as s:
+        made = s.wrap(Server(package).client(sync=sync))
+        for name in ("copy", "with_options", "request", "post", "_process_response"):
+            was, found = getattr(bare, name), getattr(made, name)
+            assert inspect.signature(found) == inspect.signature(was)
+            assert (found.__name__, found.__doc__) == (was.__name__, was.__doc__)
+            assert inspect.iscoroutinefunction(found) == inspect.iscoroutinefunction(was)
+        again = made.with_options(timeout=3)
+        assert inspect.signature(again.copy) == inspect.signature(bare.copy)
+
+
+@stainless
+async def test_a_success_that_says_nothing_is_handed_back_once_and_counts(package):
+    server = Server(package)
+    empty = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
+    odd = [b"[]", b"<html>", json.dumps(empty).encode()]
+    for content in odd:
+        sent = []
+
+        def answer(request, content=content, sent=sent):
+            sent.append(request)
+            headers = {"content-type": "application/json"}
+            return server.httpx.Response(200, headers=headers, content=content)
+
+        client = server.client(max_retries=3)
+        client._client._transport = server.httpx.MockTransport(answer)
+        async with quick() as s:
+            made = s.wrap(client)
+            part = made.messages if package == "anthropic" else made.chat.completions
+            raw = await part.with_raw_response.create(**ASK)
+            text = await raw.text() if inspect.iscoroutinefunction(raw.text) else raw.text
+
+            assert (text() if callable(text) else text) == content.decode()
+            assert len(sent) == 1
+            assert counted(s) > 0
