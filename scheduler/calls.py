@@ -103,6 +103,14 @@ def is_within_call(owner: object) -> bool:
     return attempt_around(owner) is not None
 
 
+class CancelledAfter(asyncio.CancelledError):
+    """Cancels an attempt of which something has been billed already: so much, at the least."""
+
+    def __init__(self, nusd: int) -> None:
+        super().__init__()
+        self.nusd = nusd
+
+
 @dataclass(slots=True)
 class Attempt:
     """How one attempt ended.
@@ -152,7 +160,7 @@ async def attempt(
         ended = _failed(provider, tariff, claimed, error, retry, now_ms(), tries)
     except asyncio.CancelledError as exc:
         if me is not None and me.cancelling():
-            ended = _cancelled(claimed)
+            ended = _cancelled(claimed, exc.nusd if isinstance(exc, CancelledAfter) else 0)
         else:
             given_up = CallFailed("the provider gave the call up by itself")  # nobody cancelled it
             given_up.__cause__ = exc
@@ -188,7 +196,7 @@ def interrupt(ended: Attempt, why: str) -> None:
     claimed = ended.claimed
     error = CallInterrupted(f"{why}; it may be billed, and what it reserved keeps counting")
     error.attempts = claimed.attempt
-    error.cost_nusd = claimed.spent_nusd + claimed.ceiling_nusd
+    error.cost_nusd = claimed.spent_nusd + max(claimed.ceiling_nusd, ended.settlement.nusd)
     ended.error, ended.settlement.why = error, why[:MAX_WHY]
 
 
@@ -325,12 +333,16 @@ def _to_post_nusd(claimed: Claimed, error: CallFailed, told_nusd: int | None) ->
     return told_nusd + rest_nusd if told_nusd > rest_nusd else None
 
 
-def _cancelled(claimed: Claimed) -> Attempt:
+def _cancelled(claimed: Claimed, least_nusd: int = 0) -> Attempt:
     settlement = Settlement(
         claimed.reservation_id, claimed.request_id, Outcome.SUSPEND, RequestState.CANCELLED,
         why="cancelled after it was sent",
     )  # fmt: skip
-    return Attempt(claimed, settlement)
+    overrun_nusd = max(0, least_nusd - claimed.ceiling_nusd)
+    if overrun_nusd:  # what is known counts, above what was reserved, too
+        settlement.outcome, settlement.nusd = Outcome.POST, least_nusd
+        settlement.tokens = claimed.ceiling_tokens
+    return Attempt(claimed, settlement, overrun_nusd=overrun_nusd)
 
 
 def _report(provider: str, ended: Attempt, now_ms: int) -> Report:

@@ -84,6 +84,7 @@ class Tab:
     _parts: list[Part] = field(default_factory=list)
     _under_way: set[asyncio.Task[Response]] = field(default_factory=set)
     _misses: bool = False
+    _is_billed: bool = False
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[Tab]:
@@ -109,6 +110,11 @@ class Tab:
             sum(part.nusd for part in parts), len(parts), all(part.is_known for part in parts),
             not self._misses and all(part.is_priced for part in parts),
         )  # fmt: skip
+
+    def last_bill(self) -> Bill:
+        """As `bill`, when it is settled: what is under way is not asked once more after that."""
+        self._is_billed = True
+        return self.bill()
 
     def begin(
         self,
@@ -162,9 +168,11 @@ class Tab:
             if how.error is None:
                 raise asyncio.CancelledError
             wait_ms = _wait_ms(how, number, now_ms()) if retry is not None else None
-            if wait_ms is None:
+            if wait_ms is None or self._is_billed:
                 raise how.error
             await asyncio.sleep(wait_ms / 1000)
+            if self._is_billed:
+                raise how.error
 
     async def settled(self) -> None:
         """Wait until those that are under way have ended."""

@@ -584,3 +584,71 @@ def test_functions_that_block_are_quoted_and_billed_where_they_are():
         with pytest.raises(ZeroDivisionError):
             breaks()
         assert s.stats().suspense_nusd == QUOTE
+
+
+async def spends_too_much(s, client):
+    """A function that has cost more than its quote, and goes on."""
+
+    @s.budgeted(quote="$0.00001")
+    async def agent():
+        for _ in range(3):
+            await client.post(URL, json=BODY)
+        await asyncio.sleep(100)
+
+    return agent
+
+
+def test_what_was_billed_before_a_function_was_cancelled_counts_above_its_quote():
+    async def work(s, client):
+        agent = await spends_too_much(s, client)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(agent(), 5)
+        await asyncio.sleep(1)
+        assert counts(s) == (3 * COST, 0, 0)
+
+    world(work)
+
+
+def test_so_does_that_of_a_function_within():
+    async def work(s, client):
+        agent = await spends_too_much(s, client)
+
+        @s.budgeted(quote="$0.01")
+        async def outer():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(agent(), 5)
+
+        await outer()
+        assert counts(s) == (3 * COST, 0, 0)
+
+    world(work)
+
+
+def test_what_a_function_left_when_it_failed_is_not_tried_again_when_its_bill_is_settled():
+    tries = []
+
+    async def lost_once(**kwargs):
+        tries.append(1)
+        await asyncio.sleep(1)
+        raise TimeoutError("lost")
+
+    async def main():
+        providers = Simulated()
+        async with Scheduler(
+            budgets=Budget("team", "$1"), providers=providers, prices=PRICES, clock=VirtualClock()
+        ) as s:
+
+            @s.budgeted(quote="$0.01")
+            async def agent():
+                left = asyncio.create_task(s.call(lost_once, **BODY))
+                await asyncio.sleep(0.5)
+                left.add_done_callback(lambda task: task.exception())
+                raise ValueError("no")
+
+            with pytest.raises(ValueError, match="no"):
+                await agent()
+            await asyncio.sleep(300)
+            assert counts(s) == (len(tries) * CEILING, 0, 0)
+
+    run(main())
+    assert tries

@@ -6,6 +6,7 @@ wrong from its exception. The function itself is called where its caller is.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
-from scheduler.calls import attempt_around, is_within_call
+from scheduler.calls import CancelledAfter, attempt_around, is_within_call
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
 from scheduler.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
@@ -90,15 +91,17 @@ class FunctionVisit(Visit):
             try:
                 answer = await self.send(request)
             except CallFailed as error:
-                billed_for_parts(error, self._failure, tab.bill(), self.posts_unknown)
+                billed_for_parts(error, self._failure, tab.last_bill(), self.posts_unknown)
                 raise
+            except asyncio.CancelledError:
+                raise CancelledAfter(tab.last_bill().nusd) from None
         if tab.is_waiting:  # for what it left behind, such as a stream that it gave back
             around = attempt_around(store)
             if self.tab is None and around is not None:
                 around.is_live = False  # whatever is asked from now on is a call of its own
             self._place.wake()
             await tab.settled()
-        return self.with_parts(request, answer, tab.bill())
+        return self.with_parts(request, answer, tab.last_bill())
 
     def with_parts(self, request: Request, answer: Answer, bill: Bill) -> Answer:
         """What a result says of its cost, and what came by, which it is never below."""
