@@ -297,6 +297,7 @@ def _failed(
         settlement.state, settlement.is_attempt = RequestState.QUEUED, False
         return ended
     delay_ms = None
+    settlement.is_decided = void and not error.is_retryable  # no other try is of any use, or wanted
     if error.is_retryable or error.credit is not None:
         waited_ms = now_ms - claimed.submitted_at_ms
         since_ms = None if tried is None else tried.free_since_ms

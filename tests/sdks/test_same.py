@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import json
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scheduler import ConfigError
+from scheduler import Budget, ConfigError, Scheduler, Simulated
 from scheduler.adapters.shadow import Budgeted
+from scheduler.testing import VirtualClock, run
 from tests.sdks.conftest import counted, make_scheduler
 from tests.sdks.kits import FAMILY
 
@@ -433,3 +435,31 @@ async def test_a_success_that_says_nothing_is_handed_back_once_and_counts(packag
             assert (text() if callable(text) else text) == content.decode()
             assert len(sent) == 1
             assert counted(s) > 0
+
+
+def test_max_retries_bounds_what_is_sent_while_the_provider_is_down():
+    openai = pytest.importorskip("openai")
+    httpx = importlib.import_module(FAMILY)
+    seen = []
+
+    def down(request):
+        seen.append(request)
+        return httpx.Response(503, json={"error": {"message": "no"}})
+
+    async def main():
+        async with Scheduler(
+            budgets=Budget("team", "$1"), providers=Simulated(), prices={"m": "1/4"},
+            clock=VirtualClock(),
+        ) as s:  # fmt: skip
+            client = openai.AsyncOpenAI(
+                api_key="k", max_retries=5, base_url="http://h/v1",
+                http_client=httpx.AsyncClient(transport=httpx.MockTransport(down)),
+            )  # fmt: skip
+            client._platform = "Linux"  # else it asks in a thread, which has no virtual time
+            with pytest.raises(openai.InternalServerError):
+                async with asyncio.timeout(9000):
+                    await s.wrap(client).chat.completions.create(**ASK | {"model": "m"})
+            assert s.stats().failed == 1
+
+    run(main())
+    assert len(seen) == 6
