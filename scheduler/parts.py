@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from scheduler.calls import Attempt, attempt
+from scheduler.calls import Attempt, attempt, is_within_call
 from scheduler.errors import SchedulerError
 from scheduler.intake import Intake
 from scheduler.providers.base import Send
@@ -207,3 +207,13 @@ def tab_here(owner: object) -> Tab | None:
     while tab is not None and not (tab.owner is owner and tab.is_open):
         tab = tab.outer
     return tab if tab is not None and tab.counts else None
+
+
+def noted_here(owner: object) -> tuple[Tab | None, bool]:
+    """Where what this code asks is noted, if it is a part of a call under way; and whether it is
+    covered by a call that is noted as a whole, and just made.
+    """  # noqa: D205
+    if not is_within_call(owner):
+        return None, False
+    tab = tab_here(owner)
+    return tab, tab is None

@@ -59,7 +59,7 @@ class Resting:
                 self._end(call)
             for call in now - self._callers:
                 if call.end_rest is None:
-                    call.end_rest = self._begin(call)
+                    self._begin(call)
                     self._wake()
             self._callers = now
         self.look_soon()
@@ -104,7 +104,7 @@ class Resting:
         has_rested, before_s = False, self._loop.time() - REST_S
         for call, pace in self._holding():
             if pace.busy_since_s is not None and pace.busy_since_s <= before_s:
-                call.end_rest = pace.back = self._begin(call)
+                pace.back = self._begin(call)
                 has_rested = True
                 if pace.busy_since_s is None:  # it was asked in this moment, in another thread
                     call.end_rest()
@@ -117,7 +117,8 @@ class Resting:
         self._count(call, 1)
         if call.attempt is not None:
             call.attempt.has_waited = True
-        return partial(self._end, call)
+        end = call.end_rest = partial(self._end, call)
+        return end
 
     def _end(self, call: Call) -> None:
         """It is worked on again, or has ended."""

@@ -19,12 +19,11 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from scheduler.adapters.dialects import HEADER_PREFIX, is_endpoint
-from scheduler.adapters.http import Door
+from scheduler.adapters.http import OF_WIRE, Door, raise_own
 from scheduler.adapters.tees import Tee
 from scheduler.errors import SchedulerError
 
 CAME = "scheduler.came"  # where a response of httpx's keeps the one it stands for
-_DECODED = ("content-encoding", "content-length", "transfer-encoding")
 _NEVER_SENT = (
     aiohttp.ClientConnectorError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL,
     getattr(aiohttp, "ConnectionTimeoutError", aiohttp.InvalidURL),
@@ -56,10 +55,7 @@ async def send(
     try:
         answer = await door.send(exchange, asked, {"stream": True}, exchange.post)
     except httpx.RequestError as exc:
-        own = exc.__cause__
-        if isinstance(own, Exception):
-            raise own from own.__cause__
-        raise
+        raise_own(exc)
     response = await exchange.own(answer)
     wanted = options.get("raise_for_status")
     wanted = session.raise_for_status if wanted is None else wanted
@@ -162,7 +158,7 @@ class _Exchange:
         is_encoded = not (self._session.auto_decompress if decodes is None else decodes)
         headers = [
             (name, value) for name, value in came.raw_headers
-            if is_encoded or name.lower().decode("latin-1") not in _DECODED
+            if is_encoded or name.lower().decode("latin-1") not in OF_WIRE
         ]  # fmt: skip
         return httpx.Response(
             came.status, headers=headers, stream=_Body(came, request), request=request,

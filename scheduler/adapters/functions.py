@@ -30,13 +30,13 @@ from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
-from scheduler.calls import CancelledAfter, attempt_around, is_within_call
+from scheduler.calls import CancelledAfter, attempt_around
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
 from scheduler.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
 from scheduler.money import parse_usd
-from scheduler.parts import Bill, Tab, tab_here
+from scheduler.parts import Bill, Tab, noted_here
 from scheduler.plain import logger_of
 from scheduler.pricing import PriceBook
 from scheduler.providers.base import Answer, Provider, Tariff
@@ -99,7 +99,7 @@ class FunctionVisit(Visit):
             around = attempt_around(store)
             if self.tab is None and around is not None:
                 around.is_live = False  # whatever is asked from now on is a call of its own
-            self._place.wake()
+            self.place.wake()
             await tab.settled()
         return self.with_parts(request, answer, tab.last_bill())
 
@@ -124,7 +124,7 @@ class FunctionVisit(Visit):
             self._result = Followed(self, result, ended, pieces)
             watch(self.scheduler, self._result)
             self.is_read_at(self._result.pace)
-            self._place.wake()
+            self.place.wake()
             answer: Answer = await ended
             return answer
         self._result = result
@@ -299,11 +299,9 @@ def _visit_of_call(
     scheduler: Scheduler, call: Arguments, on_exceeded: OnExceeded | None, place: Place
 ) -> _ModelVisit | None:
     """What `call` amounts to; None: it is a part of a call that is noted as a whole."""
-    tab, function = None, call.func
-    if is_within_call(scheduler.store):
-        tab = tab_here(scheduler.store)
-        if tab is None:
-            return None
+    (tab, is_covered), function = noted_here(scheduler.store), call.func
+    if is_covered:
+        return None
     try:
         single = once(function, call)
         request = read_arguments(function, single)
@@ -332,7 +330,7 @@ def call_in_thread(scheduler: Scheduler, call: Arguments, on_exceeded: OnExceede
     """As `call`, for a function that blocks; called in this thread."""
     if inspect.iscoroutinefunction(call.func):
         raise ConfigError("call", f"{name_of(call.func)} is async; give its sync counterpart")
-    if is_within_call(scheduler.store) and tab_here(scheduler.store) is None:
+    if noted_here(scheduler.store)[1]:
         return call()
     place = place_of_thread(scheduler.loop)
     visit = _visit_of_call(scheduler, call, on_exceeded, place)
@@ -399,8 +397,7 @@ class Budgeted:
 
     def _is_covered(self) -> bool:
         """Whether it is called within a call that is noted as a whole."""
-        store = self._scheduler.store
-        return is_within_call(store) and tab_here(store) is None
+        return noted_here(self._scheduler.store)[1]
 
     def _visit(self, call: Arguments, place: Place) -> FunctionVisit:
         function, quote, name = call.func, self._quote, name_of(call.func)
@@ -415,6 +412,5 @@ class Budgeted:
         }
         request = Request(body, url=name, **said)
         visit = FunctionVisit(self._scheduler, request, self._on_exceeded, place, call, self._cost)
-        if is_within_call(self._scheduler.store):
-            visit.tab = tab_here(self._scheduler.store)
+        visit.tab, _ = noted_here(self._scheduler.store)
         return visit

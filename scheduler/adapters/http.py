@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from scheduler.adapters.dialects import (
     HEADER_PREFIX,
@@ -28,12 +28,11 @@ from scheduler.adapters.dialects import (
     read_marks,
     refusal,
 )
-from scheduler.adapters.places import Place, place_of_coroutine, place_of_thread
+from scheduler.adapters.places import AsyncPlace, Place, Thread, place_of_coroutine, place_of_thread
 from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_names
 from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
-from scheduler.calls import is_within_call
 from scheduler.errors import (
     BadAnswer,
     CallFailed,
@@ -48,7 +47,7 @@ from scheduler.errors import (
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge, within
 from scheduler.money import decimal_usd
-from scheduler.parts import Tab, tab_here
+from scheduler.parts import noted_here
 from scheduler.providers.answers import read_answer, read_error
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Answer
@@ -67,7 +66,8 @@ if TYPE_CHECKING:
 _SECRET_HEADERS = (*CREDENTIAL_HEADERS, "x-goog-api-key", "cookie")
 _SECRET_PARAMS = ("key", "api_key", "api-key", "token", "access_token")
 LONGEST_FRESH_S = 0.02  # credentials that waited for longer are made anew
-_LENGTHS = ("content-encoding", "content-length", "transfer-encoding")
+# Headers that are about the bytes on the wire, not about what they say.
+OF_WIRE = ("content-encoding", "content-length", "transfer-encoding")
 
 
 @dataclass(slots=True)
@@ -101,57 +101,49 @@ class Door:
             options: Of its `send`.
             post: Its own `send`.
         """
-        headers = take_headers(request)
-        tab, is_within = self._tab()
-        if is_within and tab is None:
+        visit = self._visit(HttpVisit, place_of_coroutine, client, request, options, post)
+        if visit is None:
             return await post(request, **options)
-        try:
-            call = self.read(request)
-            if call is not None:
-                place = place_of_coroutine(self.scheduler.loop)
-                visit = HttpVisit(self, client, request, call, headers, place, options, post)
-                visit.tab = tab
-        except SchedulerError as error:
-            if tab is None:
-                return self.refuse(error, request)
-            call = None  # it is covered by what was quoted, as anything that nobody can read
-        if call is None and tab is not None and self.may_cost(request):
-            tab.misses()
-        if call is None:
-            return await post(request, **options)
-        await visit.wait_at(place)
+        if not isinstance(visit, HttpVisit):
+            return visit
+        await visit.wait_at(cast(AsyncPlace, visit.place))
         return visit.outcome()
 
     def send_sync(
         self, client: Any, request: Any, options: dict[str, Any], post: Callable[..., Any]
     ) -> Any:
         """As `send`, for a sync client."""
-        headers = take_headers(request)
-        tab, is_within = self._tab()
-        if is_within and tab is None:
+        visit = self._visit(SyncHttpVisit, place_of_thread, client, request, options, post)
+        if visit is None:
             return post(request, **options)
+        if not isinstance(visit, HttpVisit):
+            return visit
+        cast(Thread, visit.place).wait(visit.start, visit.give_up)
+        return visit.outcome()
+
+    def _visit(
+        self, kind: type[HttpVisit], place_of: Callable[..., Any], client: Any, request: Any,
+        options: dict[str, Any], post: Callable[..., Any],
+    ) -> Any:  # fmt: skip
+        """What a request amounts to: a call, or a refusal of it; None: it is sent as it is."""
+        headers = take_headers(request)
+        tab, is_covered = noted_here(self.scheduler.store)
+        if is_covered:
+            return None
         try:
             call = self.read(request)
             if call is not None:
-                place = place_of_thread(self.scheduler.loop)
-                visit = SyncHttpVisit(self, client, request, call, headers, place, options, post)
+                place = place_of(self.scheduler.loop)
+                visit = kind(self, client, request, call, headers, place, options, post)
                 visit.tab = tab
+                return visit
         except SchedulerError as error:
             if tab is None:
                 return self.refuse(error, request)
-            call = None  # it is covered by what was quoted, as anything that nobody can read
-        if call is None and tab is not None and self.may_cost(request):
+            # It is covered by what was quoted, as anything that nobody can read.
+        if tab is not None and self.may_cost(request):
             tab.misses()
-        if call is None:
-            return post(request, **options)
-        place.wait(visit.start, visit.give_up)
-        return visit.outcome()
-
-    def _tab(self) -> tuple[Tab | None, bool]:
-        """Where it is noted, if it is a part of a call under way; and whether it is within one."""
-        store = self.scheduler.store
-        is_within = is_within_call(store)
-        return (tab_here(store) if is_within else None), is_within
+        return None
 
     def may_cost(self, request: Any) -> bool:
         """Whether something that is no call that is counted may cost something all the same."""
@@ -223,6 +215,14 @@ def take_headers(request: Any) -> dict[str, str]:
         for name in found.keys() - signed_names(request):
             del request.headers[name]
     return found
+
+
+def raise_own(exc: BaseException) -> NoReturn:
+    """Raise what an exception of httpx's stands for, if it was made of another library's."""
+    own = exc.__cause__
+    if isinstance(own, Exception):
+        raise own from own.__cause__
+    raise exc
 
 
 def family_of(thing: object) -> ModuleType | None:
@@ -475,7 +475,7 @@ class HttpVisit(Visit):
         watch(self.scheduler, tee)
         self.is_read_at(tee.pace)
         del tee, response  # likewise, so that it is noticed when they drop it
-        self._place.wake()
+        self.place.wake()
         return await ended
 
     def _read_stream(self, request: Request, response: Any, content: bytes) -> Answer:
@@ -492,7 +492,7 @@ class HttpVisit(Visit):
     def _shown(self, response: Any, content: bytes) -> Any:
         """A response like this one with other content."""
         headers = [(name, value) for name, value in response.headers.raw
-                   if name.lower().decode("latin-1") not in _LENGTHS]  # fmt: skip
+                   if name.lower().decode("latin-1") not in OF_WIRE]  # fmt: skip
         shown = self.family.Response(
             response.status_code, headers=headers, stream=self.family.ByteStream(content),
             request=response.request, extensions=response.extensions, history=response.history,

@@ -14,10 +14,9 @@ import httpx
 import requests
 
 from scheduler.adapters.dialects import HEADER_PREFIX, is_endpoint
-from scheduler.adapters.http import Door
+from scheduler.adapters.http import OF_WIRE, Door, raise_own
 
 CAME = "scheduler.came"  # where a response of httpx's keeps the one it stands for
-_DECODED = ("content-encoding", "content-length", "transfer-encoding")
 _NEVER_SENT = (
     "NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "SSLCertVerificationError",
 )  # fmt: skip
@@ -44,10 +43,7 @@ def send(door: Door, post: Callable[..., Any], prepared: Any, options: dict[str,
     try:
         answer = door.send_sync(exchange, asked, {"stream": True}, exchange.post)
     except httpx.RequestError as exc:
-        own = exc.__cause__
-        if isinstance(own, Exception):
-            raise own from own.__cause__
-        raise
+        raise_own(exc)
     response = exchange.own(answer)
     if not options.get("stream"):
         _ = response.content  # read, as always
@@ -118,7 +114,7 @@ class _Exchange:
                 raise
             raise _translated(exc, request) from exc
         headers = [
-            (name, value) for name, value in came.headers.items() if name.lower() not in _DECODED
+            (name, value) for name, value in came.headers.items() if name.lower() not in OF_WIRE
         ]
         return httpx.Response(
             came.status_code, headers=headers, stream=_Body(came, request), request=request,
@@ -197,9 +193,12 @@ class _Body(httpx.SyncByteStream):
 
 def _pieces(came: Any) -> Iterator[bytes]:
     """The content as it arrives, decoded."""
-    is_whole = getattr(came.raw, "chunked", True) or not hasattr(came.raw, "read1")
-    # Without chunks `iter_content(None)` waits for all of it: a byte is there as soon as it is.
-    return iter(came.iter_content(None if is_whole else 1))
+    is_chunked = getattr(came.raw, "chunked", True) or not hasattr(came.raw, "read1")
+    is_events = came.headers.get("content-type", "").startswith("text/event-stream")
+    is_told = "content-length" in came.headers and not is_events
+    # Else `iter_content(None)` waits for the end: a byte is there as soon as it is. An answer whose
+    # length was told is no live one, and may be large.
+    return iter(came.iter_content(None if is_chunked or is_told else 1))
 
 
 class _Raw(io.RawIOBase):
@@ -238,10 +237,7 @@ class _Raw(io.RawIOBase):
         except StopIteration:
             return b""
         except httpx.RequestError as exc:
-            own = exc.__cause__
-            if isinstance(own, Exception):
-                raise own from own.__cause__
-            raise
+            raise_own(exc)
         size = len(self._left) if most is None else most
         piece, self._left = self._left[:size], self._left[size:]
         return piece

@@ -34,6 +34,7 @@ class Visit(ABC):
     Attributes:
         scheduler: Who says when.
         loop: The scheduler's.
+        place: Where the caller is.
         error: Why there is no answer; None: there is, or not yet.
         response: What was settled; None: nothing, or not yet.
         max_retries: How often the caller wants it sent again at most; None: they did not say.
@@ -47,7 +48,7 @@ class Visit(ABC):
 
     def __init__(self, scheduler: Scheduler, on_exceeded: OnExceeded | None, place: Place) -> None:
         self.scheduler, self.loop = scheduler, scheduler.loop
-        self._on_exceeded, self._place = on_exceeded, place
+        self._on_exceeded, self.place = on_exceeded, place
         self._future: asyncio.Future[Response] | None = None
         self._is_given_up, self._waits_since_s = False, self.loop.time()
         self._failure: BaseException | None = None  # what was raised where the caller is
@@ -81,7 +82,7 @@ class Visit(ABC):
         """
         task = asyncio.current_task()
         try:
-            return await self._place.run(function, *args)
+            return await self.place.run(function, *args)
         except BaseException as exc:
             if _is_loops_own(exc, task):
                 raise
@@ -96,7 +97,7 @@ class Visit(ABC):
             future = self._line_up(self.make_request())
         except BaseException as error:  # whatever it is: the caller waits for it, elsewhere
             self.error = error
-            self._place.wake()
+            self.place.wake()
             if isinstance(error, PROGRAM_ENDS):
                 raise
             return
@@ -143,7 +144,7 @@ class Visit(ABC):
 
     def tell(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a function in the scheduler's loop; from any thread."""
-        self._place.tell(function, *args)
+        self.place.tell(function, *args)
 
     async def settled(self) -> None:
         """Wait until the ledger has what came of it; from any loop."""
@@ -166,7 +167,7 @@ class Visit(ABC):
         if not future.cancelled():
             self.error = future.exception()
             self.response = None if self.error is not None else future.result()
-        self._place.wake()
+        self.place.wake()
 
 
 def _is_loops_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from scheduler.cli.exits import CODES
-from scheduler.cli.widths import ASIDE, cells, columns_of, hung, wrapped
+from scheduler.cli.widths import ASIDE, cells, columns_of, columns_said, hung, wrapped
 
 WIDEST = 100  # longer lines are hard to read
 NARROWEST = 30
@@ -54,14 +54,9 @@ class Group(TyperGroup):
 def _write(command: Any, ctx: Any, formatter: Any, commands: list[tuple[str, str]]) -> None:
     is_coloured = _is_coloured()
     ctx.color = is_coloured  # else typer takes the colours off again where it knows no terminal
-    width = min(columns_of(sys.stdout) or _told() or ASIDE, WIDEST)
+    width = min(columns_of(sys.stdout) or columns_said() or ASIDE, WIDEST)
     lines = help_lines(command, ctx, commands, max(width, NARROWEST), is_coloured=is_coloured)
     formatter.write("\n".join(lines).replace(TIED, " ") + "\n")
-
-
-def _told() -> int:
-    told = os.environ.get("COLUMNS", "")
-    return int(told) if told.isdecimal() else 0
 
 
 def _is_coloured() -> bool:

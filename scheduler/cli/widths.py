@@ -31,10 +31,15 @@ def columns_of(stream: Any) -> int | None:
     try:
         if not stream.isatty():
             return None
-        told = os.environ.get("COLUMNS", "")
-        return int(told) if told.isdecimal() and int(told) else _asked(stream)
+        return columns_said() or _asked(stream)
     except (AttributeError, ValueError):  # no stream at all, or a closed one
         return None
+
+
+def columns_said() -> int:
+    """What ``COLUMNS`` says; 0: nothing that makes sense."""
+    said = os.environ.get("COLUMNS", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def _asked(stream: Any) -> int:

@@ -12,6 +12,7 @@ import threading
 import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -319,6 +320,26 @@ async def test_answers_in_gzip_and_redirects_come_as_they_should(decodes, body, 
         assert len(told.history) == 1
         assert s.stats().succeeded == 2
         assert counted(s) == 2 * (150 + 2 * 600)
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked_for"),
+    [
+        ({"content-length": "9"}, None),  # as a whole: byte by byte a large one takes seconds
+        ({"content-length": "9", "content-type": "text/event-stream"}, 1),
+        ({}, 1),  # it may be a live one, which ends with its connection
+    ],
+)
+def test_only_what_may_be_live_is_read_byte_by_byte(headers, asked_for):
+    from scheduler.adapters.sessions import _pieces
+
+    came, asked = requests.Response(), []
+    came.headers.update(headers)
+    came.raw = SimpleNamespace(chunked=False, read1=None)
+    came.iter_content = lambda size: asked.append(size) or ()
+
+    assert list(_pieces(came)) == []
+    assert asked == [asked_for]
 
 
 # Errors of the clients' own
