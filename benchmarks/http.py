@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.harness import Row, best, watched
 from scheduler import Budget, OpenAI, Request, Scheduler
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 CONCURRENCY = 256
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from benchmarks.harness import Row
 from scheduler import Limits, OpenAI, RateLimited, Request, Scheduler
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 from tests.limits.harness import (
     PRICE,
     Policy,

@@ -50,8 +50,8 @@ FILE_BOUND = (1.5, 4_096)  # kilobytes; requests are kept for four minutes
 
 def serve(port: int, seed: int) -> None:
     """Answer until SIGTERM, then tell the whole bill as a line of JSON."""
-    from scheduler.providers.simulated import Simulated
-    from scheduler.providers.simulated_server import print_url, serve_until_signal
+    from scheduler.providers.simulated.provider import Simulated
+    from scheduler.providers.simulated.server import print_url, serve_until_signal
 
     rng = random.Random(seed)
     answered: OrderedDict[str, None] = OrderedDict()
@@ -83,7 +83,7 @@ async def ask_for_ever(store: str, url: str, number: int, progress: Path, done: 
     """Ask round after round; a round that was cut off is begun again with the same keys."""
     from scheduler import Scheduler
     from scheduler.providers.openai import OpenAI
-    from scheduler.providers.simulated_bill import SIMULATED_PRICES
+    from scheduler.providers.simulated.bill import SIMULATED_PRICES
 
     provider = OpenAI(base_url=url, timeout=TIMEOUT_S)
     async with Scheduler(

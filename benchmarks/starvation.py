@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.harness import Row
-from scheduler.admission import MAX_BYPASS_MS, MAX_BYPASSED
+from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED
 from tests.traffic import Stream, Traffic
 
 WINDOWS = {

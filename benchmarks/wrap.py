@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.harness import Row, watched
 from scheduler import Budget, Scheduler
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CONCURRENCY = 32

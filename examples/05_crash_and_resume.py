@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 SCHEDULER = [sys.executable, "-m", "scheduler"]
 

@@ -15,7 +15,7 @@ import httpx
 from openai import AsyncOpenAI
 
 from scheduler import Budget, Scheduler
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 PRICES = {"sim-small": "0.15/0.60"}  # in dollars a million tokens; real models are known
 

@@ -38,7 +38,7 @@ from scheduler.adapters.web import (
     lifespan,
 )
 from scheduler.money import format_usd
-from scheduler.providers.simulated_bill import SIMULATED_PRICES
+from scheduler.providers.simulated.bill import SIMULATED_PRICES
 
 DEFAULT_STORE = Path(tempfile.gettempdir()) / "shared_web_app.db"
 

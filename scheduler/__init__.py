@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from scheduler.adapters.client import AsyncClient, Client
     from scheduler.adapters.exceptions import refusal_of
     from scheduler.adapters.instrument import instrument
+    from scheduler.answer import Answer
     from scheduler.budget import Budget
+    from scheduler.core.future import RequestFuture
+    from scheduler.core.stream import ResponseStream
     from scheduler.errors import (
         BadAnswer,
         BudgetExceeded,
@@ -60,14 +63,14 @@ if TYPE_CHECKING:
         WaitsForItself,
         WrongLoop,
     )
-    from scheduler.future import RequestFuture
-    from scheduler.limits import Limits
-    from scheduler.pricing import PriceBook
+    from scheduler.limits.meter import Limits
+    from scheduler.limits.retry import Retry
+    from scheduler.prices.book import PriceBook
     from scheduler.providers.anthropic import Anthropic
-    from scheduler.providers.base import Answer, Provider
+    from scheduler.providers.base import Provider
     from scheduler.providers.function import FunctionProvider
     from scheduler.providers.openai import OpenAI
-    from scheduler.providers.simulated import Simulated
+    from scheduler.providers.simulated.provider import Simulated
     from scheduler.request import (
         Priority,
         Quote,
@@ -77,12 +80,10 @@ if TYPE_CHECKING:
         StreamEvent,
         Usage,
     )
-    from scheduler.retry import Retry
     from scheduler.scheduler import Scheduler
     from scheduler.shortfall import ParkReason, Shortfall
     from scheduler.stats import Stats
     from scheduler.stores.base import Unknown
-    from scheduler.stream import ResponseStream
 
 __version__ = "0.1.0"
 
@@ -107,10 +108,10 @@ _LAZY = {
     "FunctionProvider": "scheduler.providers.function",
     "HeldByCallers": "scheduler.errors",
     "KeyConflict": "scheduler.errors",
-    "Limits": "scheduler.limits",
+    "Limits": "scheduler.limits.meter",
     "OpenAI": "scheduler.providers.openai",
     "ParkReason": "scheduler.shortfall",
-    "PriceBook": "scheduler.pricing",
+    "PriceBook": "scheduler.prices.book",
     "PriceUnknown": "scheduler.errors",
     "Priority": "scheduler.request",
     "PromptTooLong": "scheduler.errors",
@@ -123,17 +124,17 @@ _LAZY = {
     "Quote": "scheduler.request",
     "RateLimited": "scheduler.errors",
     "Request": "scheduler.request",
-    "RequestFuture": "scheduler.future",
+    "RequestFuture": "scheduler.core.future",
     "RequestRejected": "scheduler.errors",
     "RequestState": "scheduler.request",
     "Response": "scheduler.request",
-    "ResponseStream": "scheduler.stream",
-    "Retry": "scheduler.retry",
+    "ResponseStream": "scheduler.core.stream",
+    "Retry": "scheduler.limits.retry",
     "Scheduler": "scheduler.scheduler",
     "SchedulerClosed": "scheduler.errors",
     "SchedulerError": "scheduler.errors",
     "Shortfall": "scheduler.shortfall",
-    "Simulated": "scheduler.providers.simulated",
+    "Simulated": "scheduler.providers.simulated.provider",
     "Stats": "scheduler.stats",
     "StoreError": "scheduler.errors",
     "StreamBroken": "scheduler.errors",

@@ -38,6 +38,7 @@ __all__ = ["Budget", "Cap", "Spec", "Unit", "Window", "WindowKind", "parse_caps"
 Spec = str | int | float | Decimal | None
 
 MAX_COUNT = 10**15
+UNLIMITED = 1 << 62  # as an amount, where there is no limit
 MAX_NAME = 100
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _COUNT = re.compile(r"([\d_,]*\.?\d+)\s*([kmb]?)\s*(tokens?|requests?)", re.IGNORECASE)

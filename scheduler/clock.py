@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from scheduler.hooks import instant_ms
+from scheduler.guards.hooks import instant_ms
 
 
 class Clock(Protocol):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr, ValidationError
 
 from scheduler.errors import ConfigError
-from scheduler.limits import Limits
+from scheduler.limits.meter import Limits
 from scheduler.providers.address import is_azure_url
 from scheduler.providers.base import Provider
 from scheduler.providers.hidden import Headers, check_key, seal
@@ -197,7 +197,7 @@ def make_provider(name: str, table: ProviderTable, file: str = "") -> Provider:
     kind = table.kind or name
     where = f"{file}: provider.{name}" if file else f"provider.{name}"
     if kind == "simulated":
-        from scheduler.providers.simulated import Simulated
+        from scheduler.providers.simulated.provider import Simulated
 
         provider: Provider = Simulated(name)
     elif kind in KNOWN:

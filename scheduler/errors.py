@@ -48,9 +48,9 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
-from scheduler import installed
-from scheduler.money import decimal_usd, format_usd, usd
-from scheduler.plain import about, shell_word
+from scheduler.dollars import decimal_usd, format_usd, usd
+from scheduler.guards import installed
+from scheduler.guards.plain import about, shell_word
 
 installed.require()  # here, since nothing of this package works without its errors
 installed.warn_if_mixed()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from scheduler.errors import SchedulerError
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
 from scheduler.request import RequestState, Response
 from scheduler.shortfall import Shortfall
 

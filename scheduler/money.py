@@ -15,7 +15,11 @@ from __future__ import annotations
 import re
 from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 
-NUSD_PER_USD = 1_000_000_000
+from scheduler.dollars import NUSD_PER_USD, decimal_usd, format_usd, usd
+from scheduler.errors import ConfigError, brief
+
+__all__ = ["MAX_USD", "NUSD_PER_USD", "decimal_usd", "format_usd", "parse_usd", "usd"]
+
 MAX_USD = 1_000_000_000  # a billion dollars: far above any budget, far below 2**63 nano-dollars
 _EXACTLY = Context(prec=400, rounding=ROUND_CEILING)  # whatever the program's own context is
 _AMOUNT = re.compile(r"\$?\s*(\d[\d_,]*(?:\.\d+)?|\.\d+)\s*(?:usd)?", re.IGNORECASE)
@@ -27,8 +31,6 @@ def parse_usd(value: str | int | float | Decimal, what: str = "amount") -> int:
     Raises:
         ConfigError: Not an amount of dollars, negative, or above a billion.
     """
-    from scheduler.errors import ConfigError, brief  # errors print money, so it imports this module
-
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value.strip())
         if match is None:
@@ -48,22 +50,3 @@ def parse_usd(value: str | int | float | Decimal, what: str = "amount") -> int:
         raise ConfigError(what, f"{brief(value)} is not between 0 and {MAX_USD:,} dollars")
     nusd = _EXACTLY.multiply(amount, NUSD_PER_USD)
     return int(nusd.to_integral_value(ROUND_CEILING, context=_EXACTLY))
-
-
-def usd(nusd: int) -> Decimal:
-    """Nano-dollars as exact dollars."""
-    return Decimal(nusd).scaleb(-9)
-
-
-def decimal_usd(nusd: int) -> str:
-    """Dollars as an exact decimal string with at least two decimals: ``"0.15"``."""
-    sign = "-" if nusd < 0 else ""
-    whole, rest = divmod(abs(nusd), NUSD_PER_USD)
-    cents = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole}.{cents}"
-
-
-def format_usd(nusd: int) -> str:
-    """Dollars for people, exact: ``"$0.15"``."""
-    text = decimal_usd(nusd)
-    return f"-${text[1:]}" if nusd < 0 else f"${text}"

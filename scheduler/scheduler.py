@@ -1,73 +1,28 @@
-"""The shell: takes requests in, lets out what fits, gives back what came of it."""
+"""The public `Scheduler`: the shell, and how code that is there already comes to wait for money.
+
+The work on other people's code is done in `scheduler.adapters`, which is loaded when it is first
+needed.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
-from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast
 
-from scheduler import events
-from scheduler.adoption import Adoption
-from scheduler.budget import Budget
-from scheduler.calls import is_within_call
-from scheduler.clock import Clock, SystemClock, TrustedClock
-from scheduler.declared import open_budgets
-from scheduler.duration import parse_duration_ms
-from scheduler.ending import DRAIN, Ending, close_all, drain_s
-from scheduler.errors import (
-    ConfigError,
-    QueueFull,
-    SchedulerClosed,
-    StoreError,
-    WrongLoop,
-)
-from scheduler.future import RequestFuture
-from scheduler.gates import Gates
-from scheduler.governing import Governing
-from scheduler.intake import EXCEEDED, Intake, OnExceeded, Prevention
-from scheduler.mapping import answered
-from scheduler.marks import apply
-from scheduler.matching import DEFAULT
-from scheduler.money import parse_usd
-from scheduler.parts import Tab
-from scheduler.pricing import PriceBook
-from scheduler.providers.base import Provider, Send
-from scheduler.pump import Pump
-from scheduler.request import Duration, Quote, Request, RequestState, Response
-from scheduler.resolver import Resolver
-from scheduler.retry import ATTEMPTS, PATIENCE, Retry, plain_retry
-from scheduler.stats import Stats
-from scheduler.stores import open_store
-from scheduler.stores.base import (
-    NewRequest,
-    Outcome,
-    Settlement,
-    Store,
-    StorePrompts,
-    Submitted,
-    Unknown,
-)
-from scheduler.stores.memory_ended import KEEP_FINISHED
-from scheduler.stream import ResponseStream
-from scheduler.tally import Tally
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import NO_MARKS, Marks, merge
+from scheduler.core.shell import Shell
 
-E_ = TypeVar("E_", bound=events.Event)
-FORKED = (
-    "the scheduler was opened before this process was forked, and works in the one it was forked "
-    "from; nothing was sent. Open one in each process after the fork, and none before it"
-)
-NOT_OPENED = (
-    "the scheduler is not opened yet; nothing was sent. Use it in `async with s:`, or, where there is "
-    "no event loop, make it by scheduler.open(…)"
-)
+if TYPE_CHECKING:
+    from scheduler.providers.function import Dollars
+
+C_ = TypeVar("C_")
+T_ = TypeVar("T_")
+P_ = ParamSpec("P_")
+Family = Literal["auto", "httpx", "httpx2"]
 
 
-class Scheduler(Adoption, Governing):
+class Scheduler(Shell):
     """Runs requests within budgets; what does not fit waits and goes on by itself.
 
     Args:
@@ -115,531 +70,125 @@ class Scheduler(Adoption, Governing):
     entered in.
     """
 
-    def __init__(
-        self,
-        store: str | Path | Store | None = None,
-        *,
-        budgets: Iterable[Budget] | Budget | str | int | float | Decimal = (),
-        providers: Provider | Iterable[Provider] = (),
-        prices: PriceBook | Mapping[str, str] | None = None,
-        concurrency: int = 64,
-        on_exceeded: OnExceeded = "wait",
-        max_attempts: int = ATTEMPTS,
-        patience: Duration = PATIENCE,
-        max_queue: int | None = None,
-        cap_output: int | None = None,
-        max_prompt_tokens: int | None = None,
-        max_cost: str | int | float | Decimal | None = None,
-        fallback: Sequence[str] = (),
-        routes: Mapping[str, str] | None = None,
-        retry_wait_s: Callable[[int], float] | None = None,
-        retry: Retry | None = None,
-        store_prompts: StorePrompts = "full",
-        keep_finished: int | None = KEEP_FINISHED,
-        clock: Clock | None = None,
-        poll_interval: Duration = 0.2,
-    ) -> None:
-        if concurrency < 1:
-            raise ConfigError("concurrency", f"{concurrency} is not at least 1")
-        if max_attempts < 1:
-            raise ConfigError("max_attempts", f"{max_attempts} is not at least 1")
-        if on_exceeded not in EXCEEDED:
-            problem = f"{on_exceeded!r} is not one of 'wait', 'raise' and 'fallback'"
-            raise ConfigError("on_exceeded", problem)
-        super().__init__()
-        if isinstance(store, Store):
-            if store_prompts != "full":
-                raise ConfigError("store_prompts", "is set on the store that was given")
-            if keep_finished != KEEP_FINISHED:
-                raise ConfigError("keep_finished", "is set on the store that was given")
-            self.store: Store = store
-        else:
-            self.store = open_store(store, store_prompts=store_prompts, keep_finished=keep_finished)
-        self.concurrency, self.max_queue = concurrency, max_queue
-        self._clock: Clock = SystemClock() if clock is None else TrustedClock(clock)
-        if not isinstance(prices, PriceBook):
-            prices = PriceBook(prices or {}, now_ms=self._clock.now_ms)
-        self.prices = prices
-        self._given_prices = frozenset(prices.own)
-        prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
-        self.on_exceeded = on_exceeded
-        self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
-        self._retry = retry or plain_retry(max_attempts, retry_wait_s, patience)
-        self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
-        if isinstance(budgets, str | int | float | Decimal):
-            budgets = Budget(DEFAULT, budgets)
-        self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
-        self._announcer = events.Announcer()
-        self._pump: Pump | None = None
-        self._resolver: Resolver | None = None
-        self._state: Literal["new", "open", "closing", "closed"] = "new"
-        self._ending: Ending | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one it was opened in
-        self._process_id = 0  # likewise
+    def wrap(
+        self, client: C_, *, on_exceeded: OnExceeded | None = None, **marks: Unpack[Marks]
+    ) -> C_:
+        """Let the calls of an SDK's client wait for money here.
 
-    # Opening and closing
+        Takes clients of ``openai``, ``anthropic``, ``groq``, ``mistralai`` and ``google-genai``,
+        sync or async, and bare ones of httpx and httpx2. Their answers, streams and errors stay
+        what they are, and so do proxies and limits. How often a call is sent is bounded by the
+        client's ``max_retries``, if that was set; the scheduler tries again itself. Calls to other
+        endpoints than those of `Request` go out as they are, uncounted, with the SDK's own retries.
+        Keys, tokens and signatures are made anew when a call is sent.
 
-    async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise SchedulerClosed("a scheduler can be opened once; make a new one")
-        resolver = Resolver(self.store, self._intake, self._clock, self._resolved)
-        await self.store.open(self._clock.now_ms())
-        try:
-            for model, price in (await self.store.prices()).items():
-                if model not in self._given_prices:
-                    self.prices.set(model, price)
-            await open_budgets(self.store, self._intake.book, self._wanted, self._clock.now_ms())
-        except BaseException:
-            await self.store.aclose()
-            raise
-        self._state = "open"
-        self._loop, self._process_id = asyncio.get_running_loop(), os.getpid()
-        self.store.use(Gates(self._intake.rules(self.concurrency)))
-        self._pump = Pump(
-            self.store,
-            self._intake,
-            self._retry,
-            self._clock,
-            self._announcer,
-            self.concurrency,
-            self._poll_s,
-        )
-        self._pump.suspended = resolver.wake
-        self._resolver = resolver
-        providers = self._intake.providers.values()
-        self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
-        resolver.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self._end(None if error is None else 0)
-
-    async def aclose(self, *, drain: bool = False, drain_timeout: Duration | None = DRAIN) -> None:
-        """End everything; what waits stays in a durable store for the next run.
-
-        Calls under way are cancelled, and what they reserved keeps counting, since
-        the provider may bill it: their futures get `CallInterrupted`, those of requests that were
-        never sent `SchedulerClosed`. It may be awaited in another event loop, too.
-
-        Then the providers are closed. One that takes more than ten seconds for it is named in a
-        warning, and left.
+        A call that is refused gives the SDK's own error for status 402 (it will not run as it is)
+        or 429 (later), with the reason, and nothing was sent.
 
         Args:
-            drain: Let calls under way finish first, and streams keep for their readers what
-                comes.
-            drain_timeout: How long they may take; then they are cancelled. None: as long as their
-                providers take. Asked twice to close, it takes the shorter time.
+            client: Stays as it is if its kind can be copied, and none of its methods was replaced
+                (by a tracing library); use what is given back.
+            on_exceeded: As on the scheduler, for these calls.
+            marks: As for `tag`; what `tag` and headers say comes first.
+
+        Raises:
+            ConfigError: It is wrapped already, or of a kind that cannot be.
+            SchedulerClosed: After `aclose`.
         """
-        within_s = drain_s(drain_timeout)
-        await self._end(within_s if drain else 0)
+        from scheduler.adapters.wrap import wrap
 
-    async def _end(self, within_s: float | None) -> None:
-        """As `aclose`; see `Ending.begin`."""
-        loop = self._loop
-        if self._is_forked:  # all of it is the other process's, which goes on with it
-            self._state = "closed"
-            return
-        if loop is not None and loop is not asyncio.get_running_loop():
-            if loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(self._end(within_s), loop)
-                await asyncio.wrap_future(closing)
-            self._state = "closed"  # or its loop has ended, and everything with it
-            return
-        if self._ending is None:  # it was never opened
-            self._stop()
-            await close_all(self._intake.providers.values())
-        else:
-            self._ending.begin(within_s)
-            await self._ending.wait()
-        self._state = "closed"
+        return cast(C_, wrap(self, client, on_exceeded, merge(NO_MARKS, marks)))
 
-    def _stop(self) -> None:
-        """Take nothing more in."""
-        if self._state != "closed":
-            self._state = "closing"
-
-    # Taking requests in
-
-    @overload
-    async def run(
+    def http_client(
         self,
-        request: Request,
+        family: Family = "auto",
         *,
+        sync: bool = False,
         on_exceeded: OnExceeded | None = None,
-        stream: Literal[False] = ...,
-    ) -> Response: ...
+        **options: Any,
+    ) -> Any:
+        """An HTTP client whose calls to models wait for money here; for SDKs that take one.
 
-    @overload
-    async def run(
-        self, request: Request, *, on_exceeded: OnExceeded | None = None, stream: Literal[True]
-    ) -> ResponseStream: ...
-
-    async def run(
-        self, request: Request, *, on_exceeded: OnExceeded | None = None, stream: bool = False
-    ) -> Response | ResponseStream:
-        """Answer one request, however long it has to wait for money.
-
-        Within another call of this scheduler it never waits for that one: it runs on its place, and
-        what it costs is reserved beside. If it lacks what only calls hold that wait themselves, it
-        raises `HeldByCallers` at once.
+        Give such an SDK ``max_retries=0`` as well: the scheduler tries again itself.
 
         Args:
-            request: What is asked.
-            on_exceeded: As on the scheduler, for this request.
-            stream: Give back the events as they come; see `stream`.
+            family: ``"httpx"``, ``"httpx2"``, or ``"auto"``: httpx2 where it is installed.
+            sync: For threads, in place of one for an event loop.
+            on_exceeded: As on the scheduler, for these calls.
+            options: As for the client's own class. Not given: 600 s for an answer, 1,000
+                connections, redirects followed, as SDKs have it.
 
         Raises:
-            RequestRejected: Never sent, never charged: see its leaves.
-            CallFailed: Tried, and given up; says what it cost.
-            StoreError: Queue and ledger cannot be written; nothing new is sent.
+            ConfigError: The family is not installed.
+            SchedulerClosed: After `aclose`.
         """
-        if stream:
-            return self.stream(request, on_exceeded=on_exceeded)
-        return await self.submit(request, on_exceeded=on_exceeded)
+        from scheduler.adapters.wrap import make_client
 
-    def stream(self, request: Request, *, on_exceeded: OnExceeded | None = None) -> ResponseStream:
-        """Answer one request in pieces.
+        return make_client(self, family, sync, on_exceeded, options)
 
-        The money is put aside, and the request waits, as for any other; what it cost is
-        settled from the usage at the end of the stream, which is asked for where it has to be
-        (and not shown to you if you did not ask yourself). A stream that breaks off, or is
-        left early, keeps counting what it reserved until somebody knows better.
-
-        Returns:
-            An async iterator of `StreamEvent`, to be used in ``async with``; its
-            `response` is the whole answer, with usage and cost.
-
-        Raises:
-            As `submit`; what comes later is raised from the iteration.
-        """
-        return ResponseStream(self.submit(request, on_exceeded=on_exceeded))
-
-    def submit(
-        self, request: Request, *, on_exceeded: OnExceeded | None = None, send: Send | None = None
-    ) -> RequestFuture:
-        """Put a request in the queue and give back a future of its response.
-
-        It is in the store, and so survives a crash if the store does, once the
-        event loop has run the next transaction.
-
-        Args:
-            request: What is asked.
-            on_exceeded: As on the scheduler, for this request.
-            send: Makes the call itself, in place of its provider's `send` and by its rules, each
-                time the request is admitted, in the context of this submission. It lives in this
-                process only: after a crash the provider is asked.
-
-        Raises:
-            PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
-            SchedulerClosed, WrongLoop: at once; nothing was queued.
-        """
-        pump = self._pump_here()
-        new = self._prepare(request, on_exceeded)
-        self._check_room(1)
-        future = pump.submit(new)
-        future.send = send
-        return future
-
-    def part(
-        self, tab: Tab, request: Request, send: Send, *, tries_again: bool,
-        most_attempts: int | None = None,
-    ) -> asyncio.Task[Response]:  # fmt: skip
-        """Make a call within an admitted one at once: it is a part of that, and noted on its tab.
-
-        Args:
-            tab: Of the function that asks.
-            request: What is asked, with its provider.
-            send: As for `submit`.
-            tries_again: Whether to try again as for other requests.
-            most_attempts: As its caller said; None: they did not.
-        """
-        retry = self._retry if tries_again else None
-        if retry is not None and most_attempts is not None:
-            retry = retry.with_attempts(most_attempts)
-        return tab.begin(self._intake, retry, self._clock.now_ms, request, send)
-
-    async def enqueue(
-        self, requests: Sequence[Request], *, retry_failed: bool = False
-    ) -> list[Submitted]:
-        """Put many requests in the queue in one transaction, without futures.
-
-        When it returns they are in the store. Their outcomes come as `Settled` and
-        `Expired` events and stay in the store under their keys.
-
-        Raises:
-            RequestRejected: One of them cannot be taken; none was queued.
-        """
-        pump, batch = self._pump_here(), []
-        for request in requests:
-            new = self._prepare(request, None, is_checked=True)
-            new.retry_failed = retry_failed
-            batch.append(new)
-        self._check_room(len(batch))
-        return await pump.enqueue(batch)
-
-    async def map(
+    async def call(
         self,
-        requests: Iterable[Request] | AsyncIterator[Request],
+        function: Callable[..., Awaitable[T_]],
+        /,
+        *args: Any,
+        on_exceeded: OnExceeded | None = None,
+        **kwargs: Any,
+    ) -> T_:
+        """Call an async function such as ``litellm.acompletion`` when there is money for it.
+
+        What it may cost at most is told by ``model`` and ``messages`` (or ``input``, ``prompt``,
+        ``contents``) among its arguments, and by the prices known here; what it did cost, by its
+        result: LiteLLM's ``response_cost``, or its usage. It is taken to make one call: for
+        others see `budgeted`. Its own retries are switched off (LiteLLM's) or refused.
+
+        Args:
+            function: What is called, each time it is admitted: again, if it fails in a way that
+                may pass.
+            args: The function's own.
+            on_exceeded: As on the scheduler, for this call.
+            kwargs: The function's own.
+
+        Raises:
+            RequestRejected: It was not called.
+            ConfigError: It names no model or no prompt, or tries again by itself.
+            Exception: What the function raised last, with a note on attempts and money.
+        """
+        from scheduler.adapters.arguments import Arguments
+        from scheduler.adapters.functions import call
+
+        single = Arguments(function, *args, **kwargs)
+        args, kwargs = (), {}  # no frame of a refusal shows them: there may be keys among them
+        return cast(T_, await call(self, single, on_exceeded))
+
+    def budgeted(
+        self,
         *,
-        ordered: bool = False,
-        window: int | None = None,
-        return_exceptions: bool = False,
-    ) -> AsyncIterator[Response]:
-        """Answer requests as they complete, taking in only a few ahead.
+        quote: Dollars | Callable[..., Dollars],
+        cost: Dollars | Callable[[Any], Dollars | None] | None = None,
+        on_exceeded: OnExceeded | None = None,
+        **marks: Unpack[Marks],
+    ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
+        """Decorate an async function: it is called when there is money for it.
+
+        It may make any number of calls: those of wrapped or instrumented clients, of `call` and of
+        other budgeted functions are parts of it, covered by its quote; what it asks with `run` or
+        `submit` is reserved and posted beside that, and never waits for it (see `run`). As soon as
+        one of its parts came by, it costs what its parts cost, one of which nobody knows what
+        became its ceiling; it is settled when the last of them has ended. If it pays elsewhere,
+        too, say so by `cost`.
+
+        What it raises counts its parts, too. Without any it is taken for an unknown outcome, whose
+        quote keeps counting, unless it is an error of this package, which is taken at its word: a
+        refusal (`RequestRejected`) costs nothing.
 
         Args:
-            requests: Read lazily; each may be awaited for.
-            ordered: Give responses back in the order of the requests.
-            window: Most requests taken in and not given back yet. None: four times
-                the concurrency.
-            return_exceptions: Give back errors (with ``index`` and ``key`` set on
-                them) in place of responses instead of raising the first.
-
-        Every response has ``index``, its request's position, and ``key``. Leaving
-        the loop early cancels what was taken in and not given back.
+            quote: The most a call may cost, in dollars, or a function of its arguments to that.
+            cost: What it did cost in all, in dollars, or a function of its result to that; never
+                counted below its parts. None, given or returned: its parts, or what its result
+                tells, else the quote.
+            on_exceeded: As on the scheduler, for these calls.
+            marks: As for `tag`.
         """
-        size = window or 4 * self.concurrency
-        async for response in answered(
-            self.submit, requests, size, is_ordered=ordered, returns_errors=return_exceptions
-        ):
-            yield response
+        from scheduler.adapters.functions import Budgeted
 
-    def quote(self, request: Request) -> Quote:
-        """What one attempt of a request may cost, without sending it.
-
-        Raises:
-            PriceUnknown: There is no price for its model.
-        """
-        return self._intake.quote(request)
-
-    def digest(self, request: Request) -> str:
-        """Fingerprint of what would be sent for a request; the same for the same question."""
-        return self._intake.digest(request)
-
-    def provider_for(self, request: Request) -> str:
-        """The name of the provider that a request goes to."""
-        return self._intake.provider_for(request)
-
-    def validate(self, request: Request) -> None:
-        """Raise what `submit` would raise for a request, or its provider; queue nothing."""
-        self._prepare(request, None, is_checked=True)
-
-    def _prepare(
-        self, request: Request, on_exceeded: OnExceeded | None, is_checked: bool = False
-    ) -> NewRequest:
-        pump = self._open_pump()
-        if pump.broken is not None:
-            raise StoreError(f"the store failed earlier: {pump.broken}") from pump.broken
-        marks = self.marks
-        if marks:
-            request = apply(marks, request)
-        new = self._intake.prepare(request, on_exceeded)
-        if is_checked:
-            self._intake.providers[new.lane.provider].check(new.request)
-        self.store.prepare(new)
-        return new
-
-    def _open_pump(self) -> Pump:
-        if self._state == "new":
-            raise SchedulerClosed(NOT_OPENED)
-        if self._pump is None or not (self._state == "open" or self._finishes_calls()):
-            raise SchedulerClosed(f"the scheduler is {self._state}; nothing was sent")
-        return self._pump
-
-    def _finishes_calls(self) -> bool:
-        """Whether calls under way may finish, and this is asked within one of them."""
-        is_draining = self._pump is not None and self._pump.lets_finish
-        return self._state == "closing" and is_draining and is_within_call(self.store)
-
-    def _pump_here(self) -> Pump:
-        """The pump, if this is its loop. Raises `SchedulerClosed` or `WrongLoop`."""
-        pump = self._open_pump()
-        if self._is_forked:
-            raise SchedulerClosed(FORKED)
-        try:
-            is_here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            is_here = False
-        if not is_here:
-            raise WrongLoop
-        return pump
-
-    def _check_room(self, more: int) -> None:
-        waiting = self._open_pump().tally.waiting
-        if self.max_queue is not None and waiting + more > self.max_queue:
-            raise QueueFull(waiting, self.max_queue)
-
-    # What nobody knows
-
-    async def suspended(self, *, job: str | None = None, limit: int = 1000) -> list[Unknown]:
-        """Attempts whose outcome nobody knows, oldest first; what they reserved keeps counting."""
-        return await self.store.suspended(job=job, limit=limit)
-
-    async def resolve(
-        self, unknown: Unknown, *, charge: str | int | float | Decimal | None
-    ) -> bool:
-        """Say what became of a call nobody heard back from.
-
-        What it reserved is given back, and what it cost is posted; its own answer, should it
-        come late, corrects that.
-
-        Args:
-            unknown: One of `suspended`.
-            charge: What it cost, in dollars. None: nothing.
-
-        Returns:
-            Whether it was still unknown.
-        """
-        amount_nusd = 0 if charge is None else parse_usd(charge, "charge")
-        settlement = Settlement(
-            unknown.id, unknown.request_id, Outcome.POST if amount_nusd else Outcome.VOID,
-            RequestState.FAILED, amount_nusd, unknown.ceiling_tokens if amount_nusd else 0,
-            is_assumed=True,
-        )  # fmt: skip
-        (done,) = await self.store.resolve([settlement], self._clock.now_ms())
-        if done:
-            self._resolved([settlement])
-        return done
-
-    def _resolved(self, settlements: list[Settlement]) -> None:
-        if settlements and self._pump is not None:
-            self._pump.resolved(settlements)
-
-    # Providers that turn up later
-
-    def add_provider(self, provider: Provider) -> None:
-        """Have one provider more, as if it had been given at the beginning.
-
-        Raises:
-            ConfigError: There is one of that name.
-        """
-        self._intake.add(provider)
-        if self._pump is not None:
-            self.store.gates.add(self._intake.rules(self.concurrency, provider))
-            self._pump.add(provider)
-        if self._resolver is not None:
-            self._resolver.start()
-
-    def provider_at(self, url: str) -> str | None:
-        """The provider whose service is behind a URL; None: none that is known."""
-        return self._intake.provider_at(url)
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop it was opened in. Raises `SchedulerClosed` before and after."""
-        self._open_pump()
-        assert self._loop is not None
-        if self._loop.is_closed():
-            raise SchedulerClosed("the scheduler's event loop has ended; nothing was sent")
-        if self._is_forked:
-            raise SchedulerClosed(FORKED)
-        return self._loop
-
-    @property
-    def _is_forked(self) -> bool:
-        """Whether it was opened before this process was forked; its loop and threads are not here."""
-        return self._loop is not None and os.getpid() != self._process_id
-
-    def now_ms(self) -> int:
-        """The time by its clock, in Unix milliseconds."""
-        return self._clock.now_ms()
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether any request of this process waits."""
-        return self._pump is not None and self._pump.tally.waiting > 0
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether `aclose` was called."""
-        return self._state in ("closing", "closed")
-
-    # Looking
-
-    def stats(self) -> Stats:
-        """A picture of this scheduler now; awaits nothing."""
-        parked: Counter[str] = Counter()
-        shortfalls = []
-        for lane in self.store.lanes():
-            if lane.shortfall is not None:
-                parked[lane.shortfall.reason.value] += lane.waiting
-                shortfalls.append(lane.shortfall)
-        resumes = [s.resumes_at_ms for s in shortfalls if s.resumes_at_ms is not None]
-        tally = Tally() if self._pump is None else self._pump.tally
-        return Stats(
-            queued=max(0, tally.waiting - parked.total()),
-            parked=dict(parked),
-            running=0 if self._pump is None else self._pump.running,
-            succeeded=tally.ended[RequestState.SUCCEEDED],
-            failed=tally.ended[RequestState.FAILED],
-            cancelled=tally.ended[RequestState.CANCELLED],
-            expired=tally.ended[RequestState.EXPIRED],
-            posted_nusd=tally.posted_nusd,
-            reserved_nusd=tally.reserved_nusd,
-            suspense_nusd=tally.suspense_nusd,
-            overruns=tally.overruns,
-            resumes_at_ms=min(resumes, default=None),
-            shortfalls=tuple(shortfalls),
-            budgets=tuple(self.store.latest()),
-            limited=tuple(self.store.gates.statuses(self._clock.now_ms())),
-        )
-
-    def __repr__(self) -> str:
-        if self._state != "open":
-            return f"<Scheduler {self._state}>"
-        return f"<Scheduler {self.stats()}>"
-
-    def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
-        """Call `callback` with every event of this kind; returns a way to stop it."""
-        return self._announcer.on(kind, callback)
-
-    async def join(self) -> None:
-        """Wait until nothing of this process waits or runs.
-
-        Raises:
-            StoreError: Queue and ledger cannot be written any more.
-        """
-        pump = self._pump_here()
-        while pump.tally.waiting > 0 or pump.is_calling:
-            if pump.is_closed:
-                raise SchedulerClosed
-            self.check()
-            await pump.turned()
-        self.check()
-
-    def check(self) -> None:
-        """Whether work can go on.
-
-        Raises:
-            StoreError: Queue and ledger cannot be written any more; nothing more is sent.
-                What was acknowledged is safe, and another process goes on from there.
-        """
-        broken = None if self._pump is None else self._pump.broken
-        if broken is not None:
-            raise StoreError(f"the store failed: {broken}") from broken
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """Names of the providers, the default first."""
-        return tuple(self._intake.providers)
-
-    def stop_admitting(self, provider: str | None = None) -> None:
-        """Start nothing new, at one provider or at all; what runs goes on, what waits stays."""
-        self._pump_here().stop_admitting(provider)
-
-    def cancel_running(self) -> None:
-        """End all calls under way; what they reserved keeps counting, their requests stay queued."""
-        self._pump_here().cancel_running()
-
-    async def drain(self) -> None:
-        """Stop admitting and wait until nothing runs; streams keep for their readers what comes."""
-        pump = self._pump_here()
-        pump.stop_admitting()
-        pump.let_flow()
-        while pump.is_calling:
-            await pump.turned()
+        return Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks))

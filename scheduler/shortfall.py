@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scheduler.budget import Unit
+from scheduler.budget import UNLIMITED, Unit
 from scheduler.errors import BudgetExceeded, ProviderUnavailable
-from scheduler.ledger import UNLIMITED
 from scheduler.money import format_usd
 
 

@@ -12,7 +12,7 @@ from scheduler.request import Request, RequestState
 from scheduler.shortfall import Shortfall
 
 if TYPE_CHECKING:
-    from scheduler.gates import GateStatus
+    from scheduler.limits import GateStatus
 
 
 @dataclass(frozen=True, slots=True)

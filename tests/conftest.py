@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from scheduler.answer import Answer
 from scheduler.errors import CallFailed
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.base import Provider
 from scheduler.request import Quote, Request, Usage
 
 

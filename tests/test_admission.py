@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.admission import (
+from scheduler.admission.plan import (
     AGING,
     DEPTH,
     MAX_BYPASS_MS,
@@ -21,8 +21,8 @@ from scheduler.admission import (
     plan,
 )
 from scheduler.budget import parse_caps
-from scheduler.gates.words import Closed
-from scheduler.ledger import MAX_LINE, Account, ReservationState
+from scheduler.ledger.account import MAX_LINE, Account, ReservationState
+from scheduler.limits.words import Closed
 from scheduler.request import Tokens
 from scheduler.stores.lanes import Lanes
 

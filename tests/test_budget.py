@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scheduler.budget import Budget, Unit, parse_caps
 from scheduler.duration import format_duration, parse_duration_ms
 from scheduler.errors import BudgetUnknown, ConfigError
-from scheduler.matching import BudgetBook
+from scheduler.ledger.matching import BudgetBook
 
 USD = 10**9
 

@@ -7,9 +7,9 @@ import pytest
 from scheduler import ConfigError, Limits, Request, Scheduler, Simulated
 from scheduler.cli.options import Sending
 from scheduler.config import load_config
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
+from scheduler.prices.routing import Router
 from scheduler.providers.known import KNOWN
-from scheduler.routing import Router
 
 KEY = "sk-secret-1234567890"
 WHOLE = """

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from scheduler import BudgetExceeded, BudgetUnknown, ConfigError, Request, Scheduler, events
 from scheduler.budget import Budget
-from scheduler.matching import BudgetBook
+from scheduler.ledger.matching import BudgetBook
 from scheduler.stores import open_store
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.testing import run
 from tests.conftest import Bench, ask
 

@@ -25,8 +25,8 @@ from scheduler import (
     WrongLoop,
     events,
 )
-from scheduler.providers.base import Answer
-from scheduler.stores.memory import MemoryStore
+from scheduler.answer import Answer
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
@@ -469,7 +469,7 @@ def test_a_provider_that_never_ends_closing_is_named_and_left(caplog, closing, i
 
     run(main())
 
-    (record,) = [each for each in caplog.records if each.name == "scheduler.ending"]
+    (record,) = [each for each in caplog.records if each.name == "scheduler.core.ending"]
     assert record.levelname == "WARNING"
     assert "provider 'first' goes on 10 s after it was told to close" in record.message
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scheduler import Budget, ConfigError, Scheduler
 from scheduler import open as open_blocking
 from scheduler.errors import CallFailed, StoreError
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
 

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from scheduler.cli.app import app
 from scheduler.clock import SystemClock
+from scheduler.core.intake import Intake, Prevention
 from scheduler.errors import ConfigError, PriceUnknown
-from scheduler.intake import Intake, Prevention
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
 from scheduler.providers.anthropic import Anthropic
 from scheduler.providers.openai import OpenAI
-from scheduler.providers.simulated import Simulated
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import EMBEDDINGS, Request
 
 GATEWAY, LOCAL = "https://gateway.example/v1", "http://127.0.0.1:11434/v1"

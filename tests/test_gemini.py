@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler import Budget, Scheduler, Simulated
+from scheduler.answer import Answer
 from scheduler.errors import RateLimited
-from scheduler.pricing import (
+from scheduler.prices.book import (
     MAX_OUTPUT,
     PriceBook,
     bound_output_tokens,
@@ -18,8 +19,18 @@ from scheduler.pricing import (
     stated_output_tokens,
     with_output_cap,
 )
+from scheduler.prices.tokens import (
+    MEDIA_BYTES_PER_TOKEN,
+    OTHER_IMAGE,
+    PER_CONVERSATION,
+    PER_MESSAGE,
+    PER_REQUEST,
+    PER_TOOL,
+    PER_TOOLS,
+    bound_input_tokens,
+)
+from scheduler.prices.usage import extract_usage
 from scheduler.providers.answers import read_answer
-from scheduler.providers.base import Answer
 from scheduler.providers.streaming import Assembly, read_stream
 from scheduler.request import (
     EMBED_CONTENT,
@@ -32,17 +43,6 @@ from scheduler.request import (
     Usage,
 )
 from scheduler.testing import VirtualClock, run
-from scheduler.tokens import (
-    MEDIA_BYTES_PER_TOKEN,
-    OTHER_IMAGE,
-    PER_CONVERSATION,
-    PER_MESSAGE,
-    PER_REQUEST,
-    PER_TOOL,
-    PER_TOOLS,
-    bound_input_tokens,
-)
-from scheduler.usage import extract_usage
 
 
 def generate(contents="hi", model="gemini-2.5-flash", **fields):

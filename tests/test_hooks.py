@@ -18,12 +18,13 @@ from scheduler import (
     Simulated,
     TransportFailed,
     events,
-    hooks,
 )
+from scheduler.answer import Answer
 from scheduler.clock import TrustedClock
+from scheduler.guards import hooks
 from scheduler.money import parse_usd
-from scheduler.pricing import PriceBook
-from scheduler.providers.base import Answer, Provider
+from scheduler.prices.book import PriceBook
+from scheduler.providers.base import Provider
 from scheduler.request import Quote, Usage
 from scheduler.testing import VirtualClock, run
 
@@ -89,10 +90,10 @@ def untold():
 
 @pytest.fixture
 def told(caplog):
-    caplog.set_level(logging.WARNING, "scheduler.hooks")
+    caplog.set_level(logging.WARNING, "scheduler.guards.hooks")
 
     def names():
-        return [r.getMessage() for r in caplog.records if r.name == "scheduler.hooks"]
+        return [r.getMessage() for r in caplog.records if r.name == "scheduler.guards.hooks"]
 
     return names
 

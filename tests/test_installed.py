@@ -125,7 +125,9 @@ def test_where_the_other_has_its_init_or_took_it_along_any_part_says_so(
     init = tmp_path / "scheduler" / "__init__.py"
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("scheduler.installed.Mixed: llm-budget-scheduler cannot be imported. ")
+    assert last.startswith(
+        "scheduler.guards.installed.Mixed: llm-budget-scheduler cannot be imported. "
+    )
     assert "Nothing was sent" in last
     if is_uninstalled:
         assert f"{init} is missing, as after 'pip uninstall scheduler'" in last

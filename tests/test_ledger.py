@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from scheduler.budget import parse_caps
-from scheduler.ledger import Account, ReservationState
+from scheduler.ledger.account import Account, ReservationState
 
 PENDING, POSTED, VOIDED, SUSPENSE = ReservationState
 DAY_MS = 86_400_000

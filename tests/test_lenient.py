@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.counting import USUAL_TOOL_CALLS
-from scheduler.pricing import PriceBook, bound_output_tokens, prompt_only, stated_output_tokens
+from scheduler.prices.book import (
+    PriceBook,
+    bound_output_tokens,
+    prompt_only,
+    stated_output_tokens,
+)
+from scheduler.prices.counting import USUAL_TOOL_CALLS
+from scheduler.prices.tokens import count_input
 from scheduler.request import CHAT, COMPLETIONS, GENERATE, MESSAGES, RESPONSES, Request
-from scheduler.tokens import count_input
 
 TARIFF = PriceBook({"m": "1/2"}).tariff()
 MESSAGE = [{"role": "user", "content": "hi"}]

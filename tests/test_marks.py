@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from scheduler import Budget, ConfigError, Request, Scheduler
-from scheduler.marks import merge
+from scheduler.core.marks import merge
 from scheduler.testing import run
 from tests.conftest import Bench, ask
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.media import Media, document_tokens, picture_size, seconds_of, tiles
-from scheduler.pricing import PriceBook
-from scheduler.request import GENERATE, MESSAGES, RESPONSES, Request
-from scheduler.tokens import (
+from scheduler.prices.book import PriceBook
+from scheduler.prices.media import Media, document_tokens, picture_size, seconds_of, tiles
+from scheduler.prices.tokens import (
     LEAST_SOUND,
     OTHER_IMAGE,
     PER_CONVERSATION,
@@ -21,6 +20,7 @@ from scheduler.tokens import (
     TOKENS_A_PAGE,
     bound_input_tokens,
 )
+from scheduler.request import GENERATE, MESSAGES, RESPONSES, Request
 
 BOOK = PriceBook()
 CHAT = "/v1/chat/completions"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.aliases import Aliases
 from scheduler.budget import Budget
 from scheduler.clock import SystemClock
-from scheduler.intake import Intake, Prevention
-from scheduler.matching import BudgetBook
+from scheduler.core.aliases import Aliases
+from scheduler.core.intake import Intake, Prevention
+from scheduler.ledger.matching import BudgetBook
 from scheduler.naming import is_met, names_of
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
 from scheduler.providers.anthropic import Anthropic
 from scheduler.providers.openai import OpenAI
 from scheduler.providers.outside import Outside

@@ -8,11 +8,11 @@ import pytest
 
 from scheduler import Budget, CallFailed, DeadlineExceeded, Scheduler
 from scheduler.errors import ProviderRefused
+from scheduler.prices.usage import extract_usage
 from scheduler.providers.answers import read_error
 from scheduler.providers.meaning import usage_told
 from scheduler.request import Usage
 from scheduler.testing import VirtualClock, run
-from scheduler.usage import extract_usage
 from tests.conftest import Bench, ask
 
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}

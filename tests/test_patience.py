@@ -9,7 +9,7 @@ import pytest
 
 from scheduler import Budget, CallFailed, CallTimeout, ConfigError, Retry, Scheduler
 from scheduler.errors import ProviderOverloaded, RateLimited, TransportFailed
-from scheduler.retry import BATCH_ATTEMPTS
+from scheduler.limits.retry import BATCH_ATTEMPTS
 from scheduler.stores.sqlite import SqliteStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask

@@ -21,10 +21,10 @@ from genai_prices.types import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.answer import Answer
 from scheduler.errors import ConfigError, PriceUnknown
-from scheduler.pricing import DEFAULT_OUTPUT, PriceBook, bound_output_tokens, with_output_cap
-from scheduler.providers.base import Answer
-from scheduler.rates import Listing, Rates
+from scheduler.prices.book import DEFAULT_OUTPUT, PriceBook, bound_output_tokens, with_output_cap
+from scheduler.prices.rates import Listing, Rates
 from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Request, Usage
 
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -356,7 +356,7 @@ def test_an_unknown_model_is_looked_for_once(monkeypatch):
         asked.append(place)
         raise PriceUnknown(place[0], "", "a hint")
 
-    monkeypatch.setattr("scheduler.pricing.look_up", look_up)
+    monkeypatch.setattr("scheduler.prices.book.look_up", look_up)
     for _ in range(3):
         with pytest.raises(PriceUnknown, match="a hint"):
             book.tariff().quote(Request.chat("nope", "hi"))

@@ -14,7 +14,7 @@ import pytest
 
 from scheduler import Budget, BudgetExceeded, DeadlineExceeded, PriceUnknown, Scheduler
 from scheduler.errors import QueueFull, TransportFailed
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
 from scheduler.request import Request, Usage
 from scheduler.shortfall import ParkReason
 from scheduler.testing import START_MS, VirtualClock, run

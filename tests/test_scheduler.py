@@ -28,7 +28,7 @@ from scheduler import (
 )
 from scheduler.errors import ProviderRefused, RateLimited, StoreError, TransportFailed
 from scheduler.shortfall import ParkReason
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.testing import START_MS, VirtualClock, run
 from tests.conftest import Bench, ask
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scheduler.signals import signals_to
+from scheduler.guards.signals import signals_to
 
 
 @pytest.mark.parametrize("knows_signals", [True, False], ids=["posix", "windows"])

@@ -23,11 +23,11 @@ from scheduler import (
     StreamBroken,
     StreamEvent,
 )
-from scheduler.providers.simulated_server import running_server
+from scheduler.core.stream import ROOM
+from scheduler.providers.simulated.server import running_server
+from scheduler.providers.sse import EventParser
 from scheduler.providers.streaming import Assembly, read_stream, streamed_body
 from scheduler.request import CHAT, MESSAGES, RESPONSES
-from scheduler.sse import EventParser
-from scheduler.stream import ROOM
 from scheduler.testing import VirtualClock, run
 
 PRICES = {"sim-small": "0.15/0.60"}
@@ -68,7 +68,7 @@ def test_no_bytes_can_break_it(pieces):
 
 
 def test_an_event_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr("scheduler.sse.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("scheduler.providers.sse.MAX_EVENT_BYTES", 1000)
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         parse([b"data: x\n"] + [b"data: " + b"y" * 99 + b"\n"] * 20)
 

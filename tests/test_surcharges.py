@@ -8,15 +8,15 @@ from decimal import Decimal
 import pytest
 
 from scheduler import OpenAI
-from scheduler.billing import Rates
-from scheduler.deployments import tariff_of
+from scheduler.answer import Answer
+from scheduler.core.deployments import tariff_of
 from scheduler.errors import PriceUnknown
-from scheduler.pricing import PriceBook
+from scheduler.prices.billing import Rates
+from scheduler.prices.book import PriceBook
+from scheduler.prices.surcharges import RAISING
+from scheduler.prices.usage import extract_usage
 from scheduler.providers.anthropic_chat import to_chat
-from scheduler.providers.base import Answer
 from scheduler.request import CHAT, MESSAGES, RESPONSES, Request, Usage
-from scheduler.surcharges import RAISING
-from scheduler.usage import extract_usage
 
 BOOK = PriceBook()
 ANTHROPIC, OPENAI = BOOK.tariff("anthropic"), BOOK.tariff("openai")

@@ -14,80 +14,21 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "scheduler").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
-# Imports point from later layers to earlier ones, or stay within one.
-LAYERS = [
-    {"errors", "installed", "money", "duration", "window", "naming", "budget", "request", "plain"},
-    {
-        "usage",
-        "tokens",
-        "rates",
-        "billing",
-        "media",
-        "counting",
-        "counting_google",
-        "outputs",
-        "lenient",
-        "surcharges",
-        "searches",
-        "ledger",
-        "admission",
-        "shortfall",
-        "matching",
-        "stats",
-        "events",
-        "suspense",
-        "texts",
-        "marks",
-        "limits",
-        "meters",
-        "gates",
-        "sse",
-        "routing",
-        "notices",
-        "hooks",
-    },
-    {"providers.base"},
-    {"pricing", "deployments"},
-    {"clock", "signals"},
+NOUNS = {
+    "guards", "errors", "dollars", "money", "duration", "window", "naming", "budget", "request",
+    "answer", "shortfall", "events", "stats", "clock",
+}  # fmt: skip
+# Rooms and modules of the top level. Imports go down, or stay on a floor; and never in a circle.
+FLOORS = [
+    NOUNS,
+    {"limits", "ledger", "prices"},
+    {"admission"},
     {"stores", "providers"},
-    {"retry", "config"},
-    {
-        "future",
-        "mapping",
-        "stream",
-        "steady",
-        "tally",
-        "tries",
-        "terms",
-        "twins",
-        "unsent",
-        "waiters",
-        "elsewhere",
-        "flight",
-        "ending",
-        "calls",
-        "aliases",
-        "declared",
-        "intake",
-        "nesting",
-        "stuck",
-        "opening",
-        "parts",
-        "pace",
-        "resting",
-        "alarm",
-        "pump",
-        "resolver",
-        "adoption",
-        "governing",
-        "scheduler",
-        "batch",
-        "testing",
-    },
-    {"adapters"},
+    {"core", "config", "batch", "testing"},
+    {"adapters", "scheduler"},
     {"cli", "__main__"},
 ]
-PURE = LAYERS[0] | LAYERS[1] | {"pricing", "deployments"}
+PURE = (FLOORS[0] | FLOORS[1] | FLOORS[2]) - {"clock", "guards"} | {"guards.plain", "guards.texts"}
 IMPURE = {
     "asyncio",
     "anyio",
@@ -106,40 +47,69 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT / "scheduler").with_suffix("").parts)
 
 
-def layer_of(module: str) -> int:
-    for position, layer in enumerate(LAYERS):
-        if module in layer:
-            return position
-    return next(i for i, layer in enumerate(LAYERS) if module.partition(".")[0] in layer)
+def room_of(module: str) -> str:
+    return module.removeprefix("scheduler.").partition(".")[0]
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """Modules imported when the module is, below functions and TYPE_CHECKING left out."""
-    found = set()
-    for node in tree.body:
+def floor_of(module: str) -> int:
+    return next(floor for floor, rooms in enumerate(FLOORS) if room_of(module) in rooms)
+
+
+MODULES = {f"scheduler.{name_of(path)}".removesuffix(".__init__"): path for path in FILES}
+
+
+def imports(tree: ast.AST, within_functions: bool) -> set[str]:
+    """What is imported when a program runs, so without what only type checkers read."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            assert node.module, "imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+        elif within_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found |= imports(node, within_functions)
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_one_way(path):
+def test_imports_go_down_the_floors(path):
     module = name_of(path)
-    if module in ("__init__", "cli.__init__"):
+    if module == "__init__":
         return
-    known = {f"scheduler.{name_of(other)}" for other in FILES}
-    for imported in imports(TREES[path]) & known:
-        assert layer_of(imported.removeprefix("scheduler.")) <= layer_of(module), imported
+    for imported in imports(TREES[path], within_functions=True) & MODULES.keys() - {"scheduler"}:
+        assert floor_of(imported) <= floor_of(module), imported
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    needs = {
+        module: imports(TREES[path], within_functions=True) & MODULES.keys() - {module}
+        for module, path in MODULES.items()
+    }
+    while free := {module for module, needed in needs.items() if not needed}:
+        needs = {module: needed - free for module, needed in needs.items() if module not in free}
+
+    assert not needs
+
+
+@pytest.mark.parametrize("room", sorted({path.parent for path in FILES}), ids=str)
+def test_every_room_says_its_question(room):
+    assert ast.get_docstring(TREES[room / "__init__.py"])
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if name_of(path).partition(".")[0] in PURE], ids=name_of
+    "path",
+    [path for path in FILES if {name_of(path), room_of(name_of(path))} & PURE],
+    ids=name_of,
 )
 def test_pure_modules_know_no_loop_clock_or_io(path):
-    assert not {name.partition(".")[0] for name in imports(TREES[path])} & IMPURE
+    assert (
+        not {name.partition(".")[0] for name in imports(TREES[path], within_functions=False)}
+        & IMPURE
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -164,7 +134,7 @@ def test_only_the_command_line_prints():
     for path in FILES:
         calls = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
         prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
-        assert not prints or name_of(path).startswith(("cli.", "providers.simulated_server")), path
+        assert not prints or name_of(path).startswith(("cli.", "providers.simulated.server")), path
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -198,11 +168,11 @@ def test_the_public_names_are_complete_and_in_order():
 
 
 DOORS = {
-    r"logging\.getLogger": "plain",  # `logger_of` makes them plain
-    r"\bshlex\.": "plain",  # `shell_word` and `command` know what is not printable
-    r"add_signal_handler": "signals",  # which Windows has not
-    r"os\.kill\(pid": "plain",
-    r"os\.fchmod|^import fcntl|^import resource": "plain",  # only where there is such a thing
+    r"logging\.getLogger": "guards.plain",  # `logger_of` makes them plain
+    r"\bshlex\.": "guards.plain",  # `shell_word` and `command` know what is not printable
+    r"add_signal_handler": "guards.signals",  # which Windows has not
+    r"os\.kill\(pid": "guards.plain",
+    r"os\.fchmod|^import fcntl|^import resource": "guards.plain",  # only where there is such a thing
 }
 
 

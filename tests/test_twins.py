@@ -27,13 +27,13 @@ from scheduler import (
     Scheduler,
     events,
 )
-from scheduler.admission import LaneKey
+from scheduler.admission.plan import LaneKey
+from scheduler.core.callers.terms import Terms, together
+from scheduler.core.callers.twins import Twins
+from scheduler.core.callers.waiters import Enqueued, Waiters
 from scheduler.errors import ProviderOverloaded
 from scheduler.stores.process import Process
-from scheduler.terms import Terms, together
 from scheduler.testing import VirtualClock, run
-from scheduler.twins import Twins
-from scheduler.waiters import Enqueued, Waiters
 from tests.conftest import Bench, ask
 from tests.simulation.stores import InlineSqlite
 
@@ -68,7 +68,7 @@ async def opened(
 
 @pytest.fixture(autouse=True)
 def _all_live(monkeypatch):
-    monkeypatch.setattr("scheduler.stores.sqlite_turn.is_dead", lambda me, other: False)
+    monkeypatch.setattr("scheduler.stores.sql.turn.is_dead", lambda me, other: False)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.pricing import PriceBook
-from scheduler.providers.base import Answer
+from scheduler.answer import Answer
+from scheduler.prices.book import PriceBook
+from scheduler.prices.rates import Listing, dearest_listed
+from scheduler.prices.usage import extract_usage
 from scheduler.providers.streaming import Assembly
-from scheduler.rates import Listing, dearest_listed
 from scheduler.request import GENERATE, MESSAGES, RESPONSES, Request, StreamEvent, Usage
-from scheduler.stores.codec import decode_response, encode_response
-from scheduler.usage import extract_usage
+from scheduler.stores.sql.codec import decode_response, encode_response
 
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BOOK = PriceBook(now_ms=lambda: int(AT.timestamp() * 1000))

@@ -10,14 +10,14 @@ import httpx
 import pytest
 
 from scheduler import Budget, CallTimeout, FunctionProvider, OpenAI, Scheduler, TransportFailed
+from scheduler.answer import Answer
 from scheduler.clock import SystemClock
 from scheduler.errors import CallFailed, ConfigError, StreamBroken
+from scheduler.ledger.suspense import FIRST_LOOK_MS, LONGEST_LOOK_MS, next_look_ms, parse_policy
 from scheduler.money import parse_usd
 from scheduler.providers.answers import read_error, tell
-from scheduler.providers.base import Answer
-from scheduler.providers.simulated import Simulated
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Quote, Request, RequestState, Usage
-from scheduler.suspense import FIRST_LOOK_MS, LONGEST_LOOK_MS, next_look_ms, parse_policy
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.request import Request, Usage
-from scheduler.tokens import (
+from scheduler.prices.tokens import (
     LOW_DETAIL_IMAGE,
     OTHER_IMAGE,
     PER_CONVERSATION,
@@ -19,7 +18,8 @@ from scheduler.tokens import (
     bare_name,
     bound_input_tokens,
 )
-from scheduler.usage import extract_usage, reported_cost_nusd
+from scheduler.prices.usage import extract_usage, reported_cost_nusd
+from scheduler.request import Request, Usage
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from scheduler.admission import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey
-from scheduler.budget import Budget, Cap, Window, WindowKind
-from scheduler.ledger import UNLIMITED, unit_index
+from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey
+from scheduler.budget import UNLIMITED, Budget, Cap, Window, WindowKind
+from scheduler.ledger.account import unit_index
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Claimed, NewRequest, Outcome, Settlement, Store, Turn, TurnResult
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from tests.simulation.stores import InlineSqlite
 
@@ -212,7 +212,7 @@ class Traffic:
 
     def run(self, until_ms: int | None = None, go_on: Callable[[], bool] = lambda: True) -> Self:
         """Go on until nothing happens any more, for a time, or for as long as told."""
-        with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
+        with mock.patch("scheduler.stores.sql.turn.is_dead", return_value=False):
             for store in self.stores:
                 _now(store.open(self.now_ms))
             self._define(range(len(self.budgets)))
@@ -227,7 +227,7 @@ class Traffic:
 
     def release(self) -> Self:
         """Money for all: whatever waits has to start by itself, or be heard of no more."""
-        with mock.patch("scheduler.stores.sqlite_turn.is_dead", return_value=False):
+        with mock.patch("scheduler.stores.sql.turn.is_dead", return_value=False):
             for number in range(len(self.budgets)):
                 self._relimit(number, PLENTY)
             while self._step(None):

@@ -14,7 +14,7 @@ from typing import Any
 
 from scheduler.adapters.shadow import Budgeted
 from scheduler.errors import ConfigError, ProviderRefused
-from scheduler.hooks import bare
+from scheduler.guards.hooks import bare
 from scheduler.request import CHAT, COMPLETIONS, EMBEDDINGS, GENERATE, RESPONSES, Request
 
 _PROMPTS = ("messages", "prompt", "contents", "input")

@@ -20,19 +20,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, cast
 
 from scheduler.adapters.blocking_governing import BlockingGoverning
-from scheduler.adoption import Family
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import NO_MARKS, Marks, merge
+from scheduler.core.shell import FORKED
 from scheduler.errors import CallInterrupted, SchedulerClosed, SchedulerError
-from scheduler.intake import OnExceeded
-from scheduler.marks import NO_MARKS, Marks, merge
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
 from scheduler.request import Quote, Request, Response, StreamEvent
-from scheduler.scheduler import FORKED, Scheduler
+from scheduler.scheduler import Family, Scheduler
 from scheduler.stores.base import Submitted
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.core.stream import ResponseStream
     from scheduler.providers.function import Dollars
-    from scheduler.stream import ResponseStream
 
 logger = logger_of("scheduler.blocking")
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scheduler.budget import Budget
-from scheduler.intake import Matched
+from scheduler.core.intake import Matched
 from scheduler.providers.base import Provider
 from scheduler.request import Duration, Request
 from scheduler.scheduler import Scheduler

@@ -19,17 +19,17 @@ from scheduler.adapters.blocking import BlockingScheduler, BlockingStream
 from scheduler.adapters.dialects import read_marks
 from scheduler.adapters.shapes import Shape, as_plain, chunk_of, result_of
 from scheduler.budget import Budget
-from scheduler.ending import DRAIN
+from scheduler.core.ending import DRAIN
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import MARKS, Marks, merge, within
+from scheduler.core.stream import ResponseStream
 from scheduler.errors import ConfigError, SchedulerClosed
-from scheduler.intake import OnExceeded
-from scheduler.marks import MARKS, Marks, merge, within
-from scheduler.matching import DEFAULT
+from scheduler.ledger.matching import DEFAULT
 from scheduler.money import usd
 from scheduler.providers.base import Provider
 from scheduler.providers.openai import OpenAI
 from scheduler.request import CHAT, EMBEDDINGS, RESPONSES, Duration, Request
 from scheduler.scheduler import Scheduler
-from scheduler.stream import ResponseStream
 
 Limit = str | int | float | Decimal | None
 

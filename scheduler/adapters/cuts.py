@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 
+from scheduler.providers.sse import MAX_EVENT_BYTES
 from scheduler.providers.streaming import Transcript
-from scheduler.sse import MAX_EVENT_BYTES
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.S)

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic_core import from_json, to_json
 
+from scheduler.core.marks import Marks
 from scheduler.errors import (
     BudgetExceeded,
     BudgetUnknown,
@@ -36,7 +37,6 @@ from scheduler.errors import (
     WaitsForItself,
     WrongLoop,
 )
-from scheduler.marks import Marks
 from scheduler.money import decimal_usd
 from scheduler.request import (
     CHAT,

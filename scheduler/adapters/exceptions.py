@@ -16,6 +16,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from scheduler.adapters.http import family_of
+from scheduler.answer import Answer
+from scheduler.core.nested.parts import Bill
 from scheduler.errors import (
     CallFailed,
     CallTimeout,
@@ -24,9 +26,7 @@ from scheduler.errors import (
     RequestRejected,
     SchedulerError,
 )
-from scheduler.parts import Bill
 from scheduler.providers.answers import Secrets, read_error
-from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx
 from scheduler.providers.hidden import mask
 

@@ -8,9 +8,9 @@ import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.adapters.results import Pieces, has_usage
+from scheduler.answer import Answer
+from scheduler.core.nested.pace import Pace
 from scheduler.errors import CallFailed, StreamBroken
-from scheduler.pace import Pace
-from scheduler.providers.base import Answer
 
 if TYPE_CHECKING:
     from scheduler.adapters.functions import FunctionVisit

@@ -30,16 +30,18 @@ from scheduler.adapters.results import Pieces, body_of, cost_told_nusd
 from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
-from scheduler.calls import CancelledAfter, attempt_around
+from scheduler.answer import Answer
+from scheduler.core.calls import CancelledAfter, attempt_around
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import Marks, of_request
+from scheduler.core.nested.parts import Bill, Tab, noted_here
 from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
-from scheduler.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
-from scheduler.intake import OnExceeded
-from scheduler.marks import Marks, of_request
+from scheduler.guards.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
+from scheduler.guards.plain import logger_of
 from scheduler.money import parse_usd
-from scheduler.parts import Bill, Tab, noted_here
-from scheduler.plain import logger_of
-from scheduler.pricing import PriceBook
-from scheduler.providers.base import Answer, Provider, Tariff
+from scheduler.prices.book import PriceBook
+from scheduler.prices.tariff import Tariff
+from scheduler.providers.base import Provider
 from scheduler.providers.function import Dollars
 from scheduler.providers.hidden import Secrets, mask
 from scheduler.providers.known import KNOWN

@@ -33,6 +33,10 @@ from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_nam
 from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
+from scheduler.answer import Answer
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import NO_MARKS, Marks, merge, within
+from scheduler.core.nested.parts import noted_here
 from scheduler.errors import (
     BadAnswer,
     CallFailed,
@@ -44,13 +48,10 @@ from scheduler.errors import (
     TransportFailed,
     words_of,
 )
-from scheduler.intake import OnExceeded
-from scheduler.marks import NO_MARKS, Marks, merge, within
+from scheduler.limits.retry import ATTEMPTS
 from scheduler.money import decimal_usd
-from scheduler.parts import noted_here
 from scheduler.providers.answers import read_answer, read_error
 from scheduler.providers.assembly import needs_asking
-from scheduler.providers.base import Answer
 from scheduler.providers.engines import explain_httpx, is_stream
 from scheduler.providers.hidden import Secrets, mask, sealed
 from scheduler.providers.http import CREDENTIAL_HEADERS
@@ -58,7 +59,6 @@ from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.outside import Outside
 from scheduler.providers.streaming import Transcript, looks_like_events, streamed_body
 from scheduler.request import Request
-from scheduler.retry import ATTEMPTS
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler

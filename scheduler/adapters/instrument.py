@@ -17,11 +17,11 @@ from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
 from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
-from scheduler.calls import is_within_call
+from scheduler.core.calls import is_within_call
+from scheduler.core.intake import OnExceeded
+from scheduler.core.marks import NO_MARKS, Marks, merge
+from scheduler.core.nested.parts import tab_here
 from scheduler.errors import ConfigError
-from scheduler.intake import OnExceeded
-from scheduler.marks import NO_MARKS, Marks, merge
-from scheduler.parts import tab_here
 
 if TYPE_CHECKING:
     from typing import Unpack

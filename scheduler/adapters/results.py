@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from scheduler.adapters.arguments import as_json, member
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
+from scheduler.prices.usage import reported_cost_nusd
 from scheduler.providers.assembly import Assembly
 from scheduler.providers.meaning import most_of
 from scheduler.request import Request, StreamEvent
-from scheduler.usage import reported_cost_nusd
 
 logger = logger_of("scheduler.functions")
 

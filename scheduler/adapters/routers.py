@@ -22,9 +22,10 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from scheduler.adapters.arguments import member
+from scheduler.answer import Answer
 from scheduler.errors import PriceUnknown
-from scheduler.pricing import PriceBook
-from scheduler.providers.base import Answer, Tariff
+from scheduler.prices.book import PriceBook
+from scheduler.prices.tariff import Tariff
 from scheduler.request import Quote, Request
 
 MOST_NAMES = 1_000  # that are followed from one alias

@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.adapters.dialects import is_endpoint
 from scheduler.errors import UncountedCalls
-from scheduler.plain import one_line
+from scheduler.guards.plain import one_line
 from scheduler.providers.known import kind_at
 
 _HOSTS = re.compile(

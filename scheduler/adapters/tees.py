@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
 from scheduler.adapters.cuts import Cutter
+from scheduler.answer import Answer
+from scheduler.core.nested.pace import Pace
 from scheduler.errors import CallFailed, words_of
-from scheduler.pace import Pace
 from scheduler.providers.answers import call_id
-from scheduler.providers.base import Answer
 from scheduler.providers.streaming import Transcript
 
 if TYPE_CHECKING:

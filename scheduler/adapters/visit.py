@@ -14,15 +14,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scheduler.adapters.places import AsyncPlace, Place, thrown
+from scheduler.answer import Answer
+from scheduler.core.future import RequestFuture, explain
+from scheduler.core.intake import OnExceeded
+from scheduler.core.nested.pace import Pace
+from scheduler.core.nested.parts import Tab
+from scheduler.core.steady import is_running
 from scheduler.errors import CallFailed, words_of
-from scheduler.future import RequestFuture, explain
-from scheduler.hooks import PROGRAM_ENDS
-from scheduler.intake import OnExceeded
-from scheduler.pace import Pace
-from scheduler.parts import Tab
-from scheduler.providers.base import Answer
+from scheduler.guards.hooks import PROGRAM_ENDS
 from scheduler.request import Request, Response
-from scheduler.steady import is_running
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler

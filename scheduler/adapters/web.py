@@ -48,14 +48,14 @@ from scheduler.adapters.dialects import http_status
 from scheduler.adapters.exceptions import refusal_of
 from scheduler.budget import Budget
 from scheduler.clock import SystemClock
+from scheduler.core.marks import Marks
+from scheduler.core.stream import ResponseStream
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, RequestRejected, SchedulerError, StoreError
-from scheduler.marks import Marks
-from scheduler.matching import DEFAULT
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
+from scheduler.ledger.matching import DEFAULT
 from scheduler.request import Duration, StreamEvent
 from scheduler.scheduler import Scheduler
-from scheduler.stream import ResponseStream
 
 Tag = Callable[[HTTPConnection], Marks | Awaitable[Marks | None] | None]
 

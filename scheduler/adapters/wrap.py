@@ -15,9 +15,9 @@ from scheduler.adapters.http import Door, family_of
 from scheduler.adapters.linked import NEEDED, link
 from scheduler.adapters.renewal import Bearer
 from scheduler.adapters.shadow import Budgeted, shadow
+from scheduler.core.intake import EXCEEDED, OnExceeded
+from scheduler.core.marks import NO_MARKS, Marks
 from scheduler.errors import ConfigError, SchedulerClosed
-from scheduler.intake import EXCEEDED, OnExceeded
-from scheduler.marks import NO_MARKS, Marks
 
 if TYPE_CHECKING:
     from scheduler.scheduler import Scheduler

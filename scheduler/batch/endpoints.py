@@ -173,8 +173,8 @@ def is_embedding_name(model: str) -> bool:
 def _writes(model: str) -> bool | None:
     """Whether the catalogue has a price for the model's output; None: it knows no such model."""
     from scheduler.errors import PriceUnknown
-    from scheduler.providers.simulated_bill import SIMULATED_PRICES
-    from scheduler.rates import look_up
+    from scheduler.prices.rates import look_up
+    from scheduler.providers.simulated.bill import SIMULATED_PRICES
 
     if model in SIMULATED_PRICES:
         return True  # the one that embeds says so in its name

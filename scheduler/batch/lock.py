@@ -21,7 +21,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from scheduler.errors import ConfigError, OutputInUse
-from scheduler.plain import command, without_password
+from scheduler.guards.plain import command, without_password
 
 # Of network file systems whose server keeps no locks.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import PurePath
 
 from scheduler.errors import ConfigError
-from scheduler.plain import shell_word
+from scheduler.guards.plain import shell_word
 
 HEAD_BYTES = 65_536
 """How much of a file is looked at, at most."""

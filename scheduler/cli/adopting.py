@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from scheduler.plain import one_line
+from scheduler.guards.plain import one_line
 
 AS_OF = "2026-11-28"
 

@@ -15,7 +15,7 @@ from scheduler.cli.helping import Group
 from scheduler.cli.output import fit_streams, say
 from scheduler.cli.streams import give_up_stdout, is_of_stdout, take_streams
 from scheduler.errors import SchedulerError
-from scheduler.plain import one_line
+from scheduler.guards.plain import one_line
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own name
 # Each is loaded when it is asked for: what it needs takes longer than telling what there is.

@@ -35,7 +35,7 @@ from scheduler.cli.output import (
     tell,
     until,
 )
-from scheduler.plain import one_line, without_password
+from scheduler.guards.plain import one_line, without_password
 
 if TYPE_CHECKING:
     from scheduler.budget import Budget, Cap

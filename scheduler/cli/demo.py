@@ -33,8 +33,8 @@ from scheduler.cli.moving import Moving
 from scheduler.cli.output import bar, plural, say
 from scheduler.cli.status import sentence
 from scheduler.cli.widths import fitted
+from scheduler.guards.plain import plain_line
 from scheduler.money import format_usd, usd
-from scheduler.plain import plain_line
 
 if TYPE_CHECKING:
     from scheduler.stats import CapStatus, Counts
@@ -238,7 +238,7 @@ def start_batch(script: Script, place: Path, url: str, stage: Stage) -> subproce
 
 
 def _prices() -> list[str]:
-    from scheduler.providers.simulated import SIMULATED_PRICES
+    from scheduler.providers.simulated.provider import SIMULATED_PRICES
 
     return [word for m in MODELS for word in ("--price", f"{m}={SIMULATED_PRICES[m]}")]
 

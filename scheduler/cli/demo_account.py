@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.cli.look import now_ms, opened
 from scheduler.cli.output import plural, say, table
+from scheduler.guards.plain import shell_word
 from scheduler.money import format_usd
-from scheduler.plain import shell_word
 
 if TYPE_CHECKING:
     from scheduler.stats import Audit, SpendRow

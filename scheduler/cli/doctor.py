@@ -31,7 +31,7 @@ from scheduler.cli.look import (
 )
 from scheduler.cli.output import emit_json, local, plural, table
 from scheduler.errors import ConfigError
-from scheduler.plain import without_password
+from scheduler.guards.plain import without_password
 
 if TYPE_CHECKING:
     from scheduler.cli.adopting import Adoption
@@ -201,7 +201,7 @@ def check_store(store: str) -> Check:
     """Whether the store is there, ours, readable and not locked."""
     from scheduler.errors import SchedulerError
     from scheduler.stores import open_store
-    from scheduler.stores.sqlite_look import may_write
+    from scheduler.stores.sql.look import may_write
 
     try:
         open_store(store)  # opens nothing yet: is it a store's name at all?

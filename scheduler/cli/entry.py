@@ -28,7 +28,7 @@ def main() -> None:
 
 def _load() -> Callable[..., None]:
     """The command itself; ends in one line where another project's files are in its way."""
-    from scheduler.installed import Mixed, require
+    from scheduler.guards.installed import Mixed, require
 
     try:
         require()

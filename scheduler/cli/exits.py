@@ -20,7 +20,7 @@ from scheduler.errors import (
     SchedulerError,
     StoreError,
 )
-from scheduler.plain import one_line, plain_line
+from scheduler.guards.plain import one_line, plain_line
 
 
 class Exit(IntEnum):

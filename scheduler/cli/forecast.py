@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.budget import Cap, Unit
-from scheduler.pricing import answers_of, prompt_only, stated_output_tokens
+from scheduler.prices.book import answers_of, prompt_only, stated_output_tokens
 from scheduler.request import Quote, Request
 from scheduler.stats import CapStatus
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from scheduler.errors import ConfigError
-from scheduler.plain import shell_word, without_password
+from scheduler.guards.plain import shell_word, without_password
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler import __version__
 from scheduler.cli.output import plural
-from scheduler.installed import DISTRIBUTION, FOLDER, damaged, mixture, remedy
+from scheduler.guards.installed import DISTRIBUTION, FOLDER, damaged, mixture, remedy
 
 MOST_SHOWN = 3
 

@@ -15,7 +15,7 @@ from scheduler.errors import ConfigError
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
     from scheduler.config import Config
-    from scheduler.intake import Intake
+    from scheduler.core.intake import Intake
     from scheduler.providers.base import Provider
 
 SIMULATED = "sim:"
@@ -148,7 +148,7 @@ class Sending:
         found += known_by_key({each.name for each in found})
         first = found[0]
         if self.max_requests_per_minute is not None or self.max_tokens_per_minute is not None:
-            from scheduler.limits import Limits
+            from scheduler.limits.meter import Limits
 
             limits = first.limits or Limits()
             first.limits = replace(
@@ -162,8 +162,8 @@ class Sending:
 def make_intake(config: str | None) -> Intake:
     """Providers, routes and prices of a configuration file, to ask what becomes of a request."""
     from scheduler.clock import SystemClock
-    from scheduler.intake import Intake, Prevention
-    from scheduler.pricing import PriceBook
+    from scheduler.core.intake import Intake, Prevention
+    from scheduler.prices.book import PriceBook
 
     found = Sending(config).settings(needs_key=False)
     prices, clock = PriceBook(), SystemClock()
@@ -228,7 +228,7 @@ def make_provider(base_url: str | None, timeout: str | None = None) -> Provider:
 
 def _simulated(options: str) -> Provider:
     """``sim:``, or ``sim:latency=0.2,seed=7,error_rate=0.1``."""
-    from scheduler.providers.simulated import Simulated
+    from scheduler.providers.simulated.provider import Simulated
 
     kinds = {"latency": float, "seed": int, "error_rate": float, "rpm": int, "tpm": int, "rpd": int,
              "style": str}  # fmt: skip

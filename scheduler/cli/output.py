@@ -18,8 +18,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from scheduler.cli.widths import columns_of, laid_out, told
+from scheduler.guards.plain import one_line, plain_line
 from scheduler.money import decimal_usd, format_usd
-from scheduler.plain import one_line, plain_line
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BAR_WIDTH = 12

@@ -13,7 +13,7 @@ from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, store_pat
 from scheduler.cli.output import emit_json, say, table, tell
 
 if TYPE_CHECKING:
-    from scheduler.pricing import PriceInfo
+    from scheduler.prices.book import PriceInfo
     from scheduler.stores.base import Store
 
 EXAMPLES = "scheduler prices set my-model --in 0.10 --out 0.20"
@@ -51,7 +51,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show prices in USD per million tokens. A store is not needed."""
-    from scheduler.pricing import PriceBook
+    from scheduler.prices.book import PriceBook
 
     own = _own(store)
     book = PriceBook(own)
@@ -78,7 +78,7 @@ def set_price(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Keep a price of your own in the store; it comes before the catalogue's."""
-    from scheduler.pricing import PriceBook
+    from scheduler.prices.book import PriceBook
 
     rates = [_rate(price_in, "--in"), _rate(price_out, "--out")]
     rates += [] if cached is None else [_rate(cached, "--cached")]

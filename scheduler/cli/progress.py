@@ -18,8 +18,8 @@ from scheduler.cli.moving import Moving
 from scheduler.cli.output import bar, until
 from scheduler.cli.widths import fitted, middle
 from scheduler.duration import format_duration
+from scheduler.guards.plain import about, one_line, plain_line
 from scheduler.money import NUSD_PER_USD, decimal_usd, format_usd
-from scheduler.plain import about, one_line, plain_line
 from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import CapStatus
 

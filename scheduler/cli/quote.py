@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scheduler.cli.delivery import Files
     from scheduler.cli.forecast import Forecast, Never, Total
     from scheduler.cli.options import Sending
-    from scheduler.intake import Intake
+    from scheduler.core.intake import Intake
     from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
     from scheduler.stores.base import Known, Store
@@ -157,8 +157,8 @@ def _caps(budget: str | None, statuses: list[Any], now_ms: int) -> list[CapStatu
 def _intake(sending: Sending, prices: dict[str, str]) -> Intake:
     """Takes requests as a run would, with its providers, routes and caps; needs no key."""
     from scheduler.clock import SystemClock
-    from scheduler.intake import Intake, Prevention
-    from scheduler.pricing import PriceBook
+    from scheduler.core.intake import Intake, Prevention
+    from scheduler.prices.book import PriceBook
 
     settings = sending.settings(needs_key=False)
     prevention = Prevention(

@@ -35,7 +35,7 @@ from scheduler.cli.options import (
 )
 from scheduler.cli.output import say
 from scheduler.errors import ConfigError
-from scheduler.plain import command, logger_of, without_password
+from scheduler.guards.plain import command, logger_of, without_password
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
@@ -229,7 +229,7 @@ def run(
     from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
     from scheduler.duration import parse_duration_ms
-    from scheduler.retry import BATCH_ATTEMPTS
+    from scheduler.limits.retry import BATCH_ATTEMPTS
 
     _check_words(on_exhausted, progress)
     with open_input(input_file) as source:

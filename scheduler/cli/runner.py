@@ -21,7 +21,6 @@ from scheduler import events
 from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.source import Source
-from scheduler.calls import describe, has_spoken
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
@@ -31,6 +30,7 @@ from scheduler.cli.output import plural
 from scheduler.cli.patience import Patience, worst
 from scheduler.cli.progress import Progress, Snapshot
 from scheduler.clock import SystemClock
+from scheduler.core.calls import describe, has_spoken
 from scheduler.duration import format_duration
 from scheduler.errors import (
     BudgetUnknown,
@@ -39,9 +39,9 @@ from scheduler.errors import (
     ProviderError,
     SchedulerError,
 )
+from scheduler.guards.signals import HANG_UP, signals_to
 from scheduler.money import format_usd
 from scheduler.scheduler import Scheduler
-from scheduler.signals import HANG_UP, signals_to
 from scheduler.stats import CapStatus, Stats
 
 TICK_S = 0.1

@@ -83,8 +83,8 @@ def simulate(
 
     GET /billed tells what it billed, by its own count.
     """
-    from scheduler.providers.simulated import Simulated, Spread
-    from scheduler.providers.simulated_server import serve_until_signal
+    from scheduler.providers.simulated.provider import Simulated, Spread
+    from scheduler.providers.simulated.server import serve_until_signal
 
     length = Spread(120, 0.5) if output_tokens is None else output_tokens
     provider = Simulated(

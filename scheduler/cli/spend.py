@@ -13,8 +13,8 @@ import typer
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
 from scheduler.cli.output import amount, emit_json, say, table
+from scheduler.guards.plain import one_line
 from scheduler.money import decimal_usd
-from scheduler.plain import one_line
 
 if TYPE_CHECKING:
     from scheduler.stats import SpendRow

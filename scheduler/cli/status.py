@@ -25,11 +25,11 @@ from scheduler.cli.look import (
 from scheduler.cli.moving import Moving
 from scheduler.cli.output import amount, amounts, emit_json, facts, iso, local, plural, until
 from scheduler.cli.progress import provider_sentence
+from scheduler.guards.plain import about, plain_line, without_password
 from scheduler.money import decimal_usd, format_usd
-from scheduler.plain import about, plain_line, without_password
 
 if TYPE_CHECKING:
-    from scheduler.gates import GateStatus
+    from scheduler.limits import GateStatus
     from scheduler.shortfall import Shortfall
     from scheduler.stats import BudgetStatus, Counts, SpendRow
     from scheduler.stores.base import Store

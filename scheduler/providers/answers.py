@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pydantic_core import from_json
 
+from scheduler.answer import Answer
 from scheduler.errors import (
     BadAnswer,
     CallFailed,
@@ -22,7 +23,7 @@ from scheduler.errors import (
     brief,
     cut,
 )
-from scheduler.providers.base import Answer
+from scheduler.prices.usage import extract_usage, reported_cost_nusd
 from scheduler.providers.credit import Credit, affords
 from scheduler.providers.limit_headers import read_limits
 from scheduler.providers.limit_words import Said, merged, said_limits
@@ -38,7 +39,6 @@ from scheduler.providers.meaning import (
     usage_told,
 )
 from scheduler.providers.waits import retry_after_ms
-from scheduler.usage import extract_usage, reported_cost_nusd
 
 MAX_EXCERPT_CHARS = 200
 MAX_MESSAGE_CHARS = 1000

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
+from scheduler.answer import Answer
 from scheduler.errors import ConfigError, ProviderRefused
 from scheduler.providers.anthropic_chat import Untranslatable, to_chat, to_messages
-from scheduler.providers.base import Answer, Emit
+from scheduler.providers.base import Emit
 from scheduler.providers.hidden import Headers, seal
 from scheduler.providers.http import MAX_BODY_BYTES, SILENCE_TIMEOUT, HttpProvider
 from scheduler.request import CHAT, ENDPOINTS, MESSAGES, Duration, Request

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scheduler.errors import cut
-from scheduler.outputs import answers_of
+from scheduler.prices.outputs import answers_of
 from scheduler.providers.meaning import error_in, has_failed, most_of
 from scheduler.request import CHAT, COMPLETIONS, Request, StreamEvent
 

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
+from scheduler.answer import Answer as Answer
 from scheduler.errors import ProviderRefused
-from scheduler.limits import Limits, Seen
-from scheduler.request import Quote, Request, StreamEvent, Usage
+from scheduler.limits.meter import Limits
+from scheduler.prices.tariff import Tariff
+from scheduler.request import Request, StreamEvent
 
 if TYPE_CHECKING:
-    from scheduler.retry import Retry
+    from scheduler.limits.retry import Retry
     from scheduler.stores.base import Unknown
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a provider gave back for one attempt.
-
-    Attributes:
-        body: The decoded JSON body (any object for providers without HTTP).
-        usage: Tokens used; None if the provider did not say.
-        cost_nusd: The cost the provider itself reported, in nano-dollars; None: price the usage.
-        request_id: The provider's id for the call, for support tickets.
-        headers: Response headers, lower-case names.
-        limits: What the headers say about the provider's rate limits.
-        has_all_usage: False: usage and cost are of a part of the answer; it cost at least that,
-            and is posted at no less than its ceiling.
-    """
-
-    body: Any
-    status_code: int = 200
-    usage: Usage | None = None
-    cost_nusd: int | None = None
-    request_id: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    limits: tuple[Seen, ...] = ()
-    has_all_usage: bool = True
 
 
 Emit = Callable[[StreamEvent], Awaitable[None]]
@@ -47,16 +23,6 @@ Emit = Callable[[StreamEvent], Awaitable[None]]
 
 Send = Callable[[Request], Awaitable[Answer]]
 """Makes one attempt, as `Provider.send` does."""
-
-
-class Tariff(Protocol):
-    """Prices requests before they are sent and answers after: the same rates for both."""
-
-    def quote(self, request: Request) -> Quote:
-        """Most and likely cost of one attempt. Raises `PriceUnknown`; never guesses zero."""
-
-    def cost_nusd(self, request: Request, answer: Answer) -> int | None:
-        """What the answer cost, in nano-dollars; None if the answer does not tell."""
 
 
 class Provider(ABC):

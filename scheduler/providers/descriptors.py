@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
 
 logger = logger_of("scheduler.providers")
 

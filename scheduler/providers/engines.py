@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.errors import BadAnswer, CallFailed, CallTimeout, TransportFailed
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
 from scheduler.providers.answers import call_id
 from scheduler.providers.hidden import Headers, is_panic, never_sent
 from scheduler.providers.patience import Patience

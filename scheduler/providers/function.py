@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from scheduler.hooks import asked_nusd, quoted_nusd
+from scheduler.answer import Answer
+from scheduler.guards.hooks import asked_nusd, quoted_nusd
 from scheduler.money import parse_usd
-from scheduler.providers.base import Answer, Provider
+from scheduler.prices.usage import reported_cost_nusd
+from scheduler.providers.base import Provider
 from scheduler.providers.meaning import usage_told
 from scheduler.request import Quote, Request
-from scheduler.usage import reported_cost_nusd
 
 if TYPE_CHECKING:
     from scheduler.stores.base import Unknown

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from pydantic_core import PydanticSerializationError, to_json
 
+from scheduler.answer import Answer
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
 from scheduler.providers.address import Address, read_address
 from scheduler.providers.assembly import needs_asking
-from scheduler.providers.base import Answer, Emit, Provider
+from scheduler.providers.base import Emit, Provider
 from scheduler.providers.engines import Engine, make_engine
 from scheduler.providers.hidden import Headers, Secrets, check_key, is_panic, sealed
 from scheduler.providers.known import asks_usage_at, refuses_field

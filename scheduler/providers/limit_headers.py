@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from scheduler.limits import SPANS_MS, Dimension, Seen
+from scheduler.limits.meter import SPANS_MS, Dimension, Seen
 from scheduler.providers.waits import until_ms, wait_of
 
 MAX_LIMIT = 10**12

@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from scheduler.limits import DAY_MS, SPANS_MS, Dimension, Seen
+from scheduler.limits.meter import DAY_MS, SPANS_MS, Dimension, Seen
 from scheduler.providers.limit_headers import read_limits
 
 _SAID = re.compile(

@@ -57,9 +57,9 @@ from scheduler.errors import (
     ProviderRefused,
     RateLimited,
 )
+from scheduler.prices.usage import extract_usage
 from scheduler.providers.credit import Credit, credit_of
 from scheduler.request import Usage
-from scheduler.usage import extract_usage
 
 DID_NO_WORK = frozenset({503, 529})
 RETRYABLE_REFUSALS = frozenset({408, 409, 425})

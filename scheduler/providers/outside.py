@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from scheduler.answer import Answer
 from scheduler.errors import ProviderRefused
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.base import Provider
 from scheduler.providers.known import KNOWN, kind_at
 from scheduler.request import Request
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from scheduler.answer import Answer
 from scheduler.errors import CallFailed, StreamBroken
 from scheduler.providers.answers import (
     Secrets,
@@ -27,12 +28,12 @@ from scheduler.providers.answers import (
     tell,
 )
 from scheduler.providers.assembly import DONE, Assembly, needs_asking, wants_usage
-from scheduler.providers.base import Answer, Emit
+from scheduler.providers.base import Emit
 from scheduler.providers.engines import Reply, Take
 from scheduler.providers.masks import hide
 from scheduler.providers.meaning import SERVER_ERROR, Problem, error_in
+from scheduler.providers.sse import EventParser
 from scheduler.request import Request, StreamEvent
-from scheduler.sse import EventParser
 
 __all__ = ["DONE", "Assembly", "Transcript", "nobody_reads", "read_stream", "streamed_body",
            "wants_usage"]  # fmt: skip

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from scheduler.limits import Seen
+from scheduler.limits.meter import Seen
 
 MAX_WAIT_MS = 86_400_000
 SOON_S = 10**8  # a larger number of seconds is an instant, not a span

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from scheduler.errors import ConfigError
-from scheduler.plain import without_password
+from scheduler.guards.plain import without_password
 from scheduler.stores.base import Store, StorePrompts
-from scheduler.stores.memory_ended import KEEP_FINISHED
+from scheduler.stores.memory.ended import KEEP_FINISHED
 
 
 def open_store(
@@ -31,7 +31,7 @@ def open_store(
         ConfigError: Nothing known by that name.
     """
     if url is None or url == "memory://":
-        from scheduler.stores.memory import MemoryStore
+        from scheduler.stores.memory.store import MemoryStore
 
         return MemoryStore(keep_finished)
     if keep_finished != KEEP_FINISHED:

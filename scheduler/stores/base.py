@@ -32,15 +32,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from scheduler.admission import LaneKey
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import BudgetExceeded, ConfigError
-from scheduler.gates import Gates, GateStatus, Heard, Report
-from scheduler.ledger import Crossing
+from scheduler.guards.texts import check_names
+from scheduler.ledger.account import Crossing
+from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
-from scheduler.texts import check_names
 
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-from scheduler.admission import LaneKey, Verdict
-from scheduler.gates import NOTHING, Gates, size_of
-from scheduler.ledger import Account, Needs
+from scheduler.admission.plan import LaneKey, Verdict
+from scheduler.ledger.account import Account, Needs
+from scheduler.limits import NOTHING, Gates, size_of
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
 

@@ -28,15 +28,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
 
 import aiosqlite
 
-from scheduler.admission import LaneKey
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
-from scheduler.gates import Gates, GateStatus
-from scheduler.plain import logger_of
+from scheduler.guards.plain import logger_of
+from scheduler.limits import Gates, GateStatus
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
-from scheduler.stores import forks, sqlite_gates, sqlite_prune, sqlite_upgrade, sqlite_views
+from scheduler.stores import forks
 from scheduler.stores.base import (
     Archive,
     Finished,
@@ -52,10 +52,14 @@ from scheduler.stores.base import (
     Unknown,
     in_use,
 )
-from scheduler.stores.codec import encode_request
 from scheduler.stores.process import this_process
-from scheduler.stores.sqlite_look import Look, check_version, may_write
-from scheduler.stores.sqlite_turn import Transactions
+from scheduler.stores.sql import gates as sqlite_gates
+from scheduler.stores.sql import prune as sqlite_prune
+from scheduler.stores.sql import upgrade as sqlite_upgrade
+from scheduler.stores.sql import views as sqlite_views
+from scheduler.stores.sql.codec import encode_request
+from scheduler.stores.sql.look import Look, check_version, may_write
+from scheduler.stores.sql.turn import Transactions
 
 logger = logger_of("scheduler.stores.sqlite")
 
@@ -642,7 +646,7 @@ def _log_in_use(path: Path) -> StoreLocked:
 
 
 def _create_schema(db: sqlite3.Connection) -> None:
-    script = files("scheduler.stores").joinpath("schema.sql").read_text(encoding="utf-8")
+    script = files("scheduler.stores.sql").joinpath("schema.sql").read_text(encoding="utf-8")
     text = "\n".join(line.partition("--")[0] for line in script.splitlines())
     for statement in text.split(";"):
         if statement.strip():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scheduler.budget import Budget, WindowKind
 from scheduler.errors import ConfigError
-from scheduler.ledger import Account, Needs, ReservationState
+from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
 from scheduler.stores.base import Outcome, is_refusal

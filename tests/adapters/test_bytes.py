@@ -353,7 +353,7 @@ async def test_a_compressed_stream_that_is_damaged_raises_what_it_would():
 
 async def test_an_event_without_end_is_passed_on(monkeypatch):
     monkeypatch.setattr("scheduler.adapters.cuts.MAX_EVENT_BYTES", 1000)
-    monkeypatch.setattr("scheduler.sse.MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr("scheduler.providers.sse.MAX_EVENT_BYTES", 1000)
 
     def endless(asked):
         yield chunk("a")

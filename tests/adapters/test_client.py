@@ -23,7 +23,7 @@ from scheduler import (
     Simulated,
 )
 from scheduler.adapters import shapes
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 ASKED = {"model": "sim-small", "messages": MESSAGES, "max_tokens": 12}

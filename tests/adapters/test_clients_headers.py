@@ -10,8 +10,8 @@ from starlette.routing import Route
 
 from scheduler import Budget, Scheduler
 from scheduler.adapters.web import TagMiddleware, scheduler_of
+from scheduler.core.marks import within
 from scheduler.errors import ConfigError
-from scheduler.marks import within
 
 URL = "https://api.example.com/v1/chat/completions"
 BODY = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}

@@ -26,7 +26,7 @@ from scheduler import (
     Simulated,
 )
 from scheduler.adapters.arguments import read_arguments
-from scheduler.calls import UnderWay
+from scheduler.core.calls import UnderWay
 from scheduler.money import usd
 from scheduler.testing import VirtualClock, run
 

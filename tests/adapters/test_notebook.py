@@ -18,8 +18,8 @@ import pytest
 
 import scheduler
 from scheduler import BlockingScheduler, Budget, Request, Scheduler, SchedulerClosed, Simulated
-from scheduler.providers.simulated_bill import SIMULATED_PRICES
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.bill import SIMULATED_PRICES
+from scheduler.providers.simulated.server import running_server
 
 PROMPTLY_S = 5.0  # with much room, for slow machines; it takes tenths
 

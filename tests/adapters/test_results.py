@@ -9,10 +9,10 @@ import pytest
 
 from scheduler import Budget, Request, Scheduler
 from scheduler.adapters.results import Pieces, body_of
+from scheduler.prices.usage import Usage
 from scheduler.providers.meaning import usage_told
-from scheduler.providers.simulated import Simulated
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.testing import VirtualClock, run
-from scheduler.usage import Usage
 
 LARGE, SMALL = {"prompt_tokens": 90, "completion_tokens": 40}, {
     "prompt_tokens": 0, "completion_tokens": 0,

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler import Budget, PriceUnknown, Scheduler, Simulated
 from scheduler.adapters.routers import Deployment, reach
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
 from scheduler.request import Request
 from scheduler.testing import VirtualClock, run
 

@@ -57,7 +57,7 @@ from scheduler.adapters.web import (
     scheduler_of,
 )
 from scheduler.errors import LedgerInconsistent, StoreForeign, StoreLocked, StoreTooNew
-from scheduler.providers.simulated_bill import SIMULATED_PRICES
+from scheduler.providers.simulated.bill import SIMULATED_PRICES
 from scheduler.testing import START_MS, VirtualClock, run
 
 pytestmark = pytest.mark.anyio

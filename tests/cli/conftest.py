@@ -7,7 +7,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from scheduler.admission import LaneKey
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores import open_store

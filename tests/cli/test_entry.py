@@ -42,7 +42,7 @@ def interrupted(at: str, *words: str, handler: str = "signal.default_int_handler
         # Within a command, while it loads what it needs
         ("scheduler.stores", ["doctor", "--store", "/nowhere/x.db"]),
         ("scheduler.cli.forecast", ["quote", "x.jsonl"]),
-        ("scheduler.pricing", ["prices", "show", "gpt-4o"]),
+        ("scheduler.prices.book", ["prices", "show", "gpt-4o"]),
     ],
 )
 def test_an_interrupt_while_modules_are_loaded_is_one_plain_line(at, words):

@@ -118,7 +118,7 @@ def test_a_line_that_cannot_be_prepared_is_its_own_error_and_the_others_run(run)
     "error", [OverflowError("x"), RecursionError(), TypeError("x"), KeyError("x")]
 )
 def test_whatever_an_error_is_it_is_that_of_its_line(run, monkeypatch, error):
-    from scheduler.intake import Intake
+    from scheduler.core.intake import Intake
 
     prepare = Intake.prepare
 
@@ -139,8 +139,8 @@ def test_whatever_an_error_is_it_is_that_of_its_line(run, monkeypatch, error):
 
 @pytest.mark.parametrize("command", ["run", "quote"])
 def test_what_all_lines_would_meet_ends_the_command(run, monkeypatch, command):
+    from scheduler.core.intake import Intake
     from scheduler.errors import StoreError
-    from scheduler.intake import Intake
 
     def failing(self, *_):
         raise StoreError("the disk is gone")

@@ -134,7 +134,14 @@ def loaded(*words: str) -> set[str]:
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
 def test_what_needs_no_command_loads_none(words):
-    heavy = {"rich", "asyncio", "pydantic", "httpx", "scheduler.scheduler", "scheduler.cli.run"}
+    heavy = {
+        "rich",
+        "asyncio",
+        "pydantic",
+        "httpx",
+        "scheduler.scheduler",
+        "scheduler.cli.run",
+    }
 
     assert not loaded(*words) & heavy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 KEY = "sk-test-1234567890"
 PRICE = ("--price", "sim-small=0.15/0.60")

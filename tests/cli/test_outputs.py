@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 SIM = ("--base-url", "sim:", "--budget", "$1")

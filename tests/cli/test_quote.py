@@ -99,7 +99,7 @@ def test_every_cap_is_looked_at_whatever_it_counts(quote, budget, unit):
 def test_of_a_budget_without_a_window_what_is_spent_never_comes_back(quote, tmp_path):
     from scheduler.budget import Budget
     from scheduler.cli.forecast import Forecast
-    from scheduler.pricing import PriceBook
+    from scheduler.prices.book import PriceBook
     from scheduler.request import Request
     from scheduler.stats import CapStatus
 

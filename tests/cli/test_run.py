@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from scheduler.providers.simulated_bill import SIMULATED_PRICES
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.bill import SIMULATED_PRICES
+from scheduler.providers.simulated.server import running_server
 from tests.frameworks.adopted import Adopted
 from tests.frameworks.table import read_rows
 from tests.sdks.conftest import Service, make_scheduler, since_now

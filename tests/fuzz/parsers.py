@@ -20,14 +20,14 @@ from scheduler.config import load_config
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import CallFailed, ConfigError, CostTooHigh, SchedulerError, StoreError
 from scheduler.money import parse_usd
-from scheduler.pricing import PriceBook
+from scheduler.prices.book import PriceBook
+from scheduler.prices.routing import Router
 from scheduler.providers.answers import read_answer
 from scheduler.providers.engines import Reply, Take
 from scheduler.providers.openai import OpenAI
 from scheduler.providers.streaming import nobody_reads, read_stream
 from scheduler.request import ENDPOINTS, Request
-from scheduler.routing import Router
-from scheduler.stores import codec
+from scheduler.stores.sql import codec
 
 LOCAL = "http://127.0.0.1:9/v1"
 BOOK = PriceBook({"m": "0.15/0.6", "free": "0/0"})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from scheduler.request import ENDPOINTS, GEMINI, Request, Response, Usage
-from scheduler.stores import codec
+from scheduler.stores.sql import codec
 from tests.fuzz import inputs, parsers
 
 HUGE = "9" * 10**6

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scheduler.errors import CallFailed, StoreError
 from scheduler.providers.answers import read_answer
 from scheduler.request import ENDPOINTS, GEMINI, Response, Usage
-from scheduler.stores import codec
+from scheduler.stores.sql import codec
 from tests.fuzz import inputs, parsers
 from tests.fuzz.targets import HUGE, STORED, TARGETS
 

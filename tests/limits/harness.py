@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler import Limits, RateLimited, Request, Scheduler
-from scheduler.providers.simulated import Simulated, Spread
-from scheduler.providers.simulated_limits import Bucket, Window
+from scheduler.providers.simulated.limits import Bucket, Window
+from scheduler.providers.simulated.provider import Simulated, Spread
 from scheduler.testing import VirtualClock, run
 
 TWO_SECONDS = Spread(2.0, 0.3)

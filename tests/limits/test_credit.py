@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.admission import LaneKey, LaneView, plan
-from scheduler.gates import (
+from scheduler.admission.plan import LaneKey, LaneView, plan
+from scheduler.ledger.account import Waiter
+from scheduler.limits import (
     FIRST_PROBE_MS,
     LONGEST_PROBE_MS,
     Closed,
@@ -17,12 +18,11 @@ from scheduler.gates import (
     ProviderRules,
     Report,
 )
-from scheduler.ledger import Waiter
 from scheduler.providers.credit import affords
 from scheduler.request import Request, RequestState
 from scheduler.shortfall import ParkReason
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from tests.test_admission import Waiting, account, lane
 

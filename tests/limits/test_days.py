@@ -9,11 +9,11 @@ import pytest
 
 from scheduler import Limits, Request, Scheduler
 from scheduler.errors import RateLimited
-from scheduler.gates import Gates, Heard, ProviderRules, Report
-from scheduler.limits import DAY_MS, HOUR_MS, MINUTE_MS, Dimension, Seen
+from scheduler.limits import Gates, Heard, ProviderRules, Report
+from scheduler.limits.meter import DAY_MS, HOUR_MS, MINUTE_MS, Dimension, Seen
 from scheduler.providers.answers import read_answer
 from scheduler.providers.limit_headers import read_limits
-from scheduler.providers.simulated import Simulated
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Tokens
 from scheduler.testing import VirtualClock, run
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.gates import Gates, Heard, ProviderRules, Report
-from scheduler.limits import (
+from scheduler.limits import Gates, Heard, ProviderRules, Report
+from scheduler.limits.meter import (
     COUNTING,
     DAY_MS,
     HOUR_MS,
@@ -21,7 +21,7 @@ from scheduler.limits import (
     is_window,
     span_of,
 )
-from scheduler.meters import ENTRIES, GRAIN, WindowMeter, dump_meter, load_meter
+from scheduler.limits.windows import ENTRIES, GRAIN, WindowMeter, dump_meter, load_meter
 from scheduler.request import Tokens
 
 REQUESTS, TOKENS = Dimension.REQUESTS, Dimension.TOKENS

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from scheduler import Provider, RateLimited, Request, Scheduler
+from scheduler.answer import Answer
 from scheduler.errors import ProviderOverloaded
-from scheduler.gates import Gates, Heard, ProviderRules, Report
-from scheduler.gates.front import MANY_MODELS
-from scheduler.gates.model import LONGEST_PAUSE_MS, MARGIN_MS
+from scheduler.limits import Gates, Heard, ProviderRules, Report
+from scheduler.limits.front import MANY_MODELS
+from scheduler.limits.gate import LONGEST_PAUSE_MS, MARGIN_MS
 from scheduler.providers.answers import read_error
-from scheduler.providers.base import Answer
 from scheduler.testing import VirtualClock, run
 from tests.conftest import FixedTariff
 from tests.limits.test_gates import ASKS, T0, Bench

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scheduler.gates import (
+from scheduler.limits import (
     DOWN_AFTER,
     FIRST_PROBE_MS,
     FIRST_WINDOW,
@@ -17,7 +17,7 @@ from scheduler.gates import (
     ProviderRules,
     Report,
 )
-from scheduler.limits import Dimension, Limits, Seen
+from scheduler.limits.meter import Dimension, Limits, Seen
 from scheduler.request import Tokens
 
 T0 = 1_000_000

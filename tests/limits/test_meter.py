@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.limits import (
+from scheduler.limits.meter import (
     COUNTING,
     DAY_MS,
     HEADROOM,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import urllib.request
 
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 
 ASK = """
 import asyncio, sys

@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from scheduler.errors import RateLimited
-from scheduler.providers.simulated import Simulated
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Request
 from scheduler.testing import run
 

@@ -48,7 +48,7 @@ class Server:
 
     def start(self) -> None:
         port = () if not self.url else ("--port", self.url.rpartition(":")[2].partition("/")[0])
-        words = [sys.executable, "-m", "scheduler.providers.simulated_server", *self.options, *port]
+        words = [sys.executable, "-m", "scheduler.providers.simulated.server", *self.options, *port]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = json.loads(self.process.stdout.readline())["url"]

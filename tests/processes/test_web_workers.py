@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from scheduler.budget import parse_caps
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.server import running_server
 from tests.processes.harness import wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -2,8 +2,8 @@ from decimal import Decimal
 
 import pytest
 
+from scheduler.answer import Answer
 from scheduler.errors import ConfigError, RateLimited
-from scheduler.providers.base import Answer
 from scheduler.providers.function import FunctionProvider
 from scheduler.request import Quote, Request, Usage
 

@@ -29,8 +29,8 @@ from scheduler.errors import (
 from scheduler.providers import engines
 from scheduler.providers.answers import read_answer
 from scheduler.providers.openai import OpenAI, is_loopback
-from scheduler.providers.simulated import Simulated
-from scheduler.providers.simulated_server import serve
+from scheduler.providers.simulated.provider import Simulated
+from scheduler.providers.simulated.server import serve
 from scheduler.request import Request
 
 pytestmark = pytest.mark.anyio

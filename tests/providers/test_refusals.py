@@ -11,7 +11,7 @@ from scheduler.errors import (
     ProviderRefused,
     RateLimited,
 )
-from scheduler.limits import Dimension, Seen
+from scheduler.limits.meter import Dimension, Seen
 from scheduler.providers.answers import read_error
 from scheduler.providers.limit_headers import read_limits
 

@@ -16,8 +16,8 @@ from scheduler.errors import (
     RateLimited,
     TransportFailed,
 )
-from scheduler.providers.simulated import SIMULATED_PRICES, Fault, Simulated, Spread
-from scheduler.providers.simulated_limits import go_duration
+from scheduler.providers.simulated.limits import go_duration
+from scheduler.providers.simulated.provider import SIMULATED_PRICES, Fault, Simulated, Spread
 from scheduler.request import COMPLETIONS, MODERATIONS, Request
 from scheduler.testing import run
 

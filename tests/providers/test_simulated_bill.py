@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from scheduler import Budget, Request, Scheduler
-from scheduler.providers import simulated_bill
-from scheduler.providers.simulated import SIMULATED_PRICES, Simulated
-from scheduler.providers.simulated_bill import PriceList
+from scheduler.providers.simulated import bill as simulated_bill
+from scheduler.providers.simulated.bill import PriceList
+from scheduler.providers.simulated.provider import SIMULATED_PRICES, Simulated
 from scheduler.request import EMBEDDINGS, MESSAGES, Usage
 from scheduler.testing import run
 

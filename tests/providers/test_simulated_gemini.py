@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.errors import CredentialsRefused, ProviderRefused, RateLimited, StreamBroken
-from scheduler.providers.simulated import Simulated
+from scheduler.prices.tokens import bound_input_tokens
+from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import EMBED_CONTENT, GENERATE, MESSAGES, Request, Response
 from scheduler.testing import run
-from scheduler.tokens import bound_input_tokens
 from tests.providers.test_simulated_server import CHAT, serving
 
 pytestmark = pytest.mark.anyio

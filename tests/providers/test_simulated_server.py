@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from scheduler.errors import ConfigError
-from scheduler.providers.simulated import Simulated, Spread
-from scheduler.providers.simulated_http import MAX_BODY_BYTES, MAX_HEADER_BYTES
-from scheduler.providers.simulated_server import (
+from scheduler.providers.simulated.http import MAX_BODY_BYTES, MAX_HEADER_BYTES
+from scheduler.providers.simulated.provider import Simulated, Spread
+from scheduler.providers.simulated.server import (
     main,
     parse_prices,
     parse_shares,
@@ -341,7 +341,7 @@ def test_it_runs_as_a_program_and_ends_when_asked():
 
 
 def test_it_ends_with_success_on_a_signal():
-    words = [sys.executable, "-m", "scheduler.providers.simulated_server"]
+    words = [sys.executable, "-m", "scheduler.providers.simulated.server"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert json.loads(process.stdout.readline())["url"].startswith("http://127.0.0.1:")
         process.terminate()

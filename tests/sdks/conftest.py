@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from scheduler import Budget, Scheduler
-from scheduler.providers.simulated_bill import SIMULATED_PRICES
-from scheduler.providers.simulated_server import running_server
+from scheduler.providers.simulated.bill import SIMULATED_PRICES
+from scheduler.providers.simulated.server import running_server
 from tests.sdks.kits import Kit, close
 
 

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, LaneView, Plan, plan
-from scheduler.ledger import Account
-from scheduler.stores.memory_rows import Row
+from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, LaneView, Plan, plan
+from scheduler.ledger.account import Account
+from scheduler.stores.memory.rows import Row
 from tests.traffic import rooms
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from scheduler.calls import attempt
-from scheduler.elsewhere import Elsewhere
-from scheduler.gates import Closed, Front
-from scheduler.ledger import Account, Tally, Waiter
-from scheduler.matching import BudgetBook
-from scheduler.nesting import Nesting
-from scheduler.pump import Pump
+from scheduler.core.callers.elsewhere import Elsewhere
+from scheduler.core.callers.twins import Twins
+from scheduler.core.callers.unsent import Unsent
+from scheduler.core.calls import attempt
+from scheduler.core.nested.nesting import Nesting
+from scheduler.core.pump import Pump
+from scheduler.ledger.account import Account, Tally, Waiter
+from scheduler.ledger.matching import BudgetBook
+from scheduler.limits import Closed, Front
 from scheduler.stores.base import Outcome
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.memory import MemoryStore
-from scheduler.stores.sqlite_settle import Settling
-from scheduler.stores.sqlite_turn import Transactions
-from scheduler.twins import Twins
-from scheduler.unsent import Unsent
+from scheduler.stores.memory.store import MemoryStore
+from scheduler.stores.sql.settle import Settling
+from scheduler.stores.sql.turn import Transactions
 
 reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
 settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
@@ -181,9 +181,9 @@ def let_the_oldest_try(self: Front, report: Any) -> None:
 
 
 MUTANTS = [
-    Mutant("release a hold on timeout", "scheduler.flight", "attempt", void_what_is_unknown),
-    Mutant("release what was cancelled", "scheduler.flight", "attempt", void_what_was_cancelled, 60),
-    Mutant("post less than it cost", "scheduler.flight", "attempt", post_half),
+    Mutant("release a hold on timeout", "scheduler.core.flight", "attempt", void_what_is_unknown),
+    Mutant("release what was cancelled", "scheduler.core.flight", "attempt", void_what_was_cancelled, 60),
+    Mutant("post less than it cost", "scheduler.core.flight", "attempt", post_half),
     Mutant("settle twice", MemoryStore, "_move", settle_twice),
     Mutant("settle in the window that is now", Account, "settle", settle_in_this_window),
     Mutant("check without reserving", Account, "reserve", check_without_reserving),
@@ -199,7 +199,7 @@ MUTANTS = [
     Mutant("let one who is too late give up for all", Unsent, "give_up", take_the_others_along, 60),
     Mutant("let who comes from elsewhere wait for ever", Elsewhere, "follow", look_at_nobody,
            60, "sqlite"),
-    Mutant("let an inner call wait like anybody", "scheduler.pump", "caller_of_one_more",
+    Mutant("let an inner call wait like anybody", "scheduler.core.pump", "caller_of_one_more",
            forget_the_caller),
     Mutant("lend a place to the first inner call only", Nesting, "_lend", lend_nothing, 60),
     Mutant("let an inner call wait for its caller's money", Nesting, "stuck", tell_nobody),

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from scheduler.answer import Answer
 from scheduler.errors import (
     BadAnswer,
     CallTimeout,
@@ -16,7 +17,7 @@ from scheduler.errors import (
     RateLimited,
     TransportFailed,
 )
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.base import Provider
 from scheduler.providers.credit import affords
 from scheduler.request import Quote, Request, Usage
 from scheduler.stores.base import Unknown

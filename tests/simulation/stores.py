@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scheduler.gates import Gates
+from scheduler.limits import Gates
 from scheduler.request import RequestState
 from scheduler.stores.base import (
     NewRequest,
@@ -23,7 +23,7 @@ from scheduler.stores.base import (
     Submitted,
     TurnResult,
 )
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SqliteStore, _check_file
 

@@ -39,7 +39,8 @@ from unittest import mock
 
 from scheduler import Budget, Request, RequestFuture, Scheduler
 from scheduler.budget import Unit
-from scheduler.calls import UnderWay, attempt_around
+from scheduler.core.calls import UnderWay, attempt_around
+from scheduler.core.steady import Steady
 from scheduler.errors import (
     BudgetExceeded,
     CallFailed,
@@ -51,7 +52,6 @@ from scheduler.errors import (
 )
 from scheduler.request import RequestState
 from scheduler.shortfall import ParkReason
-from scheduler.steady import Steady
 from scheduler.stores.base import Outcome, Store, Turn, TurnResult
 from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
@@ -222,10 +222,10 @@ class World:
 
     def run(self) -> Report:
         """Live to the end. Raises AssertionError at the first thing that is not right."""
-        turn = "scheduler.stores.sqlite_turn"
+        turn = "scheduler.stores.sql.turn"
         self.queue_line = Line(self)
         with (
-            mock.patch("scheduler.stores.memory.plan", self.queue_line.plan),
+            mock.patch("scheduler.stores.memory.store.plan", self.queue_line.plan),
             tempfile.TemporaryDirectory(dir=_memory_disk()) as folder,
             mock.patch(f"{turn}.is_dead", self.is_dead),
             mock.patch(f"{turn}.GONE_MS", GONE_MS),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.admission import LaneKey
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.request import Request, RequestState, Response, Usage

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 
 from scheduler.stores import sqlite as stores_sqlite
-from scheduler.stores import sqlite_upgrade
+from scheduler.stores.sql import upgrade as sqlite_upgrade
 
 sqlite_version = apsw.sqlite_lib_version()
 sqlite_version_info = tuple(int(part) for part in sqlite_version.split("."))

@@ -18,7 +18,7 @@ from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new
 

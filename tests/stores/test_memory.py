@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.budget import Budget
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from tests.stores.conformance import T0, Bench, Conformance, new, post
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new, post
 

@@ -10,11 +10,11 @@ import pytest
 
 from scheduler import Scheduler
 from scheduler.budget import Budget
-from scheduler.matching import MAX_REMEMBERED
-from scheduler.stores import sqlite_books
-from scheduler.stores.journal import Journal
-from scheduler.stores.memory import MemoryStore
+from scheduler.ledger.matching import MAX_REMEMBERED
+from scheduler.stores.memory.journal import Journal
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
+from scheduler.stores.sql import books as sqlite_books
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench as Provider
 from tests.conftest import ask

@@ -10,11 +10,13 @@ from contextlib import closing
 import pytest
 
 from scheduler import Scheduler
+from scheduler.core.resolver import FIND_EVERY_MS
 from scheduler.errors import CallFailed
-from scheduler.resolver import FIND_EVERY_MS
-from scheduler.stores import sqlite_prune, sqlite_upgrade, sqlite_views
 from scheduler.stores.base import Outcome
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
+from scheduler.stores.sql import prune as sqlite_prune
+from scheduler.stores.sql import upgrade as sqlite_upgrade
+from scheduler.stores.sql import views as sqlite_views
 from scheduler.stores.sqlite import SqliteStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench as Provider

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scheduler.admission import LaneKey
-from scheduler.gates import MARGIN_MS, Gates, Heard, ProviderRules, Report
-from scheduler.limits import Limits
+from scheduler.admission.plan import LaneKey
+from scheduler.limits import MARGIN_MS, Gates, Heard, ProviderRules, Report
+from scheduler.limits.meter import Limits
 from scheduler.request import Request, RequestState, Tokens
 from scheduler.shortfall import ParkReason
 from scheduler.stores.base import NewRequest, Outcome, Settlement, Turn

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from scheduler import Scheduler, SchedulerClosed
+from scheduler.answer import Answer
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
-from scheduler.providers.base import Answer, Provider
+from scheduler.providers.base import Provider
 from scheduler.request import Priority, Request, RequestState
 from scheduler.stores import open_store
 from scheduler.stores.base import Outcome, Turn
-from scheduler.stores.codec import decode_request, encode_request
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
+from scheduler.stores.sql.codec import decode_request, encode_request
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore, journal_mode
 from tests.conftest import FixedTariff
 from tests.stores.conformance import T0, Bench, Conformance, end, new, post

@@ -11,9 +11,9 @@ import pytest
 
 from scheduler import Scheduler
 from scheduler.budget import Budget
+from scheduler.core.steady import Steady
 from scheduler.errors import ConfigError, StoreLocked
 from scheduler.request import RequestState
-from scheduler.steady import Steady
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import GONE_MS, Process
 from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore
@@ -169,7 +169,7 @@ async def test_a_process_of_the_older_version_that_was_silent_for_long_is_not_wa
 
 
 async def test_an_upgrade_that_fails_changes_nothing(tmp_path, monkeypatch):
-    from scheduler.stores import sqlite_upgrade
+    from scheduler.stores.sql import upgrade as sqlite_upgrade
 
     path = tmp_path / "s.db"
     make_v1(path)

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler import Budget, CallFailed, ConfigError, Request, RequestState, Scheduler, Simulated
+from scheduler.answer import Answer
 from scheduler.errors import ProviderRefused, SchedulerError
-from scheduler.providers.base import Answer
+from scheduler.guards.texts import check_name, words
 from scheduler.stores.base import Outcome
-from scheduler.stores.memory import MemoryStore
+from scheduler.stores.memory.store import MemoryStore
+from scheduler.stores.sql.submit import Submitting
 from scheduler.stores.sqlite import SqliteStore
-from scheduler.stores.sqlite_submit import Submitting
-from scheduler.texts import check_name, words
 from tests.conftest import Bench, ask
 from tests.stores.conformance import FAILED, T0, end, new, post
 from tests.stores.conformance import Bench as StoreBench

@@ -26,7 +26,7 @@ from scheduler_suites_answers import bring_answers
 
 import scheduler
 from scheduler import Budget, Simulated
-from scheduler.pricing import PriceBook, Tariff
+from scheduler.prices.book import PriceBook, Tariff
 
 MODE = os.environ.get("SUITES_MODE", "bare")
 RESULTS = Path(os.environ.get("SUITES_RESULTS", os.devnull))

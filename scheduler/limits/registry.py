@@ -1,0 +1,124 @@
+"""All gates of one process, by provider and model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from scheduler.limits.front import Front
+from scheduler.limits.gate import Gate
+from scheduler.limits.meter import COUNTING, Limits
+from scheduler.limits.words import GateStatus, ProviderRules, Report
+
+Pair = tuple[Front, Gate] | tuple[()]
+
+
+class Gates:
+    """All gates of one process. A provider without rules has none, and nothing waits for it."""
+
+    def __init__(self, rules: Mapping[str, ProviderRules] | None = None) -> None:
+        self._rules = dict(rules or {})
+        self._fronts: dict[str, Front] = {}
+        self._hurried: set[str] = set()  # to be tried at once
+        self._pairs: dict[tuple[str, str], Pair] = {}
+
+    def add(self, rules: Mapping[str, ProviderRules]) -> None:
+        """There are more providers."""
+        self._rules |= rules
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether there are any gates at all."""
+        return bool(self._rules)
+
+    def __iter__(self) -> Iterator[Front | Gate]:
+        yield from self._fronts.values()
+        for pair in self._pairs.values():
+            yield from pair[1:]
+
+    def of(self, provider: str, model: str) -> Pair:
+        """The gates before a model: its provider's, and its own; none without rules."""
+        pair = self._pairs.get((provider, model))
+        if pair is None and provider in self._rules:
+            pair = self._pairs[provider, model] = self._make(provider, model)
+        return pair or ()
+
+    def _make(self, provider: str, model: str) -> Pair:
+        rules = self._rules[provider]
+        counting = COUNTING.get(rules.counting, COUNTING["default"])
+        front = self._fronts.get(provider)
+        if front is None:
+            front = self._fronts[provider] = Front(provider, counting, rules.limits)
+        is_known = bool(front.meters)
+        limits = rules.model_limits.get(model, Limits())
+        return front, Gate(provider, model, counting, limits, rules.concurrency, is_known)
+
+    def find(self, provider: str, model: str, is_front: bool) -> Front | Gate | None:
+        """The gate of that name; None: there are no rules for it."""
+        if is_front and provider in self._fronts:
+            return self._fronts[provider]
+        pair = self.of(provider, model)
+        return pair[0 if is_front else 1] if pair else None
+
+    def hear(self, reports: Iterable[Report]) -> set[str]:
+        """Take in what came back; returns the closed providers of which there is news.
+
+        They are open again, or it is another time at which somebody may try.
+        """
+        news, self._hurried = self._hurried, set()
+        for provider in news:
+            front = self._fronts.get(provider)
+            if front is not None and front.closed is not None:
+                front.closed.hurry()
+                front.is_dirty = True
+        for report in reports:
+            pair = self.of(report.provider, report.model)
+            if not pair:
+                continue
+            closed = pair[0].closed
+            if closed is None:
+                for gate in pair:
+                    gate.hear(report)
+                continue
+            allowed, is_probe = closed.allowed, closed.probing == report.request_id
+            for gate in pair:
+                gate.hear(report)
+            now = pair[0].closed
+            if is_probe or now is None or now.allowed > allowed:
+                news.add(report.provider)
+        return news
+
+    def is_closed(self, provider: str) -> bool:
+        """Whether a provider lets through a probe only, and what there is credit for."""
+        front = self._fronts.get(provider)
+        return front is not None and front.closed is not None
+
+    def is_shut(self, provider: str) -> bool:
+        """Whether nothing but a probe goes to a provider."""
+        closed = self._fronts[provider].closed if provider in self._fronts else None
+        return closed is not None and not closed.is_ajar
+
+    def closed_since(self, provider: str) -> int | None:
+        """Since when nothing but a probe goes to a provider, in Unix milliseconds; None: it is open."""
+        front = self._fronts.get(provider)
+        return None if front is None or front.closed is None else front.closed.since_ms
+
+    def probing(self, provider: str) -> int | None:
+        """The request that tries a closed provider now; None: none does, or it is open."""
+        front = self._fronts.get(provider)
+        return None if front is None or front.closed is None else front.closed.probing
+
+    def probe(self, provider: str) -> bool:
+        """Let one request try in the next turn, where nothing else goes; whether there is need."""
+        if not self.is_closed(provider):
+            return False
+        self._hurried.add(provider)
+        return True
+
+    def statuses(self, now_ms: int) -> list[GateStatus]:
+        """What gates hold back now."""
+        return [status for gate in self if (status := gate.status(now_ms)) is not None]
+
+    def why_held(self, provider: str, model: str, now_ms: int) -> str | None:
+        """Why requests for a model wait now; None: no gate holds them back."""
+        held = (each for each in self.statuses(now_ms) if each.provider == provider)
+        return next((each.sentence for each in held if each.model in ("", model)), None)

@@ -1,0 +1,145 @@
+"""Settled reservations of the memory store, folded into sums.
+
+The sums are kept by minute, budgets, model, job and the slots the reservations
+belonged to, so that balances can be recomputed from them exactly while memory
+grows with the number of minutes and models, not with the number of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from scheduler.ledger.account import Account, Needs, ReservationState, Tally, cost_in
+from scheduler.stats import SpendRow
+
+_MINUTE_MS = 60_000
+
+
+class Hold(Protocol):
+    """A reservation, as far as the journal is concerned."""
+
+    budgets: tuple[int, ...]
+    made_at_ms: int
+    model: str
+    job: str
+    needs: Needs
+    nusd: int
+    tokens: int
+    state: ReservationState
+    is_assumed: bool
+
+
+@dataclass(slots=True)
+class _Sum:
+    attempts: int = 0
+    nusd: int = 0
+    tokens: int = 0
+
+
+class _Key(NamedTuple):
+    minute_ms: int
+    budgets: tuple[int, ...]
+    model: str
+    job: str
+    slots: tuple[tuple[int, int], ...]  # account id, start of its slot
+
+
+class Journal:
+    """Sums of everything that was posted."""
+
+    def __init__(self) -> None:
+        self._sums: dict[_Key, _Sum] = {}
+        self._last: tuple[tuple[object, ...], _Sum] = ((), _Sum())  # most come in runs
+        self.count = 0  # settled reservations, voided ones too
+        self.overruns = 0
+
+    def add(self, hold: Hold, accounts: Sequence[Account]) -> None:
+        """Fold in a reservation that was posted or voided."""
+        self.count += 1
+        if hold.state is not ReservationState.POSTED:
+            return
+        self.overruns += hold.nusd > hold.needs[0]
+        made_at_ms = hold.made_at_ms
+        run = (made_at_ms, hold.budgets, hold.model, hold.job)
+        if self._last[0] == run:
+            total = self._last[1]
+        else:
+            total = self._sum_of(hold, accounts)
+            self._last = run, total
+        total.attempts += 1
+        total.nusd += hold.nusd
+        total.tokens += hold.tokens
+
+    def forget_run(self) -> None:
+        """Accounts were defined anew: sums of the next hold are found afresh."""
+        self._last = ((), _Sum())
+
+    def _sum_of(self, hold: Hold, accounts: Sequence[Account]) -> _Sum:
+        made_at_ms = hold.made_at_ms
+        slots = tuple([(a.id, a.cap.window.slot_start_ms(made_at_ms)) for a in accounts])
+        key = _Key(made_at_ms - made_at_ms % _MINUTE_MS, hold.budgets, hold.model, hold.job, slots)
+        total = self._sums.get(key)
+        if total is None:
+            total = self._sums[key] = _Sum()
+        return total
+
+    def replay(self, account: Account, holds: Iterable[Hold]) -> None:
+        """Recompute an account's slots from everything posted and all `holds` still open.
+
+        A window that is newer than a sum counts it in its minute's last slot, so
+        that it counts rather longer than not.
+        """
+        window = account.cap.window
+        for key, total in self._sums.items():
+            if account.budget_id in key.budgets:
+                slot_ms = dict(key.slots).get(account.id)
+                if slot_ms is None:
+                    slot_ms = window.slot_start_ms(key.minute_ms + _MINUTE_MS - 1)
+                tally = account.slots.setdefault(slot_ms, Tally())
+                tally.posted += (total.nusd, total.tokens, total.attempts)[account.index]
+        for hold in holds:
+            if account.budget_id in hold.budgets:
+                tally = account.slots.setdefault(window.slot_start_ms(hold.made_at_ms), Tally())
+                if hold.is_assumed:  # an end that may still be corrected, and so is not folded in
+                    if hold.state is ReservationState.POSTED:
+                        tally.posted += cost_in(account.index, hold.nusd, hold.tokens)
+                    continue
+                tally.reserved += hold.needs[account.index]
+                if hold.state is ReservationState.SUSPENSE:
+                    tally.suspense += hold.needs[account.index]
+
+    def spend(
+        self, by: str, since_ms: int, holds: Iterable[Hold], budget_names: dict[int, str]
+    ) -> list[SpendRow]:
+        """Rows of `Store.spend`, dearest first."""
+        rows: dict[str, list[int]] = {}
+
+        def heads(budgets: tuple[int, ...], model: str, job: str) -> list[list[int]]:
+            names = {"model": [model], "job": [job]}.get(by) or [budget_names[b] for b in budgets]
+            return [rows.setdefault(name, [0, 0, 0, 0, 0]) for name in names]
+
+        for key, total in self._sums.items():
+            if key.minute_ms + _MINUTE_MS > since_ms:
+                for row in heads(key.budgets, key.model, key.job):
+                    row[0] += total.attempts
+                    row[1] += total.nusd
+                    row[4] += total.tokens
+        for hold in holds:
+            if hold.made_at_ms >= since_ms:
+                for row in heads(hold.budgets, hold.model, hold.job):
+                    row[0] += hold.state is not ReservationState.VOIDED
+                    row[1] += hold.nusd
+                    row[4] += hold.tokens
+                    row[2] += 0 if hold.is_assumed else hold.needs[0]
+                    row[3] += hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
+        ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
+        return [SpendRow(name, *numbers) for name, numbers in ordered]
+
+
+def held_cost(hold: Hold) -> int:
+    """What a reservation counts beyond being under way, in nano-dollars."""
+    if hold.state is ReservationState.POSTED:
+        return hold.nusd
+    return hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
