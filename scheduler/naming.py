@@ -150,9 +150,23 @@ def is_snapshot(name: str, base: str) -> bool:
 
 def is_met(pattern: str, names: Names) -> bool:
     """Whether a rule's pattern means the model: with a provider before it, only that one's."""
+    return any(_meets(each, names) for each in _forms(pattern))
+
+
+def written_as(pattern: str) -> frozenset[str]:
+    """The names by which alone a rule's pattern is met; none: it has wild cards.
+
+    >>> sorted(written_as("mistralai/large")), written_as("gpt-*")
+    (['mistral/large', 'mistralai/large'], frozenset())
+    """
+    if set("*?[") & set(pattern):
+        return frozenset()
+    return frozenset(each for form in _forms(pattern) for each in _placed(form))
+
+
+def _forms(pattern: str) -> set[str]:
     pattern = _normal(pattern.casefold().strip().removeprefix("models/"))
-    forms = {pattern, _dotted(pattern), _NOUGHT.sub(r"\1", pattern)}
-    return any(_meets(each, names) for each in forms)
+    return {pattern, _dotted(pattern), _NOUGHT.sub(r"\1", pattern)}
 
 
 def _dotted(name: str) -> str:
@@ -167,11 +181,13 @@ def _dotted(name: str) -> str:
 def _meets(pattern: str, names: Names) -> bool:
     if "/" not in pattern:
         return _any(names.plain, pattern)
-    place, _, rest = pattern.partition("/")
-    return any(
-        _any(names.plain, each) or _any(names.at, each)
-        for each in {pattern, *(f"{same}/{rest}" for same in same_place(place))}
-    )
+    return any(_any(names.plain, each) or _any(names.at, each) for each in _placed(pattern))
+
+
+def _placed(pattern: str) -> set[str]:
+    """A pattern with each name of the provider before it, if there is one."""
+    place, slash, rest = pattern.partition("/")
+    return {pattern, *(f"{same}/{rest}" for same in same_place(place) if slash)}
 
 
 def _any(names: frozenset[str], pattern: str) -> bool:

@@ -18,6 +18,7 @@ from scheduler.money import parse_usd
 from scheduler.providers.answers import read_error, tell
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Quote, Request, RequestState, Usage
+from scheduler.stores.memory import MemoryStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
 
@@ -508,3 +509,53 @@ def test_other_policies_do_not_mind_what_was_told(policy, left):
         broken({"input_tokens": 250, "output_tokens": 1}), on_unknown=policy, look_s=100
     )
     assert (posted, reserved > 0) == (0, left)
+
+
+# However many there are
+
+
+class Asked(MemoryStore):
+    """Counts whose outcomes it is asked about, and in how many transactions they are settled."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.writes = 0, 0
+
+    async def suspended_of(self, ids):
+        self.ids += len(ids)
+        return await super().suspended_of(ids)
+
+    async def resolve(self, settlements, now_ms):
+        self.writes += 1
+        return await super().resolve(settlements, now_ms)
+
+
+async def break_off(s):
+    with pytest.raises(CallFailed):
+        await s.run(ask(1, fail=CallFailed("it broke off"), budget="team"))
+
+
+@pytest.mark.parametrize("policy", ["release after 1h", "input_only after 1h"])
+def test_what_is_new_is_looked_at_and_what_is_due_but_not_all_that_is_unknown(policy):
+    provider, store, count = Bench(), Asked(), 300
+    provider.on_unknown = policy
+
+    async def main():
+        async with Scheduler(
+            store, providers=provider, budgets=Budget("team", "$1"), clock=VirtualClock()
+        ) as s:
+            for _ in range(count):
+                await break_off(s)
+            await asyncio.sleep(300)
+            assert s.stats().suspense_nusd == count * 100
+            store.ids = 0
+            for _ in range(10):
+                await break_off(s)
+                await asyncio.sleep(61)
+            asked = store.ids
+            await asyncio.sleep(HOUR_S)
+            return asked, store.writes, s.stats().suspense_nusd
+
+    asked, writes, left_nusd = run(main())
+    assert asked <= 30  # each once when it is told, and again as one that became so lately
+    assert (writes <= 20, left_nusd) == (True, 0)

@@ -135,7 +135,7 @@ class Resolver:
         again_ms = [self._find_at_ms] if ids and now_ms < self._find_at_ms else []
         if now_ms >= self._find_at_ms:
             ids |= await self._find(now_ms)
-        ids -= self._due_ms.keys()
+        ids = {each for each in ids if each not in self._due_ms}
         while self._queue and self._queue[0][0] <= now_ms:
             due_ms, reservation_id = heapq.heappop(self._queue)
             if self._due_ms.get(reservation_id) == due_ms:
@@ -165,8 +165,11 @@ class Resolver:
         return found
 
     async def _look(self, unknown: Sequence[Unknown]) -> None:
-        for start in range(0, len(unknown), LOOKS_AT_ONCE):
-            some = unknown[start : start + LOOKS_AT_ONCE]
+        providers = map(self._intake.providers.get, {each.provider for each in unknown})
+        is_asking = any(each is not None and each.can_look_up for each in providers)
+        at_once = LOOKS_AT_ONCE if is_asking else PAGE  # a policy is applied in one transaction
+        for start in range(0, len(unknown), at_once):
+            some = unknown[start : start + at_once]
             found = await asyncio.gather(*map(self._settle, some))
             await self._write([each for each in found if each is not None])
 

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
-from scheduler.naming import Asked, Names, names_of
+from scheduler.naming import Asked, Names, names_of, written_as
 
 DEFAULT = "default"
 MAX_REMEMBERED = 4096
@@ -178,7 +178,8 @@ class BudgetBook:
         if named is None:
             named = self._by_default()
         names = (named,) if isinstance(named, str) else tuple(named)
-        labels = tuple(sorted(tags.items())) if tags and self._rules else ()
+        asked = self._rules.tags  # what else a request is tagged with makes no difference
+        labels = tuple(sorted(tag for tag in tags.items() if tag[0] in asked)) if asked else ()
         question = (model if self._rules.ask_models else "", names, labels)
         known = self._remembered.young.get(question) or self._remembered.get(question)
         if known is None:
@@ -212,7 +213,7 @@ class BudgetBook:
         if not self._rules:
             return set()
         met = self.met_as(model) if self._rules.ask_models else _NO_NAMES
-        return {each for each, budget in self._rules.near(tags) if budget.covers(met, tags)}
+        return {each for each, budget in self._rules.near(met, tags) if budget.covers(met, tags)}
 
     def _by_default(self) -> tuple[str, ...]:
         choice = self._declared or self._all
@@ -290,48 +291,97 @@ class _Choice:
 
 
 class _Rules:
-    """Budgets with rules, found by a tag's value where they name one, so that a rule for each of
+    """Budgets with rules, found by the tags and models that these name, so that a rule for each of
     many users costs nothing to the others.
 
     Attributes:
+        tags: By which tags they ask, and how many each.
         ask_models: How many of them look at the model.
     """  # noqa: D205
 
     def __init__(self) -> None:
-        self._by_tag: dict[tuple[str, str], dict[int, Budget]] = {}
-        self._others: dict[int, Budget] = {}
+        self._at: dict[_Place, dict[int, Budget]] = {}
+        self._places: dict[int, tuple[_Place, ...]] = {}
+        self._lengths: dict[tuple[str, str], Counter[int]] = {}  # of beginnings and ends, by tag
+        self.tags: Counter[str] = Counter()
         self.ask_models = 0
 
     def __bool__(self) -> bool:
-        return bool(self._by_tag or self._others)
+        return bool(self._places)
 
-    def near(self, tags: Mapping[str, str]) -> Iterator[tuple[int, Budget]]:
-        """Those that may cover a request with these tags, with their ids."""
-        yield from self._others.items()
-        if self._by_tag:
-            for tag in tags.items():
-                yield from self._by_tag.get(tag, {}).items()
+    def near(self, names: Names, tags: Mapping[str, str]) -> Iterator[tuple[int, Budget]]:
+        """Those that may cover a request for this model with these tags, with their ids."""
+        for place in self._met(names, tags):
+            yield from self._at.get(place, {}).items()
+
+    def _met(self, names: Names, tags: Mapping[str, str]) -> Iterator[_Place]:
+        yield _ANYWHERE
+        for name in names.plain | names.at:
+            yield "model", name, ""
+        for tag, value in tags.items():
+            if tag in self.tags:
+                yield "tag", tag, value
+                yield "has", tag, ""
+                for length in self._lengths.get(("begins", tag), ()):
+                    yield "begins", tag, value[:length]
+                for length in self._lengths.get(("ends", tag), ()):
+                    yield "ends", tag, value[-length:]
 
     def add(self, budget_id: int, budget: Budget) -> None:
-        tag = _exact_tag(budget)
-        place = self._others if tag is None else self._by_tag.setdefault(tag, {})
-        place[budget_id] = budget
-        self.ask_models += bool(budget.models)
+        places = self._places_for(budget)
+        for place in places:
+            self._at.setdefault(place, {})[budget_id] = budget
+        self._places[budget_id] = places
+        self._count(budget, places, 1)
 
     def remove(self, budget_id: int, budget: Budget) -> None:
-        if not budget.has_rules:
-            return
-        tag = _exact_tag(budget)
-        place = self._others if tag is None else self._by_tag[tag]
-        del place[budget_id]
-        if tag is not None and not place:
-            del self._by_tag[tag]
-        self.ask_models -= bool(budget.models)
+        places = self._places.pop(budget_id, ())
+        for place in places:
+            del self._at[place][budget_id]
+            if not self._at[place]:
+                del self._at[place]
+        if places:
+            self._count(budget, places, -1)
+
+    def _count(self, budget: Budget, places: tuple[_Place, ...], change: int) -> None:
+        self.ask_models += change * bool(budget.models)
+        _change(self.tags, budget.tags, change)
+        for kind, tag, part in places:
+            if kind in ("begins", "ends"):
+                _change(self._lengths.setdefault((kind, tag), Counter()), [len(part)], change)
+
+    def _places_for(self, budget: Budget) -> tuple[_Place, ...]:
+        """Where to find a budget: by the tag that the fewest others are found by."""
+        if budget.tags:
+            found = [_place_of(tag, value) for tag, value in budget.tags.items()]
+            return (min(found, key=lambda place: len(self._at.get(place, ()))),)
+        names = [written_as(pattern) for pattern in budget.models]
+        if all(names):
+            return tuple({("model", name, "") for each in names for name in each})
+        return (_ANYWHERE,)
 
 
-def _exact_tag(budget: Budget) -> tuple[str, str] | None:
-    """A tag that a request must have as it is, if the rules name one."""
-    return next((tag for tag in budget.tags.items() if not _WILD & set(tag[1])), None)
+_Place = tuple[str, str, str]  # of what kind, the tag or the model, and its value or a part of it
+_ANYWHERE: _Place = ("anywhere", "", "")
+
+
+def _place_of(tag: str, value: str) -> _Place:
+    """Where a rule is found that asks for this value, or for one of this pattern."""
+    wild = [at for at, letter in enumerate(value) if letter in "*?[]"]
+    if not _WILD & set(value):
+        return "tag", tag, value
+    if value[: wild[0]]:
+        return "begins", tag, value[: wild[0]]
+    if value[wild[-1] + 1 :]:
+        return "ends", tag, value[wild[-1] + 1 :]
+    return "has", tag, ""
+
+
+def _change(counter: Counter[T], names: Iterable[T], change: int) -> None:
+    for name in names:
+        counter[name] += change
+        if not counter[name]:
+            del counter[name]
 
 
 class _Memory(Generic[T]):
