@@ -40,7 +40,11 @@ async def check_books(s: Scheduler, provider: Bench) -> None:
     assert (await s.store.audit(now_ms)).discrepancies == ()
     assert await s.store.queue(RUNNING, now_ms) == []
     assert s._pump is not None
-    assert (s._pump._waiters.ids(), s._pump._flight.calls, s._pump._tries._tried) == ([], {}, {})
+    assert (s._pump._desk.waiters.ids(), s._pump._flight.calls, s._pump._tries._tried) == (
+        [],
+        {},
+        {},
+    )
     assert s._pump._flight.slots == {"bench": s.concurrency}
     lanes = s.store.lanes()
     assert lanes == []

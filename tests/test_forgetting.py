@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler import Budget, ConfigError, Scheduler
 from scheduler import open as open_blocking
-from scheduler.errors import CallFailed, StoreError
+from scheduler.errors import CallFailed, ProviderRefused, StoreError
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
@@ -135,7 +135,6 @@ async def test_prune_forgets_what_ended_long_ago_and_keeps_every_balance(url):
         assert await s.prune("7d") == 0
         await asyncio.sleep(0.05)
         kept = {row.name: row.posted_nusd for row in await s.store.spend("budget")}
-        assert await s.prune("10ms", undelivered=False) == 0
         count = await s.prune("10ms", archive=lambda page: archived.extend(page))
         assert count in (4, 5)  # a file keeps the newest of all: its id must not be given again
         assert sorted(each.key for each in archived)[:4] == [f"k{n}" for n in range(4)]
@@ -146,6 +145,32 @@ async def test_prune_forgets_what_ended_long_ago_and_keeps_every_balance(url):
         assert len(provider.sent) == sent + 1
         assert (await s.store.audit(s.now_ms())).discrepancies == ()
         waiting.cancel()
+
+
+async def test_what_somebody_has_read_is_no_longer_kept_for_them(url):
+    """What nobody has read stays, as lines of a batch do that are in no file yet."""
+
+    class Refusing(Bench):
+        async def _answer(self, request):
+            if request.body["n"] == 4:
+                raise ProviderRefused(400, "no")
+            return await super()._answer(request)
+
+    async with opened(url, Refusing(), budgets=Budget("team", "$1")) as s:
+        await s.enqueue([ask(n, key=f"batch{n}") for n in range(3)])
+        await s.join()
+        read = [s.submit(ask(n, key=f"k{n}")) for n in range(3)]
+        failed = s.submit(ask(4, key="fails"))
+        late = s.submit(ask(5, key="late", budget="team", ceiling=2 * 10**9, max_wait="10ms"))
+        await asyncio.gather(*read, failed, late, return_exceptions=True)
+        assert (await s.run(ask(0, key="batch0"))).key == "batch0"  # it was answered before
+        await s.run(ask(6, key="newest"))  # which a file keeps
+        await asyncio.sleep(1.5 if s.store.is_shared else 0.01)
+        gone = []
+        await s.prune(0, undelivered=False, archive=gone.extend)
+
+    keys = {each.key for each in gone}
+    assert keys - {"newest"} == {"k0", "k1", "k2", "batch0", "fails", "late"}
 
 
 async def test_what_the_archive_raises_leaves_everything(url):

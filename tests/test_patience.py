@@ -174,8 +174,8 @@ def test_time_does_not_begin_anew_when_a_request_is_submitted_again():
             await s.pause("team")
             future = s.submit(ask(max_wait="2m", key="k"))
             await asyncio.sleep(90)
-            for taken in s._pump._waiters.take(future.request_id):
-                s._pump._submit_again(taken)  # as when its lease was lost
+            for taken in s._pump._desk.waiters.take(future.request_id):
+                s._pump._desk._again.submit(taken)  # as when its lease was lost
             await asyncio.wait([future])
             waited_s = (VirtualClock().now_ms() - VirtualClock().start_ms) / 1000
             assert waited_s == 120

@@ -4,65 +4,50 @@ It gathers what waits (submissions, ends of calls, cancellations), has the store
 all of it and the next claim in one transaction, and acts on the answer: it starts
 calls and resolves futures only when that is committed. While a transaction is under
 way the next one gathers, so a slow disk makes bigger transactions, not more.
+
+    inbox ──▶ turn of the store ──▶ desk      tells those who wait
+      ▲                        └──▶ starting  sends what was admitted
+      └── callers, ends of calls ◀──────┘
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import copy_context
 from functools import partial
+from itertools import islice
 
 from scheduler import events
-from scheduler.admission.notices import Notices, sentence
+from scheduler.admission.notices import sentence
 from scheduler.admission.plan import LaneKey
 from scheduler.clock import Clock
 from scheduler.core.alarm import Alarm
-from scheduler.core.callers.elsewhere import Elsewhere
-from scheduler.core.callers.terms import terms_of
-from scheduler.core.callers.twins import Twins
-from scheduler.core.callers.unsent import Unsent
-from scheduler.core.callers.waiters import Enqueued, Holder, Waiters, context_of
-from scheduler.core.calls import Attempt, caller_of_one_more, settled
-from scheduler.core.declared import follow
-from scheduler.core.flight import STUBBORN_S, Flight, Sender
+from scheduler.core.callers.desk import Desk
+from scheduler.core.calls import caller_of_one_more
+from scheduler.core.flight import STUBBORN_S, Flight
 from scheduler.core.future import RequestFuture
+from scheduler.core.inbox import Gathered, Inbox
 from scheduler.core.intake import Intake
+from scheduler.core.lookout import Lookout
 from scheduler.core.nested.nesting import InnerFuture, Nesting
 from scheduler.core.nested.opening import Opening
 from scheduler.core.nested.resting import Resting
+from scheduler.core.starting import Starting
 from scheduler.core.steady import Steady, is_running, raise_in
+from scheduler.core.steps import Steps
 from scheduler.core.tally import Tally
+from scheduler.core.telling import Telling
 from scheduler.core.tries import Tries
-from scheduler.errors import (
-    CallFailed,
-    KeyConflict,
-    RateLimited,
-    SchedulerClosed,
-    SchedulerError,
-    StoreError,
-)
-from scheduler.guards.hooks import as_ours
+from scheduler.errors import SchedulerClosed, SchedulerError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.limits.retry import Retry
 from scheduler.providers.base import Provider
-from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stores.base import (
-    Claimed,
-    NewRequest,
-    Outcome,
-    Settlement,
-    Store,
-    Submitted,
-    Turn,
-    TurnResult,
-)
+from scheduler.stores.base import NewRequest, Settlement, Store, Submitted, Turn, TurnResult
 
 logger = logger_of("scheduler.core.pump")
-
-Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
 
 
 class Pump:
@@ -75,47 +60,41 @@ class Pump:
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
-        # Called with the reservation when an outcome is unknown.
-        self.suspended: Callable[[int, tuple[int, int] | None], None] = lambda lost, told: None
         self.is_closed = False
-        self._intake, self._clock, self._poll_s = intake, clock, poll_s
+        self._intake, self._clock, self._most = intake, clock, concurrency
         self._loop = asyncio.get_running_loop()
-        # What waits for the next transaction; written by callers between the pump's steps.
-        self._inbox: list[tuple[NewRequest, RequestFuture]] = []
-        self._batches: list[Batch] = []
-        self._ended: list[Attempt] = []
-        self._cancels: list[int] = []
-        self._amends: list[tuple[int, NewRequest]] = []
-        # What is under way; written by the pump.
         self._signal = asyncio.Event()
-        self._waiters = Waiters()
-        self._twins = Twins(store, intake, self._waiters, self._signal.set)
-        self._elsewhere = Elsewhere(
-            store, self._waiters, self._prepare_again, self._submit_all_again, self._queue
-        )
-        self._tries = Tries()
-        self._unsent = Unsent(
-            store, intake, self._waiters, self._twins, self._tries, self.tally, announcer,
-            self._submit_again, self._amend, self._cancel,
-        )  # fmt: skip
-        self._notices = Notices(store.gates.closed_since)
-        self._most = concurrency
+        tries = self._tries = Tries()
+        self._inbox = Inbox(self.tally, self.wake, store.most_per_turn, splits=not store.is_shared)
         self._flight = Flight(
-            store, intake, retry, clock, self._tries, intake.concurrency(concurrency), self._landed
+            store, intake, retry, clock, tries, intake.concurrency(concurrency), self._inbox.landed
         )
-        self._nesting = Nesting(
-            store, self._flight.calls, self._waiters, self._elsewhere, self.wake
-        )
+        self._desk = Desk(
+            store, intake, clock, self._inbox, self._flight, tries, self.tally, announcer, self,
+            self._queue, self.wake,
+        )  # fmt: skip
+        waiters, elsewhere = self._desk.waiters, self._desk.elsewhere
+        self._nesting = Nesting(store, self._flight.calls, waiters, elsewhere, self.wake)
         self._resting = Resting(self._flight, store, self.wake)
         self.streams = self._resting.add  # for futures
-        self._alarm = Alarm(self._loop, clock, self._signal.set)
+        self._opening = Opening()
+        self._starting = Starting(
+            store, clock, self._flight, self._opening, waiters, self.tally, announcer
+        )
+        self._telling = Telling(store.gates, intake, announcer)
+        self._lookout = Lookout(
+            store, intake, clock, poll_s, self._flight, self._desk, self.tally, self.wake
+        )
+        self._alarm = Alarm(self._loop, clock, self.wake)
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
-        self._opening = Opening()
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
-        self._was_lost = False  # others took this process for dead: some keys may be theirs
+
+    def on_suspended(self, told: Callable[[int, tuple[int, int] | None], None]) -> None:
+        """Call it with the reservation, and what its answer told, when an outcome is unknown."""
+        self._desk.suspended = told
 
     # From outside
 
@@ -130,7 +109,8 @@ class Pump:
         self.announcer.on_exit = partial(raise_in, self._loop)
         self._tasks = [Steady(self._live(let_go), cancelled, self._loop, "scheduler pump")]
         if self.store.is_shared:
-            self._tasks.append(Steady(self._poll(), cancelled, self._loop, "scheduler poll"))
+            look = self._lookout.run(lambda: self._tasks[1].cancel())
+            self._tasks.append(Steady(look, cancelled, self._loop, "scheduler poll"))
         return self._tasks[0]
 
     def submit(self, new: NewRequest) -> RequestFuture:
@@ -149,11 +129,9 @@ class Pump:
 
     async def enqueue(self, batch: list[NewRequest]) -> list[Submitted]:
         """Queue requests without futures; returns when they are stored."""
-        done: asyncio.Future[list[Submitted]] = self._loop.create_future()
-        self._batches.append((batch, done))
-        self.tally.waiting += len(batch)
-        self._signal.set()
-        return await asyncio.shield(done)
+        done = self._inbox.add_batch(batch)
+        parts = await asyncio.shield(asyncio.gather(*done))
+        return [submitted for part in parts for submitted in part]
 
     def add(self, provider: Provider) -> None:
         """There is one provider more."""
@@ -186,7 +164,8 @@ class Pump:
     @property
     def is_calling(self) -> bool:
         """Whether a transaction or calls are under way, or have ended and are not settled yet."""
-        return self.broken is None and bool(self._turning or self._flight.calls or self._ended)
+        is_any = self._turning or self._flight.calls or self._inbox.has_ended
+        return self.broken is None and bool(is_any)
 
     @property
     def lets_finish(self) -> bool:
@@ -209,7 +188,7 @@ class Pump:
     def let_flow(self) -> None:
         """Have no call wait for whoever reads its stream: there will be no other time for it."""
         for request_id in self._flight.calls:
-            for future in self._waiters.of(request_id):
+            for future in self._desk.waiters.of(request_id):
                 if future.let_flow is not None:
                     future.let_flow()
 
@@ -239,11 +218,47 @@ class Pump:
         self._told_to_end.set()
         self._signal.set()
 
+    # For futures
+
+    def why_parked(self, lane: LaneKey) -> Shortfall | None:
+        """Why a lane is shut."""
+        return self.store.shortfall(lane)
+
+    def notice(self, lack: Shortfall) -> str:
+        """Why a request is parked, and what to do, in words."""
+        return sentence(lack, self._clock.now_ms())
+
+    def awaited(self, future: RequestFuture) -> None:
+        """A call under way waits for a request made within it."""
+        if future.parked is not None or future.is_running:
+            self._signal.set()
+
+    def cancelled(self, future: RequestFuture) -> None:
+        """A caller cancelled a future: remove the request, or end the call."""
+        request_id = future.request_id
+        if request_id is None:
+            return  # still in the inbox: seen when it was submitted
+        if not self._desk.left_alone(request_id):
+            return
+        if request_id in self._desk.elsewhere:  # not ours to cancel
+            self._desk.elsewhere.forget(request_id)
+            self._desk.waiters.take(request_id)
+        elif request_id in self._flight.calls:
+            self._flight.cancel(request_id)
+        else:
+            self._inbox.cancel(request_id)
+
+    def _queue(self, new: NewRequest, future: RequestFuture) -> None:
+        if isinstance(future, InnerFuture):
+            self._nesting.place(future, new)
+        self._inbox.add(new, future)
+
     # The loop
 
     async def _live(self, let_go: Callable[[], Awaitable[None]]) -> None:
         try:
             await self._move()
+            await self._note_read()
         except BaseException as exc:
             if isinstance(exc, GeneratorExit) and not is_running(self._tasks[0]):
                 raise  # its loop was thrown away
@@ -273,6 +288,14 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
+                if not self._inbox.is_empty:  # others have their step first
+                    self._loop.call_soon(self.wake)
+
+    async def _note_read(self) -> None:
+        try:
+            await self._desk.note_read()
+        except StoreError as exc:  # it is a hint for `prune`
+            logger.warning("could not note which outcomes were read: %s", exc)
 
     def _break(self, exc: BaseException) -> list[asyncio.Task[None]]:
         """Go no further: what the store holds may differ from what this process believes.
@@ -290,29 +313,26 @@ class Pump:
             raise_in(self._loop, exc)
         return calls
 
+    def _fail_waiting(self, error: SchedulerError) -> None:
+        self._desk.fail(error, "the scheduler was closed")
+        self._inbox.fail(error)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # A turn
+
     async def _turn(self) -> None:
         now_ms, began_s = self._clock.now_ms(), self._loop.time()
-        for request_id, holder in self._twins.late(now_ms):
-            if request_id not in self._flight.calls:
-                self._unsent.give_up(request_id, holder, now_ms)
-        if self._nesting:
-            self._nesting.pass_on()
-        inbox, self._inbox = self._still_wanted(), []
-        batches, self._batches = self._batches, []
-        ended, self._ended = self._ended, []
-        # The key may have been submitted again since its caller lost interest.
-        cancels = [each for each in self._cancels if not self._waiters.is_wanted(each)]
-        self._cancels = []
-        amends, self._amends = [*self._amends, *self._twins.amends()], []
-        if self._nesting:
-            for request_id, new in amends:
-                self._nesting.amended(request_id, new)
-        submit = [new for new, _ in inbox]
-        for batch, _ in batches:
-            submit += batch
+        gathered = self._gather(now_ms)
         turn = Turn(
-            now_ms, [each.settlement for each in ended], amends, submit, cancels,
-            self._opening.room(self._flight.slots, bool(self._nesting)), self._twins.holds,
+            now_ms, [each.settlement for each in gathered.ended], gathered.amends,
+            gathered.submit, gathered.cancels,
+            self._opening.room(self._flight.slots, bool(self._nesting)), self._desk.twins.holds,
             self._nesting.take_lends(),
         )  # fmt: skip
         if turn.slots is None and self._nesting and self._opening.lets_finish:
@@ -320,273 +340,104 @@ class Pump:
         try:
             result = await self.store.turn(turn)
         except BaseException:
-            # Put back what was taken, so that closing can tell its futures.
-            self._inbox = inbox + self._inbox
-            self._batches = batches + self._batches
+            self._inbox.put_back(gathered)  # so that closing can tell its futures
             raise
         if result.lease_ms is not None:
             self._flight.lease_until_s = began_s + result.lease_ms / 1000
-        self._was_lost = self._was_lost or result.was_lost
-        for request_id, new in amends:
-            for future in self._waiters.of(request_id):
+        self._lookout.was_lost |= result.was_lost
+        await self._act(gathered, result, now_ms)
+
+    def _gather(self, now_ms: int) -> Gathered:
+        """What has come together since the last turn."""
+        desk = self._desk
+        for request_id, holder in islice(desk.twins.late(now_ms), self.store.most_per_turn):
+            if request_id not in self._flight.calls:
+                desk.give_up(request_id, holder, now_ms)
+        if self._nesting:
+            self._nesting.pass_on()
+        gathered = self._inbox.take(desk.waiters.is_wanted, desk.twins.amends)
+        if self._nesting:
+            for request_id, new in gathered.amends:
+                self._nesting.amended(request_id, new)
+        return gathered
+
+    async def _act(self, gathered: Gathered, result: TurnResult, now_ms: int) -> None:
+        """Do what a committed turn means, in the store's order: a key may be cancelled and
+        submitted anew in one turn.
+        """  # noqa: D205
+        steps = Steps()
+        await self._tell_waiting(gathered, result, now_ms, steps)
+        await self._tell_submitted(gathered, result, steps)
+        await self._tell_unsent(result, now_ms, steps)
+        await self._telling.tell(result, now_ms, steps)
+        for claimed in result.claimed:
+            self._starting.start(claimed, now_ms)
+            if steps.is_long():
+                await asyncio.sleep(0)
+        self._free_the_stuck(now_ms)
+        self._resting.rest(self._nesting.parked())
+        instants = (result.look_again_at_ms, self._desk.twins.due_ms)
+        self._alarm.set(min((each for each in instants if each is not None), default=None))
+        if result.waiting is not None:
+            self.tally.waiting = result.waiting + self._inbox.count
+        if not self.store.is_shared:
+            await self._desk.note_read()
+        self._tell_idle()
+
+    async def _tell_waiting(
+        self, gathered: Gathered, result: TurnResult, now_ms: int, steps: Steps
+    ) -> None:
+        """What became of those that were waiting, or under way."""
+        desk = self._desk
+        for request_id, new in gathered.amends:
+            for future in desk.waiters.of(request_id):
                 future.lane = new.lane
-        self._apply(now_ms, inbox, batches, ended, cancels, result)
-
-    def _still_wanted(self) -> list[tuple[NewRequest, RequestFuture]]:
-        """The inbox without what was cancelled before it was even stored."""
-        wanted = [(new, future) for new, future in self._inbox if not future.cancelled()]
-        for _ in range(len(self._inbox) - len(wanted)):
-            self.tally.end_waiting(RequestState.CANCELLED)
-        return wanted
-
-    def _apply(
-        self, now_ms: int, inbox: list[tuple[NewRequest, RequestFuture]], batches: list[Batch],
-        ended: list[Attempt], cancels: list[int], result: TurnResult,
-    ) -> None:  # fmt: skip
-        # In the store's order: a key may be cancelled and submitted anew in one turn.
-        for each in ended:
-            self._settled(each, result.superseded.get(each.settlement.reservation_id), now_ms)
-        for request_id, is_cancelled in zip(cancels, result.cancelled, strict=True):
+        for ended in gathered.ended:
+            desk.settled(ended, result.superseded.get(ended.settlement.reservation_id), now_ms)
+            if steps.is_long():
+                await asyncio.sleep(0)
+        for request_id, is_cancelled in zip(gathered.cancels, result.cancelled, strict=True):
             if is_cancelled:
-                self.tally.end_waiting(RequestState.CANCELLED)
-                self._tries.forget(request_id)
-                self._waiters.take(request_id)
+                desk.cancelled(request_id)
+            if steps.is_long():
+                await asyncio.sleep(0)
         for finished in result.answered:
-            self._tries.forget(finished.id)
-            self._waiters.finish(finished)
-        position = len(inbox)
-        for (new, future), submitted in zip(inbox, result.submitted, strict=False):
-            self._submitted(new, future, submitted)
-        for batch, done in batches:
+            desk.answered(finished)
+
+    async def _tell_submitted(
+        self, gathered: Gathered, result: TurnResult, steps: Steps
+    ) -> None:  # fmt: skip
+        """What became of those that are new: they wait, or their keys were known."""
+        for (new, future), submitted in zip(gathered.waiting, result.submitted, strict=False):
+            if self._desk.submitted(new, future, submitted):
+                self.cancelled(future)
+            if isinstance(future, InnerFuture) and not future.done():
+                self._nesting.submitted(future, submitted)
+            if steps.is_long():
+                await asyncio.sleep(0)
+        position = len(gathered.waiting)
+        for batch, done in gathered.batches:
             answers = result.submitted[position : position + len(batch)]
             position += len(batch)
             for new, submitted in zip(batch, answers, strict=True):
-                self._enqueued(new, submitted)
+                self._desk.enqueued(new, submitted)
+                if steps.is_long():
+                    await asyncio.sleep(0)
             if not done.done():
                 done.set_result(answers)
+
+    async def _tell_unsent(self, result: TurnResult, now_ms: int, steps: Steps) -> None:
+        """What ends without having been sent."""
         for refused in result.refused:
-            self._unsent.refused(refused)
+            self._desk.refused(refused)
+            if steps.is_long():
+                await asyncio.sleep(0)
         for expired in result.expired:
-            self._unsent.expired(expired, now_ms)
-        self._tell(result, now_ms)
-        for claimed in result.claimed:
-            self._start(claimed, now_ms)
-        self._free_the_stuck(now_ms)
-        self._resting.rest(self._nesting.parked())
-        instants = (result.look_again_at_ms, self._twins.due_ms)
-        self._alarm.set(min((each for each in instants if each is not None), default=None))
-        if result.waiting is not None:
-            arrived = len(self._inbox) + sum(len(batch) for batch, _ in self._batches)
-            self.tally.waiting = result.waiting + arrived
-        waiters, self._idle_waiters = self._idle_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            self._desk.expired(expired, now_ms)
+            if steps.is_long():
+                await asyncio.sleep(0)
 
-    def _enqueued(self, new: NewRequest, submitted: Submitted) -> None:
-        if submitted.is_known:
-            self.tally.waiting -= 1
-        held = submitted.held
-        if held is not None and not submitted.is_conflict:
-            self._twins.note_enqueued(submitted.id, held)
-            terms = terms_of(new, self._clock.now_ms())
-            self._twins.join(submitted.id, Enqueued(new.request, held.lane, terms))
-
-    def _submitted(self, new: NewRequest, future: RequestFuture, submitted: Submitted) -> None:
-        if submitted.is_known:
-            self.tally.waiting -= 1
-        future.request_id = request_id = submitted.id
-        if submitted.is_conflict:
-            assert new.request.key is not None
-            future.fail(KeyConflict(new.request.key, new.request.job))
-        elif submitted.finished is not None:
-            future.finish(submitted.finished)
-        else:
-            if submitted.is_elsewhere:
-                self._waiters.add(request_id, future)
-                self._elsewhere.add(request_id, new, future)
-            elif submitted.held is not None:
-                self._twins.note_enqueued(request_id, submitted.held)
-                self._twins.join(request_id, future)
-                future.lane = submitted.held.lane
-                future.is_running = request_id in self._flight.calls
-            else:
-                self._waiters.add(request_id, future)
-                future.lane, future.is_running = new.lane, False
-            if future.cancelled():
-                self.cancelled(future)
-        if isinstance(future, InnerFuture) and not future.done():
-            self._nesting.submitted(future, submitted)
-
-    def _start(self, claimed: Claimed, now_ms: int) -> None:
-        tally = self.tally
-        tally.waiting -= 1
-        tally.reserved_nusd += claimed.ceiling_nusd
-        futures = self._waiters.of(claimed.request_id)
-        if claimed.request_id in self._flight.calls:
-            # Others took this process for dead and queued again what it is still sending.
-            not_before_ms = self._clock.now_ms() + self.store.lease_ms
-            self._flight.hand_back(claimed, RequestState.QUEUED, not_before_ms)
-            return
-        if self._opening.gives_back and not self._opening.takes(futures):
-            self._flight.hand_back(claimed, RequestState.QUEUED)
-            return
-        if self._is_given_up(claimed.request_id, futures):
-            self._flight.hand_back(claimed, RequestState.CANCELLED)
-            return
-        request = claimed.request
-        for future in futures:
-            future.is_running = True
-        self._flight.start(
-            claimed, partial(self._sender_of, claimed.request_id), context_of(futures)
-        )
-        if self.announcer.hears(events.Admitted):
-            self.announcer.emit(
-                events.Admitted(
-                    now_ms, claimed.request_id, request.key, request.job, claimed.attempt,
-                    claimed.ceiling_nusd, claimed.parked_ms,
-                )
-            )  # fmt: skip
-
-    def _is_given_up(self, request_id: int, futures: Sequence[RequestFuture]) -> bool:
-        if futures and not futures[0].done():
-            return False
-        return request_id in self._waiters and not self._waiters.is_wanted(request_id)
-
-    def _landed(self, ended: Attempt) -> None:
-        """A call has ended, or was given back unsent."""
-        self._ended.append(ended)
-        self._signal.set()
-
-    def _sender_of(self, request_id: int, provider: Provider) -> Sender:
-        """Who makes the call: whoever submitted it, if they said so, else its provider."""
-        for future in self._waiters.of(request_id):
-            if future.done():
-                continue
-            if future.send is not None:
-                return Sender(future.send, True, future.most_attempts)
-            if future.emit is not None:
-                return Sender(partial(provider.stream, emit=future.emit))
-        return Sender(provider.send)
-
-    def _settled(self, ended: Attempt, lives_on: bool | None, now_ms: int) -> None:
-        """An attempt is settled; `lives_on`: others took its request, which still waits or not."""
-        claimed, settlement = ended.claimed, ended.settlement
-        if ended.is_sent:
-            self._flight.calls.pop(claimed.request_id, None)
-        tally = self.tally
-        tally.reserved_nusd -= claimed.ceiling_nusd
-        if settlement.outcome is Outcome.POST:
-            tally.posted_nusd += settlement.nusd
-            if ended.overrun_nusd:
-                tally.overruns += 1
-                logger.warning(
-                    "request %s cost %d nano-dollars more than its ceiling",
-                    claimed.request.key or claimed.request_id, ended.overrun_nusd,
-                )  # fmt: skip
-        elif settlement.outcome is Outcome.SUSPEND:
-            tally.suspense_nusd += claimed.ceiling_nusd
-            tally.suspended[claimed.reservation_id] = claimed.ceiling_nusd
-            self.suspended(claimed.reservation_id, ended.told)
-        if lives_on is not None:
-            self._follow_elsewhere(ended, lives_on)
-        elif settlement.state is RequestState.QUEUED:
-            tally.waiting += 1
-            self._note(ended, now_ms)
-            for future in self._waiters.of(claimed.request_id):
-                future.is_running = False
-                if future.cancelled():
-                    self._cancel(claimed.request_id)
-            for holder in self._twins.late_of(claimed.request_id, now_ms):
-                self._unsent.give_up(claimed.request_id, holder, now_ms)
-        else:
-            tally.ended[settlement.state] += 1
-            self._tries.forget(claimed.request_id)
-            self._resolve(ended)
-        if self.announcer.hears(events.Settled):
-            provider = self._flight.provider_of(claimed)
-            self.announcer.emit(settled(ended, now_ms, provider, lives_on is not None))
-
-    def _note(self, ended: Attempt, now_ms: int) -> None:
-        """Remember, for as long as its request waits for another, what became of an attempt."""
-        error, settlement = ended.error, ended.settlement
-        if isinstance(error, CallFailed) and ended.is_sent:
-            is_free = settlement.outcome is Outcome.VOID and not settlement.is_attempt
-            is_free = is_free and not isinstance(error, RateLimited) and error.credit is None
-            is_probe = settlement.not_before_ms is None
-            request_id = ended.claimed.request_id
-            self._tries.note(request_id, error, is_free=is_free, is_probe=is_probe, now_ms=now_ms)
-
-    def _follow_elsewhere(self, ended: Attempt, lives_on: bool) -> None:
-        """A call has ended that others had given up for lost: its request went its own way."""
-        request_id = ended.claimed.request_id
-        self._tries.forget(request_id)
-        for future in self._waiters.of(request_id):
-            future.is_running = False
-        if ended.claimed.request.key is not None:
-            self._submit_all_again(request_id)
-        elif not lives_on:  # without a key nobody else can answer it
-            if ended.settlement.state is RequestState.QUEUED:
-                self._submit_all_again(request_id)
-            else:
-                self._resolve(ended)
-
-    def _submit_all_again(self, request_id: int) -> None:
-        for future in self._waiters.take(request_id):
-            if not future.done():
-                self._submit_again(future)
-
-    def _resolve(self, ended: Attempt) -> None:
-        for future in self._waiters.take(ended.claimed.request_id):
-            if future.done():
-                continue
-            if ended.response is not None:
-                future.answer(ended.response)
-            elif ended.error is not None:
-                future.set_exception(ended.error)
-            else:
-                self._submit_again(future)  # who cancelled it was somebody else
-
-    def _submit_again(self, holder: Holder) -> None:
-        future = holder if isinstance(holder, RequestFuture) else self._stand_in(holder)
-        try:
-            new = self._prepare_again(future)
-        except Exception as exc:
-            future.fail(as_ours(exc))
-            return
-        self._queue(new, future)
-
-    def _stand_in(self, enqueued: Enqueued) -> RequestFuture:
-        """A future in place of somebody who has none; nobody looks at it."""
-        future = RequestFuture(enqueued.request, None, self, self._loop, enqueued.terms)
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return future
-
-    def _amend(self, request_id: int, new: NewRequest) -> None:
-        self._amends.append((request_id, new))
-        self._signal.set()
-
-    def _cancel(self, request_id: int) -> None:
-        self._cancels.append(request_id)
-        self._signal.set()
-
-    def _prepare_again(self, future: RequestFuture) -> NewRequest:
-        """Its request on its own terms: it has waited since it was first submitted."""
-        new = self._intake.prepare(future.request, future.terms.on_exceeded)
-        self.store.prepare(new)
-        new.is_kept, new.expires_at_ms = True, future.terms.expires_at_ms
-        return new
-
-    def _queue(self, new: NewRequest, future: RequestFuture) -> None:
-        if isinstance(future, InnerFuture):
-            self._nesting.place(future, new)
-        self._inbox.append((new, future))
-        self.tally.waiting += 1
-        self._signal.set()
-
-    def _fail(self, request_id: int, error: SchedulerError) -> None:
-        for future in self._waiters.take(request_id):
-            future.fail(error)
+    # Calls within calls
 
     def _free_the_stuck(self, now_ms: int) -> None:
         """End the newest inner request that would wait for ever, if there is one."""
@@ -601,100 +452,7 @@ class Pump:
         request_id = future.request_id
         assert request_id is not None
         future.fail(self._tries.left(request_id, error, "it would never be sent"))
-        if self._waiters.is_wanted(request_id):  # by others, who may wait
-            self._twins.leave(request_id)
-        elif request_id not in self._flight.calls:
-            self._waiters.take(request_id)
+        if self._desk.left_alone(request_id) and request_id not in self._flight.calls:
+            self._desk.waiters.take(request_id)
             self._tries.forget(request_id)
-            self._cancel(request_id)
-
-    def _tell(self, result: TurnResult, now_ms: int) -> None:
-        for each in result.crossings:
-            self.announcer.emit(
-                events.ThresholdCrossed(
-                    now_ms, each.budget, str(each.cap), each.percent, each.posted, each.limit,
-                    each.resets_at_ms,
-                )
-            )  # fmt: skip
-        if result.lanes:
-            started = {each.request.model for each in result.claimed}
-            self._notices.tell(result.lanes, started, now_ms)
-        for lane in result.lanes:
-            provider, budgets = lane.key.provider, lane.key.budgets
-            if lane.shortfall is not None:
-                self.announcer.emit(events.Parked(now_ms, lane.shortfall, lane.waiting, provider))
-            else:
-                names = tuple(self._intake.book.name(each) for each in budgets)
-                self.announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names))
-
-    def why_parked(self, lane: LaneKey) -> Shortfall | None:
-        """Why a lane is shut; for futures."""
-        return self.store.shortfall(lane)
-
-    def notice(self, lack: Shortfall) -> str:
-        """Why a request is parked, and what to do, in words; for futures."""
-        return sentence(lack, self._clock.now_ms())
-
-    def awaited(self, future: RequestFuture) -> None:
-        """A call under way waits for a request made within it."""
-        if future.parked is not None or future.is_running:
-            self._signal.set()
-
-    def cancelled(self, future: RequestFuture) -> None:
-        """A caller cancelled a future: remove the request, or end the call."""
-        request_id = future.request_id
-        if request_id is None:
-            return  # still in the inbox: seen when it was submitted
-        if self._waiters.is_wanted(request_id):  # by somebody else
-            self._twins.leave(request_id)
-            return
-        if request_id in self._elsewhere:  # not ours to cancel
-            self._elsewhere.forget(request_id)
-            self._waiters.take(request_id)
-        elif request_id in self._flight.calls:
-            self._flight.cancel(request_id)
-        else:
-            self._cancel(request_id)
-
-    async def _poll(self) -> None:
-        """Notice what other processes changed; keep the lease while there is work."""
-        try:
-            await self._look_around()
-        except (KeyboardInterrupt, SystemExit):
-            self._tasks[1].cancel()  # nobody would keep the lease any more
-            raise
-
-    async def _look_around(self) -> None:
-        renewed_s = self._loop.time()
-        while True:
-            await asyncio.sleep(self._poll_s)
-            due = self._loop.time() - renewed_s > self.store.lease_ms / 3000
-            if not (self.tally.waiting or self._elsewhere or self._was_lost or due):
-                continue
-            renewed_s = self._loop.time() if due else renewed_s
-            try:
-                if self._was_lost:
-                    self._was_lost = False
-                    calls = self._flight.calls
-                    waiting = [each for each in self._waiters.ids() if each not in calls]
-                    await self._elsewhere.look_what_was_taken(waiting)
-                now_ms = self._clock.now_ms()  # first: changes may never end
-                await self._elsewhere.follow(now_ms, partial(self._unsent.give_up, now_ms=now_ms))
-                if await self.store.changed(now_ms):
-                    self._signal.set()
-                    await follow(self.store, self._intake.book, self._clock.now_ms())
-                    await self._elsewhere.look()
-            except Exception as exc:
-                logger.warning("cannot look for changes by other processes: %s", exc)
-
-    def _fail_waiting(self, error: SchedulerError) -> None:
-        for request_id in self._waiters.ids():
-            self._fail(request_id, self._tries.ended(request_id, error, "the scheduler was closed"))
-        for _, future in self._inbox:
-            future.fail(error)
-        for _, done in self._batches:
-            if not done.done():
-                done.set_exception(error)
-        for waiter in self._idle_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            self._inbox.cancel(request_id)

@@ -442,6 +442,9 @@ class Store(ABC):
     lease_ms = 30_000
     """How long this process may be silent before others take it for dead."""
 
+    most_per_turn = 5_000
+    """How many requests a turn should submit, cancel or amend at most, so that it is short."""
+
     @abstractmethod
     def latest(self) -> list[BudgetStatus]:
         """Budgets with their balances."""
@@ -570,6 +573,21 @@ class Store(ABC):
     async def pictures(self, ids: Sequence[int]) -> list[Picture]:
         """How these requests are doing, those of other processes too."""
         return []
+
+    async def processes(self) -> frozenset[int]:
+        """The processes that look after requests here, as far as they are not taken for dead."""
+        return frozenset()
+
+    async def ended_since(self, seen: int | None) -> tuple[int, list[int]] | None:
+        """Requests that have ended since an earlier call, and what to ask with the next time.
+
+        Args:
+            seen: What that call gave; None: from now on.
+
+        Returns:
+            None: the store keeps no such list, so whoever waits has to look for themselves.
+        """
+        return None
 
     # Results kept for files
 

@@ -384,6 +384,13 @@ class SqliteStore(Store):
             self._transactions.kept.pop(taken, None)
         return mine
 
+    async def processes(self) -> frozenset[int]:
+        """See `Store.processes`."""
+        rows = await self._run(
+            lambda db: db.execute("SELECT id FROM workers WHERE NOT is_lost").fetchall()
+        )
+        return frozenset(worker_id for (worker_id,) in rows)
+
     # Budgets and prices
 
     async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
@@ -494,7 +501,8 @@ class SqliteStore(Store):
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany(
-                "UPDATE requests SET is_delivered = 1 WHERE id = ?", [(each,) for each in ids]
+                "UPDATE requests SET is_delivered = 1 WHERE id = ? AND NOT is_delivered",
+                [(each,) for each in ids],
             )
 
         await self._run(_writing(write, self._patience_s))

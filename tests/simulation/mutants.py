@@ -20,6 +20,7 @@ from scheduler.core.callers.unsent import Unsent
 from scheduler.core.calls import attempt
 from scheduler.core.nested.nesting import Nesting
 from scheduler.core.pump import Pump
+from scheduler.core.starting import Starting
 from scheduler.ledger.account import Account, Tally, Waiter
 from scheduler.ledger.matching import BudgetBook
 from scheduler.limits import Closed, Front
@@ -30,7 +31,7 @@ from scheduler.stores.sql.settle import Settling
 from scheduler.stores.sql.turn import Transactions
 
 reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
-settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
+settle_all, turn, start = Settling._settle, Pump._turn, Starting.start
 give_up, spare = Unsent.give_up, Account.spare
 draws_on, submit_known = BudgetBook.draws_on, Transactions._resubmit
 
@@ -112,16 +113,17 @@ def free_what_the_dead_reserved(self: Any, settlements: Any, *rest: Any) -> Any:
 
 
 async def lose_an_ending(self: Pump) -> None:
-    if len(self._ended) > 1:
-        self._ended.pop()
+    if len(self._inbox._ended) > 1:
+        self._inbox._ended.pop()
     await turn(self)
 
 
-def start_twice(self: Pump, claimed: Any, now_ms: int) -> None:
+def start_twice(self: Starting, claimed: Any, now_ms: int) -> None:
     start(self, claimed, now_ms)
-    if claimed.request_id in self._flight.calls:
-        name = claimed.request.provider or self._intake.default_provider
-        self._loop.create_task(self._intake.providers[name].send(claimed.request))
+    flight = self._flight
+    if claimed.request_id in flight.calls:
+        provider = flight._intake.providers[flight.provider_of(claimed)]
+        flight._loop.create_task(provider.send(claimed.request))
 
 
 def never_look_again(self: Lanes, *args: Any) -> None:
@@ -190,7 +192,7 @@ MUTANTS = [
     Mutant("compare with a stale balance", Account, "reserve", compare_with_a_stale_balance),
     Mutant("pass freely whose window is spent", Account, "spare", pass_whose_window_is_spent, 60),
     Mutant("forget the parent budget", BudgetBook, "draws_on", forget_the_parent),
-    Mutant("send one claim twice", Pump, "_start", start_twice),
+    Mutant("send one claim twice", Starting, "start", start_twice),
     Mutant("lose the end of a call", Pump, "_turn", lose_an_ending),
     Mutant("lose a wake-up after a refund", Lanes, "wake", never_look_again, 60),
     Mutant("lose a wake-up after a raise", Lanes, "wake_on", never_look_again),

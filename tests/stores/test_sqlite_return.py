@@ -203,7 +203,7 @@ async def frozen(s: Scheduler, seconds: float):
     s._pump._tasks[1].tear()
     await asyncio.sleep(seconds)
     yield
-    s._pump._tasks[1] = Steady(s._pump._poll(), lambda: None, s.loop, "poll")
+    s._pump._tasks[1] = Steady(s._pump._lookout.run(lambda: None), lambda: None, s.loop, "poll")
     s._pump.wake()
 
 

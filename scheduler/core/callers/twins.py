@@ -103,10 +103,13 @@ class Twins:
         holders = self._waiters.holders(request_id)
         return holder in holders and not all(each.terms.is_over(now_ms) for each in holders)
 
-    def amends(self) -> Iterator[tuple[int, NewRequest]]:
+    def amends(self, most: int) -> Iterator[tuple[int, NewRequest]]:
         """The requests whose callers have changed, as they are to wait from now on."""
-        changed, self._changed = self._changed, set()
-        for request_id in sorted(changed):
+        changed = sorted(self._changed)[:most]
+        self._changed.difference_update(changed)
+        if self._changed:
+            self._wake()
+        for request_id in changed:
             new = self._amend(request_id)
             if new is not None:
                 yield request_id, new

@@ -51,7 +51,6 @@ from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
-
 _Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
 
 
@@ -62,6 +61,8 @@ class MemoryStore(Store):
         keep_finished: Most requests with keys whose outcomes are remembered. None: all, until
             they are pruned. With an attempt whose outcome is unknown they stay beyond that.
     """
+
+    most_per_turn = 500  # it is one step of the event loop
 
     def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
         if keep_finished is not None and keep_finished < 0:
@@ -122,7 +123,9 @@ class MemoryStore(Store):
         for new in turn.submit:
             result.submitted.append(self._submit(new, now_ms))
         self._expire(now_ms, result)
-        if turn.slots is not None:
+        if len(result.expired) >= self.most_per_turn:
+            result.look_again_at_ms = now_ms  # at the others, before anything is sent
+        elif turn.slots is not None:
             self._claim(turn, now_ms, result)
         else:
             for account in self._budgets.all_accounts():
@@ -155,9 +158,7 @@ class MemoryStore(Store):
 
     def _is_expiring(self, at_ms: int, request_id: int) -> bool:
         row = self._rows.get(request_id)
-        if row is None or row.state is not RequestState.QUEUED:
-            return False
-        return row.expires_at_ms == at_ms
+        return row is not None and row.state is RequestState.QUEUED and row.expires_at_ms == at_ms
 
     def _settle(self, settlement: Settlement, now_ms: int, result: TurnResult) -> bool:
         hold = self._holds.get(settlement.reservation_id)
@@ -231,8 +232,7 @@ class MemoryStore(Store):
         """The answer of an attempt given up for lost has come: the request needs no other."""
         if row.state is RequestState.QUEUED:
             self._leave_lane(row, now_ms)
-        row.state, row.response = RequestState.SUCCEEDED, settlement.response
-        row.error = None
+        row.state, row.response, row.error = RequestState.SUCCEEDED, settlement.response, None
         self._end(row)
 
     def _end_attempt(self, row: Row, settlement: Settlement, now_ms: int) -> None:
@@ -302,8 +302,9 @@ class MemoryStore(Store):
                 self._lanes.wake_all(now_ms)
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
-        while self._expiring and self._expiring[0][0] <= now_ms:
-            at_ms, request_id = heapq.heappop(self._expiring)
+        expiring = self._expiring
+        while expiring and expiring[0][0] <= now_ms and len(result.expired) < self.most_per_turn:
+            at_ms, request_id = heapq.heappop(expiring)
             if self._is_expiring(at_ms, request_id):
                 row = self._rows[request_id]
                 waited_ms, request = now_ms - row.submitted_at_ms, row.request
@@ -473,11 +474,8 @@ class MemoryStore(Store):
         return self._budgets.pictures_of(budgets, self._now_ms)
 
     def lanes(self) -> list[LaneStatus]:
-        return [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall)
-            for lane in self._lanes
-            if lane.waiting
-        ]
+        waited_in = [lane for lane in self._lanes if lane.waiting]
+        return [LaneStatus(each.key, each.waiting, each.shortfall) for each in waited_in]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         lane = self._lanes.find(key)
@@ -649,6 +647,8 @@ class MemoryStore(Store):
                 row.delivered = True
                 if self._undelivered.pop(row.id, None) is not None:
                     heapq.heappush(self._delivered, (row.ended_at_ms, row.id))
+        if len(self._delivered) > 2 * self._finished.count + 1_000:  # most were forgotten
+            self._delivered = sorted(each for each in self._delivered if each[1] in self._rows)
 
     async def prune(
         self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = 1000,
