@@ -146,6 +146,7 @@ METHODS = (
     "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
     "suspended_since", "suspended_of", "resolve", "still_mine", "prune", "pictures",
+    "processes", "ended_since",
 )  # fmt: skip
 
 
@@ -164,6 +165,7 @@ class Handle(Store):
         self.latest, self.lanes = inner.latest, inner.lanes
         self.shortfall, self.prepare = inner.shortfall, inner.prepare
         self.finished = inner.finished
+        self.most_per_turn = inner.most_per_turn
         self.has_gates = False
 
     def use(self, gates: Gates) -> None:
@@ -184,6 +186,11 @@ def _passing(name: str) -> Any:
     return call
 
 
+async def _delivered(self: Handle, ids: Any) -> None:
+    await self.inner.delivered(ids)  # a hint for `prune`: it may be lost with its process
+
+
 for _name in METHODS:
     setattr(Handle, _name, _passing(_name))
+Handle.delivered = _delivered  # type: ignore[method-assign]
 Handle.__abstractmethods__ = frozenset()
