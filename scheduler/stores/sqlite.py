@@ -58,6 +58,7 @@ from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql import views as sqlite_views
 from scheduler.stores.sql.codec import encode_request
+from scheduler.stores.sql.connection import SqliteConnection
 from scheduler.stores.sql.look import Look, check_version, may_write
 from scheduler.stores.sql.turn import Transactions
 
@@ -547,26 +548,26 @@ def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> Non
 
 
 def _writing(
-    function: Callable[Concatenate[sqlite3.Connection, P], T], patience_s: float
+    function: Callable[Concatenate[Any, P], T], patience_s: float
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that does its work in one transaction."""
 
     def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with _transaction(db, patience_s):
-            return function(db, *args, **kwargs)
+            return function(SqliteConnection(db), *args, **kwargs)
 
     return run
 
 
 def _reading(
-    function: Callable[Concatenate[sqlite3.Connection, P], T],
+    function: Callable[Concatenate[Any, P], T],
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that sees one state of the file throughout."""
 
     def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         db.execute("BEGIN")
         try:
-            return function(db, *args, **kwargs)
+            return function(SqliteConnection(db), *args, **kwargs)
         finally:
             db.execute("ROLLBACK")
 
