@@ -70,7 +70,7 @@ class BudgetBook:
 
     def name(self, budget_id: int) -> str:
         """The name of a budget, even of one that was removed."""
-        return self._names[budget_id]
+        return self._names.get(budget_id) or f"#{budget_id}"  # another process's, made just now
 
     # Changes
 

@@ -259,6 +259,7 @@ class Claimed:
         digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
         budgets: On which it draws.
         made_at_ms: When it was reserved.
+        is_shared: Any process might have sent it.
     """
 
     request_id: int
@@ -273,6 +274,7 @@ class Claimed:
     digest: str = ""
     budgets: tuple[int, ...] = ()
     made_at_ms: int = 0
+    is_shared: bool = False
 
 
 @dataclass(slots=True)
@@ -312,6 +314,7 @@ class ExpiredRequest:
     Attributes:
         lack: What it was parked for; None: it was not parked.
         expires_at_ms: When its time was over.
+        is_shared: Any process might have sent it.
     """
 
     id: int
@@ -320,6 +323,7 @@ class ExpiredRequest:
     job: str
     lack: Shortfall | None = None
     expires_at_ms: int = field(default=0, compare=False)
+    is_shared: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -438,6 +442,9 @@ class Store(ABC):
 
     is_shared = False
     """Whether other processes may change what is stored."""
+
+    keeps_whole = False
+    """Whether others find there all that is needed to send a request."""
 
     lease_ms = 30_000
     """How long this process may be silent before others take it for dead."""
@@ -570,6 +577,20 @@ class Store(ABC):
         """Those of these requests that no other process has taken over."""
         return set(ids)
 
+    async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
+        """Requests that ended since then and that other processes may wait for, and up to where.
+
+        Those of shared lanes, and all with a key where several processes work on the store.
+
+        Args:
+            seq: What the last call returned; 0: from the beginning.
+
+        Returns:
+            What to ask with next; and the requests in the order in which they ended. None: so many
+            did that nobody knows which.
+        """
+        return 0, []
+
     async def pictures(self, ids: Sequence[int]) -> list[Picture]:
         """How these requests are doing, those of other processes too."""
         return []
@@ -577,17 +598,6 @@ class Store(ABC):
     async def processes(self) -> frozenset[int]:
         """The processes that look after requests here, as far as they are not taken for dead."""
         return frozenset()
-
-    async def ended_since(self, seen: int | None) -> tuple[int, list[int]] | None:
-        """Requests that have ended since an earlier call, and what to ask with the next time.
-
-        Args:
-            seen: What that call gave; None: from now on.
-
-        Returns:
-            None: the store keeps no such list, so whoever waits has to look for themselves.
-        """
-        return None
 
     # Results kept for files
 

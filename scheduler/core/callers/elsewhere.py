@@ -59,7 +59,8 @@ class Elsewhere:
         self._seen: OrderedDict[int, None] = OrderedDict()  # longest ago first
         self._due: list[tuple[int, int, int, RequestFuture]] = []  # heap of whose time ends when
         self._order = itertools.count()
-        self._heard: int | None = None  # up to where the store has told who ended
+        self._heard = 0  # up to where the store has told who ended
+        self._has_heard = False
         self._there: frozenset[int] = frozenset()  # the processes that were seen last
         self._again_at_ms = 0
 
@@ -98,10 +99,10 @@ class Elsewhere:
 
     async def _ended(self) -> Sequence[int]:
         """What has ended since this was asked last."""
-        told = await self._store.ended_since(self._heard)
-        if told is None:
-            return ()  # this store keeps no list of it: each is seen to have ended
-        self._heard, ended = told
+        self._has_heard = True
+        self._heard, ended = await self._store.ended_since(self._heard)
+        if ended is None:  # too many did: each is seen to have ended
+            return ()
         return ended
 
     async def _end(self, ids: Sequence[int]) -> None:
@@ -185,7 +186,7 @@ class Elsewhere:
     async def _see(self) -> None:
         """Read where a page of them is now: those that are new first."""
         news = list(itertools.islice(self._unseen, PAGE))
-        if news and self._heard is None:
+        if news and not self._has_heard:
             await self._ended()  # from now on: what ended before is seen
         ids = [*news, *itertools.islice(self._seen, PAGE - len(news))]
         for request_id in ids:
