@@ -54,6 +54,7 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import gates as sqlite_gates
+from scheduler.stores.sql import listing as sqlite_listing
 from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql import views as sqlite_views
@@ -65,7 +66,7 @@ from scheduler.stores.sql.turn import Transactions
 logger = logger_of("scheduler.stores.sqlite")
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
 BUSY_MS = 5_000  # reading waits so long for a commit of another process
@@ -248,7 +249,7 @@ class SqliteStore(Store):
             if version == SCHEMA_VERSION:
                 return  # somebody else did it meanwhile
             me = self._transactions.process
-            saved = sqlite_upgrade.upgrade(db, self.path, version, me, now_ms)
+            saved = sqlite_upgrade.upgrade(SqliteConnection(db), self.path, version, me, now_ms)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
                     self.path, SCHEMA_VERSION, saved)  # fmt: skip
@@ -438,7 +439,7 @@ class SqliteStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         """See `Store.queue`."""
         wanted = list(states)
-        return await self._run(_reading(sqlite_views.queue), wanted, now_ms, job, limit, after_id)
+        return await self._run(_reading(sqlite_listing.queue), wanted, now_ms, job, limit, after_id)
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         """See `Store.spend`."""

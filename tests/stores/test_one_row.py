@@ -186,10 +186,10 @@ def test_looking_in_a_circle_reads_no_text_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "spec", "times"), [("new", "$1", 0), ("team", "$1, $9/100d", 1)])
 def test_in_a_new_budget_nothing_is_counted_again(opened, monkeypatch, name, spec, times):
     work, replays = opened("replayed"), []
-    for kind in (Journal, sqlite_books.Books):
-        replay = kind.replay
+    for where, name_of in ((Journal, "replay"), (sqlite_books, "recount")):
+        replay = getattr(where, name_of)
         monkeypatch.setattr(
-            kind, "replay", lambda *args, replay=replay: replays.append(1) or replay(*args)
+            where, name_of, lambda *args, replay=replay: replays.append(1) or replay(*args)
         )
 
     async def main():

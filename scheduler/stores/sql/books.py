@@ -17,23 +17,18 @@ from scheduler.errors import BudgetUnknown
 from scheduler.ledger.account import Account, Tally, Waiter, cost_in
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.sql.codec import decode_budget, encode_budget, was_removed
+from scheduler.stores.sql.codec import (
+    decode_budget,
+    decode_budgets,
+    encode_budget,
+    was_removed,
+)
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.spent import MINUTE_MS, Spent, counting_since_ms, recount
 from scheduler.stores.views import budget_status, check_childless
 
 MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
-MINUTE_MS = 60_000
 REFRESHED = 200  # budgets looked at again when other processes have written
-_SEPARATOR = ","
-
-
-def encode_budgets(budgets: tuple[int, ...]) -> str:
-    """Budget ids so that SQL can search for one: ``",1,2,"``."""
-    return f",{_SEPARATOR.join(map(str, budgets))}," if budgets else ""
-
-
-def decode_budgets(text: str) -> tuple[int, ...]:
-    """The ids `encode_budgets` wrote."""
-    return tuple(map(int, text.strip(_SEPARATOR).split(_SEPARATOR))) if text else ()
 
 
 class _Definition(NamedTuple):
@@ -52,6 +47,7 @@ class Books:
 
     def __init__(self) -> None:
         self.lanes = Lanes()
+        self.spent = Spent()
         self.statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
         self._definitions: dict[int, _Definition] = {}  # by budget, as last heard of
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
@@ -69,6 +65,7 @@ class Books:
         """
         self._db = db
         self._accounts = {}
+        self.spent.clear()
         now_ms = max(now_ms, self._now_ms)
         newest = db.execute(
             "SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1"
@@ -307,7 +304,7 @@ class Books:
             if is_new:
                 continue  # nothing was reserved in it
             fresh = Account(account_id, budget_id, budget.name, cap)
-            self.replay(db, [fresh], self._counting_since_ms(cap.window))
+            recount(db, fresh, counting_since_ms(db, cap.window, self._now_ms))
             db.executemany(
                 "INSERT INTO balances VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -320,24 +317,15 @@ class Books:
             db.execute("DELETE FROM accounts WHERE id = ?", (account_id,))
             self._caps.pop(account_id, None)
 
-    def _counting_since_ms(self, window: Window) -> int:
-        """Beginning of the oldest slot that counts, or still has calls under way."""
-        (made_at_ms,) = self._db.execute(
-            "SELECT min(made_at_ms) FROM reservations WHERE state IN ('pending', 'suspense')"
-        ).fetchone()
-        oldest_ms = window.oldest_counting_ms(self._now_ms)
-        return oldest_ms if made_at_ms is None else min(oldest_ms, window.slot_start_ms(made_at_ms))
-
-    def replay(self, db: sqlite3.Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
-        """Recompute accounts' slots from reservations made since then; returns how many there are."""
+    def replay(self, db: Connection, accounts: Iterable[Account]) -> int:
+        """Recompute accounts' slots from all reservations; returns how many there are."""
         by_budget: dict[int, list[Account]] = {}
         for account in accounts:
             by_budget.setdefault(account.budget_id, []).append(account)
         count = 0
-        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.execute(
+        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.read(
             "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
-            " FROM reservations WHERE made_at_ms >= ?",
-            (since_ms,),
+            " FROM reservations"
         ):
             count += 1
             if state == "voided":
@@ -354,22 +342,18 @@ class Books:
                     else:
                         tally.reserved += held
                         tally.suspense += held if state == "suspense" else 0
-        return count + self._replay_sums(db, by_budget, since_ms)
+        return count + self._replay_sums(db, by_budget)
 
     @staticmethod
-    def _replay_sums(
-        db: sqlite3.Connection, by_budget: dict[int, list[Account]], since_ms: int
-    ) -> int:
+    def _replay_sums(db: Connection, by_budget: dict[int, list[Account]]) -> int:
         """Add what pruned reservations posted; returns how many attempts that were.
 
         A window defined since counts a sum in its minute's last slot, so that it counts
         rather longer than not.
         """
         count = 0
-        for minute_ms, budgets, text, *posted in db.execute(
+        for minute_ms, budgets, text, *posted in db.read(
             "SELECT minute_ms, budgets, slots, nusd, tokens, attempts FROM sums"
-            " WHERE minute_ms + ? > ?",
-            (MINUTE_MS, since_ms),
         ):
             count += posted[2]
             slots = json.loads(text)

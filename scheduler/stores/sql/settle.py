@@ -11,8 +11,8 @@ from scheduler.guards.texts import words
 from scheduler.ledger.account import Needs, ReservationState, cost_in
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Outcome, Settlement, StorePrompts, TurnResult
-from scheduler.stores.sql.books import Books, decode_budgets, decode_line
-from scheduler.stores.sql.codec import encode_response
+from scheduler.stores.sql.books import Books, decode_line
+from scheduler.stores.sql.codec import decode_budgets, encode_response
 from scheduler.stores.views import SETTLED
 
 DELAYED = "delayed"  # queued, but not before a given instant
@@ -33,6 +33,7 @@ class _Hold:
     cost: tuple[int, int]  # posted so far: nano-dollars, tokens
     budgets: tuple[int, ...]
     made_at_ms: int
+    model: str
     needs: Needs
     request_id: int
     request_state: str
@@ -121,7 +122,7 @@ class Settling(Books):
 
     def _read_holds(self, ids: Sequence[int]) -> dict[int, _Hold]:
         rows = self._db.execute(
-            "SELECT h.id, h.state, h.is_assumed, h.nusd, h.tokens, h.budgets, h.made_at_ms,"
+            "SELECT h.id, h.state, h.is_assumed, h.nusd, h.tokens, h.budgets, h.made_at_ms, h.model,"
             " h.ceiling_nusd, h.ceiling_tokens,"
             " r.id, r.state, r.reservation_id, r.lane_id, r.job_id, r.key IS NOT NULL"
             " FROM reservations h JOIN requests r ON r.id = h.request_id"
@@ -131,8 +132,8 @@ class Settling(Books):
         return {
             row[0]: _Hold(
                 row[0], ReservationState(row[1]), bool(row[2]), (row[3], row[4]),
-                decode_budgets(row[5]), row[6], (row[7], row[8], 1),
-                row[9], row[10], row[11], row[12], row[13], bool(row[14]),
+                decode_budgets(row[5]), row[6], row[7], (row[8], row[9], 1),
+                row[10], row[11], row[12], row[13], row[14], bool(row[15]),
             )
             for row in rows
         }  # fmt: skip
@@ -151,6 +152,7 @@ class Settling(Books):
         hold.state = new
         is_posted = new is ReservationState.POSTED
         hold.cost = (settlement.nusd, settlement.tokens) if is_posted else (0, 0)
+        self.spent.settled(hold, assumed if was_posted else None, hold.cost if is_posted else None)
         for account in self._accounts_of(hold.budgets):
             self._load_slot(account, account.cap.window.slot_start_ms(hold.made_at_ms))
             cost = cost_in(account.index, settlement.nusd, settlement.tokens)
@@ -245,6 +247,7 @@ class Settling(Books):
         )
         if responses:
             self._db.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?)", responses)
+        self.spent.write(self._db)
 
     def _suspend_all(self, worker_id: int, now_ms: int, *, is_gone: bool) -> None:
         """What a process may have sent is unknown; what can be asked for again is queued.

@@ -11,8 +11,13 @@ from scheduler.admission.plan import LaneKey
 from scheduler.request import RequestState
 from scheduler.stores.base import Finished, Known, NewRequest, Submitted
 from scheduler.stores.lanes import Lane
-from scheduler.stores.sql.books import encode_budgets, rows_of_keys
-from scheduler.stores.sql.codec import decode_request, decode_response, encode_request
+from scheduler.stores.sql.books import rows_of_keys
+from scheduler.stores.sql.codec import (
+    decode_request,
+    decode_response,
+    encode_budgets,
+    encode_request,
+)
 from scheduler.stores.sql.settle import Settling, state_of
 from scheduler.stores.views import is_tried_again, keep_line
 

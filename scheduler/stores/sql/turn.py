@@ -29,11 +29,9 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.process import GONE_MS, Process, is_dead
-from scheduler.stores.sql.books import encode_budgets
-from scheduler.stores.sql.codec import decode_request, encode_shortfall
+from scheduler.stores.sql.codec import decode_request, encode_budgets, encode_shortfall
 from scheduler.stores.sql.gates import load_gates, save_gates
 from scheduler.stores.sql.submit import Submitting
-from scheduler.stores.sql.upgrade import add_indexes
 from scheduler.stores.sql.waiting import Waiting, view
 from scheduler.stores.views import budget_status
 
@@ -118,7 +116,6 @@ class Transactions(Submitting):
             return
         db, me = self._db, self.process
         if not self.worker_id:
-            add_indexes(db)
             (self.worker_id,) = db.execute(
                 "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
                 (me.host, me.pid, me.started, now_ms),

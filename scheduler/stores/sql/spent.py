@@ -1,0 +1,282 @@
+"""What was ever posted, in sums that are kept as reservations are settled.
+
+They are kept by the quarter of an hour in which the reservations were made: by model and job, and by
+budget. So neither a report of what was spent, nor a budget that is defined with another window, reads
+all reservations that a file has, but rows that are as many as quarters of an hour. Pruning changes
+none of them. What a quarter cannot tell, since the span asked for begins within it or a boundary of
+the window lies in it, is read from the reservations of that quarter alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from scheduler.budget import Unit, Window
+from scheduler.ledger.account import Account, Needs, Tally, cost_in
+from scheduler.stats import Discrepancy
+from scheduler.stores.sql.codec import decode_budgets
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.dialect import INT, TEXT, Insert
+
+MINUTE_MS = 60_000
+QUARTER_MS = 15 * MINUTE_MS
+Cost = tuple[int, int]  # nano-dollars, tokens
+
+_QUARTERS = (
+    f"SELECT made_at_ms - made_at_ms % {QUARTER_MS} AS quarter_ms, budgets, job_id, model,"
+    " 1 AS attempts, nusd, tokens,"
+    " CASE WHEN nusd > ceiling_nusd THEN nusd - ceiling_nusd ELSE 0 END AS over_nusd,"
+    " CASE WHEN tokens > ceiling_tokens THEN tokens - ceiling_tokens ELSE 0 END AS over_tokens"
+    " FROM reservations WHERE state = 'posted'"
+    f" UNION ALL SELECT minute_ms - minute_ms % {QUARTER_MS}, budgets, job_id, model, attempts,"
+    " nusd, tokens, 0, 0 FROM sums"
+)
+POSTED = (
+    "SELECT quarter_ms, job_id, model, sum(attempts), sum(nusd), sum(tokens)"
+    f" FROM ({_QUARTERS}) AS q GROUP BY quarter_ms, job_id, model"
+)
+"""The rows of `spent`, from what they are the sums of."""
+
+POSTED_ON = (
+    "SELECT budgets, quarter_ms, sum(attempts) AS attempts, sum(nusd) AS nusd, sum(tokens) AS tokens,"
+    " sum(over_nusd) AS over_nusd, sum(over_tokens) AS over_tokens"
+    f" FROM ({_QUARTERS}) AS q GROUP BY budgets, quarter_ms"
+)
+"""The same for `spent_of_budgets`, by all budgets of a reservation together."""
+
+
+def _added(table: str, columns: Sequence[str]) -> str:
+    return ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in columns)
+
+
+_SUMS = {"attempts": INT, "nusd": INT, "tokens": INT}
+_OVER = {"over_nusd": INT, "over_tokens": INT}
+_UNITS = (Unit.REQUESTS, Unit.USD, Unit.TOKENS)
+_ADD = Insert(
+    "spent",
+    {"quarter_ms": INT, "job_id": INT, "model": TEXT} | _SUMS,
+    f"ON CONFLICT (quarter_ms, job_id, model) DO UPDATE SET {_added('spent', list(_SUMS))}",
+)
+_ADD_ON = Insert(
+    "spent_of_budgets",
+    {"budget_id": INT, "quarter_ms": INT} | _SUMS | _OVER,
+    "ON CONFLICT (budget_id, quarter_ms) DO UPDATE SET "
+    + _added("spent_of_budgets", list(_SUMS | _OVER)),
+)
+
+
+class Hold(Protocol):
+    """A reservation, as far as the sums are concerned."""
+
+    made_at_ms: int
+    job_id: int
+    model: str
+    budgets: tuple[int, ...]
+    needs: Needs
+
+
+class Spent:
+    """What a transaction adds to the sums."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[tuple[int, int, str], list[int]] = {}
+        self._by_budget: dict[tuple[int, int], list[int]] = {}
+
+    def settled(self, hold: Hold, before: Cost | None, now: Cost | None) -> None:
+        """A reservation that had posted that much posts this much from now on; None: nothing."""
+        change = [0, 0, 0, 0, 0]
+        for sign, cost in ((-1, before), (1, now)):
+            if cost is not None:
+                over = (max(0, cost[0] - hold.needs[0]), max(0, cost[1] - hold.needs[1]))
+                change = [
+                    sum_ + sign * each for sum_, each in zip(change, (1, *cost, *over), strict=True)
+                ]
+        if not any(change):
+            return
+        quarter_ms = hold.made_at_ms - hold.made_at_ms % QUARTER_MS
+        _add(self._by_model.setdefault((quarter_ms, hold.job_id, hold.model), [0, 0, 0]), change)
+        for budget_id in hold.budgets:
+            _add(self._by_budget.setdefault((budget_id, quarter_ms), [0, 0, 0, 0, 0]), change)
+
+    def write(self, db: Connection) -> None:
+        """Write them."""
+        # In the order of their keys, as all do who share the store: none waits in a circle.
+        db.write_many(_ADD, [(*key, *sums) for key, sums in sorted(self._by_model.items())])
+        db.write_many(_ADD_ON, [(*key, *sums) for key, sums in sorted(self._by_budget.items())])
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._by_model.clear()
+        self._by_budget.clear()
+
+
+def _add(sums: list[int], change: Sequence[int]) -> None:
+    for at in range(len(sums)):
+        sums[at] += change[at]
+
+
+# What an account that is new counts from the beginning
+
+
+def counting_since_ms(db: Connection, window: Window, now_ms: int) -> int:
+    """Beginning of the oldest slot that counts, or still has calls under way."""
+    opened = [
+        # Not by when they were made: all that have ended would come first.
+        db.value(f"SELECT min(+made_at_ms) FROM reservations WHERE state = '{state}'")
+        for state in ("pending", "suspense")
+    ]
+    slots = [window.slot_start_ms(made_at_ms) for made_at_ms in opened if made_at_ms is not None]
+    return min([window.oldest_counting_ms(now_ms), *slots])
+
+
+def recount(db: Connection, account: Account, since_ms: int) -> None:
+    """Fill an account's slots from `since_ms` on, which is the beginning of one of them."""
+    slot_start_ms = account.cap.window.slot_start_ms
+    torn: list[int] = []  # quarters that belong to more than one slot
+    for quarter_ms, *posted, over_nusd, over_tokens in db.read(
+        "SELECT quarter_ms, nusd, tokens, attempts, over_nusd, over_tokens FROM spent_of_budgets"
+        " WHERE budget_id = ? AND quarter_ms > ? ORDER BY quarter_ms",
+        account.budget_id,
+        since_ms - QUARTER_MS,
+    ):
+        slot_ms = slot_start_ms(quarter_ms)
+        if slot_ms != slot_start_ms(quarter_ms + QUARTER_MS - 1):
+            torn.append(quarter_ms)
+            continue
+        tally = account.slots.setdefault(slot_ms, Tally())
+        tally.posted += posted[account.index]
+        tally.overrun += (over_nusd, over_tokens, 0)[account.index]
+    for from_ms, to_ms in _spans(torn):
+        _recount_posted(db, account, max(from_ms, since_ms), to_ms)
+    _recount_open(db, account)
+
+
+def _spans(quarters: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Quarters, those that follow each other together."""
+    from_ms = to_ms = 0
+    for quarter_ms in quarters:
+        if quarter_ms != to_ms:
+            if to_ms:
+                yield from_ms, to_ms
+            from_ms = quarter_ms
+        to_ms = quarter_ms + QUARTER_MS
+    if to_ms:
+        yield from_ms, to_ms
+
+
+def _recount_posted(db: Connection, account: Account, from_ms: int, to_ms: int) -> None:
+    """Count what was posted of reservations that were made in that span."""
+    window, mark = account.cap.window, f"%,{account.budget_id},%"
+    for made_at_ms, nusd, tokens, *held in db.read(
+        "SELECT made_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens FROM reservations"
+        " WHERE made_at_ms >= ? AND made_at_ms < ? AND state = 'posted' AND budgets LIKE ?",
+        from_ms, to_ms, mark,
+    ):  # fmt: skip
+        tally = account.slots.setdefault(window.slot_start_ms(made_at_ms), Tally())
+        cost = cost_in(account.index, nusd, tokens)
+        tally.posted += cost
+        tally.overrun += max(0, cost - (*held, 1)[account.index])
+    for minute_ms, text, *posted in db.read(
+        "SELECT minute_ms, slots, nusd, tokens, attempts FROM sums"
+        " WHERE minute_ms > ? AND minute_ms < ? AND budgets LIKE ?",
+        from_ms - MINUTE_MS, to_ms, mark,
+    ):  # fmt: skip
+        # What was pruned counts where it did; in a window defined since, rather longer than not.
+        slot_ms = json.loads(text).get(str(account.id))
+        if slot_ms is None:
+            slot_ms = window.slot_start_ms(minute_ms + MINUTE_MS - 1)
+        account.slots.setdefault(slot_ms, Tally()).posted += posted[account.index]
+
+
+def _recount_open(db: Connection, account: Account) -> None:
+    """Count what calls under way, and those of unknown outcome, hold."""
+    for state in ("pending", "suspense"):
+        for made_at_ms, *held in db.read(
+            "SELECT made_at_ms, ceiling_nusd, ceiling_tokens FROM reservations"
+            f" WHERE state = '{state}' AND budgets LIKE ?",
+            f"%,{account.budget_id},%",
+        ):
+            slot_ms = account.cap.window.slot_start_ms(made_at_ms)
+            tally = account.slots.setdefault(slot_ms, Tally())
+            amount = (*held, 1)[account.index]
+            tally.reserved += amount
+            tally.suspense += amount if state == "suspense" else 0
+
+
+# What was spent
+
+_OPEN = (
+    "SELECT {head}, count(*), 0, sum(ceiling_nusd), sum({unknown}), 0 FROM reservations"
+    " WHERE state = '{state}' AND +made_at_ms >= ? GROUP BY 1"
+)
+
+
+def parts(
+    db: Connection, by: str, since_ms: int
+) -> Iterator[tuple[Sequence[int | str], Sequence[int]]]:
+    """Parts of what attempts begun since then cost, each with the headings it belongs under.
+
+    Args:
+        db: The store.
+        by: ``model``, ``job_id`` or ``budget``.
+        since_ms: The instant.
+
+    Returns:
+        Models, jobs or budgets by their ids; attempts, posted, reserved, suspense, tokens.
+    """
+    from_ms = -(-since_ms // QUARTER_MS) * QUARTER_MS
+    head, table, column = ("budgets", "spent_of_budgets", "budget_id")
+    if by != "budget":
+        head, table, column = by, "spent", by
+    for name, *sums in db.read(
+        f"SELECT {column}, sum(attempts), sum(nusd), 0, 0, sum(tokens) FROM {table}"
+        " WHERE quarter_ms >= ? GROUP BY 1",
+        from_ms,
+    ):
+        yield [name], sums
+    rows = db.read(
+        f"SELECT {head}, count(*), sum(nusd), 0, 0, sum(tokens) FROM reservations"
+        " WHERE made_at_ms >= ? AND made_at_ms < ? AND state = 'posted' GROUP BY 1",
+        since_ms, from_ms,
+    )  # fmt: skip
+    rows += db.read(
+        f"SELECT {head}, sum(attempts), sum(nusd), 0, 0, sum(tokens) FROM sums"
+        " WHERE minute_ms > ? AND minute_ms < ? GROUP BY 1",
+        since_ms - MINUTE_MS, from_ms,
+    )  # fmt: skip
+    for state, unknown in (("pending", "0"), ("suspense", "ceiling_nusd")):
+        rows += db.read(_OPEN.format(head=head, state=state, unknown=unknown), since_ms)
+    for name, *sums in rows:
+        yield (decode_budgets(name) if by == "budget" else [name]), sums
+
+
+def discrepancies(db: Connection) -> list[Discrepancy]:
+    """Where the sums differ from what they are the sums of; reads all of that."""
+    names: dict[int, str] = dict(db.read("SELECT id, name FROM budgets"))
+    right: dict[tuple[str, int], list[int]] = {}
+    for quarter_ms, _, model, *sums in db.read(POSTED):
+        _add(right.setdefault((f"(model {model})", quarter_ms), [0, 0, 0]), sums)
+    for budgets, quarter_ms, *sums in db.read(POSTED_ON):
+        for each in decode_budgets(budgets):
+            _add(right.setdefault((names.get(each, "?"), quarter_ms), [0, 0, 0]), sums)
+    have: dict[tuple[str, int], list[int]] = {}
+    for quarter_ms, model, *sums in db.read(
+        "SELECT quarter_ms, model, attempts, nusd, tokens FROM spent"
+    ):
+        _add(have.setdefault((f"(model {model})", quarter_ms), [0, 0, 0]), sums)
+    for budget_id, quarter_ms, *sums in db.read(
+        "SELECT budget_id, quarter_ms, attempts, nusd, tokens FROM spent_of_budgets"
+    ):
+        _add(have.setdefault((names.get(budget_id, "?"), quarter_ms), [0, 0, 0]), sums)
+    found = []
+    for name, quarter_ms in sorted(right.keys() | have.keys()):
+        rows = have.get((name, quarter_ms), [0, 0, 0]), right.get((name, quarter_ms), [0, 0, 0])
+        for unit, stored, recomputed in zip(_UNITS, *rows, strict=True):
+            if stored != recomputed:
+                found.append(
+                    Discrepancy(name, "sums", unit, quarter_ms, "spent", stored, recomputed)
+                )
+    return found
