@@ -323,7 +323,7 @@ class Books:
         for account in accounts:
             by_budget.setdefault(account.budget_id, []).append(account)
         count = 0
-        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.read(
+        for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.scan(
             "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
             " FROM reservations"
         ):
@@ -352,7 +352,7 @@ class Books:
         rather longer than not.
         """
         count = 0
-        for minute_ms, budgets, text, *posted in db.read(
+        for minute_ms, budgets, text, *posted in db.scan(
             "SELECT minute_ms, budgets, slots, nusd, tokens, attempts FROM sums"
         ):
             count += posted[2]

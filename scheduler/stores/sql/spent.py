@@ -33,18 +33,20 @@ _QUARTERS = (
     f" UNION ALL SELECT minute_ms - minute_ms % {QUARTER_MS}, budgets, job_id, model, attempts,"
     " nusd, tokens, 0, 0 FROM sums"
 )
+_SUMMED = (
+    "sum(attempts) AS attempts, sum(nusd) AS nusd, sum(tokens) AS tokens,"
+    f" sum(over_nusd) AS over_nusd, sum(over_tokens) AS over_tokens FROM ({_QUARTERS}) AS q GROUP BY"
+)
 POSTED = (
-    "SELECT quarter_ms, job_id, model, sum(attempts), sum(nusd), sum(tokens)"
-    f" FROM ({_QUARTERS}) AS q GROUP BY quarter_ms, job_id, model"
+    "SELECT quarter_ms, job_id, model, attempts, nusd, tokens FROM"
+    f" (SELECT quarter_ms, job_id, model, {_SUMMED} quarter_ms, job_id, model) AS p"
 )
 """The rows of `spent`, from what they are the sums of."""
 
-POSTED_ON = (
-    "SELECT budgets, quarter_ms, sum(attempts) AS attempts, sum(nusd) AS nusd, sum(tokens) AS tokens,"
-    " sum(over_nusd) AS over_nusd, sum(over_tokens) AS over_tokens"
-    f" FROM ({_QUARTERS}) AS q GROUP BY budgets, quarter_ms"
-)
+POSTED_ON = f"SELECT budgets, quarter_ms, {_SUMMED} budgets, quarter_ms"
 """The same for `spent_of_budgets`, by all budgets of a reservation together."""
+
+_POSTED_AS = f"SELECT quarter_ms, model, budgets, {_SUMMED} quarter_ms, model, budgets"
 
 
 def _added(table: str, columns: Sequence[str]) -> str:
@@ -257,11 +259,10 @@ def discrepancies(db: Connection) -> list[Discrepancy]:
     """Where the sums differ from what they are the sums of; reads all of that."""
     names: dict[int, str] = dict(db.read("SELECT id, name FROM budgets"))
     right: dict[tuple[str, int], list[int]] = {}
-    for quarter_ms, _, model, *sums in db.read(POSTED):
-        _add(right.setdefault((f"(model {model})", quarter_ms), [0, 0, 0]), sums)
-    for budgets, quarter_ms, *sums in db.read(POSTED_ON):
-        for each in decode_budgets(budgets):
-            _add(right.setdefault((names.get(each, "?"), quarter_ms), [0, 0, 0]), sums)
+    for quarter_ms, model, budgets, *sums in db.read(_POSTED_AS):
+        heads = [f"(model {model})", *(names.get(each, "?") for each in decode_budgets(budgets))]
+        for head in heads:
+            _add(right.setdefault((head, quarter_ms), [0, 0, 0]), sums)
     have: dict[tuple[str, int], list[int]] = {}
     for quarter_ms, model, *sums in db.read(
         "SELECT quarter_ms, model, attempts, nusd, tokens FROM spent"
