@@ -14,7 +14,7 @@ from scheduler.stats import QueueRow
 from scheduler.stores.sql.codec import decode_request, decode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT
-from scheduler.stores.sql.settle import DELAYED
+from scheduler.stores.sql.rows import DELAYED
 
 LIVE = "state IN ('queued', 'delayed', 'running')"  # as in the index
 ENDED = "state IN ('succeeded', 'failed', 'cancelled', 'expired')"  # as in the indexes

@@ -16,9 +16,8 @@ from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection, Row
 from scheduler.stores.sql.dialect import INT, TEXT, Delete, Insert
 from scheduler.stores.sql.listing import ENDED
-from scheduler.stores.sql.settle import DELAYED
+from scheduler.stores.sql.rows import DELAYED, decode_finished
 from scheduler.stores.sql.spent import MINUTE_MS
-from scheduler.stores.sql.submit import decode_finished
 from scheduler.stores.sql.turn import Transactions
 
 _NEVER = -(1 << 62)
@@ -83,7 +82,7 @@ def prune(
 
 
 UNUSED_LANES = (
-    "DELETE FROM lanes WHERE worker_id NOT IN (SELECT id FROM workers)"
+    "DELETE FROM lanes WHERE worker_id <> 0 AND worker_id NOT IN (SELECT id FROM workers)"
     f" AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.lane_id = lanes.id AND r.{ENDED})"
     " AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.lane_id = lanes.id AND r.state = 'queued')"
     f" AND id NOT IN (SELECT lane_id FROM requests WHERE state = '{DELAYED}')"
@@ -144,12 +143,25 @@ def _fold(db: Connection, transactions: Transactions, ids: Sequence[int]) -> Non
         f" WHERE state = 'posted' AND request_id {db.dialect.among}",
         db.dialect.a_list(ids),
     ):
-        slots = json.dumps(transactions.slots_of(db, decode_budgets(budgets), made_at_ms))
+        slots = json.dumps(_slots_of(db, transactions, decode_budgets(budgets), made_at_ms))
         key = (made_at_ms - made_at_ms % MINUTE_MS, budgets, model, job_id, slots)
         total = sums.setdefault(key, [0, 0, 0, 0])
         for position, amount in enumerate((1, nusd, tokens, int(nusd > ceiling_nusd))):
             total[position] += amount
     db.write_many(_ADD, [(*key, *total) for key, total in sums.items()])
+
+
+def _slots_of(
+    db: Connection, transactions: Transactions, budgets: tuple[int, ...], made_at_ms: int
+) -> dict[int, int]:
+    """The slot in which each of these budgets' accounts counts a reservation."""
+    return {
+        account_id: transactions.cap_of(account_id, cap).window.slot_start_ms(made_at_ms)
+        for budget_id in budgets
+        for account_id, cap in db.read(
+            "SELECT id, cap FROM accounts WHERE budget_id = ? ORDER BY id", budget_id
+        )
+    }
 
 
 _ADD = Insert(
@@ -173,5 +185,8 @@ def _drop_old_slots(
     db: Connection, transactions: Transactions, before_ms: int, now_ms: int
 ) -> None:
     """Drop balances of slots that stopped counting and hold nothing open."""
-    oldest: Sequence[tuple[int, int]] = transactions.oldest_counting(db, now_ms)
+    oldest = [
+        (account_id, transactions.cap_of(account_id, cap).window.oldest_counting_ms(now_ms))
+        for account_id, cap in db.read("SELECT id, cap FROM accounts")
+    ]
     db.write_many(_DROP, [(account_id, min(slot_ms, before_ms)) for account_id, slot_ms in oldest])

@@ -82,6 +82,23 @@ STEPS: dict[int, tuple[str, ...]] = {
         " PRIMARY KEY (provider, model, is_front)) STRICT, WITHOUT ROWID",
     ),
     3: (
+        # Whose a request is, so that what is due is found by it.
+        "ALTER TABLE requests ADD COLUMN worker_id INTEGER NOT NULL DEFAULT 0",
+        "UPDATE requests SET worker_id = (SELECT worker_id FROM lanes WHERE lanes.id = lane_id)"
+        " WHERE state IN ('queued', 'delayed', 'running')",
+        "DROP INDEX requests_delayed",
+        "DROP INDEX requests_expiring",
+        "CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms)"
+        " WHERE state = 'delayed'",
+        "CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)"
+        " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')",
+        "CREATE UNIQUE INDEX lanes_shared ON lanes (provider, model, budgets, priority, may_wait)"
+        " WHERE worker_id = 0",
+        "CREATE INDEX accounts_in_line ON accounts (budget_id) WHERE waiter IS NOT NULL",
+        "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, worker_id INTEGER NOT NULL,"
+        " what TEXT NOT NULL) STRICT",
+        "CREATE TABLE ends (seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id INTEGER NOT NULL)"
+        " STRICT",
         "DROP INDEX requests_running",
         "DROP INDEX requests_undelivered",
         "DROP INDEX reservations_open",

@@ -8,29 +8,28 @@ from typing import Any
 
 from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
-from scheduler.ledger.account import Account
+from scheduler.ledger.account import Account, Tally
 from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, SpendRow
 from scheduler.stores.base import Finished, Known, Picture, Unknown
 from scheduler.stores.sql import spent
-from scheduler.stores.sql.books import rows_of_keys
 from scheduler.stores.sql.codec import decode_request, decode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.listing import ENDED
-from scheduler.stores.sql.settle import DELAYED, state_of
-from scheduler.stores.sql.submit import decode_finished
+from scheduler.stores.sql.recount import replay
+from scheduler.stores.sql.rows import (
+    DELAYED,
+    decode_finished,
+    read_by_keys,
+    read_finished,
+    state_of,
+)
 from scheduler.stores.sql.turn import Transactions
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")
 
 _HEADINGS = {"model": "model", "job": "job_id", "budget": "budget"}
-
-
-_OUTCOME = (
-    "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
-    " FROM requests r LEFT JOIN responses a ON a.request_id = r.id"
-)
 
 
 def counts(db: Connection, job: str | None) -> Counts:
@@ -91,11 +90,16 @@ def audit(db: Connection, transactions: Transactions, now_ms: int) -> Audit:
         "SELECT a.id, a.budget_id, b.name, a.cap FROM accounts a JOIN budgets b ON b.id = a.budget_id"
     ):
         account = Account(account_id, budget_id, name, transactions.cap_of(account_id, cap))
-        transactions.load_all_slots(db, account)
+        for slot_ms, *sums in db.read(
+            "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
+            " WHERE account_id = ?",
+            account.id,
+        ):
+            account.slots[slot_ms] = Tally(*sums)
         account.oldest_ms = account.cap.window.oldest_counting_ms(now_ms)
         stored.append(account)
     fresh = [Account(a.id, a.budget_id, a.budget, a.cap) for a in stored]
-    reservations = transactions.replay(db, fresh)
+    reservations = replay(db, fresh)
     found: list[Discrepancy] = []
     for have, should in zip(stored, fresh, strict=True):
         found += compare(have, should)
@@ -112,10 +116,8 @@ def finished_page(
 ) -> list[Finished]:
     """A page of `Store.finished`."""
     ids = _ended(db, job, [0] if undelivered else [0, 1], after_id, limit)
-    rows = db.read(
-        f"{_OUTCOME} WHERE r.id {db.dialect.among} ORDER BY r.id", db.dialect.a_list(ids)
-    )
-    return [decode_finished(row) for row in rows]
+    found = read_finished(db, ids)
+    return [found[each] for each in ids]
 
 
 def ended_page(db: Connection, job: str, after_id: int, limit: int) -> list[Finished]:
@@ -155,7 +157,8 @@ def known(db: Connection, job: str, keys: Sequence[str]) -> dict[str, Known]:
     row = db.one("SELECT id FROM jobs WHERE name = ?", job)
     if row is None:
         return {}
-    found = rows_of_keys(db, "key, state, digest, error", row[0], keys)
+    wanted = [(row[0], key) for key in keys]
+    found = read_by_keys(db, "r.key, r.state, r.digest, r.error", wanted)
     return {
         key: Known(state_of(text), digest, None if error is None else json.loads(error))
         for key, text, digest, error in found
@@ -164,10 +167,7 @@ def known(db: Connection, job: str, keys: Sequence[str]) -> dict[str, Known]:
 
 def outcomes(db: Connection, ids: Sequence[int]) -> list[Finished]:
     """`Store.outcomes`."""
-    rows = db.read(
-        f"{_OUTCOME} WHERE r.id {db.dialect.among} AND r.{ENDED}", db.dialect.a_list(ids)
-    )
-    return [decode_finished(row) for row in rows]
+    return list(read_finished(db, ids).values())
 
 
 def pictures(db: Connection, ids: Sequence[int]) -> list[Picture]:
