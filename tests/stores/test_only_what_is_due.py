@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from scheduler import Scheduler
-from scheduler.budget import parse_caps
+from scheduler.budget import Budget, parse_caps
 from scheduler.core.resolver import FIND_EVERY_MS
 from scheduler.errors import CallFailed
 from scheduler.ledger.account import Account
@@ -243,6 +243,10 @@ class Recorded(SqliteConnection):
         self.statements.append((sql, values))
         return super().read(sql, *values)
 
+    def scan(self, sql, *values):
+        self.statements.append((sql, values))
+        return super().scan(sql, *values)
+
     def write(self, sql, *values):
         self.statements.append((sql, values))
         super().write(sql, *values)
@@ -250,6 +254,7 @@ class Recorded(SqliteConnection):
 
 LIVE = [RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING]
 NEW = Account(9, 1, "team", parse_caps("$5")[0])
+LATELY = Account(9, 1, "team", parse_caps("$5/1h")[0])
 LOOKS = {
     "a page to prune": lambda db: sqlite_prune._old(
         db, sqlite_prune.Place(1, 1, 5, 1), BEFORE, True, 1
@@ -268,8 +273,8 @@ LOOKS = {
     "spend": lambda db: sqlite_views.spend(db, "model", T0 + 1),
     "spend on budgets": lambda db: sqlite_views.spend(db, "budget", T0 + 1),
     "spend of jobs": lambda db: sqlite_views.spend(db, "job", 0),
-    "a total anew": lambda db: spent.recount(db, NEW, 0),
-    "since when": lambda db: spent.counting_since_ms(db, NEW.cap.window, T0),
+    "a total anew": lambda db: spent.Recount(db, [NEW], T0).run(),
+    "a span anew": lambda db: spent.Recount(db, [LATELY], T0).run(),
 }
 
 
@@ -277,7 +282,10 @@ LOOKS = {
 async def test_no_statement_reads_a_table_of_what_is_kept_from_end_to_end(tmp_path, look):
     bench = Bench(SqliteStore(tmp_path / "s.db"))
     await bench.store.open(T0)
+    await bench.define(Budget("team", "$1"))
     await finish(bench, "a", "b", "c")
+    (claimed,) = (await bench.submit(new([bench.ids["team"]], key="on"), slots=1)).claimed
+    await bench.settle(post(claimed, 4), slots=None)
     await bench.submit(new(key="live"), slots=1)
     await bench.submit(new(key="waits"), slots=None)
     await bench.store.aclose()

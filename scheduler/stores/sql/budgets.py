@@ -19,7 +19,7 @@ from scheduler.stores.sql.codec import encode_budget
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Delete, Insert, Update
 from scheduler.stores.sql.sheet import Sheet
-from scheduler.stores.sql.spent import counting_since_ms, recount
+from scheduler.stores.sql.spent import Recount
 from scheduler.stores.views import budget_status, check_childless
 
 _DEFINITIONS = Insert(
@@ -144,8 +144,7 @@ def _define_accounts(sheet: Sheet, budgets: Mapping[int, Budget], new: set[int])
         if budget_id not in new  # in a new budget nothing was reserved
     ]
     if fresh:
-        for account in fresh:
-            recount(db, account, counting_since_ms(db, account.cap.window, sheet.now_ms))
+        Recount(db, fresh, sheet.now_ms).run()
         db.write_many(_BALANCES, [
             (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
             for account in fresh for slot_ms, t in account.slots.items()

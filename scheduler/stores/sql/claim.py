@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from scheduler.admission.plan import Plan, plan
@@ -11,7 +12,7 @@ from scheduler.stores.base import Claimed, Refused, Turn, TurnResult, refusal
 from scheduler.stores.sql.codec import decode_request, encode_budgets
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.heads import Heads, Waiting
-from scheduler.stores.sql.rows import read_payloads
+from scheduler.stores.sql.rows import QUEUED, RUNNING, read_payloads
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.waiting import drop
 
@@ -57,28 +58,42 @@ def _start(sheet: Sheet, decided: Plan, result: TurnResult) -> None:
     books, now_ms = sheet.books, sheet.now_ms
     requests = _asked(sheet, admitted, is_taken=True)
     ids = sheet.db.new_ids("reservations", len(admitted))
+    lanes = {id_: _Leaving(sheet, id_) for id_ in {each.lane_id for each in admitted}}
     running, reserved = [], []
     for each, reservation_id in zip(admitted, ids, strict=True):
-        lane = books.lanes.by_id(each.lane_id)
-        assert lane is not None
-        nusd, tokens, _ = each.needs
-        parked_ms = each.parked_ms + max(0, lane.parked_clock_ms(now_ms) - each.parked_mark_ms)
-        sheet.leave(lane)
-        if lane.key.is_shared:
-            books.claimed.add(each.id)
+        lane, (nusd, tokens, _) = lanes[each.lane_id], each.needs
+        lane.count += 1
+        parked_ms = each.parked_ms + max(0, lane.clock_ms - each.parked_mark_ms)
         running.append((reservation_id, parked_ms, each.id))
         reserved.append((
-            reservation_id, each.id, books.worker_id, each.job_id, encode_budgets(lane.key.budgets),
-            each.model, "pending", now_ms, nusd, tokens,
+            reservation_id, each.id, books.worker_id, each.job_id, lane.text, each.model, "pending",
+            now_ms, nusd, tokens,
         ))  # fmt: skip
-        sheet.tallies[each.job_id, RequestState.QUEUED.value] -= 1
-        sheet.tallies[each.job_id, RequestState.RUNNING.value] += 1
         result.claimed.append(Claimed(
             each.id, reservation_id, requests[each.id], each.attempts + 1, nusd, tokens,
-            each.cost_nusd, each.submitted_at_ms, parked_ms, each.digest, lane.key.budgets, now_ms,
+            each.cost_nusd, each.submitted_at_ms, parked_ms, each.digest, lane.budgets, now_ms,
         ))  # fmt: skip
+    for job_id, count in Counter(each.job_id for each in admitted).items():
+        sheet.tallies[job_id, QUEUED] -= count
+        sheet.tallies[job_id, RUNNING] += count
+    books.claimed.update(each.id for each in admitted if lanes[each.lane_id].lane.key.is_shared)
+    for leaving in lanes.values():
+        sheet.leave(leaving.lane, leaving.count)
     sheet.db.write_many(_RUNNING, running)
     sheet.db.write_many(_RESERVED, reserved)
+
+
+class _Leaving:
+    """A lane out of which requests go."""
+
+    __slots__ = ("budgets", "clock_ms", "count", "lane", "text")
+
+    def __init__(self, sheet: Sheet, lane_id: int) -> None:
+        lane = sheet.books.lanes.by_id(lane_id)
+        assert lane is not None
+        self.lane, self.count = lane, 0
+        self.budgets, self.text = lane.key.budgets, encode_budgets(lane.key.budgets)
+        self.clock_ms = lane.parked_clock_ms(sheet.now_ms)
 
 
 def _refuse(sheet: Sheet, decided: Plan, turn: Turn, result: TurnResult) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from scheduler.admission.plan import LaneView
 from scheduler.ledger.account import Needs
@@ -24,7 +25,7 @@ from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.gates import know_gates
 from scheduler.stores.sql.sheet import FAR_MS, Sheet
 
-FEW, MANY = 4, 128  # of a page
+FEW, MANY, MOST = 4, 128, 4_096  # of a page
 
 # How much a request asks of its provider's credit: `limits.size_of`.
 _SIZE = "(CASE {0}.ceiling_nusd WHEN 0 THEN {0}.ceiling_tokens ELSE {0}.ceiling_nusd END)"
@@ -57,9 +58,13 @@ class Waiting:
     digest: str
 
 
-def _waiting(row: tuple[object, ...]) -> Waiting:
-    id_, lane_id, nusd, tokens, input_tokens, output_tokens, *rest = row
-    return Waiting(id_, lane_id, (nusd, tokens, 1), Tokens(input_tokens, output_tokens), *rest)  # type: ignore[arg-type]
+def _waiting(row: tuple[Any, ...]) -> Waiting:
+    (id_, lane_id, nusd, tokens, input_tokens, output_tokens, attempts, cost_nusd, submitted_at_ms,
+     mark_ms, parked_ms, job_id, model, digest) = row  # fmt: skip
+    return Waiting(
+        id_, lane_id, (nusd, tokens, 1), Tokens(input_tokens, output_tokens), attempts, cost_nusd,
+        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest,
+    )  # fmt: skip
 
 
 class _Pages:
@@ -115,7 +120,7 @@ class _Pages:
             counts[waiting.lane_id] += 1
         for each, count in counts.items():
             self._sizes[each] = page if count == page else 0
-        self._page = max(MANY, page)
+        self._page = min(MOST, max(MANY, 2 * page))
 
 
 class Heads:

@@ -14,9 +14,14 @@ from scheduler.stores.sql.codec import decode_response
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Type, Update
 
+# As they are stored; an enum's `value` costs more than all else that is done with a state.
+QUEUED, RUNNING, SUCCEEDED = (
+    RequestState.QUEUED.value, RequestState.RUNNING.value, RequestState.SUCCEEDED.value
+)  # fmt: skip
 DELAYED = "delayed"  # queued, but not before a given instant
-WAITING = (RequestState.QUEUED.value, DELAYED)
-LIVE = (*WAITING, RequestState.RUNNING.value)
+WAITING = (QUEUED, DELAYED)
+LIVE = (*WAITING, RUNNING)
+_STATES = {state.value: state for state in RequestState}
 KEPT = "\0kept"  # of a payload: as it is stored
 
 
@@ -28,6 +33,7 @@ class Row:
         worker_id: Whose it is; 0: nobody's, its lane is shared.
         payload: What it asks, as text, where that is to be written; None: nothing is kept.
         is_changed: It differs from what is stored.
+        is_settled: It does, in what settling changes.
     """
 
     id: int
@@ -56,6 +62,7 @@ class Row:
     is_delivered: int = 0
     payload: str | None = KEPT
     is_changed: bool = False
+    is_settled: bool = False
 
     @property
     def needs(self) -> Needs:
@@ -87,15 +94,33 @@ _FIELDS: dict[str, Type] = {
 }  # fmt: skip
 COLUMNS = ", ".join(f"r.{name}" for name in _FIELDS)
 COUNT = len(_FIELDS)
-_CHANGING = {name: kind for name, kind in _FIELDS.items()
-             if name not in ("id", "job_id", "key", "digest", "submitted_at_ms")}  # fmt: skip
-_INSERT = Insert("requests", {**_FIELDS, "payload": TEXT})
-_SETS = ", ".join(f"{name} = :{name}" for name in _CHANGING)
-_CHANGE = Update("requests", _SETS, "id = :id", {**_CHANGING, "id": INT})
-_REWRITE = Update(
-    "requests", f"{_SETS}, payload = :payload", "id = :id",
-    {**_CHANGING, "payload": TEXT, "id": INT},
+_NEW = (
+    "id", "job_id", "key", "digest", "lane_id", "worker_id", "state", "model", "ceiling_nusd",
+    "ceiling_tokens", "expected_nusd", "input_tokens", "output_tokens", "submitted_at_ms",
+    "expires_at_ms", "parked_mark_ms", "is_delivered",
 )  # fmt: skip
+_SETTLED = (
+    "state", "cost_nusd", "attempts", "not_before_ms", "error", "parked_mark_ms", "ended_at_ms"
+)  # fmt: skip
+_CHANGED = tuple(
+    name for name in _FIELDS if name not in ("id", "job_id", "key", "digest", "submitted_at_ms")
+)
+
+
+def _update(names: Sequence[str], more: str = "") -> Update:
+    columns = {name: _FIELDS[name] for name in names}
+    sets = ", ".join(f"{name} = :{name}" for name in names)
+    if more == ":payload":
+        columns["payload"] = TEXT
+    return Update(
+        "requests", f"{sets}, payload = {more}" if more else sets, "id = :id",
+        columns | {"id": INT},
+    )  # fmt: skip
+
+
+_INSERT = Insert("requests", {name: _FIELDS[name] for name in _NEW} | {"payload": TEXT})
+_CHANGE, _REWRITE = _update(_CHANGED), _update(_CHANGED, ":payload")
+_SETTLE, _SETTLE_AND_DROP = _update(_SETTLED), _update(_SETTLED, "NULL")
 
 
 def read_rows(db: Connection, ids: Iterable[int]) -> list[Row]:
@@ -105,35 +130,44 @@ def read_rows(db: Connection, ids: Iterable[int]) -> list[Row]:
 
 
 def insert_rows(db: Connection, rows: Sequence[Row]) -> None:
-    """Write new requests."""
+    """Write new requests, which wait; those that have ended already are changed next."""
     db.write_many(_INSERT, [
         (r.id, r.job_id, r.key, r.digest, r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd,
          r.ceiling_tokens, r.expected_nusd, r.input_tokens, r.output_tokens, r.submitted_at_ms,
-         r.not_before_ms, r.expires_at_ms, r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms,
-         r.reservation_id, r.error, r.ended_at_ms, r.is_delivered, r.payload)
+         r.expires_at_ms, r.parked_mark_ms, r.is_delivered, r.payload)
         for r in rows
     ])  # fmt: skip
     for row in rows:
-        row.is_changed, row.payload = False, KEPT
+        row.is_changed, row.payload = row.ended_at_ms is not None, KEPT
 
 
 def update_rows(db: Connection, rows: Iterable[Row]) -> None:
     """Write those of these requests that were changed."""
     changed, rewritten = [], []
+    settled: list[tuple[object, ...]] = []
+    dropped: list[tuple[object, ...]] = []
     for r in rows:
-        if not r.is_changed:
-            continue
-        values = (
-            r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd, r.ceiling_tokens,
-            r.expected_nusd, r.input_tokens, r.output_tokens, r.not_before_ms, r.expires_at_ms,
-            r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms, r.reservation_id, r.error,
-            r.ended_at_ms, r.is_delivered,
-        )  # fmt: skip
-        if r.payload is KEPT:
-            changed.append((*values, r.id))
+        if r.is_changed:
+            values = (
+                r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd, r.ceiling_tokens,
+                r.expected_nusd, r.input_tokens, r.output_tokens, r.not_before_ms, r.expires_at_ms,
+                r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms, r.reservation_id, r.error,
+                r.ended_at_ms, r.is_delivered,
+            )  # fmt: skip
+            if r.payload is KEPT:
+                changed.append((*values, r.id))
+            else:
+                rewritten.append((*values, r.payload, r.id))
+        elif r.is_settled:
+            (settled if r.payload is KEPT else dropped).append((
+                r.state, r.cost_nusd, r.attempts, r.not_before_ms, r.error, r.parked_mark_ms,
+                r.ended_at_ms, r.id,
+            ))  # fmt: skip
         else:
-            rewritten.append((*values, r.payload, r.id))
-        r.is_changed, r.payload = False, KEPT
+            continue
+        r.is_changed, r.is_settled, r.payload = False, False, KEPT
+    db.write_many(_SETTLE, settled)
+    db.write_many(_SETTLE_AND_DROP, dropped)
     db.write_many(_CHANGE, changed)
     db.write_many(_REWRITE, rewritten)
 
@@ -174,7 +208,7 @@ def decode_finished(row: tuple[Any, ...]) -> Finished:
 
 def state_of(text: str) -> RequestState:
     """A request's state from its column."""
-    return RequestState.QUEUED if text == DELAYED else RequestState(text)
+    return RequestState.QUEUED if text == DELAYED else _STATES[text]
 
 
 def read_by_keys(

@@ -12,10 +12,12 @@ from scheduler.request import RequestState
 from scheduler.stores.base import Settlement, TurnResult
 from scheduler.stores.sql.codec import decode_budgets, encode_response
 from scheduler.stores.sql.connection import Connection
-from scheduler.stores.sql.rows import COLUMNS, DELAYED, Row
+from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, RUNNING, SUCCEEDED, Row
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.waiting import end, enter_again, know_lanes, leave_lane
 from scheduler.stores.views import SETTLED
+
+_STATES = {state.value: state for state in ReservationState}
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ def read_holds(sheet: Sheet, ids: Iterable[int]) -> dict[int, Hold]:
         id_, state, is_assumed, nusd, tokens, budgets, made_at_ms = row[:7]
         held_nusd, held_tokens, job_id, model = row[7:11]
         holds[id_] = Hold(
-            id_, ReservationState(state), bool(is_assumed), (nusd, tokens),
+            id_, _STATES[state], bool(is_assumed), (nusd, tokens),
             decode_budgets(budgets), made_at_ms, (held_nusd, held_tokens, 1), job_id, model,
             sheet.meet(Row(*row[11:])),
         )  # fmt: skip
@@ -89,14 +91,14 @@ def _settle(sheet: Sheet, each: Settlement, hold: Hold, result: TurnResult) -> b
     is_first = hold.state.may_become(new, was_assumed=hold.is_assumed, is_assumed=each.is_assumed)
     if is_first:
         _move(sheet, hold, new, each, result)
-    is_current = row.state == RequestState.RUNNING and row.reservation_id == hold.id
+    is_current = row.state == RUNNING and row.reservation_id == hold.id
     # Whatever its money, an answer is one: the request needs no other.
     is_answer = each.state is RequestState.SUCCEEDED and row.is_live
     if not (is_first or is_answer):
         result.superseded[hold.id] = row.is_live
         return False
     row.cost_nusd += hold.counted - before
-    row.is_changed = True
+    row.is_settled = True
     if not (is_current or is_answer):
         result.superseded[hold.id] = row.is_live
     else:
@@ -135,22 +137,22 @@ def _move(
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
     sheet.settled.append((
-        new.value, now_ms, *hold.cost, int(each.is_assumed), words(each.provider_id),
+        new._value_, now_ms, *hold.cost, int(each.is_assumed), words(each.provider_id),
         words(each.why), hold.id,
     ))  # fmt: skip
 
 
 def _go_on(sheet: Sheet, row: Row, each: Settlement) -> None:
     """The request's current attempt has ended: it ends, too, or waits again."""
-    sheet.tallies[row.job_id, RequestState.RUNNING.value] -= 1
-    sheet.tallies[row.job_id, each.state.value] += 1
+    sheet.tallies[row.job_id, RUNNING] -= 1
+    sheet.tallies[row.job_id, each.state._value_] += 1
     sheet.books.claimed.discard(row.id)
     if each.state is not RequestState.QUEUED:
         end(sheet, row, each.state)
     elif each.not_before_ms is not None and each.not_before_ms > sheet.now_ms:
         row.state = DELAYED
     else:
-        row.state = RequestState.QUEUED.value
+        row.state = QUEUED
         enter_again(sheet, row)
 
 
@@ -158,10 +160,10 @@ def _answered_late(sheet: Sheet, row: Row) -> None:
     """The answer of an attempt given up for lost has come: the request needs no other."""
     old = row.public_state
     sheet.books.is_miscounted |= old is RequestState.QUEUED
-    if row.state == RequestState.QUEUED:
+    if row.state == QUEUED:
         leave_lane(sheet, row)
-    sheet.tallies[row.job_id, old.value] -= 1
-    sheet.tallies[row.job_id, RequestState.SUCCEEDED.value] += 1
+    sheet.tallies[row.job_id, old._value_] -= 1
+    sheet.tallies[row.job_id, SUCCEEDED] += 1
     end(sheet, row, RequestState.SUCCEEDED)
 
 

@@ -176,6 +176,8 @@ class Sheet:
 
     def accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         """The accounts of these budgets; those that were not foreseen are read now."""
+        if len(budgets) == 1 and budgets[0] in self.accounts:
+            return self.accounts[budgets[0]]
         if any(each not in self.accounts for each in budgets):
             self.load(budgets)
         return self._of(budgets)

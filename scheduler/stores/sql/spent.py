@@ -9,11 +9,10 @@ the window lies in it, is read from the reservations of that quarter alone.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from scheduler.budget import Unit, Window
+from scheduler.budget import Unit
 from scheduler.ledger.account import Account, Needs, Tally, cost_in
 from scheduler.stats import Discrepancy
 from scheduler.stores.sql.codec import decode_budgets
@@ -55,6 +54,7 @@ def _added(table: str, columns: Sequence[str]) -> str:
 
 _SUMS = {"attempts": INT, "nusd": INT, "tokens": INT}
 _OVER = {"over_nusd": INT, "over_tokens": INT}
+_OPEN = ("pending", "suspense")
 _UNITS = (Unit.REQUESTS, Unit.USD, Unit.TOKENS)
 _ADD = Insert(
     "spent",
@@ -123,94 +123,128 @@ def _add(sums: list[int], change: Sequence[int]) -> None:
 # What an account that is new counts from the beginning
 
 
-def counting_since_ms(db: Connection, window: Window, now_ms: int) -> int:
-    """Beginning of the oldest slot that counts, or still has calls under way."""
-    opened = [
+class Recount:
+    """Fills the slots of accounts that are new, of budgets that are not, all in the same reads.
+
+    Args:
+        db: The store.
+        accounts: They, empty.
+        now_ms: The time: slots that stopped counting are left out, unless something is open there.
+    """
+
+    def __init__(self, db: Connection, accounts: Iterable[Account], now_ms: int) -> None:
+        self._db = db
+        self._accounts: dict[int, list[Account]] = {}  # by budget
+        self._since_ms: dict[int, int] = {}  # the first slot of each
+        self._torn: set[tuple[int, int]] = set()  # account and quarter: it has more slots than one
+        oldest_ms = self._oldest_open_ms()
+        for account in accounts:
+            window = account.cap.window
+            since_ms = window.oldest_counting_ms(now_ms)
+            if oldest_ms is not None:
+                since_ms = min(since_ms, window.slot_start_ms(oldest_ms))
+            self._since_ms[account.id] = since_ms
+            self._accounts.setdefault(account.budget_id, []).append(account)
+
+    def run(self) -> None:
+        """Count."""
+        self._count_quarters()
+        for from_ms, to_ms in _spans(sorted({quarter_ms for _, quarter_ms in self._torn})):
+            self._count_posted(from_ms, to_ms)
+            self._count_pruned(from_ms, to_ms)
+        self._count_open()
+
+    def _oldest_open_ms(self) -> int | None:
         # Not by when they were made: all that have ended would come first.
-        db.value(f"SELECT min(+made_at_ms) FROM reservations WHERE state = '{state}'")
-        for state in ("pending", "suspense")
-    ]
-    slots = [window.slot_start_ms(made_at_ms) for made_at_ms in opened if made_at_ms is not None]
-    return min([window.oldest_counting_ms(now_ms), *slots])
+        oldest = [
+            self._db.value(f"SELECT min(+made_at_ms) FROM reservations WHERE state = '{state}'")
+            for state in _OPEN
+        ]
+        return min((each for each in oldest if each is not None), default=None)
+
+    def _of(self, budgets: str) -> Iterator[Account]:
+        for budget_id in decode_budgets(budgets):
+            yield from self._accounts.get(budget_id, ())
+
+    def _tally(self, account: Account, at_ms: int) -> Tally:
+        return account.slots.setdefault(account.cap.window.slot_start_ms(at_ms), Tally())
+
+    def _count_quarters(self) -> None:
+        db, first_ms = self._db, min(self._since_ms.values())
+        for budget_id, quarter_ms, *posted, over_nusd, over_tokens in db.read(
+            "SELECT budget_id, quarter_ms, nusd, tokens, attempts, over_nusd, over_tokens"
+            f" FROM spent_of_budgets WHERE budget_id {db.dialect.among} AND quarter_ms > ?",
+            db.dialect.a_list(self._accounts), first_ms - QUARTER_MS,
+        ):  # fmt: skip
+            end_ms = quarter_ms + QUARTER_MS - 1
+            for account in self._accounts[budget_id]:
+                slot_start_ms = account.cap.window.slot_start_ms
+                if end_ms < self._since_ms[account.id]:
+                    continue
+                if slot_start_ms(quarter_ms) != slot_start_ms(end_ms):
+                    self._torn.add((account.id, quarter_ms))
+                    continue
+                tally = self._tally(account, quarter_ms)
+                tally.posted += posted[account.index]
+                tally.overrun += (over_nusd, over_tokens, 0)[account.index]
+
+    def _counts(self, account: Account, at_ms: int) -> bool:
+        """Whether what was made then was not counted with its quarter."""
+        is_torn = (account.id, at_ms - at_ms % QUARTER_MS) in self._torn
+        return is_torn and at_ms >= self._since_ms[account.id]
+
+    def _count_posted(self, from_ms: int, to_ms: int) -> None:
+        for budgets, made_at_ms, nusd, tokens, *held in self._db.scan(
+            "SELECT budgets, made_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens"
+            " FROM reservations WHERE made_at_ms >= ? AND made_at_ms < ? AND state = 'posted'",
+            from_ms, to_ms,
+        ):  # fmt: skip
+            for account in self._of(budgets):
+                if self._counts(account, made_at_ms):
+                    tally = self._tally(account, made_at_ms)
+                    cost = cost_in(account.index, nusd, tokens)
+                    tally.posted += cost
+                    tally.overrun += max(0, cost - (*held, 1)[account.index])
+
+    def _count_pruned(self, from_ms: int, to_ms: int) -> None:
+        for budgets, minute_ms, *posted in self._db.scan(
+            "SELECT budgets, minute_ms, nusd, tokens, attempts FROM sums"
+            " WHERE minute_ms >= ? AND minute_ms < ?",
+            from_ms, to_ms,
+        ):  # fmt: skip
+            at_ms = minute_ms + MINUTE_MS - 1  # so that it counts rather longer than not
+            for account in self._of(budgets):
+                if self._counts(account, at_ms):
+                    self._tally(account, at_ms).posted += posted[account.index]
+
+    def _count_open(self) -> None:
+        for state in _OPEN:
+            for budgets, made_at_ms, *held in self._db.scan(
+                "SELECT budgets, made_at_ms, ceiling_nusd, ceiling_tokens FROM reservations"
+                f" WHERE state = '{state}'"
+            ):
+                for account in self._of(budgets):
+                    tally, amount = self._tally(account, made_at_ms), (*held, 1)[account.index]
+                    tally.reserved += amount
+                    tally.suspense += amount if state == "suspense" else 0
 
 
-def recount(db: Connection, account: Account, since_ms: int) -> None:
-    """Fill an account's slots from `since_ms` on, which is the beginning of one of them."""
-    slot_start_ms = account.cap.window.slot_start_ms
-    torn: list[int] = []  # quarters that belong to more than one slot
-    for quarter_ms, *posted, over_nusd, over_tokens in db.read(
-        "SELECT quarter_ms, nusd, tokens, attempts, over_nusd, over_tokens FROM spent_of_budgets"
-        " WHERE budget_id = ? AND quarter_ms > ? ORDER BY quarter_ms",
-        account.budget_id,
-        since_ms - QUARTER_MS,
-    ):
-        slot_ms = slot_start_ms(quarter_ms)
-        if slot_ms != slot_start_ms(quarter_ms + QUARTER_MS - 1):
-            torn.append(quarter_ms)
-            continue
-        tally = account.slots.setdefault(slot_ms, Tally())
-        tally.posted += posted[account.index]
-        tally.overrun += (over_nusd, over_tokens, 0)[account.index]
-    for from_ms, to_ms in _spans(torn):
-        _recount_posted(db, account, max(from_ms, since_ms), to_ms)
-    _recount_open(db, account)
-
-
-def _spans(quarters: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _spans(quarters: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Quarters, those that follow each other together."""
-    from_ms = to_ms = 0
+    from_ms = to_ms = None
     for quarter_ms in quarters:
         if quarter_ms != to_ms:
-            if to_ms:
+            if from_ms is not None and to_ms is not None:
                 yield from_ms, to_ms
             from_ms = quarter_ms
         to_ms = quarter_ms + QUARTER_MS
-    if to_ms:
+    if from_ms is not None and to_ms is not None:
         yield from_ms, to_ms
-
-
-def _recount_posted(db: Connection, account: Account, from_ms: int, to_ms: int) -> None:
-    """Count what was posted of reservations that were made in that span."""
-    window, mark = account.cap.window, f"%,{account.budget_id},%"
-    for made_at_ms, nusd, tokens, *held in db.read(
-        "SELECT made_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens FROM reservations"
-        " WHERE made_at_ms >= ? AND made_at_ms < ? AND state = 'posted' AND budgets LIKE ?",
-        from_ms, to_ms, mark,
-    ):  # fmt: skip
-        tally = account.slots.setdefault(window.slot_start_ms(made_at_ms), Tally())
-        cost = cost_in(account.index, nusd, tokens)
-        tally.posted += cost
-        tally.overrun += max(0, cost - (*held, 1)[account.index])
-    for minute_ms, text, *posted in db.read(
-        "SELECT minute_ms, slots, nusd, tokens, attempts FROM sums"
-        " WHERE minute_ms > ? AND minute_ms < ? AND budgets LIKE ?",
-        from_ms - MINUTE_MS, to_ms, mark,
-    ):  # fmt: skip
-        # What was pruned counts where it did; in a window defined since, rather longer than not.
-        slot_ms = json.loads(text).get(str(account.id))
-        if slot_ms is None:
-            slot_ms = window.slot_start_ms(minute_ms + MINUTE_MS - 1)
-        account.slots.setdefault(slot_ms, Tally()).posted += posted[account.index]
-
-
-def _recount_open(db: Connection, account: Account) -> None:
-    """Count what calls under way, and those of unknown outcome, hold."""
-    for state in ("pending", "suspense"):
-        for made_at_ms, *held in db.read(
-            "SELECT made_at_ms, ceiling_nusd, ceiling_tokens FROM reservations"
-            f" WHERE state = '{state}' AND budgets LIKE ?",
-            f"%,{account.budget_id},%",
-        ):
-            slot_ms = account.cap.window.slot_start_ms(made_at_ms)
-            tally = account.slots.setdefault(slot_ms, Tally())
-            amount = (*held, 1)[account.index]
-            tally.reserved += amount
-            tally.suspense += amount if state == "suspense" else 0
 
 
 # What was spent
 
-_OPEN = (
+_HELD = (
     "SELECT {head}, count(*), 0, sum(ceiling_nusd), sum({unknown}), 0 FROM reservations"
     " WHERE state = '{state}' AND +made_at_ms >= ? GROUP BY 1"
 )
@@ -250,7 +284,7 @@ def parts(
         since_ms - MINUTE_MS, from_ms,
     )  # fmt: skip
     for state, unknown in (("pending", "0"), ("suspense", "ceiling_nusd")):
-        rows += db.read(_OPEN.format(head=head, state=state, unknown=unknown), since_ms)
+        rows += db.read(_HELD.format(head=head, state=state, unknown=unknown), since_ms)
     for name, *sums in rows:
         yield (decode_budgets(name) if by == "budget" else [name]), sums
 

@@ -14,6 +14,8 @@ from scheduler.stores.sql.codec import decode_request, encode_request
 from scheduler.stores.sql.dialect import TEXT, Insert
 from scheduler.stores.sql.rows import (
     COLUMNS,
+    QUEUED,
+    SUCCEEDED,
     Row,
     read_by_keys,
     read_finished,
@@ -84,33 +86,32 @@ def submit(sheet: Sheet, batch: Sequence[NewRequest], asked: Asked) -> list[Subm
     if not batch:
         return []
     jobs = sheet.books.jobs
-    lanes = [_lane_key(sheet, new) for new in batch]
-    known = [
-        None
-        if new.request.key is None
-        else asked.known.get((jobs[new.request.job], new.request.key))
+    names = [
+        None if new.request.key is None else (jobs[new.request.job], new.request.key)
         for new in batch
     ]
-    open_lanes(sheet, (
-        lane for lane, row in zip(lanes, known, strict=True)
-        if row is None or _may_be_queued(sheet, row)
+    known = [None if name is None else asked.known.get(name) for name in names]
+    may_be = [row is None or _may_be_queued(sheet, row) for row in known]
+    lanes = iter(open_lanes(
+        sheet, [_lane_key(sheet, new) for new, queued in zip(batch, may_be, strict=True) if queued]
     ))  # fmt: skip
     ids = iter(sheet.db.new_ids("requests", known.count(None)))
     taken: dict[int, NewRequest] = {}  # those of this very batch with a key
     result = []
-    for new, key in zip(batch, lanes, strict=True):
-        job_id, name = jobs[new.request.job], new.request.key
-        row = None if name is None else asked.known.get((job_id, name))
+    for new, name, queued in zip(batch, names, may_be, strict=True):
+        lane = next(lanes) if queued else None
+        row = None if name is None else asked.known.get(name)
         if row is not None:
-            result.append(_submit_known(sheet, new, key, row, taken.get(row.id), asked))
+            result.append(_submit_known(sheet, new, lane, row, taken.get(row.id), asked))
             continue
-        row = _new_row(sheet, next(ids), job_id, new)
-        _queue(sheet, row, new, key, is_new=True)
+        assert lane is not None
+        row = _new_row(sheet, next(ids), jobs[new.request.job], new)
+        _queue(sheet, row, new, lane, is_new=True)
         sheet.new.append(row)
         sheet.rows[row.id] = row
         if name is not None:
             taken[row.id] = new
-            asked.known[job_id, name] = row
+            asked.known[name] = row
         result.append(Submitted(row.id))
     return result
 
@@ -119,7 +120,7 @@ def _may_be_queued(sheet: Sheet, row: Row) -> bool:
     """Whether a known key may be queued again."""
     if row.is_live:
         return sheet.books.lanes.by_id(row.lane_id) is None
-    return row.state != RequestState.SUCCEEDED
+    return row.state != SUCCEEDED
 
 
 def _lane_key(sheet: Sheet, new: NewRequest) -> LaneKey:
@@ -138,22 +139,19 @@ def _new_row(sheet: Sheet, request_id: int, job_id: int, new: NewRequest) -> Row
     )  # fmt: skip
 
 
-def _queue(sheet: Sheet, row: Row, new: NewRequest, key: LaneKey, *, is_new: bool = False) -> None:
+def _queue(sheet: Sheet, row: Row, new: NewRequest, lane: Lane, *, is_new: bool = False) -> None:
     """A request begins to wait, on these terms."""
-    _take_terms(sheet, row, new, key)
-    row.state, row.expires_at_ms = RequestState.QUEUED.value, new.expires_at_ms
-    sheet.tallies[row.job_id, RequestState.QUEUED.value] += 1
-    lane = sheet.books.lanes.find(key)
-    assert lane is not None
-    row.lane_id = lane.id
+    _take_terms(sheet, row, new, lane)
+    row.state, row.expires_at_ms = QUEUED, new.expires_at_ms
+    sheet.tallies[row.job_id, QUEUED] += 1
     enter_lane(sheet, row, lane, is_new=is_new)
 
 
-def _take_terms(sheet: Sheet, row: Row, new: NewRequest, key: LaneKey) -> None:
+def _take_terms(sheet: Sheet, row: Row, new: NewRequest, lane: Lane) -> None:
     """What is asked, and what it may cost, is now this."""
     books = sheet.books
     row.is_changed = True
-    row.worker_id = 0 if key.is_shared else books.worker_id
+    row.lane_id, row.worker_id = lane.id, 0 if lane.key.is_shared else books.worker_id
     row.model = new.request.model
     row.ceiling_nusd, row.ceiling_tokens = new.ceiling_nusd, new.ceiling_tokens
     row.expected_nusd = new.expected_nusd
@@ -165,8 +163,9 @@ def _take_terms(sheet: Sheet, row: Row, new: NewRequest, key: LaneKey) -> None:
 
 
 def _submit_known(
-    sheet: Sheet, new: NewRequest, key: LaneKey, row: Row, first: NewRequest | None, asked: Asked
-) -> Submitted:
+    sheet: Sheet, new: NewRequest, lane: Lane | None, row: Row, first: NewRequest | None,
+    asked: Asked,
+) -> Submitted:  # fmt: skip
     """Submit a key that is known; `first`: what was submitted for it in this batch."""
     books, state = sheet.books, row.public_state
     answer = Submitted(row.id, state, is_known=True, submitted_at_ms=row.submitted_at_ms)
@@ -179,25 +178,26 @@ def _submit_known(
             asked.ended.append(answer)
             return answer
     else:
-        lane = books.lanes.by_id(row.lane_id)
-        if lane is not None and lane.key.is_shared and row.id not in books.claimed:
+        own = books.lanes.by_id(row.lane_id)
+        if own is not None and own.key.is_shared and row.id not in books.claimed:
             answer.is_elsewhere = True  # or nowhere yet
             return answer
-        if lane is not None:
+        if own is not None:
             answer.held = first
             if first is None:
-                asked.held.append((answer, row, lane.key))
+                asked.held.append((answer, row, own.key))
             return answer
         owner = sheet.owners.get(row.lane_id)
         if state is RequestState.RUNNING or (owner is not None and owner.is_alive):
             answer.is_elsewhere = True
             return answer
-        if row.state == RequestState.QUEUED:
+        if row.state == QUEUED:
             sheet.count_elsewhere(row.lane_id, -1)
     asked.again.append(row.id)
-    sheet.tallies[row.job_id, state.value] -= 1
+    sheet.tallies[row.job_id, state._value_] -= 1
     row.attempts, row.error, row.is_delivered, row.ended_at_ms = 0, None, 0, None
-    _queue(sheet, row, new, key)
+    assert lane is not None, "it may be queued"
+    _queue(sheet, row, new, lane)
     return Submitted(row.id)
 
 
@@ -233,32 +233,29 @@ def answer(sheet: Sheet, asked: Asked) -> None:
 
 def amend(sheet: Sheet, amendments: Sequence[tuple[int, NewRequest]]) -> None:
     """Have requests that live ask something else, or on other terms."""
-    keys = {id(new): _lane_key(sheet, new) for _, new in amendments}
-    open_lanes(sheet, keys.values())
-    for request_id, new in amendments:
+    lanes = open_lanes(sheet, [_lane_key(sheet, new) for _, new in amendments])
+    for (request_id, new), lane in zip(amendments, lanes, strict=True):
         row = sheet.rows.get(request_id)
         old = None if row is None or not row.is_live else sheet.books.lanes.by_id(row.lane_id)
         if row is None or old is None:
             continue
         if old.key.is_shared and not row.waits and row.id not in sheet.books.claimed:
             continue  # another process sends it
-        _amend(sheet, row, old, new, keys[id(new)])
+        _amend(sheet, row, old, new, lane)
 
 
-def _amend(sheet: Sheet, row: Row, old: Lane, new: NewRequest, key: LaneKey) -> None:
-    now_ms, lane = sheet.now_ms, sheet.books.lanes.find(key)
-    assert lane is not None
-    _take_terms(sheet, row, new, key)
+def _amend(sheet: Sheet, row: Row, old: Lane, new: NewRequest, lane: Lane) -> None:
+    now_ms = sheet.now_ms
+    _take_terms(sheet, row, new, lane)
     if not new.keeps_time:
         row.expires_at_ms = new.expires_at_ms
-    if row.state == RequestState.QUEUED:
+    if row.state == QUEUED:
         row.parked_ms += max(0, old.parked_clock_ms(now_ms) - row.parked_mark_ms)
         sheet.leave(old)
-        accounts = sheet.accounts_of(old.key.budgets), sheet.accounts_of(key.budgets)
-        if keep_line(*accounts, row.id, key.priority, row.needs):
+        accounts = sheet.accounts_of(old.key.budgets), sheet.accounts_of(lane.key.budgets)
+        if keep_line(*accounts, row.id, lane.key.priority, row.needs):
             sheet.moved([account.id for account in accounts[0]])
         enter_lane(sheet, row, lane, is_new=True)
-    row.lane_id = lane.id
 
 
 def lend(sheet: Sheet, lends: Sequence[tuple[int, bool]]) -> None:
@@ -271,17 +268,14 @@ def lend(sheet: Sheet, lends: Sequence[tuple[int, bool]]) -> None:
         if row is not None and lane is not None and lane.key.is_lent is not is_lent:
             # A call of this process waits for it: it is nobody else's.
             found.append((row, lane.key._replace(is_lent=is_lent, is_shared=False)))
-    open_lanes(sheet, (key for _, key in found))
-    for row, key in found:
-        _lend(sheet, row, key)
+    for (row, _), other in zip(found, open_lanes(sheet, [key for _, key in found]), strict=True):
+        _lend(sheet, row, other)
 
 
-def _lend(sheet: Sheet, row: Row, key: LaneKey) -> None:
-    lanes = sheet.books.lanes
-    lane, other = lanes.by_id(row.lane_id), lanes.find(key)
+def _lend(sheet: Sheet, row: Row, other: Lane) -> None:
+    lane = sheet.books.lanes.by_id(row.lane_id)
     assert lane is not None
-    assert other is not None
-    waits_now = row.state == RequestState.QUEUED
+    waits_now = row.state == QUEUED
     if waits_now:
         row.parked_ms += max(0, lane.parked_clock_ms(sheet.now_ms) - row.parked_mark_ms)
         leave_lane(sheet, row)

@@ -10,7 +10,7 @@ from scheduler.stores.base import ExpiredRequest, TurnResult
 from scheduler.stores.lanes import Lane
 from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection
-from scheduler.stores.sql.rows import COLUMNS, DELAYED, Row
+from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, Row
 from scheduler.stores.sql.sheet import Owner, Sheet
 
 MOST_DUE = 2_000  # of those whose time has come, in one turn; then the next one goes on
@@ -73,14 +73,23 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
     lanes.take_counted()  # nothing of this has to be written
 
 
-def open_lanes(sheet: Sheet, keys: Iterable[LaneKey]) -> None:
-    """Have lanes of these keys in the books."""
+def open_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> list[Lane]:
+    """The lanes of these keys; those that are not in the books are made."""
     lanes = sheet.books.lanes
-    missing = list(dict.fromkeys(key for key in keys if lanes.find(key) is None))
-    if not missing:
-        return
-    shared = [key for key in missing if key.is_shared]
-    if shared:
+    found = [lanes.find(key) for key in keys]
+    if None in found:
+        _make_lanes(sheet, [key for key, lane in zip(keys, found, strict=True) if lane is None])
+    return [lane or lanes.get(key, _no_id) for key, lane in zip(keys, found, strict=True)]
+
+
+def _no_id() -> int:
+    raise AssertionError("it was made just now")
+
+
+def _make_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
+    lanes = sheet.books.lanes
+    missing = list(dict.fromkeys(keys))
+    if any(key.is_shared for key in missing):
         _find_shared(sheet)
         missing = [key for key in missing if lanes.find(key) is None]
     ids = sheet.db.new_ids("lanes", len(missing)) if missing else ()
@@ -154,22 +163,22 @@ def drop(sheet: Sheet, row: Row, state: RequestState, error: str | None = None) 
         return None
     now_ms = sheet.now_ms
     lane = sheet.books.lanes.by_id(row.lane_id)
-    if row.state == RequestState.QUEUED:
+    if row.state == QUEUED:
         if lane is not None:
             row.parked_ms += max(0, lane.parked_clock_ms(now_ms) - row.parked_mark_ms)
         leave_lane(sheet, row)
     end(sheet, row, state)
-    row.error = error
+    row.error, row.is_changed = error, True
     if row.key is None:
         row.payload = None
-    sheet.tallies[row.job_id, RequestState.QUEUED.value] -= 1
-    sheet.tallies[row.job_id, state.value] += 1
+    sheet.tallies[row.job_id, QUEUED] -= 1
+    sheet.tallies[row.job_id, state._value_] += 1
     return now_ms - row.submitted_at_ms
 
 
 def end(sheet: Sheet, row: Row, state: RequestState) -> None:
     """A request comes to its end."""
-    row.state, row.ended_at_ms, row.is_changed = state.value, sheet.now_ms, True
+    row.state, row.ended_at_ms, row.is_settled = state._value_, sheet.now_ms, True
     if row.key is not None and (not row.worker_id or sheet.books.has_company):
         sheet.news.ended.append(row.id)
     sheet.books.kept.pop(row.id, None)
@@ -203,7 +212,7 @@ def promote(sheet: Sheet, due: Sequence[Row]) -> None:
     for row in due:
         is_due = row.not_before_ms is not None and row.not_before_ms <= sheet.now_ms
         if row.state == DELAYED and is_due:
-            row.state, row.is_changed = RequestState.QUEUED.value, True
+            row.state, row.is_changed = QUEUED, True
             enter_again(sheet, row)
 
 
@@ -217,7 +226,7 @@ def expire(sheet: Sheet, rows: Iterable[Row], result: TurnResult) -> None:
     jobs = job_names(sheet, {row.job_id for row in late})
     for row in late:
         lane, at_ms = sheet.books.lanes.by_id(row.lane_id), row.expires_at_ms
-        lack = lane.shortfall if lane is not None and row.state == RequestState.QUEUED else None
+        lack = lane.shortfall if lane is not None and row.state == QUEUED else None
         waited_ms = drop(sheet, row, RequestState.EXPIRED)
         assert waited_ms is not None
         assert at_ms is not None

@@ -8,7 +8,7 @@ from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement, TurnResult
 from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sql import changes
-from scheduler.stores.sql.rows import DELAYED
+from scheduler.stores.sql.rows import DELAYED, QUEUED
 from scheduler.stores.sql.settle import read_holds, settle
 from scheduler.stores.sql.sheet import Sheet, decode_line
 from scheduler.stores.sql.waiting import learn_shared
@@ -141,7 +141,7 @@ def suspend_all(sheet: Sheet, worker_id: int, *, is_gone: bool) -> None:
 def _cancel_keyless(sheet: Sheet, worker_id: int) -> None:
     """End what waits without a key: with its process went whoever wanted it."""
     sheet.write()
-    for state in (RequestState.QUEUED.value, DELAYED):
+    for state in (QUEUED, DELAYED):
         # Written into the statement, so that the index of that state serves.
         those = (
             f"state = '{state}' AND key IS NULL AND lane_id IN"
@@ -159,9 +159,9 @@ def _cancel_keyless(sheet: Sheet, worker_id: int) -> None:
             json.dumps(NOBODY_ASKS), sheet.now_ms, worker_id,
         )  # fmt: skip
         for lane_id, job_id, count in found:
-            if state == RequestState.QUEUED:
+            if state == QUEUED:
                 _leave_together(sheet, lane_id, count)
-            sheet.tallies[job_id, RequestState.QUEUED.value] -= count
+            sheet.tallies[job_id, QUEUED] -= count
             sheet.tallies[job_id, RequestState.CANCELLED.value] += count
 
 
