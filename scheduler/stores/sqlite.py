@@ -57,6 +57,7 @@ from scheduler.stores.file import (
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import changes
 from scheduler.stores.sql import gates as sqlite_gates
+from scheduler.stores.sql import listing as sqlite_listing
 from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql import views as sqlite_views
@@ -387,7 +388,7 @@ class SqliteStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         """See `Store.queue`."""
         wanted = list(states)
-        return await self._read(sqlite_views.queue, wanted, now_ms, job, limit, after_id)
+        return await self._read(sqlite_listing.queue, wanted, now_ms, job, limit, after_id)
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         """See `Store.spend`."""

@@ -21,8 +21,6 @@ from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_budget, was_removed
 from scheduler.stores.views import budget_status
 
-MINUTE_MS = 60_000
-
 
 class Definition(NamedTuple):
     """A budget as it is stored, and read."""
