@@ -1,15 +1,26 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [budgets] [starvation] [shell]``."""
+"""``python -m benchmarks [--quick] [NAME ...]``: dispatch waiting http limits wrap budgets starvation growing shell."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import budgets, dispatch, http, limits, shell, starvation, waiting, wrap
+from benchmarks import (
+    budgets,
+    dispatch,
+    growing,
+    http,
+    limits,
+    shell,
+    starvation,
+    waiting,
+    wrap,
+)
 from benchmarks.harness import Row, show
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run, "shell": shell.run,
+    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
+    "growing": growing.run, "shell": shell.run,
 }  # fmt: skip
 
 

@@ -84,7 +84,7 @@ class LaneKey(NamedTuple):
 
     `may_wait` False: refuse what does not fit instead of parking it. `is_lent`: a call under way
     waits for it, and lends it its place. `is_shared`: any process that serves the provider may
-    send them.
+    send them, if it asks the same `service` by that name.
     """
 
     provider: str
@@ -94,6 +94,11 @@ class LaneKey(NamedTuple):
     model: str = ""
     is_lent: bool = False
     is_shared: bool = False
+    service: str = ""
+
+    def as_private(self) -> LaneKey:
+        """The lane of the same requests that only one process can send."""
+        return self._replace(is_shared=False, service="") if self.is_shared else self
 
 
 class Candidate(Protocol):

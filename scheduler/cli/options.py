@@ -241,7 +241,9 @@ def _simulated(options: str) -> Provider:
             raise ConfigError(
                 "base-url", f"{option!r} is not one of {', '.join(f'{n}=N' for n in kinds)}"
             ) from None
-    return Simulated(**chosen)
+    provider = Simulated(**chosen)
+    provider.service = f"{SIMULATED}{options}"
+    return provider
 
 
 def parse_prices(prices: Sequence[str]) -> dict[str, str]:

@@ -98,6 +98,11 @@ class RequestFuture(asyncio.Future[Response]):
         return self._terms
 
     @property
+    def is_private(self) -> bool:
+        """Whether only this process could send its request when it was submitted."""
+        return self._submitted_to is not None and not self._submitted_to.is_shared
+
+    @property
     def key(self) -> str | None:
         """The request's key."""
         return self.request.key

@@ -96,6 +96,7 @@ class Intake:
         self._tariffs: dict[str, Tariff] = {}
         self._router = Router(self.providers, routes, self._is_of)
         self.book = BudgetBook(names=Aliases(self.providers, self._router.led_by).names)
+        self.shares = False  # what is queued may be sent by other processes
 
     def _is_of(self, name: str, model: str) -> bool:
         """Whether a prefix names the provider of a model.
@@ -138,6 +139,12 @@ class Intake:
             )
             for each in only or tuple(self.providers.values())
         }
+
+    @property
+    def services(self) -> dict[str, str]:
+        """What other processes might ask as well, by provider's name."""
+        providers = self.providers.values()
+        return {each.name: each.service for each in providers if each.service is not None}
 
     def add(self, provider: Provider) -> None:
         """Have one provider more. Raises `ConfigError` if there is one of that name."""
@@ -208,6 +215,10 @@ class Intake:
         priority = request.priority
         if priority.__class__ is not Priority:
             priority = Priority.parse(priority)
+        may_wait = on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback)
+        service = self._service(request, provider, may_wait)
+        if service and request.provider is None:  # who sends it may have another default
+            request = replace(request, provider=provider.name)
         lane = LaneKey(
             provider.name,
             self.book.draws_on(
@@ -215,14 +226,20 @@ class Intake:
                 request.tags, request.budget,
             ),
             int(priority),
-            on_exceeded == "wait" or (on_exceeded == "fallback" and not request.fallback),
-            request.model,
+            may_wait, request.model, is_shared=bool(service), service=service,
         )  # fmt: skip
         return NewRequest(
             request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
             digest, self._expiry(request),
             tokens=quote.tokens,
         )  # fmt: skip
+
+    def _service(self, request: Request, provider: Provider, may_wait: bool) -> str:
+        """Whom any process might ask for it in place of this one; empty: only this one can."""
+        is_whole = self.shares and request.key is not None
+        # What is refused or asks another model is decided here.
+        is_plain = may_wait and not request.fallback and request.instead_of is None
+        return (provider.service or "") if is_whole and is_plain else ""
 
     def _taken(self, request: Request, on_exceeded: OnExceeded) -> tuple[Request, Provider, Quote]:
         """A request as it would be sent, by whom, and its quote, if its size is allowed."""

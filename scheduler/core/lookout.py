@@ -30,6 +30,7 @@ class Lookout:
         desk: Who waits, here and for others.
         tally: Sums.
         wake: Has the pump take a turn.
+        serves: Whether it sends what others submit.
 
     Attributes:
         was_lost: Others took this process for dead: some keys may be theirs.
@@ -37,13 +38,19 @@ class Lookout:
 
     def __init__(
         self, store: Store, intake: Intake, clock: Clock, poll_s: float, flight: Flight,
-        desk: Desk, tally: Tally, wake: Callable[[], None],
+        desk: Desk, tally: Tally, wake: Callable[[], None], *, serves: bool,
     ) -> None:  # fmt: skip
         self._store, self._intake, self._clock, self._poll_s = store, intake, clock, poll_s
         self._flight, self._desk, self._tally, self._wake = flight, desk, tally, wake
         self._loop = asyncio.get_running_loop()
         self._renewed_s = self._loop.time()
+        self._is_server = serves
         self.was_lost = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether others may submit what this process is to send."""
+        return self._is_server and self._intake.shares and bool(self._intake.services)
 
     async def run(self, stop: Callable[[], object]) -> None:
         """Notice what other processes changed; keep the lease while there is work.
@@ -64,6 +71,8 @@ class Lookout:
         is_due = self._loop.time() - self._renewed_s > self._store.lease_ms / 3000
         if is_due:
             self._renewed_s = self._loop.time()
+        if self.serves:
+            return True
         elsewhere = self._desk.elsewhere
         return bool(self._tally.waiting or elsewhere or self._desk.read or self.was_lost or is_due)
 

@@ -55,7 +55,7 @@ class Pump:
 
     def __init__(
         self, store: Store, intake: Intake, retry: Retry, clock: Clock,
-        announcer: events.Announcer, concurrency: int, poll_s: float,
+        announcer: events.Announcer, concurrency: int, poll_s: float, *, role: str = "both",
     ) -> None:  # fmt: skip
         self.store, self.announcer = store, announcer
         self.tally = Tally()
@@ -77,14 +77,15 @@ class Pump:
         self._nesting = Nesting(store, self._flight.calls, waiters, elsewhere, self.wake)
         self._resting = Resting(self._flight, store, self.wake)
         self.streams = self._resting.add  # for futures
-        self._opening = Opening()
+        self._opening = Opening(sends=role != "client")
         self._starting = Starting(
             store, clock, self._flight, self._opening, waiters, self.tally, announcer
         )
         self._telling = Telling(store.gates, intake, announcer)
         self._lookout = Lookout(
-            store, intake, clock, poll_s, self._flight, self._desk, self.tally, self.wake
-        )
+            store, intake, clock, poll_s, self._flight, self._desk, self.tally, self.wake,
+            serves=role != "client",
+        )  # fmt: skip
         self._alarm = Alarm(self._loop, clock, self.wake)
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
@@ -110,13 +111,17 @@ class Pump:
         self._tasks = [Steady(self._live(let_go), cancelled, self._loop, "scheduler pump")]
         if self.store.is_shared:
             look = self._lookout.run(lambda: self._tasks[1].cancel())
+            if self._lookout.serves:
+                self._signal.set()  # others may have left something to be sent
             self._tasks.append(Steady(look, cancelled, self._loop, "scheduler poll"))
         return self._tasks[0]
 
     def submit(self, new: NewRequest) -> RequestFuture:
         """Queue a request in the next transaction; its call runs in the context that is now."""
-        new.is_kept = True
         caller = caller_of_one_more(self.store)
+        if caller is not None:
+            new.lane = new.lane.as_private()  # it takes its caller's place
+        new.is_kept = not new.lane.is_shared
         if caller is None:
             future = RequestFuture(new.request, new.lane, self, self._loop)
         else:
@@ -155,6 +160,11 @@ class Pump:
         """All its tasks, those of the calls too."""
         yield from self._tasks
         yield from self._flight.tasks()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, as far as this process is to see to them."""
+        return self._desk.waiting(self._clock.now_ms())
 
     @property
     def running(self) -> int:
@@ -240,11 +250,14 @@ class Pump:
             return  # still in the inbox: seen when it was submitted
         if not self._desk.left_alone(request_id):
             return
-        if request_id in self._desk.elsewhere:  # not ours to cancel
+        if request_id in self._flight.calls:
+            self._flight.cancel(request_id)
+        elif request_id in self._desk.shared:
+            self._desk.elsewhere.forget(request_id)
+            self._inbox.cancel(request_id)
+        elif request_id in self._desk.elsewhere:  # not ours to cancel
             self._desk.elsewhere.forget(request_id)
             self._desk.waiters.take(request_id)
-        elif request_id in self._flight.calls:
-            self._flight.cancel(request_id)
         else:
             self._inbox.cancel(request_id)
 
@@ -399,6 +412,9 @@ class Pump:
         for request_id, is_cancelled in zip(gathered.cancels, result.cancelled, strict=True):
             if is_cancelled:
                 desk.cancelled(request_id)
+            elif request_id in desk.shared:  # another process sends it, for nobody here
+                desk.forget(request_id)
+                desk.waiters.take(request_id)
             if steps.is_long():
                 await asyncio.sleep(0)
         for finished in result.answered:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, overload
+from typing import Literal, Self, TypeVar, get_args, overload
 
 from scheduler import events
 from scheduler.budget import Budget
@@ -60,6 +60,8 @@ from scheduler.stores.base import (
 from scheduler.stores.memory.ended import KEEP_FINISHED
 
 E_ = TypeVar("E_", bound=events.Event)
+Role = Literal["client", "worker", "both"]
+ROLES: tuple[str, ...] = get_args(Role)
 FORKED = (
     "the scheduler was opened before this process was forked, and works in the one it was forked "
     "from; nothing was sent. Open one in each process after the fork, and none before it"
@@ -96,7 +98,11 @@ class Shell(Tagging, Governing):
         keep_finished: int | None = KEEP_FINISHED,
         clock: Clock | None = None,
         poll_interval: Duration = 0.2,
+        role: Role = "both",
     ) -> None:
+        if role not in ROLES:
+            known = "'client', 'worker' and 'both'"
+            raise ConfigError("role", f"{role!r} is not one of {known}")
         if concurrency < 1:
             raise ConfigError("concurrency", f"{concurrency} is not at least 1")
         if max_attempts < 1:
@@ -113,6 +119,9 @@ class Shell(Tagging, Governing):
             self.store: Store = store
         else:
             self.store = open_store(store, store_prompts=store_prompts, keep_finished=keep_finished)
+        if role == "client" and not self.store.is_shared:
+            raise ConfigError("role", "a client needs a store that others share: a file")
+        self.role = role
         self.concurrency, self.max_queue = concurrency, max_queue
         self._clock: Clock = SystemClock() if clock is None else TrustedClock(clock)
         if not isinstance(prices, PriceBook):
@@ -153,6 +162,8 @@ class Shell(Tagging, Governing):
         self._state = "open"
         self._loop, self._process_id = asyncio.get_running_loop(), os.getpid()
         self.store.use(Gates(self._intake.rules(self.concurrency)))
+        self._intake.shares = self.store.is_shared and self.store.keeps_whole
+        self.store.serve(self._intake.services)
         self._pump = Pump(
             self.store,
             self._intake,
@@ -161,6 +172,7 @@ class Shell(Tagging, Governing):
             self._announcer,
             self.concurrency,
             self._poll_s,
+            role=self.role,
         )
         self._pump.on_suspended(resolver.wake)
         self._resolver = resolver
@@ -275,7 +287,7 @@ class Shell(Tagging, Governing):
         Raises:
             As `submit`; what comes later is raised from the iteration.
         """
-        return ResponseStream(self.submit(request, on_exceeded=on_exceeded))
+        return ResponseStream(self._submit(request, on_exceeded, None, is_shared=False))
 
     def submit(
         self, request: Request, *, on_exceeded: OnExceeded | None = None, send: Send | None = None
@@ -296,9 +308,19 @@ class Shell(Tagging, Governing):
             PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
             SchedulerClosed, WrongLoop: at once; nothing was queued.
         """
+        return self._submit(request, on_exceeded, send, is_shared=send is None)
+
+    def _submit(
+        self, request: Request, on_exceeded: OnExceeded | None, send: Send | None, *,
+        is_shared: bool,
+    ) -> RequestFuture:  # fmt: skip
+        """As `submit`; not `is_shared`: what becomes of it happens in this process."""
         pump = self._pump_here()
         new = self._prepare(request, on_exceeded)
+        if not is_shared:
+            new.lane = new.lane.as_private()
         self._check_room(1)
+        self._check_role(new)
         future = pump.submit(new)
         future.send = send
         return future
@@ -336,6 +358,7 @@ class Shell(Tagging, Governing):
         for request in requests:
             new = self._prepare(request, None, is_checked=True)
             new.retry_failed = retry_failed
+            self._check_role(new)
             batch.append(new)
         self._check_room(len(batch))
         return await pump.enqueue(batch)
@@ -402,6 +425,20 @@ class Shell(Tagging, Governing):
         self.store.prepare(new)
         return new
 
+    def _check_role(self, new: NewRequest) -> None:
+        """Refuse what this process is not there for. Raises `ConfigError`."""
+        if self.role == "worker":
+            problem = "a worker takes in no requests, it sends those of others; nothing was queued"
+            raise ConfigError("role", f"{problem}. Submit with role='client' or 'both'")
+        if self.role == "client" and not new.lane.is_shared:
+            raise ConfigError(
+                "role",
+                "a client sends nothing itself, and no other process could send this request: it "
+                "needs a key, a store that keeps prompts, a provider that is known by its name and "
+                "its URL, and may neither stream, nor fall back, nor be refused rather than wait. "
+                "Nothing was queued",
+            )
+
     def _open_pump(self) -> Pump:
         if self._state == "new":
             raise SchedulerClosed(NOT_OPENED)
@@ -428,7 +465,7 @@ class Shell(Tagging, Governing):
         return pump
 
     def _check_room(self, more: int) -> None:
-        waiting = self._open_pump().tally.waiting
+        waiting = 0 if self.max_queue is None else self._open_pump().waiting
         if self.max_queue is not None and waiting + more > self.max_queue:
             raise QueueFull(waiting, self.max_queue)
 
@@ -480,6 +517,7 @@ class Shell(Tagging, Governing):
         if self._pump is not None:
             self.store.gates.add(self._intake.rules(self.concurrency, provider))
             self._pump.add(provider)
+            self.store.serve(self._intake.services)
         if self._resolver is not None:
             self._resolver.start()
 
@@ -510,7 +548,7 @@ class Shell(Tagging, Governing):
     @property
     def is_waiting(self) -> bool:
         """Whether any request of this process waits."""
-        return self._pump is not None and self._pump.tally.waiting > 0
+        return self._pump is not None and self._pump.waiting > 0
 
     @property
     def is_closed(self) -> bool:
@@ -530,7 +568,7 @@ class Shell(Tagging, Governing):
         resumes = [s.resumes_at_ms for s in shortfalls if s.resumes_at_ms is not None]
         tally = Tally() if self._pump is None else self._pump.tally
         return Stats(
-            queued=max(0, tally.waiting - parked.total()),
+            queued=0 if self._pump is None else max(0, self._pump.waiting - parked.total()),
             parked=dict(parked),
             running=0 if self._pump is None else self._pump.running,
             succeeded=tally.ended[RequestState.SUCCEEDED],
@@ -563,7 +601,7 @@ class Shell(Tagging, Governing):
             StoreError: Queue and ledger cannot be written any more.
         """
         pump = self._pump_here()
-        while pump.tally.waiting > 0 or pump.is_calling:
+        while pump.waiting > 0 or pump.is_calling:
             if pump.is_closed:
                 raise SchedulerClosed
             self.check()

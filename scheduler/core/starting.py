@@ -39,7 +39,7 @@ class Starting:
 
     def start(self, claimed: Claimed, now_ms: int) -> None:
         """Send one request that was admitted."""
-        self._tally.waiting -= 1
+        self._tally.waiting -= not claimed.is_shared  # those the store counts
         self._tally.reserved_nusd += claimed.ceiling_nusd
         futures = self._waiters.of(claimed.request_id)
         if claimed.request_id in self._flight.calls:

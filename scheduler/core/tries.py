@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from scheduler.errors import CallFailed, CallInterrupted, RequestRejected, SchedulerError
 
+MOST_KEPT = 100_000
+
 
 @dataclass(slots=True)
 class Tried:
@@ -49,6 +51,8 @@ class Tries:
         """An attempt failed, and the request waits for another."""
         tried = self._tried.get(request_id)
         if tried is None:
+            if len(self._tried) >= MOST_KEPT:  # other processes may have ended them
+                del self._tried[next(iter(self._tried))]
             tried = self._tried[request_id] = Tried(error)
         tried.error = error
         if is_free:

@@ -42,6 +42,11 @@ class Provider(ABC):
     base_url: str | None = None
     """Where its service is, if it is behind HTTP."""
 
+    service: str | None = None
+    """What this provider asks, where any process might do so: one that has a provider of the same
+    name and service may send what was submitted here. None: only this process can.
+    """
+
     tariff: Tariff | None = None
     """How this provider's calls are priced. None: by the scheduler's price book."""
 

@@ -81,6 +81,7 @@ class HttpProvider(Provider):
         self.host = urlsplit(self.base_url).hostname or ""
         self._is_local = is_loopback(self.host)
         self._client, self._max_body_bytes = client, max_body_bytes
+        self.service = self.base_url if client is None else None
         self._timeout_s = parse_duration_ms(timeout, "timeout") / 1000
         if not self._timeout_s:
             raise ConfigError("timeout", "0 leaves no time for an answer")

@@ -435,6 +435,9 @@ class Store(ABC):
         """
         self.gates = gates
 
+    def serve(self, services: Mapping[str, str]) -> None:  # noqa: B027 - one process has no others
+        """Have this process claim what is in shared lanes of these services, by provider's name."""
+
     gates: Gates = Gates()
     """What holds requests back besides money; without rules, nothing."""
 

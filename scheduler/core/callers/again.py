@@ -35,7 +35,9 @@ class Again:
         """Its request on its own terms: it has waited since it was first submitted."""
         new = self._intake.prepare(future.request, future.terms.on_exceeded)
         self._store.prepare(new)
-        new.is_kept, new.expires_at_ms = True, future.terms.expires_at_ms
+        if future.is_private:
+            new.lane = new.lane.as_private()
+        new.is_kept, new.expires_at_ms = not new.lane.is_shared, future.terms.expires_at_ms
         return new
 
     def submit(self, holder: Holder) -> None:

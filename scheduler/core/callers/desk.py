@@ -6,6 +6,7 @@ already, is looked after by another process; it was tried, answered, refused, or
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 
 from scheduler import events
@@ -61,6 +62,7 @@ class Desk:
         waiters: Who waits for which request.
         twins: Requests that several wait for.
         elsewhere: Requests that other processes look after.
+        shared: Requests that were submitted here, and that any process may send.
         read: Requests with keys whose outcomes somebody here got, and of which that is not noted.
         suspended: Called with the reservation when an outcome is unknown.
     """
@@ -75,12 +77,15 @@ class Desk:
         self.suspended: Callable[[int, tuple[int, int] | None], None] = lambda lost, told: None
         self.read: list[int] = []
         self._read_at_ms = 0
+        self.shared: set[int] = set()
+        self._delayed: list[int] = []  # heap: when shared ones that were tried here wait again
         self.waiters = Waiters()
         self.twins = Twins(store, intake, self.waiters, wake)
         self._again = Again(store, intake, self.waiters, keeper, queue)
         self.elsewhere = Elsewhere(
-            store, clock, self.waiters, self._again.prepare, self._again.submit_all, queue
-        )
+            store, clock, self.waiters, flight.calls, self._again.prepare,
+            self._again.submit_all, queue, self._ended,
+        )  # fmt: skip
         self._unsent = Unsent(
             store, intake, self.waiters, self.twins, tries, tally, announcer, self._again.submit,
             inbox.amend, inbox.cancel,
@@ -90,7 +95,7 @@ class Desk:
 
     def enqueued(self, new: NewRequest, submitted: Submitted) -> None:
         """A request without a future is in the store, or its key was."""
-        if submitted.is_known:
+        if submitted.is_known or new.lane.is_shared:
             self._tally.waiting -= 1
         held = submitted.held
         if held is not None and not submitted.is_conflict:
@@ -100,7 +105,7 @@ class Desk:
 
     def submitted(self, new: NewRequest, future: RequestFuture, submitted: Submitted) -> bool:
         """The same with a future; whether its caller has cancelled it meanwhile."""
-        if submitted.is_known:
+        if submitted.is_known or new.lane.is_shared:
             self._tally.waiting -= 1
         future.request_id = request_id = submitted.id
         if submitted.is_conflict:
@@ -121,6 +126,9 @@ class Desk:
             future.is_running = request_id in self._flight.calls
         else:
             self.waiters.add(request_id, future)
+            if new.lane.is_shared:
+                self.shared.add(request_id)
+                self.elsewhere.add(request_id, new, future)
             future.lane, future.is_running = new.lane, False
         return future.cancelled()
 
@@ -163,8 +171,11 @@ class Desk:
 
     def _wait_again(self, ended: Attempt, now_ms: int) -> None:
         """Its request waits for another attempt."""
-        request_id = ended.claimed.request_id
-        self._tally.waiting += 1
+        request_id, at_ms = ended.claimed.request_id, ended.settlement.not_before_ms
+        if not ended.claimed.is_shared:
+            self._tally.waiting += 1
+        elif at_ms is not None:
+            heapq.heappush(self._delayed, at_ms)
         self._remember(ended, now_ms)
         for future in self.waiters.of(request_id):
             future.is_running = False
@@ -172,6 +183,15 @@ class Desk:
                 self._inbox.cancel(request_id)
         for holder in self.twins.late_of(request_id, now_ms):
             self._unsent.give_up(request_id, holder, now_ms)
+
+    def waiting(self, now_ms: int) -> int:
+        """How many requests wait: this process's, and those that any process may send."""
+        while self._delayed and self._delayed[0] <= now_ms:  # from then on its lane counts it
+            heapq.heappop(self._delayed)
+        shared = 0
+        if self._store.is_shared:
+            shared = sum(lane.waiting for lane in self._store.lanes() if lane.key.is_shared)
+        return self._tally.waiting + shared + len(self._delayed)
 
     def _remember(self, ended: Attempt, now_ms: int) -> None:
         """Keep, for as long as its request waits for another, what became of an attempt."""
@@ -199,6 +219,7 @@ class Desk:
 
     def _resolve(self, ended: Attempt) -> None:
         holders = self.waiters.take(ended.claimed.request_id)
+        self.forget(ended.claimed.request_id)
         for future in holders:
             if future.done():
                 continue
@@ -215,7 +236,9 @@ class Desk:
     def cancelled(self, request_id: int) -> None:
         """A request was cancelled while it waited."""
         self._tally.end_waiting(RequestState.CANCELLED)
+        self._tally.waiting += request_id in self.shared
         self._tries.forget(request_id)
+        self.forget(request_id)
         self._note(request_id, self.waiters.take(request_id))
 
     def answered(self, finished: Finished) -> None:
@@ -233,12 +256,24 @@ class Desk:
     def expired(self, expired: ExpiredRequest, now_ms: int) -> None:
         """The time of a request was over before it was sent."""
         futures = self.waiters.of(expired.id)
+        self.forget(expired.id)
         self._unsent.expired(expired, now_ms)
+        self._tally.waiting += expired.is_shared
         self._note(expired.id, futures)
 
     def give_up(self, request_id: int, holder: Holder, now_ms: int) -> None:
         """The time of one caller is over; the request lives on for others."""
         self._unsent.give_up(request_id, holder, now_ms)
+
+    def forget(self, request_id: int) -> None:
+        """A request has ended, or is none of this process's business any more."""
+        self.elsewhere.forget(request_id)
+        self.shared.discard(request_id)
+
+    def _ended(self, request_id: int) -> None:
+        """Another process has ended a request."""
+        self.shared.discard(request_id)
+        self._tries.forget(request_id)
 
     def left_alone(self, request_id: int) -> bool:
         """A caller went; whether nobody wants the request any more."""

@@ -16,7 +16,7 @@ import asyncio
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from scheduler.clock import Clock
 from scheduler.core.callers.waiters import Waiters
@@ -38,9 +38,11 @@ class Elsewhere:
         store: Where they tell each other.
         clock: Tells the time.
         waiters: Who waits here.
+        calls: Requests that are under way here.
         prepare: Prepares a future's request anew, on its own terms.
         submit_again: Has a request, by its id, submitted anew for all who wait for it.
         queue: Puts a request in the queue for somebody.
+        ended: Called when another process has ended one.
     """
 
     def __init__(
@@ -48,11 +50,14 @@ class Elsewhere:
         store: Store,
         clock: Clock,
         waiters: Waiters,
+        calls: Container[int],
         prepare: Callable[[RequestFuture], NewRequest],
         submit_again: Callable[[int], None],
         queue: Callable[[NewRequest, RequestFuture], None],
+        ended: Callable[[int], None],
     ) -> None:
         self._store, self._clock, self._waiters, self._prepare = store, clock, waiters, prepare
+        self._calls, self._ended_here = calls, ended
         self._submit_again, self._queue = submit_again, queue
         self._requests: dict[int, dict[RequestFuture, NewRequest]] = {}
         self._unseen: dict[int, None] = {}  # of which nothing has been seen yet
@@ -115,6 +120,7 @@ class Elsewhere:
                 unsent.append(finished.id)  # nobody there wants it any more; somebody here does
             else:
                 self.forget(finished.id)
+                self._ended_here(finished.id)
                 self._waiters.finish(finished)
         await self._ask_again(unsent)
 
@@ -134,6 +140,8 @@ class Elsewhere:
     async def _ask_again(self, ids: Iterable[int]) -> None:
         steps = Steps()
         for request_id in ids:
+            if request_id in self._calls:
+                continue
             callers = self._requests.get(request_id, {})
             self.forget(request_id)
             for future in self._waiters.take_some(request_id, callers):
@@ -201,6 +209,8 @@ class Elsewhere:
             await self._ask_again(set(ids).difference(row.id for row in rows))
 
     def _show(self, row: Picture) -> None:
+        if row.id in self._calls:
+            return  # here it is known better
         for future in self._requests.get(row.id, ()):
             future.is_running, future.lack = row.state is RequestState.RUNNING, row.lack
             if row.lack is not None and future.terms.on_exceeded == "raise":

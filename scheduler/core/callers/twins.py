@@ -131,6 +131,8 @@ class Twins:
                 return None
             try:
                 new = self._prepared(request, terms)
+                if not any(each.lane is not None and each.lane.is_shared for each in holders):
+                    new.lane = new.lane.as_private()
             except Exception as exc:  # its price or budget is no longer there
                 holders[0].fail(as_ours(exc))
                 continue

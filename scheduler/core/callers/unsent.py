@@ -84,6 +84,7 @@ class Unsent:
                 each.fail(error)
             self._cancel(refused.id)
             return
+        new.lane = new.lane.as_private()
         new.is_kept, new.keeps_time = bool(self._waiters.of(refused.id)), True
         self._amend(refused.id, new)
 

@@ -17,7 +17,8 @@ class Opening:
         stopped: Providers to which nothing more goes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sends: bool = True) -> None:
+        self._sends = sends  # else it starts nothing at all
         self.admits = self.lets_finish = True
         self.gives_back = self._is_out_of_line = False
         self.stopped: set[str] = set()
@@ -34,6 +35,8 @@ class Opening:
             slots: The places that are free.
             is_nested: Whether calls under way wait for others.
         """
+        if not self._sends:
+            return None
         if self.stopped:
             slots = {name: free for name, free in slots.items() if name not in self.stopped}
         if self.admits:

@@ -6,10 +6,11 @@ After a failed transaction the scheduler goes no further, so this never outlives
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.ledger.account import Account, Crossing
 from scheduler.limits import Gates
@@ -20,8 +21,6 @@ from scheduler.stores.lanes import Lanes
 from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_budget, was_removed
 from scheduler.stores.views import budget_status
-
-MINUTE_MS = 60_000
 
 
 class Definition(NamedTuple):
@@ -55,6 +54,7 @@ class Books:
         self.process, self.lease_ms = process, lease_ms
         self.worker_id = self.seen_at_ms = self.now_ms = 0
         self.store_prompts: StorePrompts = "full"
+        self.services: Mapping[str, str] | None = None  # by provider's name; None: any
         self.lanes, self.gates = Lanes(), Gates()
         self.kept: dict[int, Request] = {}
         self.taken: set[int] = set()
@@ -73,6 +73,10 @@ class Books:
         self._seen: dict[int, _Seen] = {}  # accounts whose picture is not drawn yet
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
+
+    def is_served(self, key: LaneKey) -> bool:
+        """Whether this process may send what waits in a shared lane."""
+        return self.services is None or self.services.get(key.provider) == key.service
 
     def forget_work(self) -> None:
         """This process has gone; opened again, it is another one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scheduler.stores.sql.dialect import SQLITE, Bulk, Dialect
@@ -25,6 +25,10 @@ class Connection(ABC):
     @abstractmethod
     def read(self, sql: str, *values: object) -> list[Row]:
         """All rows that a statement gives."""
+
+    @abstractmethod
+    def scan(self, sql: str, *values: object) -> Iterator[Row]:
+        """The same one by one, of a statement that reads all there is."""
 
     @abstractmethod
     def write(self, sql: str, *values: object) -> None:
@@ -62,6 +66,10 @@ class SqliteConnection(Connection):
     def read(self, sql: str, *values: object) -> list[Row]:
         """See `Connection.read`."""
         return self.raw.execute(sql, values).fetchall()
+
+    def scan(self, sql: str, *values: object) -> Iterator[Row]:
+        """See `Connection.scan`."""
+        return iter(self.raw.execute(sql, values))
 
     def write(self, sql: str, *values: object) -> None:
         """See `Connection.write`."""

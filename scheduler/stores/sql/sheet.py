@@ -19,6 +19,7 @@ from scheduler.stores.sql.codec import encode_budgets, encode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.rows import Row, insert_rows, read_rows, update_rows
+from scheduler.stores.sql.spent import Spent
 
 MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
 FAR_MS = 1 << 62
@@ -58,7 +59,7 @@ _RESPONSES = Insert(
 _NEW_LANES = Insert(
     "lanes",
     {"id": INT, "worker_id": INT, "provider": TEXT, "budgets": TEXT, "priority": INT,
-     "may_wait": INT, "model": TEXT},
+     "may_wait": INT, "model": TEXT, "service": TEXT},
     "ON CONFLICT (id) DO NOTHING",
 )  # fmt: skip
 _WAITING = Update("lanes", "waiting = :waiting", "id = :id", {"waiting": INT, "id": INT})
@@ -89,6 +90,7 @@ class Sheet:
         rows: Requests that were read or made in it.
         owners: Of lanes that are not in the books: whose, and the budgets they draw on.
         tallies: By job and state, how many requests more there are.
+        spent: What is added to the sums of what was ever posted.
         news: What others have to be told of.
     """
 
@@ -102,6 +104,7 @@ class Sheet:
         self.tallies: Counter[tuple[int, str]] = Counter()
         self.settled: list[tuple[object, ...]] = []  # reservations
         self.responses: list[tuple[int, str]] = []
+        self.spent = Spent()
         self.news = changes.News()
         self._more: Counter[int] = Counter()  # how many more wait in lanes others count, too
 
@@ -253,6 +256,7 @@ class Sheet:
         self._more.clear()
         self.db.write_many(_TALLIES, [(*key, n) for key, n in self.tallies.items() if n])
         self.tallies.clear()
+        self.spent.write(self.db)
         changes.tell(self.db, self.books, self.news)
         for budget_id, accounts in self.accounts.items():
             self.books.saw(budget_id, accounts, self.now_ms)
@@ -312,8 +316,8 @@ def lane_row(worker_id: int, lane: Lane) -> tuple[object, ...]:
     """A lane as it is stored."""
     key = lane.key
     owner = 0 if key.is_shared else worker_id
-    budgets = encode_budgets(key.budgets)
-    return lane.id, owner, key.provider, budgets, key.priority, int(key.may_wait), key.model
+    budgets, may_wait = encode_budgets(key.budgets), int(key.may_wait)
+    return lane.id, owner, key.provider, budgets, key.priority, may_wait, key.model, key.service
 
 
 def encode_line(line: Sequence[Waiter]) -> str | None:

@@ -17,7 +17,7 @@ MOST_DUE = 2_000  # of those whose time has come, in one turn; then the next one
 
 _LANE = (
     "SELECT l.id, l.worker_id, l.provider, l.budgets, l.priority, l.may_wait, l.model, l.waiting,"
-    " l.shut_since_ms, l.parked_total_ms FROM lanes l WHERE l.worker_id = 0"
+    " l.shut_since_ms, l.parked_total_ms, l.service FROM lanes l WHERE l.worker_id = 0"
 )
 
 
@@ -55,10 +55,13 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
         rows = db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted))
     lanes = sheet.books.lanes
     for row in rows:
-        lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row
+        lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row[:-1]
         key = LaneKey(
-            provider, decode_budgets(budgets), priority, bool(may_wait), model, is_shared=True
-        )
+            provider, decode_budgets(budgets), priority, bool(may_wait), model, is_shared=True,
+            service=row[-1],
+        )  # fmt: skip
+        if not sheet.books.is_served(key):
+            continue  # by that name this process would ask somebody else
         lane = lanes.get(key, lambda lane_id=lane_id: lane_id)  # type: ignore[misc]
         more = waiting - lane.waiting
         if more > 0:
@@ -230,8 +233,9 @@ def expire(sheet: Sheet, rows: Iterable[Row], result: TurnResult) -> None:
         waited_ms = drop(sheet, row, RequestState.EXPIRED)
         assert waited_ms is not None
         assert at_ms is not None
+        is_shared = lane is not None and lane.key.is_shared
         result.expired.append(
-            ExpiredRequest(row.id, waited_ms, row.key, jobs[row.job_id], lack, at_ms)
+            ExpiredRequest(row.id, waited_ms, row.key, jobs[row.job_id], lack, at_ms, is_shared)
         )
 
 
