@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -32,15 +32,21 @@ class OutputLock:
 
     Nothing but the lock is made or changed. A symbolic link is locked as what it leads to.
 
+    Args:
+        paths: The files.
+        say: Tells the user.
+        note: What whoever meets the lock is to know, besides who holds it.
+
     Raises:
         OutputInUse: Another process writes one of them.
         ConfigError: One of them cannot be written.
     """
 
     def __init__(
-        self, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None
-    ) -> None:
-        self._say = say
+        self, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None,
+        note: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._say, self._note = say, note or {}
         self._paths = {path.resolve(): path for path in paths}
         self._held: list[tuple[FileLock, Path | None]] = []
 
@@ -55,6 +61,14 @@ class OutputLock:
 
     def __exit__(self, *_: object) -> None:
         self._let_go()
+
+    def held_with(self) -> Mapping[str, object]:
+        """What the holder of the first file said in its note; empty: nothing, or there is none."""
+        path = next(iter(self._paths))
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads(path.with_name(f".{path.name}.lock").read_text(encoding="utf-8"))
+            return note if isinstance(note, dict) else {}
+        return {}
 
     def _take(self, path: Path, shown: Path) -> None:
         check_regular(shown)
@@ -80,7 +94,7 @@ class OutputLock:
             raise ConfigError("output", f"cannot write {shown}: {exc.strerror}") from None
         self._held.append((lock, beside))
         if beside is not None:
-            _sign(beside)
+            _sign(beside, self._note)
 
     @staticmethod
     def _locked(path: Path) -> FileLock:
@@ -109,12 +123,13 @@ def check_regular(path: Path) -> None:
             raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
 
 
-def _sign(path: Path) -> None:
+def _sign(path: Path, more: Mapping[str, str]) -> None:
     """Say who holds the lock, for people who meet it."""
     note = {
         "pid": os.getpid(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command(*map(without_password, sys.argv))[:500],
+        **more,
     }
     with contextlib.suppress(OSError):
         if path.stat().st_size and not path.read_bytes().lstrip().startswith(b"{"):

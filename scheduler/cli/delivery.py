@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.batch.files import LineFile
+from scheduler.batch.files import LineFile, lines_of
 from scheduler.batch.held import Held, Marks, is_answer
 from scheduler.batch.results import error_line, line_text, result_line
 from scheduler.batch.wrong import ErrorFile
@@ -120,8 +120,11 @@ class _Ends:
 class Delivery:
     """Puts outcomes into their files; use it in a ``with`` while their lock is held.
 
+    Before that it takes nothing down but what is wrong with lines: outcomes are in the store.
+
     Attributes:
         problem: Why nothing can be written any more; None: it can.
+        is_open: Whether this process writes.
     """
 
     def __init__(self, files: Files, say: Callable[[str], None]) -> None:
@@ -133,6 +136,8 @@ class Delivery:
         self._results: LineFile | None = None
         self._store: Store
         self._job = ""
+        self.is_open = False
+        self._bad: list[tuple[InputError, str, str]] = []  # that were told before it was open
 
     def __enter__(self) -> Delivery:
         with contextlib.ExitStack() as stack:
@@ -141,6 +146,10 @@ class Delivery:
             errors = stack.enter_context(LineFile(self.files.errors, self._say))
             self._errors = ErrorFile(errors, self.files.source)
             self._stack = stack.pop_all()
+        self.is_open = True
+        for bad in self._bad:
+            self.bad_line(*bad)
+        self._bad.clear()
         for file in filter(None, (self._results, errors)):
             if file.was_torn:
                 self._say(f"cut the torn last line of {file.path}")
@@ -158,6 +167,8 @@ class Delivery:
 
     def succeeded(self, id: int, key: str | None, response: Response, digest: str) -> None:
         """A request has its answer."""
+        if not self.is_open:
+            return
         if self._held.add(id, key, digest):
             self._ends.results.append(result_line(id, key, response, digest))
         self._ends.ids.append(id)
@@ -167,12 +178,17 @@ class Delivery:
         digest: str,
     ) -> None:  # fmt: skip
         """A request has failed for good."""
+        if not self.is_open:
+            return
         self._errors.held.add(id, key, digest)
         self._ends.errors.append(error_line(id, key, error, cost_nusd, attempts, digest))
         self._ends.ids.append(id)
 
     def bad_line(self, error: InputError, key: str, code: str) -> None:
         """A line of the input is no request."""
+        if not self.is_open:
+            self._bad.append((error, key, code))
+            return
         place = (self.files.source, error.line)
         line = error_line(None, key, {"code": code, "message": str(error)}, place=place)
         text = self._errors.bad_line(line)
@@ -209,6 +225,33 @@ class Delivery:
         if ends.errors:
             self._errors.append(ends.errors)
             ends.errors = []
+
+    # What other processes did
+
+    async def peek(self) -> None:
+        """Learn which answers stand in the results file that another process writes."""
+        if self.files.results is not None and self.files.results.exists():
+            self._held = await asyncio.to_thread(
+                lambda path: answers_in(lines_of(path)), self.files.results
+            )
+
+    async def collect(self) -> None:
+        """Write what has ended in other processes."""
+        async for each in self._store.finished(self._job, undelivered=True):
+            if self._has(each):
+                self._ends.ids.append(each.id)
+            else:
+                self._take(each)
+            if len(self._ends.ids) >= PAGE:
+                await self.write()
+
+    @staticmethod
+    async def has_undelivered(store: Store, job: str) -> bool:
+        """Whether an outcome is in no file yet."""
+        async for each in store.finished(job, undelivered=True):
+            if each.error is None or each.error.get("type") != NOT_FINAL:
+                return True
+        return False
 
     # What is missing from the files
 

@@ -49,6 +49,12 @@ def store_path(url: str) -> Path | None:
     return None if "://" in url else Path(url)
 
 
+def store_named(url: str) -> str:
+    """A store's name, the same from every folder."""
+    path = store_path(url)
+    return url if path is None else str(path.resolve())
+
+
 def store_option(url: str) -> str:
     """How a command that is shown to people names the store; without its password."""
     return "" if url == DEFAULT_STORE else f" --store {shell_word(without_password(url))}"

@@ -46,6 +46,8 @@ class Outcome:
     bad: int = 0
     known: int = 0  # succeeded before
     known_failed: int = 0
+    elsewhere: int = 0  # succeeded in another process that works on the same
+    failed_elsewhere: int = 0
     left: int = 0
     cost_nusd: int = 0
     reserved_nusd: int = 0
@@ -62,6 +64,8 @@ class Outcome:
             "bad_lines": self.bad,
             "known_before": self.known,
             "failed_before": self.known_failed,
+            "succeeded_elsewhere": self.elsewhere,
+            "failed_elsewhere": self.failed_elsewhere,
             "left": self.left,
             "cost_usd": decimal_usd(self.cost_nusd),
             "reserved_usd": decimal_usd(self.reserved_nusd),

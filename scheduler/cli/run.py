@@ -333,16 +333,23 @@ async def _run(
     options: RunOptions,
     shown: Progress,
 ) -> Outcome:
-    from scheduler.batch.lock import OutputLock
+    from scheduler.batch.pen import Pen
     from scheduler.budget import Budget
+    from scheduler.cli.look import store_named
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
     budgets = [] if budget is None else [Budget("default", budget)]
+    # What two processes cannot both work on is not begun twice.
+    joins = (
+        not options.is_fresh and files.results is not None and settings["store_prompts"] == "full"
+    )
+    store = str(settings["store"])
+    pen = Pen(files.outputs, files.job, store_named(store), shown.say, joins=joins)
     # The outputs are locked before anything is touched.
-    with _not_told_twice(), OutputLock(files.outputs, shown.say):
+    with _not_told_twice(), pen:
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
-            return await BatchRun(s, source, files, options, shown).run()
+            return await BatchRun(s, source, files, options, shown, pen).run()
 
 
 @contextlib.contextmanager
@@ -362,11 +369,17 @@ def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
     from scheduler.duration import format_duration
     from scheduler.money import format_usd
 
-    parts = [f"{outcome.succeeded + outcome.known:,} succeeded"]
-    if outcome.known:
-        parts[0] += f" ({outcome.known:,} of them before)"
-    if outcome.failed:
-        parts.append(f"{outcome.failed:,} failed")
+    parts = [f"{outcome.succeeded + outcome.known + outcome.elsewhere:,} succeeded"]
+    shares = [
+        f"{count:,} of them {where}"
+        for count, where in (
+            (outcome.known, "before"), (outcome.elsewhere, "by another process"),
+        ) if count
+    ]  # fmt: skip
+    if shares:
+        parts[0] += f" ({', '.join(shares)})"
+    if outcome.failed + outcome.failed_elsewhere:
+        parts.append(f"{outcome.failed + outcome.failed_elsewhere:,} failed")
     if outcome.known_failed:
         parts.append(f"{outcome.known_failed:,} failed before (--retry-failed sends them again)")
     if outcome.bad:

@@ -20,7 +20,9 @@ from dataclasses import replace
 from scheduler import events
 from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
+from scheduler.batch.pen import Pen
 from scheduler.batch.source import Source
+from scheduler.cli.company import JOINED, WRITES, Company
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
@@ -58,13 +60,16 @@ class BatchRun:
         files: Files,
         options: RunOptions,
         progress: Progress,
+        pen: Pen | None = None,
     ) -> None:
-        self._source = source
+        pen = pen or Pen.of_one()
+        self._source, self._pen = source, pen
         self.s, self.files, self.options, self.progress = scheduler, files, options, progress
         self.outcome = Outcome()
         self._job = files.job
         self._is_part = False  # the input is what another run of this job left
         self._delivery = Delivery(files, progress.say)
+        self._company = Company(scheduler, pen, self._delivery, self.outcome)
         self._patience = Patience(options.stops, options.max_wait_ms, options.store_option)
         self._stopping = asyncio.Event()  # no more is read or admitted
         self._interrupts = 0
@@ -89,6 +94,8 @@ class BatchRun:
             stack.callback(self.progress.close)
             self._choose_budget()
             await self._choose_job()
+            self._company.job, self._company.is_part = self._job, self._is_part
+            self.s.keep_to(self._pen.circle)
             stack.callback(self.s.on(events.Settled, self._on_settled))
             stack.callback(self.s.on(events.Expired, self._on_expired))
             self._feeding = Feeding(
@@ -100,21 +107,28 @@ class BatchRun:
             if self.options.is_fresh:
                 await self.s.store.forget(self._job, SystemClock().now_ms())
                 move_aside(self.files)
-            stack.enter_context(self._delivery)
-            await self._delivery.start(
-                self.s.store, self._job, retry_failed=self.options.retry_failed,
-                is_part=self._is_part,
-            )  # fmt: skip
+            if self._pen.is_held:
+                await self._begin_to_write(stack)
+            else:
+                self.progress.say(JOINED)
+                await self._delivery.peek()
             feeding = asyncio.create_task(self._feeding.run(self._stopping, self._budget))
             try:
-                await self._watch(feeding)
+                await self._watch(feeding, stack)
             except Exception as exc:
                 self._break_off(exc)
             finally:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
             await self._end()
+            await self._company.count()
         return self._finish()
+
+    async def _begin_to_write(self, stack: contextlib.ExitStack) -> None:
+        stack.enter_context(self._delivery)
+        await self._delivery.start(
+            self.s.store, self._job, retry_failed=self.options.retry_failed, is_part=self._is_part
+        )
 
     async def _choose_job(self) -> None:
         """What another run left are that run's requests: the same keys, answered once."""
@@ -148,7 +162,7 @@ class BatchRun:
             await self._let_finish()
         except SchedulerError as exc:  # the store failed, and with it what ran
             self._failure = self._failure or exc
-        for step in (self._deliver_rest, self._write_parked):
+        for step in (self._deliver_rest, self._write_parked) if self._pen.is_held else ():
             try:
                 await step()
             except (SchedulerError, OSError) as exc:
@@ -170,7 +184,7 @@ class BatchRun:
         await self._delivery.finish(
             self._seen if self._is_part else None,
             None if is_all else self._feeding.read_to,
-            restores=self._is_part or self._is_superseded,
+            restores=self._is_part or self._is_superseded or self._company.was_there,
         )
 
     async def _write_parked(self) -> None:
@@ -295,18 +309,29 @@ class BatchRun:
         with contextlib.suppress(BudgetUnknown):
             self.progress.say("there is no budget 'default': spend is tracked, not limited")
 
-    async def _watch(self, feeding: asyncio.Task[None]) -> None:
-        while not (feeding.done() and self._is_over()):
+    async def _watch(self, feeding: asyncio.Task[None], stack: contextlib.ExitStack) -> None:
+        while not (feeding.done() and await self._is_over()):
             if feeding.done():
                 feeding.result()  # raises what ended it
             await asyncio.sleep(TICK_S)
             self.s.check()
+            await self._look_at_others(stack)
             await self._write()
             stats = self.s.stats()
             self.progress.update(self._snapshot(stats))
             self._check_patience(stats, feeding.done())
         feeding.result()
         self.progress.update(self._snapshot(self.s.stats()))
+
+    async def _look_at_others(self, stack: contextlib.ExitStack) -> None:
+        """See what other processes did for this batch; write it, if that falls to this one."""
+        if not await self._company.look(asyncio.get_running_loop().time()):
+            return
+        if self._pen.is_held or self._stopping.is_set() or await self._company.is_done():
+            return
+        if self._pen.take():
+            self.progress.say(WRITES)
+            await self._begin_to_write(stack)
 
     async def _write(self) -> None:
         """Put what has ended on the disk; where that fails nothing more is sent."""
@@ -322,7 +347,7 @@ class BatchRun:
                 "next run"
             )
 
-    def _is_over(self) -> bool:
+    async def _is_over(self) -> bool:
         stats = self.s.stats()
         if stats.running or self._delivery.is_pending:
             return False
@@ -330,7 +355,9 @@ class BatchRun:
         if self._locked:
             lanes = self.s.store.lanes()
             waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in self._locked)
-        return self._stopping.is_set() or waiting <= 0
+        if self._stopping.is_set():
+            return True
+        return waiting <= 0 and await self._company.is_done()
 
     def _check_patience(self, stats: Stats, is_fed: bool) -> None:
         """Say why nothing moves; end when it was waited for long enough."""
@@ -385,8 +412,9 @@ class BatchRun:
 
     def _snapshot(self, stats: Stats) -> Snapshot:
         now_s = asyncio.get_running_loop().time() - self._started_s
-        done = self.outcome.succeeded + self.outcome.known
-        failed = self.outcome.failed + self.outcome.known_failed + self.outcome.bad
+        told = self.outcome
+        done = told.succeeded + told.known + told.elsewhere
+        failed = told.failed + told.known_failed + told.failed_elsewhere + told.bad
         parked = sum(stats.parked.values())
         ended = self.outcome.succeeded + self.outcome.failed
         left = self._feeding.total - done - failed
@@ -430,6 +458,7 @@ class BatchRun:
         self._tell_failure()
         if outcome.exit is Exit.DONE:
             is_bad = outcome.failed or outcome.known_failed or outcome.bad
+            is_bad = is_bad or outcome.failed_elsewhere
             if self._codes["price_unknown"] and self._codes["price_unknown"] == self._feeding.total:
                 outcome.exit = Exit.CONFIG
             elif is_bad or self._delivery.problem is not None:  # at the very end

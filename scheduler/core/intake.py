@@ -97,6 +97,7 @@ class Intake:
         self._router = Router(self.providers, routes, self._is_of)
         self.book = BudgetBook(names=Aliases(self.providers, self._router.led_by).names)
         self.shares = False  # what is queued may be sent by other processes
+        self.circle = ""  # only of those that work on the same thing; empty: of all
 
     def _is_of(self, name: str, model: str) -> bool:
         """Whether a prefix names the provider of a model.
@@ -144,7 +145,10 @@ class Intake:
     def services(self) -> dict[str, str]:
         """What other processes might ask as well, by provider's name."""
         providers = self.providers.values()
-        return {each.name: each.service for each in providers if each.service is not None}
+        return {
+            each.name: f"{each.service} {self.circle}".rstrip()
+            for each in providers if each.service is not None
+        }  # fmt: skip
 
     def add(self, provider: Provider) -> None:
         """Have one provider more. Raises `ConfigError` if there is one of that name."""
@@ -239,7 +243,9 @@ class Intake:
         is_whole = self.shares and request.key is not None
         # What is refused or asks another model is decided here.
         is_plain = may_wait and not request.fallback and request.instead_of is None
-        return (provider.service or "") if is_whole and is_plain else ""
+        if provider.service is None or not (is_whole and is_plain):
+            return ""
+        return f"{provider.service} {self.circle}".rstrip()
 
     def _taken(self, request: Request, on_exceeded: OnExceeded) -> tuple[Request, Provider, Quote]:
         """A request as it would be sent, by whom, and its quote, if its size is allowed."""

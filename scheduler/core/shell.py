@@ -525,6 +525,19 @@ class Shell(Tagging, Governing):
         """The provider whose service is behind a URL; None: none that is known."""
         return self._intake.provider_at(url)
 
+    def keep_to(self, circle: str) -> None:
+        """Share what is submitted from now on with processes of that circle only, and send nothing
+        else of what others submit.
+        """  # noqa: D205
+        self._intake.circle = circle
+        self.store.serve(self._intake.services)
+
+    @property
+    def shares(self) -> bool:
+        """Whether other processes may send what is submitted to the default provider, and has a key."""
+        default = self._intake.providers[self._intake.default_provider]
+        return self._intake.shares and default.service is not None
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop it was opened in. Raises `SchedulerClosed` before and after."""

@@ -217,6 +217,7 @@ class Sheet:
     def count_elsewhere(self, lane_id: int, more: int) -> None:
         """So many more wait in a lane that is not in the books."""
         self._more[lane_id] += more
+        self.news.lanes.add(lane_id)
 
     def leave_lines(self, request_id: int, budgets: tuple[int, ...]) -> None:
         """A request waits no more for money of these budgets: who came behind it may go on."""

@@ -224,7 +224,8 @@ def expire(sheet: Sheet, rows: Iterable[Row], result: TurnResult) -> None:
     late = [
         row for row in sorted(rows, key=lambda row: row.id)
         if row.expires_at_ms is not None and row.expires_at_ms <= sheet.now_ms and row.waits
-        and sheet.books.lanes.by_id(row.lane_id) is not None  # else its process looks after it
+        # Else its process looks after it; what is anybody's ends here, too.
+        and (not row.worker_id or sheet.books.lanes.by_id(row.lane_id) is not None)
     ]  # fmt: skip
     jobs = job_names(sheet, {row.job_id for row in late})
     for row in late:
@@ -233,7 +234,7 @@ def expire(sheet: Sheet, rows: Iterable[Row], result: TurnResult) -> None:
         waited_ms = drop(sheet, row, RequestState.EXPIRED)
         assert waited_ms is not None
         assert at_ms is not None
-        is_shared = lane is not None and lane.key.is_shared
+        is_shared = not row.worker_id
         result.expired.append(
             ExpiredRequest(row.id, waited_ms, row.key, jobs[row.job_id], lack, at_ms, is_shared)
         )
