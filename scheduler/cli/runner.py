@@ -22,7 +22,7 @@ from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.pen import Pen
 from scheduler.batch.source import Source
-from scheduler.cli.company import JOINED, WRITES, Company
+from scheduler.cli.company import JOINED, LEAVES, WRITES, Company
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
@@ -122,6 +122,8 @@ class BatchRun:
                 await asyncio.gather(feeding, return_exceptions=True)
             await self._end()
             await self._company.count()
+            if not self._pen.is_held:
+                self.outcome.left = self._company.left
         return self._finish()
 
     async def _begin_to_write(self, stack: contextlib.ExitStack) -> None:
@@ -456,6 +458,8 @@ class BatchRun:
         outcome.cost_nusd, outcome.overruns = stats.posted_nusd, stats.overruns
         outcome.reserved_nusd = stats.reserved_nusd + stats.suspense_nusd
         self._tell_failure()
+        if outcome.exit is not Exit.DONE and self._company.goes_on:
+            self.progress.say(LEAVES)
         if outcome.exit is Exit.DONE:
             is_bad = outcome.failed or outcome.known_failed or outcome.bad
             is_bad = is_bad or outcome.failed_elsewhere
