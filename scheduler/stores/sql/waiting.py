@@ -17,7 +17,7 @@ from scheduler.limits import MOST_TRIED, NOTHING, Pair
 from scheduler.request import Tokens
 from scheduler.stores.lanes import Lane
 
-# How much a request asks of its provider's credit: `gates.size_of`.
+# How much a request asks of its provider's credit: `limits.size_of`.
 _SIZE = "(CASE ceiling_nusd WHEN 0 THEN ceiling_tokens ELSE ceiling_nusd END)"
 
 
