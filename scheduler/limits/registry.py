@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from scheduler.limits.front import Front
 from scheduler.limits.gate import Gate
 from scheduler.limits.meter import COUNTING, Limits
-from scheduler.limits.words import GateStatus, ProviderRules, Report
+from scheduler.limits.words import Closed, GateStatus, ProviderRules, Report
 
 Pair = tuple[Front, Gate] | tuple[()]
 
@@ -86,6 +86,10 @@ class Gates:
             if is_probe or now is None or now.allowed > allowed:
                 news.add(report.provider)
         return news
+
+    def closed(self) -> dict[str, Closed]:
+        """What closes providers that let through a probe only, and what there is credit for."""
+        return {name: each.closed for name, each in self._fronts.items() if each.closed is not None}
 
     def is_closed(self, provider: str) -> bool:
         """Whether a provider lets through a probe only, and what there is credit for."""

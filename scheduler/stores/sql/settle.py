@@ -191,7 +191,7 @@ class Settling(Books):
             decode_budgets(budgets) if lane is None else lane.key.budgets
         ):
             if account.leave_line(request_id):
-                self.lanes.wake_all(now_ms)
+                self.lanes.wake_behind((account.id,), now_ms)
 
     def _next_state(
         self, hold: _Hold, settlement: Settlement, now_ms: int

@@ -221,7 +221,7 @@ class Submitting(Settling):
         accounts = self._accounts_of(old.key.budgets), self._accounts_of(lane.key.budgets)
         needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
         if keep_line(*accounts, request_id, lane.key.priority, needs):
-            self.lanes.wake_all(now_ms)
+            self.lanes.wake_behind((each.id for each in accounts[0]), now_ms)
 
     def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
         """A request goes on waiting among those that are lent a place, or no more."""
@@ -267,7 +267,7 @@ class Submitting(Settling):
         return row is not None
 
     def _enqueue(self, lane: Lane, request_id: int, new: NewRequest, now_ms: int) -> int:
-        self.lanes.add(lane)
+        self.lanes.add(lane, request_id)
         needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
         if request_id < lane.passed_id:
             lane.look_at_all(needs)

@@ -8,11 +8,13 @@ the scheduler goes no further, so the book never outlives a rollback.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 
-from scheduler.admission.plan import Plan, plan
+from scheduler.admission.plan import LaneView, Plan, Planner
 from scheduler.errors import StoreLocked
 from scheduler.ledger.account import Crossing
 from scheduler.limits import Gates
@@ -28,6 +30,7 @@ from scheduler.stores.base import (
     refusal,
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sql.books import encode_budgets
 from scheduler.stores.sql.codec import decode_request, encode_shortfall
@@ -36,6 +39,8 @@ from scheduler.stores.sql.submit import Submitting
 from scheduler.stores.sql.upgrade import add_indexes
 from scheduler.stores.sql.waiting import Waiting, view
 from scheduler.stores.views import budget_status
+
+AT_ONCE = 16  # lanes that are read together
 
 
 class Transactions(Submitting):
@@ -154,7 +159,7 @@ class Transactions(Submitting):
         ):
             lane = self.lanes.by_id(lane_id)
             if lane is not None and lane.waiting != waiting:
-                self.lanes.add(lane, waiting - lane.waiting)
+                self.lanes.add(lane, count=waiting - lane.waiting)
                 self.lanes.remove(lane, now_ms, 0)  # it may be empty
                 lane.passed_id = 0
 
@@ -276,29 +281,16 @@ class Transactions(Submitting):
     # Claiming
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
-        lanes = self.lanes.open_lanes()
-        if not lanes:
+        if not self.lanes.open:
             return
-        cursors = [self._db.cursor() for _ in lanes]
-        try:
-            views = [
-                view(
-                    self._db,
-                    cursor,
-                    lane,
-                    self._accounts_of(lane.key.budgets),
-                    self.gates.of(lane.key.provider, lane.key.model),
-                )
-                for lane, cursor in zip(lanes, cursors, strict=True)
-            ]
-            assert turn.slots is not None
-            decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
-        finally:
-            for cursor in cursors:
-                cursor.close()
+        assert turn.slots is not None
+        with contextlib.ExitStack() as cursors:
+            show = partial(self._show, cursors)
+            lineup = Lineup(self.lanes.open, show, self.gates, turn.slots, now_ms, at_once=AT_ONCE)
+            decided = Planner(lineup, turn.slots, now_ms, self._admitted).decide()
         self._admitted += len(decided.admitted)
-        result.look_again_at_ms = decided.look_again_at_ms
-        self._start(decided, lanes, now_ms, result)
+        result.look_again_at_ms = now_ms if decided.is_cut else decided.look_again_at_ms
+        self._start(decided, lineup.looked, now_ms, result)
         for candidate, lack in decided.refused:
             assert isinstance(candidate, Waiting)
             request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
@@ -306,10 +298,22 @@ class Transactions(Submitting):
             if not (request.fallback or candidate.id in turn.holds):
                 error = json.dumps(refusal(lack))
                 self._drop(candidate.id, RequestState.FAILED, now_ms, error)
-        for lane, verdict in zip(lanes, decided.verdicts, strict=True):
-            self.lanes.settle(lane, verdict, now_ms)
+        for lane, verdict, rest_id in zip(
+            lineup.looked, decided.verdicts, decided.rests, strict=True
+        ):
+            self.lanes.settle(lane, verdict, rest_id, now_ms)
         if self.lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
+
+    def _show(self, cursors: contextlib.ExitStack, lanes: Sequence[Lane]) -> list[LaneView]:
+        """Lanes as a plan sees them."""
+        views = []
+        for lane in lanes:
+            cursor = cursors.enter_context(contextlib.closing(self._db.cursor()))
+            accounts = self._accounts_of(lane.key.budgets)
+            gates = self.gates.of(lane.key.provider, lane.key.model)
+            views.append(view(self._db, cursor, lane, accounts, gates))
+        return views
 
     def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
         if not decided.admitted:
