@@ -46,7 +46,6 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
-from zoneinfo import ZoneInfo
 
 from scheduler.dollars import decimal_usd, format_usd, usd
 from scheduler.guards import installed
@@ -105,6 +104,8 @@ class BudgetExceeded(RequestRejected):
         """When money frees by itself, in the budget's zone; None: only a raise helps."""
         if self.resets_at_ms is None:
             return None
+        from zoneinfo import ZoneInfo
+
         return datetime.fromtimestamp(self.resets_at_ms / 1000, ZoneInfo(self.zone))
 
     @property

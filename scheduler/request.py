@@ -10,7 +10,6 @@ A request lives through these states, and reaches exactly one of the last four:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -240,6 +239,8 @@ class Request:
 
     def digest(self) -> str:
         """Fingerprint of what would be sent: same digest, same question."""
+        import hashlib
+
         text = json.dumps([self.url, self.body], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

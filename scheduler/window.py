@@ -19,17 +19,19 @@ Three kinds, told apart in every text:
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+from typing import TYPE_CHECKING
 
 from scheduler.duration import UNITS_MS, parse_duration_ms
 from scheduler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 BUCKETS = 60
 PERIODS = ("minute", "hour", "day", "week", "month", "year")
@@ -94,6 +96,8 @@ class Window:
         if word == "total":
             return cls(WindowKind.TOTAL)
         if not word[:1].isdigit():
+            import difflib
+
             near = difflib.get_close_matches(word, (*PERIODS, "total"), 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
@@ -243,7 +247,10 @@ def _parse_anchor(period: str, anchor: str | None) -> tuple[int, ...]:
 def _check_zone(name: str) -> str:
     try:
         _zone(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    except (LookupError, ValueError, OSError):
+        import difflib
+        from zoneinfo import available_timezones
+
         near = difflib.get_close_matches(name, sorted(available_timezones()), 3, 0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError("zone", f"there is no time zone {name!r}{hint}") from None
@@ -252,6 +259,8 @@ def _check_zone(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _zone(name: str) -> ZoneInfo:
+    from zoneinfo import ZoneInfo  # where there is a window: it takes as long as a module of ours
+
     return ZoneInfo(name)
 
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
-from zoneinfo import ZoneInfo
 
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Cap
@@ -187,6 +186,8 @@ def _until(lack: Shortfall, now_ms: int) -> str:
     at_ms = lack.resumes_at_ms
     if at_ms is None:
         return "never by itself"
+    from zoneinfo import ZoneInfo
+
     at = datetime.fromtimestamp(at_ms / 1000, ZoneInfo(lack.zone))
     return f"{at:%Y-%m-%d %H:%M:%S} {lack.zone} (in {format_duration(max(0, at_ms - now_ms))})"
 

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from scheduler.naming import Asked, Names, is_snapshot, names_of, same_place
 from scheduler.prices.rates import listed_as
-from scheduler.providers.address import is_azure_url
 from scheduler.providers.base import Provider
 from scheduler.providers.known import kind_at
 
@@ -73,6 +72,8 @@ def _services(url: str | None) -> list[str]:
     """The service behind a URL, if it is known by it."""
     if url is None:
         return []
+    from scheduler.providers.address import is_azure_url
+
     kind = "azure" if is_azure_url(url) else kind_at(urlsplit(url).hostname)
     return [] if kind is None else [kind]
 

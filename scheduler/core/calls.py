@@ -41,7 +41,6 @@ from scheduler.limits.meter import Seen
 from scheduler.limits.retry import Retry
 from scheduler.prices.tariff import Tariff
 from scheduler.providers.base import Send
-from scheduler.providers.credit import Affords
 from scheduler.request import Request, RequestState, Response, Usage
 from scheduler.stores.base import Claimed, Outcome, Settlement
 
@@ -357,7 +356,10 @@ def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
     report.size = claimed.ceiling_nusd or claimed.ceiling_tokens  # `limits.size_of`
     if isinstance(error, CallFailed):
         report.is_free = error.is_billed is False
-        if isinstance(error.affords, Affords):
+        if error.affords is not None:
+            from scheduler.providers.credit import Affords
+
+            assert isinstance(error.affords, Affords)
             report.affords = error.affords.size(report.size, claimed.ceiling_tokens)
         report.seen, report.retry_after_ms = error.limits, error.retry_after_ms
         report.words = cut(error.credit or error.message, MAX_WHY)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, get_args, overload
 
 from scheduler import events
 from scheduler.budget import Budget
@@ -46,9 +46,9 @@ from scheduler.money import parse_usd
 from scheduler.prices.book import PriceBook
 from scheduler.providers.base import Provider, Send
 from scheduler.request import Duration, Quote, Request, RequestState, Response
-from scheduler.stats import Stats
 from scheduler.stores import open_store
 from scheduler.stores.base import (
+    KEEP_FINISHED,
     NewRequest,
     Outcome,
     Settlement,
@@ -57,7 +57,9 @@ from scheduler.stores.base import (
     Submitted,
     Unknown,
 )
-from scheduler.stores.memory.ended import KEEP_FINISHED
+
+if TYPE_CHECKING:
+    from scheduler.stats import Stats
 
 E_ = TypeVar("E_", bound=events.Event)
 Role = Literal["client", "worker", "both"]
@@ -572,6 +574,8 @@ class Shell(Tagging, Governing):
 
     def stats(self) -> Stats:
         """A picture of this scheduler now; awaits nothing."""
+        from scheduler.stats import Stats
+
         parked: Counter[str] = Counter()
         shortfalls = []
         for lane in self.store.lanes():

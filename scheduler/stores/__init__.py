@@ -6,8 +6,7 @@ from pathlib import Path
 
 from scheduler.errors import ConfigError
 from scheduler.guards.plain import without_password
-from scheduler.stores.base import Store, StorePrompts
-from scheduler.stores.memory.ended import KEEP_FINISHED
+from scheduler.stores.base import KEEP_FINISHED, Store, StorePrompts
 
 
 def open_store(

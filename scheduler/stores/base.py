@@ -30,7 +30,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
@@ -40,8 +40,13 @@ from scheduler.ledger.account import Crossing
 from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 
+if TYPE_CHECKING:
+    from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+
+KEEP_FINISHED = (
+    100_000  # outcomes of keys that a store in memory keeps, unless it is told otherwise
+)
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.
 

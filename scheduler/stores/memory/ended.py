@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scheduler.request import Request
+from scheduler.stores.base import KEEP_FINISHED as KEEP_FINISHED
 
-KEEP_FINISHED = 100_000
 MOST_LOOKED_AT = 16  # of the oldest, each time one more has ended
 _NO_TAGS: Mapping[str, str] = {}
 
