@@ -8,7 +8,7 @@ unwritten is in the store, and what it wrote is in the files, so nothing is lost
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +21,7 @@ class Pen:
 
     Args:
         outputs: What is written.
-        job: The batch, by its names.
-        store: The store it is kept in.
+        work: What tells this work from other work on the same files.
         say: Tells the user.
         joins: Whether to work with others; False: there must be none.
 
@@ -36,11 +35,10 @@ class Pen:
     """
 
     def __init__(
-        self, outputs: Sequence[Path], job: str, store: str, say: Callable[[str], None], *,
+        self, outputs: Sequence[Path], work: Mapping[str, str], say: Callable[[str], None], *,
         joins: bool,
     ) -> None:  # fmt: skip
-        self._outputs, self._job, self._store, self._say = outputs, job, store, say
-        self._joins = joins
+        self._outputs, self._work, self._say, self._joins = outputs, work, say, joins
         self.is_held = False
         self.circle = uuid.uuid4().hex
         self._lock = self._made()
@@ -48,21 +46,20 @@ class Pen:
     @classmethod
     def of_one(cls) -> Self:
         """Of a process that is alone, and holds it without a lock."""
-        pen = cls((), "", "", lambda text: None, joins=False)
+        pen = cls((), {}, lambda text: None, joins=False)
         pen.is_held = True
         return pen
 
     def _made(self) -> OutputLock:
-        note = {"job": self._job, "store": self._store, "circle": self.circle}
-        return OutputLock(self._outputs, self._say, note)
+        return OutputLock(self._outputs, self._say, {**self._work, "circle": self.circle})
 
     def __enter__(self) -> Self:
         try:
             self._take()
         except OutputInUse:
             note = self._lock.held_with()
-            circle, same = note.get("circle"), (note.get("job"), note.get("store"))
-            if not self._joins or not isinstance(circle, str) or same != (self._job, self._store):
+            circle, is_same = note.get("circle"), self._work.items() <= note.items()
+            if not (self._joins and is_same and isinstance(circle, str)):
                 raise
             self.circle, self._lock = circle, self._made()
         return self

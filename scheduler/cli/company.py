@@ -7,6 +7,8 @@ until everything is written, and one of them takes the pen if its holder ends be
 
 from __future__ import annotations
 
+import asyncio
+
 from scheduler.batch.pen import Pen
 from scheduler.cli.delivery import Delivery
 from scheduler.cli.outcome import Outcome
@@ -17,6 +19,11 @@ LOOK_S = 0.5  # so often the store is asked what others did
 JOINED = "joined: another process works on this file, too; it writes the results"
 WRITES = "the process that wrote the results has ended; this one writes them from here on"
 LEAVES = "another process goes on with this file"
+UNWRITTEN = (
+    "all is sent, but the process that is to write the results does not go on. They are safe in the "
+    "store, and the same command writes them once it has ended"
+)
+PATIENCE_S = 25.0  # who has nothing to do waits so long for others with whom nothing happens
 
 
 class Company:
@@ -32,6 +39,7 @@ class Company:
         job: Whose requests the batch has.
         is_part: Whether others of that job's requests are not of this input.
         was_there: Whether another process ever worked on this store meanwhile.
+        is_unwritten: Whether the one with the pen had not written everything, when last seen.
     """
 
     def __init__(self, s: Scheduler, pen: Pen, delivery: Delivery, outcome: Outcome) -> None:
@@ -39,7 +47,9 @@ class Company:
         self._looked_s = 0.0
         self._is_there = self.was_there = not pen.is_held
         self._counts = Counts()
-        self.job, self.is_part = "", False
+        self._same: object = None  # what was seen last, and since when
+        self._since_s = 0.0
+        self.job, self.is_part, self.is_unwritten = "", False, False
 
     async def look(self, now_s: float) -> bool:
         """See what the others have done, and write it, at times; whether this was such a time."""
@@ -73,10 +83,21 @@ class Company:
         await self.count()
         if self._pen.is_held:  # what only waits is nobody's, or theirs who take the pen
             return self._counts.running == 0
-        if self.left:
-            return False
-        store = self._s.store
-        return self.is_part or not await self._delivery.has_undelivered(store, self.job)
+        is_written = self.is_part or not await self._delivery.has_undelivered(
+            self._s.store, self.job
+        )
+        if is_written and not self.left:
+            self.is_unwritten = False
+            return True
+        return self._is_still(is_written)
+
+    def _is_still(self, is_written: bool) -> bool:
+        """Whether nothing has happened with the others for long."""
+        now_s = asyncio.get_running_loop().time()
+        if self._same != (self._counts, is_written):
+            self._same, self._since_s = (self._counts, is_written), now_s
+        self.is_unwritten = not is_written
+        return now_s > self._since_s + PATIENCE_S
 
     @property
     def left(self) -> int:

@@ -341,11 +341,11 @@ async def _run(
 
     budgets = [] if budget is None else [Budget("default", budget)]
     # What two processes cannot both work on is not begun twice.
-    joins = (
-        not options.is_fresh and files.results is not None and settings["store_prompts"] == "full"
-    )
-    store = str(settings["store"])
-    pen = Pen(files.outputs, files.job, store_named(store), shown.say, joins=joins)
+    work = {"job": files.job, "store": store_named(str(settings["store"]))}
+    work["asks"] = settings["providers"][0].service or ""  # type: ignore[index]
+    is_whole = settings["store_prompts"] == "full" and bool(work["asks"])
+    joins = is_whole and not options.is_fresh and files.results is not None
+    pen = Pen(files.outputs, work, shown.say, joins=joins)
     # The outputs are locked before anything is touched.
     with _not_told_twice(), pen:
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]

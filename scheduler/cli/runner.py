@@ -22,7 +22,7 @@ from scheduler.batch.held import Marks
 from scheduler.batch.input import BatchLine
 from scheduler.batch.pen import Pen
 from scheduler.batch.source import Source
-from scheduler.cli.company import JOINED, LEAVES, WRITES, Company
+from scheduler.cli.company import JOINED, LEAVES, UNWRITTEN, WRITES, Company
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
 from scheduler.cli.exits import Exit, exit_for
 from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
@@ -470,6 +470,9 @@ class BatchRun:
             elif outcome.left:
                 outcome.exit = Exit.PARKED
                 outcome.message = f"{outcome.left:,} requests are being run by another process"
+                self.progress.say(outcome.message)
+            elif self._company.is_unwritten and not self._pen.is_held:
+                outcome.exit, outcome.message = Exit.PARKED, UNWRITTEN
                 self.progress.say(outcome.message)
         return outcome
 
