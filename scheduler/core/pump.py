@@ -93,8 +93,13 @@ class Pump:
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
 
-    def on_suspended(self, told: Callable[[int, tuple[int, int] | None], None]) -> None:
-        """Call it with the reservation, and what its answer told, when an outcome is unknown."""
+    @property
+    def suspended(self) -> Callable[[int, tuple[int, int] | None], None]:
+        """Called with the reservation, and what its answer told, when an outcome is unknown."""
+        return self._desk.suspended
+
+    @suspended.setter
+    def suspended(self, told: Callable[[int, tuple[int, int] | None], None]) -> None:
         self._desk.suspended = told
 
     # From outside

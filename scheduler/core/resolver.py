@@ -167,7 +167,8 @@ class Resolver:
     async def _look(self, unknown: Sequence[Unknown]) -> None:
         providers = map(self._intake.providers.get, {each.provider for each in unknown})
         is_asking = any(each is not None and each.can_look_up for each in providers)
-        at_once = LOOKS_AT_ONCE if is_asking else PAGE  # a policy is applied in one transaction
+        # A policy is applied to many in one transaction, though not to all: one may fail.
+        at_once = LOOKS_AT_ONCE if is_asking else max(LOOKS_AT_ONCE, len(unknown) // 4)
         for start in range(0, len(unknown), at_once):
             some = unknown[start : start + at_once]
             found = await asyncio.gather(*map(self._settle, some))

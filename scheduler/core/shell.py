@@ -176,7 +176,7 @@ class Shell(Tagging, Governing):
             self._poll_s,
             role=self.role,
         )
-        self._pump.on_suspended(resolver.wake)
+        self._pump.suspended = resolver.wake
         self._resolver = resolver
         providers = self._intake.providers.values()
         self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
