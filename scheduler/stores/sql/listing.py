@@ -95,6 +95,8 @@ def _waiting(db: Connection, lanes: str, after_id: int, limit: int) -> list[int]
         after_id,
         limit,
     )
+    if not heads:
+        return []
     # Behind the first of the last of so many lanes nothing is of this page.
     most = heads[-1][1] if len(heads) == limit else _LAST
     firsts = db.dialect.firsts(
