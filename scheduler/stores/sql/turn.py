@@ -55,8 +55,9 @@ class Transactions(Books):
         sheet = begin(db, self, turn.now_ms)
         result = TurnResult(crossings=self.untold)
         self.untold = []
+        if self.worker_id:
+            self._catch_up(sheet, result)
         workers.keep_lease(sheet)
-        self._catch_up(sheet, result)
         know_gates(sheet, (
             (each.report.provider, each.report.model)
             for each in turn.settle if each.report is not None
