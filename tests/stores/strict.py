@@ -28,7 +28,7 @@ class StrictConnection(SqliteConnection):
         super().write(sql, *values)
 
     def write_many(self, bulk: Bulk, rows: Sequence[Sequence[object]]) -> None:
-        check(self.dialect.bulk(bulk), tuple(rows[0]) if rows else ())
+        assert not ONLY_SQLITE.search(self.dialect.bulk(bulk)), bulk
         for row in rows:
             for value, kind in zip(row, bulk.columns.values(), strict=True):
                 assert value is None or type(value) is KINDS[kind], (bulk.table, value, kind)
@@ -41,8 +41,7 @@ def check(sql: str, values: Sequence[object]) -> None:
     """Each value has its mark, and is a number, a text, or nothing; no dialect of SQLite's own."""
     assert not ONLY_SQLITE.search(sql), sql
     assert "LIKE" not in sql or "ESCAPE" in sql, sql  # each engine has another way of its own
-    if "INSERT" not in sql or values:
-        assert sql.count("?") == len(values), (sql, values)
+    assert sql.count("?") == len(values), (sql, values)
     for value in values:
         assert value is None or type(value) in (int, str), (sql, value)
 
@@ -52,5 +51,9 @@ def positions(bulk: Bulk) -> list[int]:
     names = list(bulk.columns)
     if isinstance(bulk, Insert):
         key = re.search(r"ON CONFLICT \(([^)]*)\)", bulk.more)
-        return [names.index(name.strip()) for name in key[1].split(",")] if key else [*range(len(names))]
+        return (
+            [names.index(name.strip()) for name in key[1].split(",")]
+            if key
+            else [*range(len(names))]
+        )
     return [names.index(name) for name in re.findall(r":([a-z_]+)", bulk.where)]

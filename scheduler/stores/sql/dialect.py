@@ -156,7 +156,9 @@ class Sqlite(Dialect):
 
     def row_values(self, rows: Iterable[Sequence[Value]]) -> tuple[object, ...]:
         """See `Dialect.row_values`."""
-        return (_dumps(list(rows)),)
+        given = list(rows)
+        assert given, "of no rows an engine with an array per column knows no columns"
+        return (_dumps(given),)
 
     def firsts(
         self, columns: str, groups: Mapping[str, Type], table: str, where: str, order: str

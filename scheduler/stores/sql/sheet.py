@@ -102,7 +102,7 @@ class Sheet:
         self.new_lanes: list[Lane] = []
         self.owners: dict[int, Owner] = {}
         self.tallies: Counter[tuple[int, str]] = Counter()
-        self.settled: list[tuple[object, ...]] = []  # reservations
+        self.settled: dict[int, tuple[object, ...]] = {}  # reservations, each once
         self.responses: list[tuple[int, str]] = []
         self.spent = Spent()
         self.news = changes.News()
@@ -244,9 +244,9 @@ class Sheet:
             insert_rows(db, self.new)
             self.new = []
         update_rows(db, self.rows.values())
-        db.write_many(_RESERVATIONS, self.settled)
+        db.write_many(_RESERVATIONS, list(self.settled.values()))
         db.write_many(_RESPONSES, self.responses)
-        self.settled, self.responses = [], []
+        self.settled, self.responses = {}, []
 
     def finish(self) -> None:
         """Write all that is left. How this process's lanes are doing waits for its next turn."""
