@@ -60,9 +60,6 @@ class SqliteConnection(Connection):
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
 
-    def __getattr__(self, name: str) -> Any:  # for what is not converted yet
-        return getattr(self.raw, name)
-
     def read(self, sql: str, *values: object) -> list[Row]:
         """See `Connection.read`."""
         return self.raw.execute(sql, values).fetchall()
