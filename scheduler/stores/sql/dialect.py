@@ -17,6 +17,17 @@ never summed with a float.
 PostgreSQL says the same with ``unnest`` of one array per column: ``= ANY(%s)`` for `among`,
 ``unnest(%s::bigint[], …) AS k(…)`` for `rows`, a LATERAL join for `firsts`, and for a bulk write
 ``INSERT … SELECT * FROM unnest(…)`` or ``UPDATE … FROM unnest(…) AS v(…)``, one statement each.
+The columns of ``v`` need names of their own (``v.v_id``), or ``WHERE id = :id`` would mean two.
+Everything here has run on it so, the whole schema and every view, with what psycopg needs besides:
+a percent sign in a text is doubled before ``?`` becomes ``%s``, and sums of whole numbers come back as
+NUMERIC, to be loaded as ints. In the schema INTEGER is BIGINT, a key that SQLite counts up is an
+identity column, of which `Connection.new_ids` takes ``nextval``, and an expression in an index has
+parentheses of its own. A text holds no NUL there: such keys are refused when they are submitted.
+
+So these hold for what is given to a connection, and the tests check it on SQLite: no bool for a
+number, no rows that are none, no two rows of one key in a bulk write (PostgreSQL would take either,
+or refuse), an ESCAPE to each LIKE, and no word that only SQLite knows. A plus before a column
+(``+made_at_ms``) keeps SQLite from an index that would be the wrong one; PostgreSQL reads over it.
 """
 
 from __future__ import annotations
@@ -108,7 +119,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def row_values(self, rows: Iterable[Sequence[Value]]) -> tuple[object, ...]:
-        """What stands for them, in a statement with `rows`."""
+        """What stands for them, in a statement with `rows`; there is at least one."""
 
     @abstractmethod
     def firsts(
