@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -13,6 +14,12 @@ from scheduler.answer import Answer
 from scheduler.errors import CallFailed
 from scheduler.providers.base import Provider
 from scheduler.request import Quote, Request, Usage
+
+
+def pytest_collection_finish() -> None:
+    """Keep what all tests import out of collections: some tests collect, and SDKs are large."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

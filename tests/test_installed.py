@@ -169,7 +169,7 @@ def test_the_doctor_sees_projects_that_nobody_knows_and_those_in_other_folders(t
 
 def test_the_doctor_names_files_that_are_missing_or_cut(tmp_path):
     install_ours(tmp_path)
-    (tmp_path / "scheduler" / "notices.py").write_text("")
+    (tmp_path / "scheduler" / "admission" / "notices.py").write_text("")
     (tmp_path / "scheduler" / "adapters" / "web.py").unlink()
     program = "from scheduler.cli.mixture import look; print(*look())"
 

@@ -60,6 +60,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scheduler.budget import UNLIMITED, Unit, WindowKind
@@ -75,8 +76,8 @@ AGING = 16
 MAX_BYPASSED = 32
 MAX_BYPASS_MS = 30_000
 DEPTH = 100
+MOST_LOOKS = 256
 NEVER = math.inf
-BEHIND_MS = 200  # how soon to look again at those that fit but must let a waiter go first
 
 
 class LaneKey(NamedTuple):
@@ -173,6 +174,8 @@ class Plan:
         opens_at_ms: When the first gate opens that holds somebody back; `NEVER`: none, or
             only when calls under way end.
         moved: Accounts in whose line somebody gave up its place, which lets others go on.
+        rests: For each lane: nobody before this id waits in it any more.
+        is_cut: There are more lanes to look at, at once.
     """
 
     admitted: list[Candidate] = field(default_factory=list)
@@ -180,6 +183,8 @@ class Plan:
     verdicts: list[Verdict] = field(default_factory=list)
     opens_at_ms: float = NEVER
     moved: set[int] = field(default_factory=set)
+    rests: list[int] = field(default_factory=list)
+    is_cut: bool = False
     _held: dict[int, float] = field(default_factory=dict)  # gate where somebody waits → until when
     _triers: dict[str, list[_Trier]] = field(default_factory=dict)  # who may probe, by provider
 
@@ -187,6 +192,10 @@ class Plan:
     def look_again_at_ms(self) -> int | None:
         """When a gate opens by itself; None: none does."""
         return None if self.opens_at_ms == NEVER else math.ceil(self.opens_at_ms)
+
+    def is_held(self, gates: Sequence[Metered]) -> bool:
+        """Whether somebody waits at one of these gates."""
+        return any(id(gate) in self._held for gate in gates)
 
     def holds_back(
         self, gates: Sequence[Metered], candidate: Candidate, now_ms: int, is_lent: bool = False
@@ -225,33 +234,163 @@ def plan(
         now_ms: The instant all accounts were looked at.
         admitted_before: How many were admitted earlier; whose turn ageing is depends on it.
     """
-    result = Plan(verdicts=[Verdict() for _ in lanes])
-    free = dict(slots)
-    scans = [_Scan(view, verdict) for view, verdict in zip(lanes, result.verdicts, strict=True)]
-    short = [scan for scan in scans if scan.view.larger is not None]
-    for scan in short:
-        _line_up_larger(scan, now_ms, result)
-    _let_some_try(free, now_ms, result)
-    heads = [(scan.view.key.priority, scan.head.id, position)
-             for position, scan in enumerate(scans) if scan.advance()]  # fmt: skip
-    heapq.heapify(heads)
-    while heads:
-        oldest_first = (admitted_before + len(result.admitted)) % AGING == AGING - 1
-        position = _take(heads, oldest_first)
-        scan = scans[position]
-        if _consider(scan, free, now_ms, result) and scan.advance():
-            heapq.heappush(heads, (scan.view.key.priority, scan.head.id, position))
-    for scan in short:
-        if not scan.has_lined_up:  # those that were passed over just now
-            _line_up_larger(scan, now_ms, result)
-    _let_some_try(free, now_ms, result)
-    for scan in short:
-        if scan.waits_for_place:
-            scan.verdict.clear()
-        elif scan.view.closed is not None:
-            _park_closed(scan, scan.view.closed, None, now_ms)
-        _leave_all_lines(scan, result)
-    return result
+    return Planner(_Whole(lanes), slots, now_ms, admitted_before).decide()
+
+
+class Lineup(Protocol):
+    """Open lanes that a plan has not looked at yet.
+
+    A head may be told too low, never too high.
+    """
+
+    def always(self) -> Sequence[LaneView]:
+        """Those to begin with, whatever places there are."""
+
+    def top(self, below: int | None = None) -> tuple[int, int] | None:
+        """Priority and lowest head of the most urgent ones, or of the oldest below a priority."""
+
+    def pull(self, priority: int) -> Sequence[LaneView]:
+        """The next ones of a priority, the oldest first."""
+
+    def leave(self, provider: str, model: str = "") -> None:
+        """Nothing more goes to a provider, or to a model of it, in this plan."""
+
+    def end(self) -> None:
+        """It has been decided."""
+
+
+class _Whole:
+    """A lineup that shows everything at once."""
+
+    def __init__(self, lanes: Sequence[LaneView]) -> None:
+        self._lanes = lanes
+
+    def always(self) -> Sequence[LaneView]:
+        return self._lanes
+
+    def top(self, below: int | None = None) -> None:
+        return None
+
+    def pull(self, priority: int) -> Sequence[LaneView]:
+        return ()
+
+    def leave(self, provider: str, model: str = "") -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Planner:
+    """Decides by looking at lanes one after the other, the most urgent and oldest head first.
+
+    It asks for a lane when one that it has not seen might come before all that it has, so it looks
+    at about as many as it admits; and at no more than `MOST_LOOKS` from which nobody goes: these
+    are shut, and the next plan begins behind them.
+    """
+
+    def __init__(
+        self, lineup: Lineup, slots: Mapping[str, int], now_ms: int, admitted_before: int
+    ) -> None:
+        self._lineup, self._now_ms, self._before = lineup, now_ms, admitted_before
+        self._free = dict(slots)
+        self._scans: list[_Scan] = []
+        self._heads: list[tuple[int, int, int]] = []
+        self._result = Plan()
+
+    def decide(self) -> Plan:
+        """Go through the lineup."""
+        result = self._result
+        self._look_at(self._lineup.always())
+        while (scan := self._next()) is not None:
+            admitted = len(result.admitted)
+            goes_on = _consider(scan, self._free, self._now_ms, result)
+            if len(result.admitted) == admitted and scan.left_id is None:
+                scan.left_id = scan.head.id
+            if goes_on:
+                self._advance(scan)
+            elif scan.waits_for_place:
+                self._leave_those_like(scan)
+        self._decide_who_tries()
+        result.verdicts = [scan.verdict for scan in self._scans]
+        result.rests = [scan.rest_id for scan in self._scans]
+        result.is_cut = self._is_cut and any(each.shortfall for each in result.verdicts)
+        self._lineup.end()
+        return result
+
+    @property
+    def _is_cut(self) -> bool:
+        looked = len(self._scans) - len(self._heads)  # the others' turn has not come yet
+        return looked - len(self._result.admitted) > MOST_LOOKS
+
+    def _look_at(self, views: Sequence[LaneView]) -> None:
+        """Take more lanes in; among them may be some that try whether their provider is open again."""
+        scans = [_Scan(view) for view in views]
+        short = [scan for scan in scans if scan.view.larger is not None]
+        for scan in short:
+            _line_up_larger(scan, self._now_ms, self._result)
+        if short:
+            _let_some_try(self._free, self._now_ms, self._result)
+        for scan in scans:
+            scan.position = len(self._scans)
+            self._scans.append(scan)
+            self._advance(scan)
+
+    def _advance(self, scan: _Scan) -> None:
+        if scan.advance():
+            order = scan.view.key.priority, scan.head.id, scan.position
+            heapq.heappush(self._heads, order)
+
+    def _next(self) -> _Scan | None:
+        """The lane whose turn it is."""
+        heads, lineup = self._heads, self._lineup
+        while not self._is_cut and (top := lineup.top()) and not (heads and heads[0][:2] <= top):
+            self._look_at(lineup.pull(top[0]))
+        if not heads:
+            return None
+        if (self._before + len(self._result.admitted)) % AGING == AGING - 1:
+            return self._scans[self._take_aged()]
+        return self._scans[heapq.heappop(heads)[2]]
+
+    def _take_aged(self) -> int:
+        """Remove and return the oldest lane of those that are less urgent than the first."""
+        heads, urgent = self._heads, self._heads[0][0]
+        while True:
+            aged = min(
+                (head for head in heads if head[0] > urgent), key=itemgetter(1), default=None
+            )
+            other = None if self._is_cut else self._lineup.top(urgent)
+            if other is None or (aged is not None and aged[1] < other[1]):
+                break
+            self._look_at(self._lineup.pull(other[0]))
+        if aged is None:
+            return heapq.heappop(heads)[2]
+        heads.remove(aged)
+        heapq.heapify(heads)
+        return aged[2]
+
+    def _leave_those_like(self, scan: _Scan) -> None:
+        """Whoever comes later to the same provider or gate waits behind this one."""
+        key, gates = scan.view.key, scan.view.gates
+        if self._free.get(key.provider, 0) <= 0 or self._result.is_held(gates[:1]):
+            self._lineup.leave(key.provider)
+        elif self._result.is_held(gates):
+            self._lineup.leave(key.provider, key.model)
+
+    def _decide_who_tries(self) -> None:
+        """Of what a provider that is closed has no credit for; all others of it are parked."""
+        now_ms, result = self._now_ms, self._result
+        short = [scan for scan in self._scans if scan.view.larger is not None]
+        for scan in short:
+            if not scan.has_lined_up:  # those that were passed over just now
+                _line_up_larger(scan, now_ms, result)
+        _let_some_try(self._free, now_ms, result)
+        for scan in short:
+            if scan.waits_for_place:
+                scan.verdict.clear()
+            elif scan.view.closed is not None:
+                _park_closed(scan, scan.view.closed, None, now_ms)
+            _leave_all_lines(scan, result)
 
 
 class _Trier(NamedTuple):
@@ -267,19 +406,32 @@ class _Scan:
 
     __slots__ = (
         "blocked",
+        "has_begun",
         "has_lined_up",
         "head",
         "is_beyond",
+        "left_id",
+        "position",
         "verdict",
         "view",
         "waits_for_place",
     )
 
-    def __init__(self, view: LaneView, verdict: Verdict) -> None:
-        self.view, self.verdict, self.blocked = view, verdict, 0
+    def __init__(self, view: LaneView) -> None:
+        self.view, self.verdict, self.blocked = view, Verdict(), 0
+        self.left_id: int | None = None  # the first one that stays
+        self.position = 0
         self.is_beyond = False  # there was no place in line for one: nor is there for later ones
         self.waits_for_place = self.has_lined_up = False
         self.head: Candidate
+        self.has_begun = False
+
+    @property
+    def rest_id(self) -> int:
+        """Nobody before this id waits in the lane any more."""
+        if self.view.larger is not None or not self.has_begun:
+            return 0
+        return self.head.id + 1 if self.left_id is None else self.left_id
 
     def advance(self) -> bool:
         """Go to the next candidate; False at the end or when looked deep enough."""
@@ -288,19 +440,8 @@ class _Scan:
         head = next(self.view.candidates, None)
         if head is None:
             return False
-        self.head = head
+        self.head, self.has_begun = head, True
         return True
-
-
-def _take(heads: list[tuple[int, int, int]], oldest_first: bool) -> int:
-    """Remove and return the lane whose turn it is."""
-    if oldest_first and heads[0][0] != max(heads)[0]:
-        top = heads[0][0]
-        aged = min((head for head in heads if head[0] > top), key=lambda head: head[1])
-        heads.remove(aged)
-        heapq.heapify(heads)
-        return aged[2]
-    return heapq.heappop(heads)[2]
 
 
 def _consider(scan: _Scan, free: MutableMapping[str, int], now_ms: int, result: Plan) -> bool:
@@ -498,10 +639,21 @@ def _admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], resu
     for account in accounts:
         need = candidate.needs[account.index]
         if account.line:
-            if account.leave_line(candidate.id):
+            if account.leave_line(candidate.id) or _uncovers(account, need):
                 result.moved.add(account.id)
             _count_passing(account, key, candidate)
         account.reserve(need)
+
+
+def _uncovers(account: Account, need: int) -> bool:
+    """Whether somebody in line was to be let go first, and is not when so much is gone."""
+    available, ahead = account.available, 0
+    for waiter in account.line:
+        if waiter.away_until_ms <= account.looked_ms:
+            ahead += waiter.need
+            if available - need < ahead <= available:
+                return True
+    return False
 
 
 def _count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
@@ -560,7 +712,7 @@ def _next_look(lack: _Lack, account: Account, now_ms: int) -> tuple[int, int | N
     if first.ahead <= account.available:
         return wake, account.frees_at_ms(now_ms, lack.missing)
     if first.is_brief:
-        return min(wake, first.ahead), now_ms + BEHIND_MS
+        return min(wake, first.ahead), account.frees_at_ms(now_ms)
     return min(wake, first.ahead), account.frees_at_ms(now_ms, first.ahead - account.available)
 
 

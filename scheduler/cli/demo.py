@@ -60,7 +60,7 @@ class Script:
 
 
 FULL = Script(300, "$0.02/8s", "$1/8s", 8, "150ms", 3.0)
-FAST = Script(120, "$0.008/2s", "$1/2s", 8, "5ms", 0.3)
+FAST = Script(120, "$0.004/2s", "$1/2s", 8, "5ms", 0.3)
 
 
 class Stage:

@@ -354,7 +354,7 @@ def _report(provider: str, ended: Attempt, now_ms: int) -> Report:
     report = Report(
         claimed.request_id, provider, claimed.request.model, _heard(ended), now_ms, seen=ended.seen
     )
-    report.size = claimed.ceiling_nusd or claimed.ceiling_tokens  # `gates.size_of`
+    report.size = claimed.ceiling_nusd or claimed.ceiling_tokens  # `limits.size_of`
     if isinstance(error, CallFailed):
         report.is_free = error.is_billed is False
         if isinstance(error.affords, Affords):

@@ -10,7 +10,7 @@
                                                    "wait 5s", "in 500 milliseconds", "in a minute"
 
 Negative is at once, more than a day is a day, nonsense is not said. How soon a refused provider is
-asked again at the least is not decided here but in `scheduler.gates`.
+asked again at the least is not decided here but in `scheduler.limits`.
 
 >>> span_ms("6m0s"), span_ms("500 milliseconds"), span_ms("1 hour and 2 min"), span_ms("soon")
 (360000, 500, 3720000, None)

@@ -16,6 +16,7 @@ from scheduler.ledger.account import Account, Needs
 from scheduler.limits import NOTHING, Gates, size_of
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
+from scheduler.stores.lineup import Book
 
 BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
 
@@ -24,13 +25,15 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported", "shortfall",
-        "shut_since_ms", "smallest", "version", "waiting",
+        "fits", "head_id", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported",
+        "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
+        self.head_id = 0  # nobody before it waits here
+        self.ticket = 0  # counts its places in the book of open lanes
         self.shortfall: Shortfall | None = None  # None: open
         self.smallest: dict[int, int] = {}  # account → least amount that waits for it
         self.shut_since_ms = 0
@@ -65,7 +68,8 @@ class Lanes:
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self._of_budget: dict[int, list[Lane]] = {}
-        self._open: dict[int, Lane] = {}  # open, with something waiting
+        self.open = Book()  # those in which something waits
+        self._waiting = 0
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
@@ -99,39 +103,44 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._by_key.values())
 
-    def add(self, lane: Lane, count: int = 1) -> None:
-        """`count` more requests wait in the lane."""
+    def add(self, lane: Lane, head_id: int = 0, count: int = 1) -> None:
+        """`count` more requests wait in the lane, none of them before `head_id`."""
+        is_first = not lane.waiting or head_id < lane.head_id
         lane.waiting += count
+        self._waiting += count
         self._counted[lane.id] = lane
-        if lane.shortfall is None:
-            self._open[lane.id] = lane
+        if is_first:
+            lane.head_id = head_id
+            if lane.shortfall is None and lane.waiting:
+                self.open.put(lane)
 
     def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
         """`count` fewer requests wait in the lane."""
         lane.waiting -= count
+        self._waiting -= count
         self._counted[lane.id] = lane
         if not lane.waiting:
-            self._open.pop(lane.id, None)
+            self.open.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
 
     @property
     def any_waiting(self) -> bool:
         """Whether anything waits in any lane."""
-        return any(lane.waiting for lane in self._by_key.values())
+        return self._waiting > 0
 
-    def open_lanes(self) -> list[Lane]:
-        """Lanes worth a look, in order of priority."""
-        return sorted(self._open.values(), key=lambda lane: lane.key.priority)
-
-    def settle(self, lane: Lane, verdict: Verdict, now_ms: int) -> None:
-        """Shut the lane or leave it open, as the plan found."""
-        if not lane.waiting or verdict.shortfall is None:
+    def settle(self, lane: Lane, verdict: Verdict, rest_id: int, now_ms: int) -> None:
+        """Shut the lane or leave it open, as the plan found; nobody before `rest_id` waits there."""
+        lane.head_id = rest_id
+        if not lane.waiting:
+            return
+        if verdict.shortfall is None:
+            self.open.put(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
         lane.shut_since_ms = now_ms
         lane.version += 1
-        self._open.pop(lane.id, None)
+        self.open.drop(lane)
         self._note(lane)
         for account_id, need in verdict.wakes.items():
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
@@ -239,7 +248,7 @@ class Lanes:
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
         if lane.waiting:
-            self._open[lane.id] = lane
+            self.open.put(lane)
         self._note(lane)
 
     def _note(self, lane: Lane) -> None:

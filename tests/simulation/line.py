@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, LaneView, Plan, plan
+from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, Plan, Planner
 from scheduler.ledger.account import Account
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.rows import Row
 from tests.traffic import rooms
 
@@ -31,14 +32,20 @@ class Line:
         self._since_ms.clear()
         self._passed.clear()
 
-    def plan(self, lanes: Sequence[LaneView], *args: Any, **more: Any) -> Plan:
-        """In place of `admission.plan`."""
+    def planner(self, lineup: Lineup, *args: Any) -> _Judged:
+        """In place of `admission.plan.Planner`."""
+        return _Judged(self, lineup, *args)
+
+    def decide(self, lineup: Lineup, *args: Any) -> Plan:
+        """What a planner decides."""
         accounts = {each.id: each for each in self._accounts()}
         before = {each.id: _Balance(each) for each in accounts.values()}
-        decided = plan(lanes, *args, **more)
+        decided = Planner(lineup, *args).decide()
         try:
-            looked = zip(lanes, decided.verdicts, strict=True)
-            open_ = {view.key for view, verdict in looked if verdict.shortfall is None}
+            looked = zip(lineup.looked, decided.verdicts, strict=True)
+            shut = {lane.key for lane, verdict in looked if verdict.shortfall is not None}
+            lanes = self._world.inner._lanes
+            open_ = {lane.key for lane in lanes if lane.shortfall is None} - shut
             self._judge(decided, before, open_, args[1])
         except AssertionError as exc:
             self._world.failure = self._world.failure or exc
@@ -175,3 +182,13 @@ class _Balance:
     def leaves_ms(self) -> float:
         at_ms = self.window.stops_counting_ms(self.slot_ms)
         return float("inf") if at_ms is None else at_ms
+
+
+class _Judged:
+    """A planner whose plans are judged."""
+
+    def __init__(self, line: Line, *args: Any) -> None:
+        self._line, self._args = line, args
+
+    def decide(self) -> Plan:
+        return self._line.decide(*self._args)

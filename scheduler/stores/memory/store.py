@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Seque
 from functools import partial
 from typing import Any
 
-from scheduler.admission.plan import LaneKey, LaneView, plan
+from scheduler.admission.plan import LaneKey, LaneView, Planner
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import words
@@ -43,6 +43,7 @@ from scheduler.stores.base import (
     refusal,
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.journal import Journal, held_cost
@@ -266,7 +267,7 @@ class MemoryStore(Store):
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
         heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-        self._lanes.add(lane)
+        self._lanes.add(lane, row.id)
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
         ):
@@ -299,7 +300,7 @@ class MemoryStore(Store):
             self._lanes.remove(row.lane, now_ms)
         for account in self._accounts_of(row.lane.key.budgets):
             if account.leave_line(row.id):
-                self._lanes.wake_all(now_ms)
+                self._lanes.wake_behind((account.id,), now_ms)
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         while self._expiring and self._expiring[0][0] <= now_ms:
@@ -357,7 +358,7 @@ class MemoryStore(Store):
         self._lanes.remove(old, now_ms)
         accounts = self._accounts_of(old.key.budgets), self._accounts_of(new.lane.budgets)
         if keep_line(*accounts, row.id, new.lane.priority, row.needs):
-            self._lanes.wake_all(now_ms)
+            self._lanes.wake_behind((each.id for each in accounts[0]), now_ms)
         self._enqueue(row, now_ms)
 
     def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
@@ -388,10 +389,37 @@ class MemoryStore(Store):
         return next(self._ids)
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
-        lanes = self._lanes.open_lanes()
-        if not lanes:
+        if not self._lanes.open:
             return
+        assert turn.slots is not None
         passed: list[list[Row]] = []
+        show = partial(self._show, passed)
+        lineup = Lineup(self._lanes.open, show, self.gates, turn.slots, now_ms)
+        decided = Planner(lineup, turn.slots, now_ms, self._admitted).decide()
+        self._admitted += len(decided.admitted)
+        result.look_again_at_ms = now_ms if decided.is_cut else decided.look_again_at_ms
+        for candidate in decided.admitted:
+            result.claimed.append(self._start(self._rows[candidate.id], now_ms))
+        for candidate, lack in decided.refused:
+            row = self._rows[candidate.id]
+            result.refused.append(Refused(row.id, row.request, lack))
+            if not (row.request.fallback or row.id in turn.holds):
+                row.error = refusal(lack)
+                self._drop(row, RequestState.FAILED, now_ms)
+        for lane, seen, verdict, rest_id in zip(
+            lineup.looked, passed, decided.verdicts, decided.rests, strict=True
+        ):
+            for row in seen:
+                if row.state is RequestState.QUEUED:
+                    heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
+            if lane.id in self._shelves and self._shelves[lane.id].is_cut:
+                result.look_again_at_ms = now_ms  # at the rest of it
+            self._lanes.settle(lane, verdict, rest_id, now_ms)
+        if self._lanes.wake_behind(decided.moved, now_ms):
+            result.look_again_at_ms = now_ms
+
+    def _show(self, passed: list[list[Row]], lanes: Sequence[Lane]) -> list[LaneView]:
+        """Lanes as a plan sees them; notes in `passed` whom it takes out of their queues."""
         views = []
         for lane in lanes:
             seen: list[Row] = []
@@ -412,27 +440,7 @@ class MemoryStore(Store):
                 larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
                 size_by_id = partial(shelf.size_by_id, lane)
             views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
-        assert turn.slots is not None
-        decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
-        self._admitted += len(decided.admitted)
-        result.look_again_at_ms = decided.look_again_at_ms
-        for candidate in decided.admitted:
-            result.claimed.append(self._start(self._rows[candidate.id], now_ms))
-        for candidate, lack in decided.refused:
-            row = self._rows[candidate.id]
-            result.refused.append(Refused(row.id, row.request, lack))
-            if not (row.request.fallback or row.id in turn.holds):
-                row.error = refusal(lack)
-                self._drop(row, RequestState.FAILED, now_ms)
-        for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
-            for row in seen:
-                if row.state is RequestState.QUEUED:
-                    heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-            if lane.id in self._shelves and self._shelves[lane.id].is_cut:
-                result.look_again_at_ms = now_ms  # at the rest of it
-            self._lanes.settle(lane, verdict, now_ms)
-        if self._lanes.wake_behind(decided.moved, now_ms):
-            result.look_again_at_ms = now_ms
+        return views
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
         queue = self._queues[lane.id]

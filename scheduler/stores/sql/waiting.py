@@ -61,16 +61,15 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
         )
         lane = lanes.get(key, lambda lane_id=lane_id: lane_id)  # type: ignore[misc]
         more = waiting - lane.waiting
-        if more > 0:
-            lanes.add(lane, more)
-            # One that came may be older, or smaller, than those that were passed.
-            lane.passed_id = 0
-            lanes.reopen(lane, sheet.now_ms)
-        elif more < 0:
+        if more < 0:
             lanes.remove(lane, sheet.now_ms, -more)
+        # One that came may be older, or smaller, than those that are known.
+        lane.passed_id = 0
+        lanes.add(lane, count=max(0, more))
+        if more > 0:
+            lanes.reopen(lane, sheet.now_ms)
         if lane.shortfall is None:
             lane.parked_total_ms = max(lane.parked_total_ms, parked_ms)
-    lanes.take_counted()  # nothing of this has to be written
 
 
 def open_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> list[Lane]:
@@ -108,7 +107,7 @@ def _find_shared(sheet: Sheet) -> None:
 
 def enter_lane(sheet: Sheet, row: Row, lane: Lane, *, is_new: bool = False) -> None:
     """A request begins to wait in a lane."""
-    sheet.enter(lane)
+    sheet.enter(lane, row.id)
     if not is_new or row.id < lane.passed_id:
         lane.look_at_all(row.needs)
     if lane.shortfall is not None and lane.wakes_for(

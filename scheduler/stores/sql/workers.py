@@ -66,7 +66,7 @@ def _recount(sheet: Sheet) -> None:
     ):
         lane = lanes.by_id(lane_id)
         if lane is not None and lane.waiting != waiting:
-            lanes.add(lane, waiting - lane.waiting)
+            lanes.add(lane, count=waiting - lane.waiting)
             lanes.remove(lane, sheet.now_ms, 0)  # it may be empty
             lane.passed_id = 0
 
