@@ -79,6 +79,7 @@ class FunctionVisit(Visit):
         self._request, self._call, self._cost = request, call, cost
         self._secrets = _secrets(call.keywords)
         self._result: Any = None
+        self._kept: Tab | None = None  # of the attempt that is made
 
     def make_request(self) -> Request:
         """What is asked."""
@@ -88,6 +89,7 @@ class FunctionVisit(Visit):
         """Call the function, and settle by what came by of what it asked."""
         store = self.scheduler.store
         with Tab(store).kept() as tab:
+            self._kept = tab
             try:
                 answer = await self.send(request)
             except CallFailed as error:
@@ -121,7 +123,8 @@ class FunctionVisit(Visit):
             ended = self.loop.create_future()
             # Where its user says what it cost, it is not asked.
             pieces = Pieces(request) if self._cost is None else None
-            self._result = Followed(self, result, ended, pieces)
+            assert self._kept is not None
+            self._result = Followed(self, result, ended, pieces, self._kept)
             watch(self.scheduler, self._result)
             self.is_read_at(self._result.pace)
             self.place.wake()

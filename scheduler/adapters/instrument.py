@@ -17,11 +17,10 @@ from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
 from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
-from scheduler.calls import is_within_call
 from scheduler.errors import ConfigError
 from scheduler.intake import OnExceeded
 from scheduler.marks import NO_MARKS, Marks, merge
-from scheduler.parts import tab_here
+from scheduler.parts import noted_here
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -40,8 +39,8 @@ class _StrictDoor(Door):
     def read(self, request: Any) -> Any:
         """The call that a request makes; None: it is about something else."""
         call = super().read(request)
-        is_within = is_within_call(self.scheduler.store)
-        if call is None and request.method == "POST" and not is_within:
+        is_on_its_own = noted_here(self.scheduler.store) == (None, False)
+        if call is None and request.method == "POST" and is_on_its_own:
             self.sightings.passed(request.url.host, request.url.path)
         return call
 
@@ -52,14 +51,13 @@ class _StrictDoor(Door):
 
     def passed(self, host: str, path: str | None) -> None:
         """Something goes out that is not counted: below a call, for a function, or past all."""
-        store = self.scheduler.store
-        if not is_within_call(store):
+        tab, is_covered = noted_here(self.scheduler.store)
+        if tab is None and not is_covered:
             if path is None:
                 self.sightings.looked_up(host)
             else:
                 self.sightings.passed(host, path)
             return
-        tab = tab_here(store)
         is_reached = path is None and self.sightings.reaches(host)
         if tab is not None and not is_reached and may_cost(host, path):
             tab.misses()
