@@ -31,7 +31,14 @@ from scheduler.adapters.routers import ByReach, named_with, place_of, reach
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.calls import CancelledAfter, attempt_around
-from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
+from scheduler.errors import (
+    CallFailed,
+    ConfigError,
+    PriceUnknown,
+    ProviderRefused,
+    ProviderUnavailable,
+    words_of,
+)
 from scheduler.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
 from scheduler.intake import OnExceeded
 from scheduler.marks import Marks, of_request
@@ -172,9 +179,10 @@ class FunctionVisit(Visit):
         error, result, self._result = self.error, self._result, None
         if error is None or (result is not None and not isinstance(error, CallFailed)):
             return result
-        if self._failure is not None and isinstance(error, CallFailed):
+        if self._failure is not None and isinstance(error, CallFailed | ProviderUnavailable):
+            note = error.cost_note if isinstance(error, CallFailed) else str(error)
             with contextlib.suppress(Exception):  # one that takes no notes
-                self._failure.add_note(f"scheduler: {error.cost_note}")
+                self._failure.add_note(f"scheduler: {note}")
             raise self._failure
         raise error
 

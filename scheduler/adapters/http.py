@@ -39,6 +39,7 @@ from scheduler.errors import (
     CallInterrupted,
     ConfigError,
     ProviderRefused,
+    ProviderUnavailable,
     RateLimited,
     SchedulerError,
     TransportFailed,
@@ -542,7 +543,12 @@ class HttpVisit(Visit):
             if self.tab is None:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
-        if self._failure is not None and isinstance(error, CallFailed):
+        if answer is not None and isinstance(error, ProviderUnavailable):
+            # It is refused for what it was just answered itself: that is its caller's to hear.
+            answer.extensions = {**answer.extensions, "scheduler.error": error}
+            answer.headers["x-should-retry"] = "false"
+            return answer
+        if self._failure is not None and isinstance(error, CallFailed | ProviderUnavailable):
             raise self._failure
         good, came = self._good, self._came
         if good is None and not self._is_streamed and came is not None and came.is_success:
