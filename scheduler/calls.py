@@ -386,6 +386,8 @@ def _heard(ended: Attempt) -> Heard:
     error = ended.error
     if error is None:
         return Heard.ANSWERED if ended.response is not None else Heard.OTHER
+    if isinstance(error, CallFailed) and error.is_unsent:
+        return Heard.UNSENT
     if isinstance(error, CallFailed) and error.credit is not None:
         return Heard.NO_CREDIT
     if isinstance(error, RateLimited):
