@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import http.client
 import importlib
@@ -9,6 +10,7 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Self
 
@@ -80,6 +82,7 @@ class Instrumented:
             self._patch(module.Session, "send", self._send_requests)
         self._patch(http.client.HTTPConnection, "putrequest", self._notice)
         self._patch(socket, "getaddrinfo", self._notice_host)
+        self._patch(asyncio.BaseEventLoop, "getaddrinfo", self._in_context)
         atexit.register(self._at_exit)
 
     def _patch(self, holder: Any, name: str, replacement: Callable[[Any], Any]) -> None:
@@ -190,8 +193,22 @@ class Instrumented:
 
         def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
             if not self._is_over and host:
-                self._door.passed(host, None)
+                text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+                self._door.passed(text, None)
             return original(host, *args, **options)
+
+        return getaddrinfo
+
+    def _in_context(self, original: Any) -> Any:
+        """What a loop looks up, in a thread, is looked up for whoever asked it."""
+
+        async def getaddrinfo(loop: Any, host: Any, port: Any, **options: int) -> Any:
+            if self._is_over:
+                return await original(loop, host, port, **options)
+            look = loop._getaddrinfo_debug if loop.get_debug() else socket.getaddrinfo
+            numbers = (options.get(name, 0) for name in ("family", "type", "proto", "flags"))
+            there = copy_context().run
+            return await loop.run_in_executor(None, there, look, host, port, *numbers)
 
         return getaddrinfo
 
