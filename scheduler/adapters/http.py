@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ from scheduler.errors import (
     CallInterrupted,
     ConfigError,
     ProviderRefused,
+    ProviderUnavailable,
     RateLimited,
     SchedulerError,
     TransportFailed,
@@ -259,11 +261,11 @@ class HttpVisit(Visit):
         self._good: Any = None  # one that is an answer
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
-        self._is_sent = self._was_closed = False
+        self._was_closed = False
         self._options, self._tries = options, 0
         call_now = asked_now()
         is_own = call_now is not None and call_now.inner is client
-        self._renewal = call_now if is_own else door.renewal
+        self._renewal = call_now if is_own else copy.copy(door.renewal)  # each call notes its own
         self.tries_again = is_own  # else whoever made it tries again by itself
         if self._renewal is not None:
             self.max_retries = self._renewal.max_retries
@@ -306,7 +308,7 @@ class HttpVisit(Visit):
         if self._unread is not None:
             await self.there(self._unread.let_go)
         self._unread = self._came = self._answer = self._failure = None
-        self._was_closed, self._is_sent = self._client.is_closed, True
+        self._was_closed = self._client.is_closed
         began_s = time.perf_counter()
         response = await self._ask(request)
         is_events = is_stream(response.status_code, response.headers)
@@ -405,10 +407,11 @@ class HttpVisit(Visit):
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
         family, secrets = self.family, self._secrets()
-        if self._was_closed:
-            self._is_sent = False
+        is_made = self._renewal is None or self._renewal.is_made
+        if self._was_closed or not is_made:
             never = TransportFailed(f"could not be sent: {words_of(exc)}", False)
-            never.is_retryable = False
+            never.is_retryable, never.is_unsent = False, True
+            mask(never, secrets)
             return never
         if isinstance(exc, family.HTTPStatusError):  # from a hook of the user's own
             response, content = exc.response, b""
@@ -542,7 +545,12 @@ class HttpVisit(Visit):
             if self.tab is None:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
-        if self._failure is not None and isinstance(error, CallFailed):
+        if answer is not None and isinstance(error, ProviderUnavailable):
+            # It is refused for what it was just answered itself: that is its caller's to hear.
+            answer.extensions = {**answer.extensions, "scheduler.error": error}
+            answer.headers["x-should-retry"] = "false"
+            return answer
+        if self._failure is not None and isinstance(error, CallFailed | ProviderUnavailable):
             raise self._failure
         good, came = self._good, self._came
         if good is None and not self._is_streamed and came is not None and came.is_success:

@@ -33,8 +33,13 @@ _USUAL_RETRIES = 2
 _PLAIN = (str, int, float, bool, NoneType)
 
 
-def link(client: Any, door: Door) -> Any:
+def link(client: Any, door: Door, is_said: bool = False) -> Any:
     """A client like this one whose calls go through a door.
+
+    Args:
+        client: Stays as it is, if it can be copied.
+        door: What its calls go through.
+        is_said: As for `_hook`.
 
     Raises:
         ConfigError: It is wrapped already, or has calls that take another way.
@@ -45,7 +50,7 @@ def link(client: Any, door: Door) -> Any:
     if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
         made = _copy(client, inner, shadowed)
     made._client = shadowed
-    _hook(made, door, is_said=False)
+    _hook(made, door, is_said)
     return made
 
 
@@ -185,10 +190,11 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
 
     def copied(name: str) -> Callable[..., Any]:
         def like(*args: Any, **options: Any) -> Any:
-            made = bound[name](*args, **options)
-            if isinstance(getattr(made, "_client", None), Budgeted):
-                _refuse_if_elsewhere(made)
-                _hook(made, door, is_said or "max_retries" in options)
+            made, told = bound[name](*args, **options), is_said or "max_retries" in options
+            if not isinstance(getattr(made, "_client", None), Budgeted):
+                return link(made, door, told)  # it was given an HTTP client of its own
+            _refuse_if_elsewhere(made)
+            _hook(made, door, told)
             return made
 
         return like

@@ -49,11 +49,13 @@ class Renewal(ABC):
             did not.
         signs: Whether it can sign another body.
         retries_taken: How often it was sent again.
+        is_made: Else it is being made anew, and nothing of it was sent.
     """
 
     max_retries: int | None = None
     retries_taken = 0
     signs = False
+    is_made = True
 
     @abstractmethod
     async def send(
@@ -109,7 +111,9 @@ class Bearer(Renewal):
     ) -> Any:  # fmt: skip
         """As the others, with the token of now."""
         if _is_bearer(request):
+            self.is_made = False
             _put(request, await self._token_async())
+            self.is_made = True
         return await post(request)
 
     def send_sync(
@@ -118,7 +122,9 @@ class Bearer(Renewal):
     ) -> Any:  # fmt: skip
         """As the others, with the token of now."""
         if _is_bearer(request):
+            self.is_made = False
             _put(request, self._token())
+            self.is_made = True
         return post(request)
 
 
@@ -149,14 +155,13 @@ class Asking(Renewal):
     def __init__(self, client: Any, inner: Any, max_retries: int | None) -> None:
         self._client, self.inner, self.max_retries = client, inner, max_retries
         self.options: Any = None
-        self._is_made = True  # else an attempt is being made, and what is raised is the SDK's word
 
     def tries_after(self, exc: BaseException) -> bool:
         """After anything but errors of its own."""
         modules = [kind.__module__ for kind in type(self._client).__mro__]
         own = {name.partition(".")[0] for name in modules if name.endswith("._base_client")}
         is_own = type(exc).__module__.partition(".")[0] in own
-        return self._is_made and isinstance(exc, Exception) and not is_own
+        return self.is_made and isinstance(exc, Exception) and not is_own
 
     def cures(self, response: Any) -> bool:
         """The SDK itself says so, once: it has forgotten the token that was refused by then."""
@@ -172,12 +177,12 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return await post(request)
-        self._is_made = False
+        self.is_made = False
         prepared = await self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         await self._client._prepare_request(made)
         self._trace(made, request)
-        self._is_made = True
+        self.is_made = True
         whole = getattr(self._client, "_send_request", None)
         return await (post(made) if whole is None else whole(made, **_told(options)))
 
@@ -188,12 +193,12 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return post(request)
-        self._is_made = False
+        self.is_made = False
         prepared = self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         self._client._prepare_request(made)
         self._trace(made, request)
-        self._is_made = True
+        self.is_made = True
         whole = getattr(self._client, "_send_request", None)
         return post(made) if whole is None else whole(made, **_told(options))
 

@@ -93,6 +93,8 @@ class Visit(ABC):
         """Get in line; in the scheduler's loop."""
         if self._is_given_up:
             return
+        if self.tab is not None and not self.tab.takes_more:
+            self.tab = None  # the function that asks was billed meanwhile: a call of its own
         try:
             future = self._line_up(self.make_request())
         except BaseException as error:  # whatever it is: the caller waits for it, elsewhere
