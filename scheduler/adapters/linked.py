@@ -65,13 +65,18 @@ def _refuse_if_elsewhere(client: Any) -> None:
 def _copy(client: Any, inner: Any, shadowed: Any) -> Any:
     """The same client, whose parts are its own."""
     made = object.__new__(type(client))
+    _fill(made, client, inner, shadowed)
+    return made
+
+
+def _fill(made: Any, client: Any, inner: Any, shadowed: Any) -> None:
+    """Give an empty client what another one has."""
     for name, value in vars(client).items():
         part = _part(client, made, name, value)
         if part is not _DERIVED:
             made.__dict__[name] = _with_inner(part, inner, shadowed)
     if getattr(client, "_middleware_chain", None) is not None:
         made._middleware_chain = made._build_middleware_chain()
-    return made
 
 
 _DERIVED = object()  # what a class makes of the rest when it is asked for
