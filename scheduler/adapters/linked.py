@@ -30,6 +30,7 @@ from scheduler.errors import ConfigError
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
 _COPIES = ("copy", "with_options")
 _USUAL_RETRIES = 2
+_AMAZONS = "anthropic.lib.bedrock"  # whose streams come in a form that cannot be followed
 _PLAIN = (str, int, float, bool, NoneType)
 
 
@@ -157,33 +158,28 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
 
     Args:
         client: One whose HTTP client goes through the door.
-        door: Knows what is a call to a model.
+        door: Of its copies.
         is_said: Whether how often it tries again is its caller's word, whatever number it is.
     """
-    begin = _beginner(client, door, is_said)
     bound = {name: getattr(client, name) for name in ("request", "_prepare_options", *_COPIES)}
     process = client._process_response
 
     async def request(cast_to: Any, options: Any, **more: Any) -> Any:
-        call, options = begin(options)
+        call, options = begin(client, options, is_said=is_said)
         with asking(call):
             return await bound["request"](cast_to, options, **more)
 
     def request_sync(cast_to: Any, options: Any, **more: Any) -> Any:
-        call, options = begin(options)
+        call, options = begin(client, options, is_said=is_said)
         with asking(call):
             return bound["request"](cast_to, options, **more)
 
     def prepare_options(options: Any) -> Any:
-        call = asked_now()
-        if call is not None and call.inner is client._client and call.options is None:
-            call.options = copy.copy(options)
+        note(client, options)
         return bound["_prepare_options"](options)
 
     def process_response(*, response: Any, retries_taken: int = 0, **more: Any) -> Any:
-        call = asked_now()
-        retries = retries_taken if call is None else call.retries_taken
-        return process(response=response, retries_taken=retries, **more)
+        return process(response=response, retries_taken=retries_told(retries_taken), **more)
 
     async def process_response_async(**options: Any) -> Any:
         return await process_response(**options)
@@ -207,23 +203,51 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
         setattr(client, name, functools.wraps(usual)(function))
 
 
-def _beginner(client: Any, door: Door, is_said: bool) -> Callable[[Any], tuple[Asking | None, Any]]:
-    usual = _usual_retries(client)
+def begin(
+    client: Any, options: Any, *, is_said: bool = False, is_strict: bool = False
+) -> tuple[Asking | None, Any]:
+    """A call as it is noted, and as the SDK's own loop makes it: once.
 
-    def begin(options: Any) -> tuple[Asking | None, Any]:
-        """A call as it is noted, and as the SDK's own loop makes it: once."""
-        if options.method.lower() != "post" or not asks(options.url, _body(options)):
-            return None, options
-        told = options.max_retries
-        if isinstance(told, int):
-            most: int | None = told
-        else:
-            most = client.max_retries if is_said or client.max_retries != usual else None
-        once = copy.copy(options)
-        once.max_retries = 0
-        return Asking(client, client._client, most), once
+    Args:
+        client: The SDK's.
+        options: What is asked, and how.
+        is_said: Whether how often the client tries again is its caller's word.
+        is_strict: Only what is unmistakably a call is one.
+    """
+    body = _body(options)
+    if options.method.lower() != "post" or not asks(options.url, body):
+        return None, options
+    if is_strict and not _is_sure(client, body):
+        return None, options
+    told = options.max_retries
+    if isinstance(told, int):
+        most: int | None = told
+    else:
+        is_usual = client.max_retries == _usual_retries(client)
+        most = client.max_retries if is_said or not is_usual else None
+    once = copy.copy(options)
+    once.max_retries = 0
+    return Asking(client, client._client, most), once
 
-    return begin
+
+def _is_sure(client: Any, body: Any) -> bool:
+    """Whether a call is counted also where nobody wrapped its client."""
+    is_named = isinstance(body, dict) and isinstance(body.get("model"), str)
+    is_amazons = any(kind.__module__.startswith(_AMAZONS) for kind in type(client).__mro__)
+    return is_named and not (is_amazons and body.get("stream"))
+
+
+def note(client: Any, options: Any) -> None:
+    """A client prepares what it is about to ask."""
+    call = asked_now()
+    if call is not None and call.inner is client._client and call.options is None:
+        call.options = copy.copy(options)
+
+
+def retries_told(retries_taken: int) -> int:
+    """How often a call was sent again, which the SDK's own loop does not know."""
+    call = asked_now()
+    return retries_taken if call is None else call.retries_taken
 
 
 def _body(options: Any) -> Any:

@@ -154,6 +154,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if is_controller(session.config):
         return
     served = tuple(os.environ.get("SUITES_SERVED", "").split())
+    if MODE == "instrumented":
+        session.config.stash[_UNDO] = scheduler.instrument(current)
     for target in os.environ["SUITES_CLIENTS"].split():
         module, _, name = target.partition(":")
         kind = getattr(importlib.import_module(module), name)
@@ -163,8 +165,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             linked._copy = copy_back
             patch(kind)
             patch_coming(kind)
-    if MODE == "instrumented":
-        session.config.stash[_UNDO] = scheduler.instrument(current)
 
 
 _UNDO: pytest.StashKey[Any] = pytest.StashKey()
