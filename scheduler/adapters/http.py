@@ -168,8 +168,11 @@ class Door:
         try:
             content = request.content
         except RuntimeError:  # a body that is made as it goes
-            content = b""
-        call = None if "content-encoding" in request.headers else read_call(path, content)
+            call = None
+        else:
+            if not content:
+                return None  # who says nothing asks nothing
+            call = None if "content-encoding" in request.headers else read_call(path, content)
         if self.is_strict:
             is_sure = call is not None and isinstance(call.body.get("model"), str)
             return (
@@ -539,7 +542,7 @@ class HttpVisit(Visit):
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
             return answer
         if answer is not None and isinstance(error, CallFailed):
-            if self.tab is None:
+            if self.tab is None and not answer.is_success:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
         if self._failure is not None and isinstance(error, CallFailed):
