@@ -314,8 +314,10 @@ class HttpVisit(Visit):
         response = await self._ask(request)
         is_events = is_stream(response.status_code, response.headers)
         if self._is_streamed and response.is_stream_consumed and self._content_of(response):
+            if is_events:  # a hook has read it: it is all there
+                return self._read_stream(request, response, self._content_of(response))
             took = timedelta(seconds=time.perf_counter() - began_s)
-            unread(self.family, response, took, forgets=is_events)
+            unread(self.family, response, took)
         if self._is_streamed and is_events:
             self._came = response
             del response  # its reader alone holds it from now on, so that it is noticed
@@ -500,7 +502,7 @@ class HttpVisit(Visit):
             response.status_code, headers=headers, stream=self.family.ByteStream(content),
             request=response.request, extensions=response.extensions, history=response.history,
         )  # fmt: skip
-        if not self._is_streamed:
+        if not self._is_streamed or response.is_stream_consumed:
             shown.read()
         shown.default_encoding, shown.next_request = (
             response.default_encoding,
@@ -536,13 +538,14 @@ class HttpVisit(Visit):
         """What `send` gives back, or raises: the provider's own answer wherever there is one."""
         error, answer, self._answer = self.error, self._answer, None
         if self._renewal is not None:
-            self._renewal.retries_taken = max(0, self._tries - 1)
+            self._renewal.ended(self._tries)
         if error is None:
             if self.response is not None:
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
             return answer
         if answer is not None and isinstance(error, CallFailed):
-            if self.tab is None and not answer.is_success:
+            loops = self._renewal is not None and self._renewal.is_looped
+            if self.tab is None and not loops and not answer.is_success:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
         if self._failure is not None and isinstance(error, CallFailed):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from scheduler.adapters.linked import begin, note, retries_told
+from scheduler.adapters.linked import begin, note, note_span, retries_told
 from scheduler.adapters.renewal import Asking, asking
 from scheduler.adapters.shadow import Budgeted
 
@@ -47,6 +47,8 @@ class Sdks:
                 if all(hasattr(kind, each) for each in _NEEDED):
                     self._patch(kind, "request", self._request)
                     self._patch(kind, "_process_response", _process_response)
+                if hasattr(kind, "_attempt_request"):
+                    self._patch(kind, "_attempt_request", _attempt_request)
 
     def _request(self, original: Any) -> Any:
         async def request(client: Any, cast_to: Any, options: Any, **more: Any) -> Any:
@@ -83,6 +85,14 @@ def _prepare_options(original: Any) -> Any:
         return original(client, options)
 
     return prepare_options
+
+
+def _attempt_request(original: Any) -> Any:
+    def attempt(client: Any, options: Any, **more: Any) -> Any:
+        note_span(client, more.get("call"))
+        return original(client, options, **more)
+
+    return attempt
 
 
 def _process_response(original: Any) -> Any:

@@ -294,22 +294,19 @@ def put_back(family: Any, response: Any, pieces: Sequence[bytes]) -> bytes:
     return content
 
 
-def unread(family: Any, response: Any, took: timedelta, *, forgets: bool) -> None:
+def unread(family: Any, response: Any, took: timedelta) -> None:
     """Let a response be read in every way that was read already, as by a hook.
 
     Args:
         family: Whose it is.
         response: It has its content.
         took: What it says of the time, if it does not know.
-        forgets: Whether it has to be read again.
     """
     content = response.content
     if "content-encoding" in response.headers:  # the bytes that came over the wire are gone
         for name in _OF_WIRE:
             response.headers.pop(name, None)
     vars(response).pop("_decoder", None)
-    if forgets:
-        del response._content
     response.is_closed = response.is_stream_consumed = False
     elapsed = getattr(response.stream, "elapsed", None) or took
     response.stream = of_family(family, Replay)([content], elapsed)
