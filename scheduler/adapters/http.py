@@ -30,7 +30,16 @@ from scheduler.adapters.dialects import (
 )
 from scheduler.adapters.places import AsyncPlace, Place, Thread, place_of_coroutine, place_of_thread
 from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_names
-from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
+from scheduler.adapters.tees import (
+    AsyncTee,
+    SyncTee,
+    Tee,
+    cut_whole,
+    of_family,
+    put_back,
+    put_back_broken,
+    unread,
+)
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.errors import (
@@ -400,12 +409,22 @@ class HttpVisit(Visit):
 
     async def read(self, response: Any) -> bytes:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = [each async for each in stream]
+            async for each in stream:
+                pieces.append(each)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             await stream.aclose()
         return put_back(self.family, response, pieces)
+
+    def _broke_off(self, response: Any, pieces: list[bytes], exc: Exception) -> None:
+        """Who wanted to read a good answer by themselves is not told before they do."""
+        if response.is_success:
+            put_back_broken(self.family, response, pieces, exc)
+            self._answer = response
 
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
@@ -584,9 +603,12 @@ class SyncHttpVisit(HttpVisit):
 
     def read(self, response: Any) -> Any:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = list(stream)
+            pieces.extend(stream)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             stream.close()
         return put_back(self.family, response, pieces)
