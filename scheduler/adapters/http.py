@@ -31,7 +31,16 @@ from scheduler.adapters.dialects import (
 )
 from scheduler.adapters.places import AsyncPlace, Place, Thread, place_of_coroutine, place_of_thread
 from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_names
-from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
+from scheduler.adapters.tees import (
+    AsyncTee,
+    SyncTee,
+    Tee,
+    cut_whole,
+    of_family,
+    put_back,
+    put_back_broken,
+    unread,
+)
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.answer import Answer
@@ -170,8 +179,11 @@ class Door:
         try:
             content = request.content
         except RuntimeError:  # a body that is made as it goes
-            content = b""
-        call = None if "content-encoding" in request.headers else read_call(path, content)
+            call = None
+        else:
+            if not content:
+                return None  # who says nothing asks nothing
+            call = None if "content-encoding" in request.headers else read_call(path, content)
         if self.is_strict:
             is_sure = call is not None and isinstance(call.body.get("model"), str)
             return (
@@ -313,8 +325,10 @@ class HttpVisit(Visit):
         response = await self._ask(request)
         is_events = is_stream(response.status_code, response.headers)
         if self._is_streamed and response.is_stream_consumed and self._content_of(response):
+            if is_events:  # a hook has read it: it is all there
+                return self._read_stream(request, response, self._content_of(response))
             took = timedelta(seconds=time.perf_counter() - began_s)
-            unread(self.family, response, took, forgets=is_events)
+            unread(self.family, response, took)
         if self._is_streamed and is_events:
             self._came = response
             del response  # its reader alone holds it from now on, so that it is noticed
@@ -397,12 +411,22 @@ class HttpVisit(Visit):
 
     async def read(self, response: Any) -> bytes:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = [each async for each in stream]
+            async for each in stream:
+                pieces.append(each)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             await stream.aclose()
         return put_back(self.family, response, pieces)
+
+    def _broke_off(self, response: Any, pieces: list[bytes], exc: Exception) -> None:
+        """Who wanted to read a good answer by themselves is not told before they do."""
+        if response.is_success:
+            put_back_broken(self.family, response, pieces, exc)
+            self._answer = response
 
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
@@ -500,7 +524,7 @@ class HttpVisit(Visit):
             response.status_code, headers=headers, stream=self.family.ByteStream(content),
             request=response.request, extensions=response.extensions, history=response.history,
         )  # fmt: skip
-        if not self._is_streamed:
+        if not self._is_streamed or response.is_stream_consumed:
             shown.read()
         shown.default_encoding, shown.next_request = (
             response.default_encoding,
@@ -536,13 +560,14 @@ class HttpVisit(Visit):
         """What `send` gives back, or raises: the provider's own answer wherever there is one."""
         error, answer, self._answer = self.error, self._answer, None
         if self._renewal is not None:
-            self._renewal.retries_taken = max(0, self._tries - 1)
+            self._renewal.ended(self._tries)
         if error is None:
             if self.response is not None:
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
             return answer
         if answer is not None and isinstance(error, CallFailed):
-            if self.tab is None:
+            loops = self._renewal is not None and self._renewal.is_looped
+            if self.tab is None and not loops and not answer.is_success:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
         if answer is not None and isinstance(error, ProviderUnavailable):
@@ -586,9 +611,12 @@ class SyncHttpVisit(HttpVisit):
 
     def read(self, response: Any) -> Any:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = list(stream)
+            pieces.extend(stream)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             stream.close()
         return put_back(self.family, response, pieces)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from scheduler.adapters.blocking import BlockingScheduler
 from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
+from scheduler.adapters.sdks import Sdks
 from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
 from scheduler.core.intake import OnExceeded
@@ -71,11 +72,14 @@ class Instrumented:
     def __init__(self, door: _StrictDoor, sightings: Sightings) -> None:
         self._door, self._sightings, self._is_over = door, sightings, False
         self._undo: list[Callable[[], None]] = []
+        self._sdks = Sdks(self._patch)
         for name in ("httpx", "httpx2"):
             module = _found(name)
             if module is not None:
                 self._patch(module.AsyncClient, "send", self._send)
                 self._patch(module.Client, "send", self._send_sync)
+                self._patch(module.AsyncClient, "__init__", self._make)
+                self._patch(module.Client, "__init__", self._make)
         if (module := _found("aiohttp")) is not None:
             self._patch(module.ClientSession, "_request", self._send_aiohttp)
         if (module := _found("requests")) is not None:
@@ -104,6 +108,7 @@ class Instrumented:
 
     def _end(self) -> bool:
         was_over, self._is_over = self._is_over, True
+        self._sdks.is_over = True
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -124,6 +129,16 @@ class Instrumented:
             self()
         else:  # which may well be why nothing was called
             self._end()
+
+    def _make(self, original: Any) -> Any:
+        """An SDK makes its HTTP clients when it has been imported, and before it asks anything."""
+
+        def __init__(client: Any, *args: Any, **options: Any) -> None:
+            if not self._is_over:
+                self._sdks.reach()
+            original(client, *args, **options)
+
+        return __init__
 
     # What is called in place of what clients send by
 
@@ -230,8 +245,8 @@ def instrument(
     For code that makes its clients itself, where they cannot be wrapped. Clients of httpx, httpx2,
     aiohttp and requests are reached, also those that exist already, and so is every SDK that uses
     one. Only what is unmistakably a call to a model (its path and its body say so) is taken for
-    one. Answers, streams and refusals are as for `Scheduler.wrap`; but the SDK's own retries of
-    broken connections stay, each a call of its own.
+    one. Answers, streams and refusals are as for `Scheduler.wrap`, and so are retries by clients of
+    OpenAI, Anthropic and Groq; those of others for broken connections stay, each a call of its own.
 
     What it sees go out past it gives an `UncountedCalls` warning, once for each host: calls by
     other means (boto3's to Bedrock, urllib, sockets of a library's own) or to other paths. So does
