@@ -24,12 +24,13 @@ from typing import Any, cast
 from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
-from scheduler.adapters.shadow import Budgeted, shadow
+from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
 from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
 _COPIES = ("copy", "with_options")
 _USUAL_RETRIES = 2
+_HOOKED = "_scheduler_hooked"  # where a client keeps what its own methods stand for
 _PLAIN = (str, int, float, bool, NoneType)
 
 
@@ -46,7 +47,8 @@ def link(client: Any, door: Door, is_said: bool = False) -> Any:
     """
     _refuse_if_elsewhere(client)
     inner, made = client._client, client
-    shadowed = shadow(inner, door)
+    shadowed = shadow(unwrapped(inner), door)
+    _unhook(client)
     if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
         made = _copy(client, inner, shadowed)
     made._client = shadowed
@@ -203,9 +205,19 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
     own = {"request": request if is_async else request_sync, "_prepare_options": prepare_options,
            "_process_response": process_response_async if is_async else process_response,
            **{name: copied(name) for name in _COPIES}}  # fmt: skip
+    setattr(client, _HOOKED, {name: vars(client).get(name) for name in own})
     for name, function in own.items():
         usual = process if name == "_process_response" else bound[name]
         setattr(client, name, functools.wraps(usual)(function))
+
+
+def _unhook(client: Any) -> None:
+    """Let a client that was wrapped for another scheduler, which is closed, be as it was."""
+    for name, value in vars(client).pop(_HOOKED, {}).items():
+        if value is None:
+            vars(client).pop(name, None)
+        else:
+            setattr(client, name, value)
 
 
 def _beginner(client: Any, door: Door, is_said: bool) -> Callable[[Any], tuple[Asking | None, Any]]:
