@@ -101,6 +101,11 @@ class Instrumented:
 
         self._undo.append(undo)
 
+    @property
+    def is_for_nothing(self) -> bool:
+        """Whether its scheduler is closed, so that all it does is to refuse."""
+        return self._door.scheduler.is_closed
+
     def __call__(self) -> None:
         """Undo it; calls under way finish as they began. Warns if it has seen no call at all."""
         if self._end():
@@ -261,9 +266,11 @@ def instrument(
         A way to undo it: call it, or use it in ``with``.
 
     Raises:
-        ConfigError: It was done already, and not undone.
+        ConfigError: It was done already, and neither undone nor for a scheduler that is closed.
         SchedulerClosed: After `Scheduler.aclose`.
     """
+    if _now and _now[0].is_for_nothing:
+        _now[0]._end()
     if _now:
         raise ConfigError(
             "instrument", "was done already; undo that first: it is one for a process"

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple, cast
 from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
-from scheduler.adapters.shadow import Budgeted, shadow
+from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
 from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
 _USUAL_RETRIES = 2
 _AMAZONS = "anthropic.lib.bedrock"  # whose streams come in a form that cannot be followed
+_HOOKED = "_scheduler_hooked"  # where a client keeps what its own methods stand for
 _PLAIN = (str, int, float, bool, NoneType)
 
 
@@ -46,7 +47,8 @@ def link(client: Any, door: Door, is_said: bool = False) -> Any:
     """
     _refuse_if_elsewhere(client)
     inner, made = client._client, client
-    shadowed = shadow(inner, door)
+    shadowed = shadow(unwrapped(inner), door)
+    _unhook(client)
     if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
         made = _copy(client, inner, shadowed)
     made._client = shadowed
@@ -185,11 +187,21 @@ class _Own(functools.partial[Any]):
 def _hook(client: Any, door: Door, is_said: bool) -> None:
     """Have a client, whose HTTP client goes through the door, note what it asks."""
     is_async = inspect.iscoroutinefunction(client._prepare_options)
+    setattr(client, _HOOKED, {name: vars(client).get(name) for name in _OWN})
     for name, functions in _OWN.items():
         usual = getattr(client, name, None)
         if usual is not None:
             own = _Own(functions[is_async], _Hooked(client, usual, door, is_said))
             setattr(client, name, functools.wraps(usual)(own))
+
+
+def _unhook(client: Any) -> None:
+    """Let a client that was wrapped for another scheduler, which is closed, be as it was."""
+    for name, value in vars(client).pop(_HOOKED, {}).items():
+        if value is None:
+            vars(client).pop(name, None)
+        else:
+            setattr(client, name, value)
 
 
 async def _request_async(own: _Hooked, cast_to: Any, options: Any, **more: Any) -> Any:
