@@ -106,6 +106,7 @@ class Sheet:
         self.responses: list[tuple[int, str]] = []
         self.spent = Spent()
         self.news = changes.News()
+        self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
         self._more: Counter[int] = Counter()  # how many more wait in lanes others count, too
 
     # Gather
@@ -159,7 +160,10 @@ class Sheet:
         account = Account(account_id, budget_id, name, read, bool(is_paused))  # type: ignore[arg-type]
         account.warned, account.warned_slot_ms = warned, warned_slot_ms  # type: ignore[assignment]
         account.line = decode_line(line)  # type: ignore[arg-type]
-        account.oldest_ms = read.window.oldest_counting_ms(self.now_ms)
+        oldest_ms = self._oldest.get(id(read.window))  # many accounts have the same one
+        if oldest_ms is None:
+            oldest_ms = self._oldest[id(read.window)] = read.window.oldest_counting_ms(self.now_ms)
+        account.oldest_ms = oldest_ms
         return account
 
     def _old_slots(
