@@ -252,7 +252,7 @@ class Lineup(Protocol):
     def pull(self, priority: int) -> Sequence[LaneView]:
         """The next ones of a priority, the oldest first."""
 
-    def leave(self, provider: str, model: str = "") -> None:
+    def leave(self, provider: str, model: str | None = None) -> None:
         """Nothing more goes to a provider, or to a model of it, in this plan."""
 
     def end(self) -> None:
@@ -274,7 +274,7 @@ class _Whole:
     def pull(self, priority: int) -> Sequence[LaneView]:
         return ()
 
-    def leave(self, provider: str, model: str = "") -> None:
+    def leave(self, provider: str, model: str | None = None) -> None:
         pass
 
     def end(self) -> None:
