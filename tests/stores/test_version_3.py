@@ -71,7 +71,8 @@ async def test_what_is_due_in_it_is_due_for_the_one_whose_it_is(path):
     await store.open(LATER)
 
     found = rows(
-        path, "SELECT DISTINCT worker_id FROM requests WHERE state IN ('queued', 'delayed', 'running')"
+        path,
+        "SELECT DISTINCT worker_id FROM requests WHERE state IN ('queued', 'delayed', 'running')",
     )
     assert found == owners
     bench = Bench(store)

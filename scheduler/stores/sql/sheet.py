@@ -126,13 +126,16 @@ class Sheet:
         if missing:
             self.accounts |= {budget_id: [] for budget_id in missing}
             rows = db.read(
-                f"{_ACCOUNTS} {db.dialect.among} ORDER BY a.id{db.dialect.lock}",
-                db.dialect.a_list(missing),
+                f"{_ACCOUNTS} {db.dialect.among}{db.dialect.lock('a')}", db.dialect.a_list(missing)
             )
-            for row in sorted(rows, key=_position):
+            for row in rows:
                 account = self._account(row)
                 fresh.append(account)
                 self.accounts[account.budget_id].append(account)
+            positions = {row[0]: row[2] for row in rows}
+            for each in missing:
+                if len(self.accounts[each]) > 1:
+                    self.accounts[each].sort(key=lambda account: positions[account.id])
         old = self._old_slots(made)
         if not fresh and not old:
             return
@@ -148,8 +151,10 @@ class Sheet:
         ):
             found.setdefault(account_id, {})[slot_ms] = Tally(*sums)
         for account in fresh:
-            slots = found.get(account.id, {})
-            account.slots = {at: slots[at] for at in slots if at >= account.oldest_ms}
+            slots = found.get(account.id)
+            if slots is not None and old:
+                slots = {at: slots[at] for at in slots if at >= account.oldest_ms}
+            account.slots = slots or {}
             account.look(self.now_ms)
         for (account_id, slot_ms), account in old.items():
             account.slots[slot_ms] = found.get(account_id, {}).get(slot_ms) or Tally()
@@ -262,8 +267,7 @@ class Sheet:
         self.tallies.clear()
         self.spent.write(self.db)
         changes.tell(self.db, self.books, self.news)
-        for budget_id, accounts in self.accounts.items():
-            self.books.saw(budget_id, accounts, self.now_ms)
+        self.books.saw(self.accounts, self.now_ms)
 
     def _write_accounts(self) -> None:
         slots, lines = [], []
@@ -310,10 +314,6 @@ def begin(db: Connection, books: Books, now_ms: int) -> Sheet:
         now_ms = newest[0]
     books.now_ms = now_ms
     return Sheet(db, books, now_ms)
-
-
-def _position(row: tuple[object, ...]) -> int:
-    return row[2]  # type: ignore[return-value]
 
 
 def lane_row(worker_id: int, lane: Lane) -> tuple[object, ...]:
