@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from scheduler.admission.plan import LaneView
+from scheduler.admission.plan import NEVER, LaneView
 
 if TYPE_CHECKING:
     from scheduler.limits import Gates
@@ -28,9 +28,10 @@ class Book:
         self._lanes: dict[int, Lane] = {}
         self._always: dict[int, Lane] = {}
         self._heaps: dict[_Group, list[tuple[int, int, int]]] = {}  # of heads, lanes, tickets
-        # By priority, of heads and groups. A group has as many entries as it had heads; stale ones
-        # are found when they are met.
+        # By priority, of heads and groups. A group counts with its last entry, whose head may be of
+        # who has gone: that is found when it is met.
         self._tops: dict[int, list[tuple[int, _Group]]] = {}
+        self._top_of: dict[_Group, int] = {}  # the head in that entry
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -81,12 +82,16 @@ class Book:
         tops = self._tops.get(priority)
         while tops:
             head_id, group = tops[0]
+            if self._top_of.get(group) != head_id:
+                heapq.heappop(tops)
+                continue
             actual_id = self._head_of(group)
             if actual_id == head_id and not is_left(group):
                 return head_id, group
             heapq.heappop(tops)
+            del self._top_of[group]
             if actual_id is not None and actual_id > head_id:
-                heapq.heappush(tops, (actual_id, group))  # the entry was of who has gone
+                self._put_top(actual_id, group)
         if tops is not None:
             del self._tops[priority]
         return None
@@ -105,6 +110,9 @@ class Book:
             self._put_top(head_id, group)
 
     def _put_top(self, head_id: int, group: _Group) -> None:
+        if head_id >= self._top_of.get(group, NEVER):
+            return  # it is found by an earlier one
+        self._top_of[group] = head_id
         tops = self._tops.get(group[0])
         if tops is None:
             tops = self._tops[group[0]] = []

@@ -145,6 +145,7 @@ METHODS = (
     "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
     "suspended_since", "suspended_of", "resolve", "still_mine", "prune", "pictures",
+    "ended_since",
 )  # fmt: skip
 
 

@@ -106,8 +106,12 @@ class Dialect(ABC):
     among: str
     """Membership in a list that is one value: ``f"id {dialect.among}"``, with `a_list`."""
 
-    lock: str
-    """Behind a SELECT: lock its rows until the end of the transaction."""
+    @abstractmethod
+    def lock(self, alias: str) -> str:
+        """Behind a SELECT: lock a table's rows until the end, in the order of their ids.
+
+        PostgreSQL: ``ORDER BY a.id FOR NO KEY UPDATE OF a``.
+        """
 
     @abstractmethod
     def a_list(self, values: Iterable[Value]) -> object:
@@ -149,10 +153,13 @@ class Sqlite(Dialect):
     """
 
     among = "IN (SELECT value FROM json_each(?))"
-    lock = ""
 
     def __init__(self) -> None:
         self._bulks: dict[Bulk, str] = {}
+
+    def lock(self, alias: str) -> str:
+        """See `Dialect.lock`."""
+        return ""
 
     def a_list(self, values: Iterable[Value]) -> object:
         """See `Dialect.a_list`."""

@@ -16,8 +16,8 @@ from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.rows import DELAYED
 
-LIVE = "state IN ('queued', 'delayed', 'running')"  # as in the index
-ENDED = "state IN ('succeeded', 'failed', 'cancelled', 'expired')"  # as in the indexes
+LIVE = "ended_at_ms IS NULL"  # as in the index
+ENDED = "ended_at_ms IS NOT NULL"  # as in the indexes
 _LAST = (1 << 62) - 1
 
 
