@@ -17,8 +17,8 @@ from scheduler.stores.base import Store
 from scheduler.stores.sqlite import SqliteStore
 
 T0 = 1_800_000_000_000
-STEP_MS = 100  # between two requests: three millions are three days and a half
-TEAM = Budget("team", "$9000/month")
+STEP_MS = 1_000  # between two requests: three millions are five weeks
+TEAM = Budget("team", "$9000/year")
 LIVE = [RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING]
 FEW, PAGE = 1_000, 100
 GOAL = 1.5
@@ -184,7 +184,11 @@ def run(quick: bool) -> list[Row]:
         for count, path in files.items():
             fill(path, count)
         for name, doing in VIEWS.items():
-            few, much = (measured(path, doing, count) for count, path in files.items())
+            times = 1 if name.startswith("ensure") else 3  # what is ensured once is there
+            few, much = (
+                min(measured(path, doing, count) for _ in range(times))
+                for count, path in files.items()
+            )
             rows.append(_row(f"{name}, {many:,} finished", few, much))
         for name, doing, size in (("ended, a row", ended, 1), ("audit, a reservation", audit, 1)):
             few, much = (

@@ -257,7 +257,7 @@ class Lineup(Protocol):
     def pull(self, priority: int) -> Sequence[LaneView]:
         """The next ones of a priority, the oldest first."""
 
-    def leave(self, provider: str, model: str = "") -> None:
+    def leave(self, provider: str, model: str | None = None) -> None:
         """Nothing more goes to a provider, or to a model of it, in this plan."""
 
     def end(self) -> None:
@@ -279,7 +279,7 @@ class _Whole:
     def pull(self, priority: int) -> Sequence[LaneView]:
         return ()
 
-    def leave(self, provider: str, model: str = "") -> None:
+    def leave(self, provider: str, model: str | None = None) -> None:
         pass
 
     def end(self) -> None:
@@ -312,6 +312,8 @@ class Planner:
             goes_on = _consider(scan, self._free, self._now_ms, result)
             if len(result.admitted) == admitted and scan.left_id is None:
                 scan.left_id = scan.head.id
+            if len(result.admitted) > admitted:
+                self._leave_if_full(scan)
             if goes_on:
                 self._advance(scan)
             elif scan.waits_for_place:
@@ -373,6 +375,12 @@ class Planner:
         heads.remove(aged)
         heapq.heapify(heads)
         return aged[2]
+
+    def _leave_if_full(self, scan: _Scan) -> None:
+        """Where the last place was given nobody else need be looked at; who is parked anyhow is."""
+        provider = scan.view.key.provider
+        if self._free.get(provider, 0) <= 0 and scan.view.closed is None:
+            self._lineup.leave(provider)
 
     def _leave_those_like(self, scan: _Scan) -> None:
         """Whoever comes later to the same provider or gate waits behind this one."""

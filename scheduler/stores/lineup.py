@@ -155,7 +155,7 @@ class Lineup:
     ) -> None:  # fmt: skip
         self._book, self._show, self._at_once = book, show, at_once
         self._closed, self._slots, self._now_ms = gates.closed(), slots, now_ms
-        self._is_left: dict[tuple[str, str], bool] = {}  # by provider and model; "": all of them
+        self._is_left: dict[tuple[str, str | None], bool] = {}  # by provider and model; None: all
         self._aside: list[_Group] = []
         self._tops: dict[int, tuple[int, _Group] | None] = {}  # by priority, as last seen
         self.looked: list[Lane] = []
@@ -196,7 +196,7 @@ class Lineup:
             del self._tops[priority]
         return self._look_at(lanes)
 
-    def leave(self, provider: str, model: str = "") -> None:
+    def leave(self, provider: str, model: str | None = None) -> None:
         """Show no more lanes of a provider, or of one of its models, in this turn."""
         self._is_left[provider, model] = True
         self._tops.clear()
@@ -217,9 +217,9 @@ class Lineup:
 
     def _leaves(self, group: _Group) -> bool:
         _, provider, model = group
-        is_left = self._is_left.get((provider, ""))
+        is_left = self._is_left.get((provider, None))
         if is_left is None:
-            is_left = self._is_left[provider, ""] = not self._has_place(provider)
+            is_left = self._is_left[provider, None] = not self._has_place(provider)
         if is_left or self._is_left.get((provider, model), False):
             self._aside.append(group)
             return True

@@ -341,3 +341,33 @@ async def test_a_page_goes_on_behind_what_has_to_stay(tmp_path):
         await bench.store.aclose()
 
     assert found[1] <= found[0] * 1.1 + 30
+
+
+# Unknown outcomes
+
+
+async def test_one_more_unknown_outcome_costs_the_same_however_many_there_are(tmp_path):
+    """Finding it, settling it, and every turn meanwhile, also one that renews the lease."""
+    found = {}
+    for count in (FEW, MANY):
+        bench = Bench(SqliteStore(tmp_path / f"{count}.db"))
+        await bench.store.open(T0)
+        lost = (await bench.submit(*[new(key=f"l{n}") for n in range(count)], slots=count)).claimed
+        await bench.settle(*[end(each, Outcome.SUSPEND, FAILED) for each in lost], slots=None)
+        bench.now_ms += 60_000
+        (more,) = (await bench.submit(new(key="more"), slots=1)).claimed
+        now_ms = bench.now_ms
+        looks = [
+            lambda b, more=more: b.settle(end(more, Outcome.SUSPEND, FAILED), slots=None),
+            lambda b, now_ms=now_ms: b.store.suspended_since(now_ms - 1),
+            lambda b, more=more: b.store.suspended_of([more.reservation_id]),
+            lambda b: b.store.suspended(limit=3),
+            lambda b, more=more: b.store.resolve([end(more, Outcome.VOID, FAILED)], b.now_ms),
+        ]
+        found[count] = [await steps(bench, look) for look in looks]
+        bench.now_ms += bench.store.lease_ms
+        found[count] += [await steps(bench, lambda b: b.turn(slots=None))]
+        await bench.store.aclose()
+
+    for few, many in zip(found[FEW], found[MANY], strict=True):
+        assert many <= few * 1.1 + 30

@@ -24,11 +24,18 @@ from scheduler.stores.sql.codec import decode_request, encode_request
 from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import FixedTariff
 from tests.stores.conformance import T0, Bench, Conformance, end, new, post
+from tests.stores.strict import StrictConnection
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """Every transaction is over a connection that takes only what PostgreSQL takes as well."""
+    monkeypatch.setattr("scheduler.stores.file.SqliteConnection", StrictConnection)
 
 
 class TestSqlite(Conformance):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path, strict):
         store = SqliteStore(tmp_path / "s.db")
         await store.open(T0)
         yield store

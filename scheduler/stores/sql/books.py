@@ -31,13 +31,6 @@ class Definition(NamedTuple):
     is_removed: bool
 
 
-class _Seen(NamedTuple):
-    """A budget's accounts as a transaction left them."""
-
-    accounts: list[Account]
-    now_ms: int
-
-
 class Books:
     """What one process remembers; `Sheet` is what it works on in one transaction.
 
@@ -70,7 +63,8 @@ class Books:
         self.definitions: dict[int, Definition] = {}  # by budget, as last heard of
         self.stalest: deque[int] = deque()  # budgets, the one looked at longest ago first
         self._statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
-        self._seen: dict[int, _Seen] = {}  # accounts whose picture is not drawn yet
+        # Accounts of budgets whose picture is not drawn yet, and when they were looked at.
+        self._seen: dict[int, tuple[list[Account], int]] = {}
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
 
@@ -105,10 +99,9 @@ class Books:
 
     # Pictures of budgets
 
-    def saw(self, budget_id: int, accounts: list[Account], now_ms: int) -> None:
-        """A transaction leaves a budget's accounts so; the picture is drawn when it is asked for."""
-        if accounts:
-            self._seen[budget_id] = _Seen(accounts, now_ms)
+    def saw(self, accounts: Mapping[int, list[Account]], now_ms: int) -> None:
+        """A transaction leaves budgets' accounts so; a picture is drawn when it is asked for."""
+        self._seen.update((each, (those, now_ms)) for each, those in accounts.items() if those)
 
     def note(self, status: BudgetStatus) -> None:
         """This is how a budget looks now."""
@@ -131,8 +124,9 @@ class Books:
         for budget_id in list(self._seen if budgets is None else self._seen.keys() & set(budgets)):
             seen, known = self._seen.pop(budget_id, None), self._statuses.get(budget_id)
             if seen is not None and known is not None:
+                accounts, now_ms = seen
                 self._statuses[budget_id] = budget_status(
-                    budget_id, known.budget, seen.accounts[0].paused, seen.accounts, seen.now_ms
+                    budget_id, known.budget, accounts[0].paused, accounts, now_ms
                 )
         if budgets is None:
             return list(self._statuses.values())

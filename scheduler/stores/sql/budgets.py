@@ -159,8 +159,8 @@ def remove(sheet: Sheet, name: str) -> None:
     db, books = sheet.db, sheet.books
     stored, known = _known(sheet, name)
     children = [Stored(*row) for row in db.read(
-        "SELECT id, name, definition, is_paused FROM budgets WHERE definition LIKE ?",
-        f"%{json.dumps(name)[1:-1]}%",
+        "SELECT id, name, definition, is_paused FROM budgets WHERE definition LIKE ? ESCAPE '!'",
+        f"%{json.dumps(name)[1:-1].replace('!', '!!')}%",
     )]  # fmt: skip
     found = (each for each in children if not _definition(books, each).is_removed)
     check_childless(

@@ -16,8 +16,8 @@ from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.rows import DELAYED
 
-LIVE = "state IN ('queued', 'delayed', 'running')"  # as in the index
-ENDED = "state IN ('succeeded', 'failed', 'cancelled', 'expired')"  # as in the indexes
+LIVE = "ended_at_ms IS NULL"  # as in the index
+ENDED = "ended_at_ms IS NOT NULL"  # as in the indexes
 _LAST = (1 << 62) - 1
 
 
@@ -95,6 +95,8 @@ def _waiting(db: Connection, lanes: str, after_id: int, limit: int) -> list[int]
         after_id,
         limit,
     )
+    if not heads:
+        return []
     # Behind the first of the last of so many lanes nothing is of this page.
     most = heads[-1][1] if len(heads) == limit else _LAST
     firsts = db.dialect.firsts(

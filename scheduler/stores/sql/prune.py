@@ -91,7 +91,7 @@ UNUSED_LANES = (
 )
 """Lanes of processes that have gone, in which no request is left: asked by index, lane by lane."""
 
-_ENDED_AT = "coalesce(r.ended_at_ms, r.submitted_at_ms)"  # as in the index
+_ENDED_AT = "r.ended_at_ms"  # as in the index
 _OLD = (
     "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest,"
     f" l.id, {_ENDED_AT}"

@@ -97,7 +97,7 @@ CREATE TABLE requests (
   is_delivered    INTEGER NOT NULL,  -- its outcome reached its file, or needs none
   payload         TEXT,              -- JSON of the request
   error           TEXT,              -- JSON: why it failed
-  ended_at_ms     INTEGER,
+  ended_at_ms     INTEGER,           -- NULL: it lives
   input_tokens    INTEGER NOT NULL DEFAULT 0,  -- as rate limits count: a guess,
   output_tokens   INTEGER NOT NULL DEFAULT 0   -- and the cap in the body; 0: none
 ) STRICT;
@@ -106,12 +106,12 @@ CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
 CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms) WHERE state = 'delayed';
 CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)
   WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed');
-CREATE INDEX requests_live ON requests (job_id, id)
-  WHERE state IN ('queued', 'delayed', 'running');
+-- By whether it has ended, and not by its state: starting a request touches none of these.
+CREATE INDEX requests_live ON requests (job_id, id) WHERE ended_at_ms IS NULL;
 CREATE INDEX requests_outcomes ON requests (job_id, is_delivered, id)
-  WHERE key IS NOT NULL AND state IN ('succeeded', 'failed', 'cancelled', 'expired');
-CREATE INDEX requests_ended ON requests (lane_id, is_delivered, coalesce(ended_at_ms, submitted_at_ms))
-  WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired');
+  WHERE key IS NOT NULL AND ended_at_ms IS NOT NULL;
+CREATE INDEX requests_ended ON requests (lane_id, is_delivered, ended_at_ms)
+  WHERE ended_at_ms IS NOT NULL;
 
 CREATE TABLE responses (
   request_id INTEGER PRIMARY KEY,

@@ -136,10 +136,11 @@ def _move(
         if old is not ReservationState.PENDING and account.cap.window.span_ms:
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
-    sheet.settled.append((
-        new._value_, now_ms, *hold.cost, int(each.is_assumed), words(each.provider_id),
-        words(each.why), hold.id,
-    ))  # fmt: skip
+    *_, provider_id, why, _ = sheet.settled.get(hold.id, (None, None, None))
+    sheet.settled[hold.id] = (
+        new._value_, now_ms, *hold.cost, int(each.is_assumed),
+        words(each.provider_id) or provider_id, words(each.why) or why, hold.id,
+    )  # fmt: skip
 
 
 def _go_on(sheet: Sheet, row: Row, each: Settlement) -> None:

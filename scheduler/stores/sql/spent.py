@@ -88,15 +88,12 @@ class Spent:
 
     def settled(self, hold: Hold, before: Cost | None, now: Cost | None) -> None:
         """A reservation that had posted that much posts this much from now on; None: nothing."""
-        change = [0, 0, 0, 0, 0]
-        for sign, cost in ((-1, before), (1, now)):
-            if cost is not None:
-                over = (max(0, cost[0] - hold.needs[0]), max(0, cost[1] - hold.needs[1]))
-                change = [
-                    sum_ + sign * each for sum_, each in zip(change, (1, *cost, *over), strict=True)
-                ]
-        if not any(change):
+        if before is None and now is None:
             return
+        change: Sequence[int] = (0, 0, 0, 0, 0) if now is None else _costs(hold.needs, now)
+        if before is not None:
+            was = _costs(hold.needs, before)
+            change = [new - old for new, old in zip(change, was, strict=True)]
         quarter_ms = hold.made_at_ms - hold.made_at_ms % QUARTER_MS
         _add(self._by_model.setdefault((quarter_ms, hold.job_id, hold.model), [0, 0, 0]), change)
         for budget_id in hold.budgets:
@@ -113,6 +110,12 @@ class Spent:
         """Begin anew."""
         self._by_model.clear()
         self._by_budget.clear()
+
+
+def _costs(needs: Needs, cost: Cost) -> tuple[int, int, int, int, int]:
+    """What an attempt counts: itself, what it cost, and how much more than was reserved."""
+    nusd, tokens = cost
+    return 1, nusd, tokens, max(0, nusd - needs[0]), max(0, tokens - needs[1])
 
 
 def _add(sums: list[int], change: Sequence[int]) -> None:
