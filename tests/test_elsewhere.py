@@ -1,0 +1,148 @@
+"""Keys that another process on the file has: what waiting for them costs, and that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from scheduler import Scheduler
+from scheduler.core.callers.elsewhere import PAGE
+from scheduler.errors import ConfigError
+from scheduler.providers.simulated.provider import Simulated
+from scheduler.request import Request
+from scheduler.stores.sqlite import SqliteStore
+from tests.conftest import Bench, ask
+
+pytestmark = pytest.mark.anyio
+MANY = 3_000
+
+
+class Counted(SqliteStore):
+    """Counts about how many requests it is asked."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.outcomes_asked = self.most_seen = self.submitted = 0
+
+    async def outcomes(self, ids):
+        self.outcomes_asked += len(ids)
+        return await super().outcomes(ids)
+
+    async def pictures(self, ids):
+        self.most_seen = max(self.most_seen, len(ids))
+        return await super().pictures(ids)
+
+    async def turn(self, turn):
+        self.submitted += len(turn.submit)
+        return await super().turn(turn)
+
+
+class Slow(Bench):
+    async def _answer(self, request):
+        await asyncio.sleep(0.02)
+        return await super()._answer(request)
+
+
+async def test_the_store_is_asked_about_what_ended_and_not_about_all_that_waits(tmp_path):
+    path, store = tmp_path / "s.db", Counted(tmp_path / "s.db")
+    async with (
+        Scheduler(path, providers=Slow(), concurrency=2) as there,
+        Scheduler(store, providers=Bench(), poll_interval=0.05) as here,
+    ):
+        await there.enqueue([ask(n, key=f"k{n}") for n in range(MANY)])
+        futures = [here.submit(ask(n, key=f"k{n}")) for n in range(MANY)]
+        await asyncio.wait(futures[:3])
+        await asyncio.sleep(1.5)
+        answered = there.stats().succeeded
+        assert sum(each.done() for each in futures) >= 20  # they hear of it as it goes on
+
+        assert store.most_seen <= PAGE
+        assert store.outcomes_asked <= 2 * answered + 50
+        assert store.submitted <= MANY + 2 * PAGE + 50  # a page again, now and then
+        assert here._pump._desk.elsewhere  # the others wait on
+        for each in futures:
+            each.cancel()
+        there.stop_admitting()
+
+
+async def test_they_are_taken_over_when_their_process_has_gone(tmp_path):
+    path, mine = tmp_path / "s.db", Bench()
+    there = Scheduler(path, providers=Slow(), concurrency=1)
+    async with Scheduler(path, providers=mine, poll_interval=0.05) as here:
+        async with there:
+            await there.enqueue([ask(n, key=f"k{n}") for n in range(900)])
+            futures = [here.submit(ask(n, key=f"k{n}")) for n in range(900)]
+            await futures[0]
+        answers = await asyncio.wait_for(asyncio.gather(*futures), 20)
+
+    assert [each.key for each in answers] == [f"k{n}" for n in range(900)]
+    assert 800 < len(mine.sent) < 900
+
+
+# Shared
+
+
+def simulated():
+    provider = Simulated(latency=0.01)
+    provider.service = "sim"
+    return provider
+
+
+def asked(n, **options):
+    return Request.chat("sim-small", f"q{n}", max_tokens=5, key=f"k{n}", **options)
+
+
+async def test_a_client_submits_and_a_worker_sends(tmp_path):
+    path = tmp_path / "s.db"
+    async with Scheduler(path, providers=simulated(), role="client", poll_interval=0.05) as client:
+        futures = [client.submit(asked(n)) for n in range(20)]
+        await asyncio.sleep(0.3)
+        assert not any(each.done() for each in futures)
+        assert client.stats().queued == 20
+        async with Scheduler(path, providers=simulated(), role="worker", poll_interval=0.05) as w:
+            answers = await asyncio.wait_for(asyncio.gather(*futures), 20)
+            await asyncio.sleep(0.3)  # until it has heard
+            assert (client.stats().queued, w.stats().succeeded) == (0, 20)
+            with pytest.raises(ConfigError, match="a worker takes in no requests"):
+                w.submit(asked(99))
+    assert [each.key for each in answers] == [f"k{n}" for n in range(20)]
+    assert all(each.cost_nusd > 0 for each in answers)
+
+
+@pytest.mark.parametrize("why", ["no key", "streams", "refused rather", "send", "of one process"])
+async def test_a_client_takes_nothing_that_no_other_process_could_send(tmp_path, why):
+    provider = simulated()
+    if why == "of one process":
+        provider.service = None
+    async with Scheduler(tmp_path / "s.db", providers=provider, role="client") as s:
+        submit = {
+            "no key": lambda: s.submit(Request.chat("sim-small", "q", max_tokens=5)),
+            "streams": lambda: s.stream(asked(1)),
+            "refused rather": lambda: s.submit(asked(1), on_exceeded="raise"),
+            "send": lambda: s.submit(asked(1), send=provider.send),
+            "of one process": lambda: s.submit(asked(1)),
+        }
+        with pytest.raises(ConfigError, match="a client sends nothing itself"):
+            submit[why]()
+
+
+async def test_a_name_that_means_another_service_is_somebody_elses(tmp_path):
+    path, other = tmp_path / "s.db", simulated()
+    other.service = "another"
+    async with Scheduler(path, providers=simulated(), role="client", poll_interval=0.05) as client:
+        future = client.submit(asked(1))
+        async with Scheduler(path, providers=other, poll_interval=0.05) as s:
+            await asyncio.sleep(0.4)
+            assert not future.done()
+            assert s.stats().queued == 0
+        future.cancel()
+        await asyncio.sleep(0.2)
+        assert (await client.store.counts()).cancelled == 1
+
+
+async def test_a_client_in_memory_and_a_role_that_is_none_are_refused():
+    with pytest.raises(ConfigError, match="a client needs a store that others share"):
+        Scheduler(role="client")
+    with pytest.raises(ConfigError, match="'boss' is not one of"):
+        Scheduler(role="boss")
