@@ -200,6 +200,20 @@ class Pump:
         self._opening.close(lets_finish=False)
         self._flight.interrupt()
 
+    async def finish_for_others(self) -> None:
+        """Start nothing more, and let calls finish that are made for other processes."""
+        if self._is_sending_for_others():
+            self.stop_admitting()
+            while self._is_sending_for_others():
+                await self.turned()
+
+    def _is_sending_for_others(self) -> bool:
+        calls = () if self.is_closed or self.broken is not None else self._flight.calls.values()
+        return any(
+            call.claimed.is_shared and call.claimed.request_id not in self._desk.waiters
+            for call in calls
+        )
+
     def let_flow(self) -> None:
         """Have no call wait for whoever reads its stream: there will be no other time for it."""
         for request_id in self._flight.calls:

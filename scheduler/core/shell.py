@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from scheduler.stats import Stats
 
 E_ = TypeVar("E_", bound=events.Event)
+FOR_OTHERS_S = 30.0  # calls that are made for other processes may take so long when this one ends
 Role = Literal["client", "worker", "both"]
 ROLES: tuple[str, ...] = get_args(Role)
 FORKED = (
@@ -189,6 +191,11 @@ class Shell(Tagging, Governing):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        is_here = self._loop is asyncio.get_running_loop() and not self._is_forked
+        if error is None and self._pump is not None and is_here and self._state == "open":
+            with contextlib.suppress(TimeoutError):  # then they are cancelled like its own
+                async with asyncio.timeout(FOR_OTHERS_S):
+                    await self._pump.finish_for_others()
         await self._end(None if error is None else 0)
 
     async def aclose(self, *, drain: bool = False, drain_timeout: Duration | None = DRAIN) -> None:
