@@ -71,10 +71,9 @@ def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(
             assert "OVERSPENT" not in out
         told = [json.loads(out.splitlines()[-1]) for out, _ in ended]
         assert [each["answers"] for each in told] == [40] * 4
-        noticed_s = [
-            min(at_s for at_s in each["unparked_at_s"] if at_s >= raised_at_s) - raised_at_s
-            for each in told
-        ]
+        # One whose own questions were answered by then has ended.
+        later_s = [[at_s for at_s in each["unparked_at_s"] if at_s >= raised_at_s] for each in told]
+        noticed_s = [min(each) - raised_at_s for each in later_s if each]
         print(f"a raise was noticed after {statistics.median(noticed_s):.2f} s at the median")
         assert max(noticed_s) < 10
         assert provider.bill()["calls"] == 160
