@@ -88,8 +88,7 @@ class Spent:
 
     def settled(self, hold: Hold, before: Cost | None, now: Cost | None) -> None:
         """A reservation that had posted that much posts this much from now on; None: nothing."""
-        if before is None and now is None:
-            return
+        # What cost nothing has a row, too: a report names all that was asked.
         change: Sequence[int] = (0, 0, 0, 0, 0) if now is None else _costs(hold.needs, now)
         if before is not None:
             was = _costs(hold.needs, before)

@@ -80,7 +80,7 @@ def spend(db: Connection, by: str, since_ms: int) -> list[SpendRow]:
             total = rows.setdefault(name, [0, 0, 0, 0, 0])
             total[:] = map(sum, zip(total, numbers, strict=True))
     ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
-    return [SpendRow(name, *numbers) for name, numbers in ordered if any(numbers)]
+    return [SpendRow(name, *numbers) for name, numbers in ordered]
 
 
 def audit(db: Connection, transactions: Transactions, now_ms: int) -> Audit:
