@@ -502,7 +502,7 @@ def test_what_other_processes_hold_is_waited_for_for_a_stated_time(tmp_path):
             InlineSqlite(tmp_path / "s.db", Process("here", n, "1"), 10**9, lambda sql: None)
             for n in (1, 2)
         ]
-        with mock.patch("scheduler.stores.sql.turn.is_dead", return_value=False):
+        with mock.patch("scheduler.stores.sql.workers.is_dead", return_value=False):
             trees = Trees("$0.0000001", places=8, store=stores[0])
             other = Scheduler(stores[1], providers=Bench("a"), clock=VirtualClock())
             async with trees.s, other:

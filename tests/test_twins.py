@@ -68,7 +68,7 @@ async def opened(
 
 @pytest.fixture(autouse=True)
 def _all_live(monkeypatch):
-    monkeypatch.setattr("scheduler.stores.sql.turn.is_dead", lambda me, other: False)
+    monkeypatch.setattr("scheduler.stores.sql.workers.is_dead", lambda me, other: False)
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class Traffic:
 
     def run(self, until_ms: int | None = None, go_on: Callable[[], bool] = lambda: True) -> Self:
         """Go on until nothing happens any more, for a time, or for as long as told."""
-        with mock.patch("scheduler.stores.sql.turn.is_dead", return_value=False):
+        with mock.patch("scheduler.stores.sql.workers.is_dead", return_value=False):
             for store in self.stores:
                 _now(store.open(self.now_ms))
             self._define(range(len(self.budgets)))
@@ -227,7 +227,7 @@ class Traffic:
 
     def release(self) -> Self:
         """Money for all: whatever waits has to start by itself, or be heard of no more."""
-        with mock.patch("scheduler.stores.sql.turn.is_dead", return_value=False):
+        with mock.patch("scheduler.stores.sql.workers.is_dead", return_value=False):
             for number in range(len(self.budgets)):
                 self._relimit(number, PLENTY)
             while self._step(None):

@@ -83,7 +83,8 @@ class LaneKey(NamedTuple):
     """What the requests of one lane have in common.
 
     `may_wait` False: refuse what does not fit instead of parking it. `is_lent`: a call under way
-    waits for it, and lends it its place.
+    waits for it, and lends it its place. `is_shared`: any process that serves the provider may
+    send them.
     """
 
     provider: str
@@ -92,6 +93,7 @@ class LaneKey(NamedTuple):
     may_wait: bool = True
     model: str = ""
     is_lent: bool = False
+    is_shared: bool = False
 
 
 class Candidate(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -61,10 +61,22 @@ class Metered:
                  for dimension, limit in limits.per_minute().items()]  # fmt: skip
         self.meters = {meter.key: meter for meter in given}
         self.share, self.produced = 1.0, FIRST_OUTPUT
-        self.is_dirty, self.version = False, 0  # changed since, and as of, the last common state
+        self._is_dirty, self.version = False, 0  # changed since, and as of, the last common state
+        self.noted: Callable[[Metered], None] | None = None  # told when it begins to differ
         self._marks: dict[int, Mark] = {}
         self._cut_at_ms = 0
         self._said: dict[tuple[Dimension, int], int] = {}  # spans of limits, from words
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether it changed since the last state that processes have in common."""
+        return self._is_dirty
+
+    @is_dirty.setter
+    def is_dirty(self, is_dirty: bool) -> None:
+        if is_dirty and not self._is_dirty and self.noted is not None:
+            self.noted(self)
+        self._is_dirty = is_dirty
 
     def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """When a request may go as far as this is concerned; `now_ms` or earlier: now.

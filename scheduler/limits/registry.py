@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from scheduler.limits.front import Front
 from scheduler.limits.gate import Gate
 from scheduler.limits.meter import COUNTING, Limits
+from scheduler.limits.metered import Metered
 from scheduler.limits.words import GateStatus, ProviderRules, Report
 
 Pair = tuple[Front, Gate] | tuple[()]
@@ -20,6 +21,7 @@ class Gates:
         self._fronts: dict[str, Front] = {}
         self._hurried: set[str] = set()  # to be tried at once
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self._dirty: list[Metered] = []  # those that differ from what processes have in common
 
     def add(self, rules: Mapping[str, ProviderRules]) -> None:
         """There are more providers."""
@@ -48,9 +50,20 @@ class Gates:
         front = self._fronts.get(provider)
         if front is None:
             front = self._fronts[provider] = Front(provider, counting, rules.limits)
+            front.noted = self._dirty.append
         is_known = bool(front.meters)
         limits = rules.model_limits.get(model, Limits())
-        return front, Gate(provider, model, counting, limits, rules.concurrency, is_known)
+        gate = Gate(provider, model, counting, limits, rules.concurrency, is_known)
+        gate.noted = self._dirty.append
+        return front, gate
+
+    def take_dirty(self) -> list[Metered]:
+        """Gates that changed since the last call, to be told to other processes."""
+        # One by one: an answer that begins meanwhile may note another.
+        dirty = [self._dirty.pop() for _ in range(len(self._dirty))]
+        for gate in dirty:
+            gate.is_dirty = False
+        return dirty
 
     def find(self, provider: str, model: str, is_front: bool) -> Front | Gate | None:
         """The gate of that name; None: there are no rules for it."""

@@ -567,6 +567,20 @@ class Store(ABC):
         """Those of these requests that no other process has taken over."""
         return set(ids)
 
+    async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
+        """Requests that ended since then and that other processes may wait for, and up to where.
+
+        Those of shared lanes, and all with a key where several processes work on the store.
+
+        Args:
+            seq: What the last call returned; 0: from the beginning.
+
+        Returns:
+            What to ask with next; and the requests in the order in which they ended. None: so many
+            did that nobody knows which.
+        """
+        return 0, []
+
     async def pictures(self, ids: Sequence[int]) -> list[Picture]:
         """How these requests are doing, those of other processes too."""
         return []

@@ -209,6 +209,10 @@ class Lanes:
             if lane.key.provider in providers and lane.shortfall is not None:
                 self._reopen(lane, now_ms)
 
+    def has_budget(self, budget_id: int) -> bool:
+        """Whether any lane draws on a budget."""
+        return budget_id in self._of_budget
+
     def combinations(self, budget_id: int) -> set[tuple[int, ...]]:
         """The budgets that lanes which draw on this one draw on."""
         return {lane.key.budgets for lane in self._of_budget.get(budget_id, ())}

@@ -20,7 +20,7 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -53,24 +53,29 @@ from scheduler.stores.base import (
     in_use,
 )
 from scheduler.stores.process import this_process
+from scheduler.stores.sql import changes
 from scheduler.stores.sql import gates as sqlite_gates
 from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql import views as sqlite_views
 from scheduler.stores.sql.codec import encode_request
+from scheduler.stores.sql.connection import Connection, SqliteConnection
+from scheduler.stores.sql.dialect import INT, Update
 from scheduler.stores.sql.look import Look, check_version, may_write
 from scheduler.stores.sql.turn import Transactions
 
 logger = logger_of("scheduler.stores.sqlite")
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
 BUSY_MS = 5_000  # reading waits so long for a commit of another process
 SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_WAIT_S = 0.003, 0.02, 1.0
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
 PAGE = 1_000
+
+_DELIVERED = Update("requests", "is_delivered = 1", "id = :id", {"id": INT})
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -156,7 +161,6 @@ class SqliteStore(Store):
         self._connection: _Connection | None = None
         self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
-        self._foreign = False  # another process wrote since the last turn
         self._place = path  # as it was when the file was opened, wherever the process goes
         self._held: forks.Held | None = None  # as forks of this process hear of it
         self._file: tuple[int, int] | None = None  # which one was opened; None: not told
@@ -247,7 +251,7 @@ class SqliteStore(Store):
             if version == SCHEMA_VERSION:
                 return  # somebody else did it meanwhile
             me = self._transactions.process
-            saved = sqlite_upgrade.upgrade(db, self.path, version, me, now_ms)
+            saved = sqlite_upgrade.upgrade(SqliteConnection(db), self.path, version, me, now_ms)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
                     self.path, SCHEMA_VERSION, saved)  # fmt: skip
@@ -321,20 +325,23 @@ class SqliteStore(Store):
 
     async def turn(self, turn: Turn) -> TurnResult:
         """One transaction; see `Store.turn`."""
-        foreign, self._foreign = self._foreign, False
-        return await self._run(_writing(self._transactions.turn, self._patience_s), turn, foreign)
+        return await self._run(_writing(self._transactions.turn, self._patience_s), turn)
 
     async def changed(self, now_ms: int) -> bool:
         """Whether another process committed; renews the lease when it is due."""
         version = await self._run(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
         is_new = version != self._version
-        self._version, self._foreign = version, self._foreign or is_new
+        self._version = version
         lease_due = now_ms - self._transactions.seen_at_ms >= self.lease_ms // 3
         return is_new or (lease_due and bool(self._transactions.worker_id))
 
     def latest(self) -> list[BudgetStatus]:
         """Budgets as of this process's last transaction."""
-        return list(self._transactions.statuses.values())
+        return self._transactions.statuses()
+
+    def balances(self, budgets: Collection[int]) -> list[BudgetStatus]:
+        """Those of these, as of this process's last transaction."""
+        return self._transactions.statuses(budgets)
 
     def lanes(self) -> list[LaneStatus]:
         """This process's lanes in which something waits."""
@@ -387,7 +394,9 @@ class SqliteStore(Store):
     # Budgets and prices
 
     async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
-        """See `Store.define`."""
+        """See `Store.define`; what is as it was is only read."""
+        if await self._run(_reading(self._transactions.is_all_the_same), budgets):
+            return
         await self._run(_writing(self._transactions.define, self._patience_s), budgets, now_ms)
 
     async def remove(self, name: str, now_ms: int) -> None:
@@ -481,6 +490,10 @@ class SqliteStore(Store):
         """See `Store.outcomes`."""
         return await self._run(_reading(sqlite_views.outcomes), ids)
 
+    async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
+        """See `Store.ended_since`."""
+        return await self._run(_reading(changes.ended_since), seq)
+
     async def pictures(self, ids: Sequence[int]) -> list[Picture]:
         """See `Store.pictures`."""
         return await self._run(_reading(sqlite_views.pictures), ids)
@@ -492,10 +505,8 @@ class SqliteStore(Store):
     async def delivered(self, ids: Sequence[int]) -> None:
         """See `Store.delivered`."""
 
-        def write(db: sqlite3.Connection) -> None:
-            db.executemany(
-                "UPDATE requests SET is_delivered = 1 WHERE id = ?", [(each,) for each in ids]
-            )
+        def write(db: Connection) -> None:
+            db.write_many(_DELIVERED, [(each,) for each in ids])
 
         await self._run(_writing(write, self._patience_s))
 
@@ -547,26 +558,26 @@ def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> Non
 
 
 def _writing(
-    function: Callable[Concatenate[sqlite3.Connection, P], T], patience_s: float
+    function: Callable[Concatenate[Any, P], T], patience_s: float
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that does its work in one transaction."""
 
     def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with _transaction(db, patience_s):
-            return function(db, *args, **kwargs)
+            return function(SqliteConnection(db), *args, **kwargs)
 
     return run
 
 
 def _reading(
-    function: Callable[Concatenate[sqlite3.Connection, P], T],
+    function: Callable[Concatenate[Any, P], T],
 ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
     """A function that sees one state of the file throughout."""
 
     def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
         db.execute("BEGIN")
         try:
-            return function(db, *args, **kwargs)
+            return function(SqliteConnection(db), *args, **kwargs)
         finally:
             db.execute("ROLLBACK")
 

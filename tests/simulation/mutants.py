@@ -26,13 +26,12 @@ from scheduler.limits import Closed, Front
 from scheduler.stores.base import Outcome
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.store import MemoryStore
-from scheduler.stores.sql.settle import Settling
-from scheduler.stores.sql.turn import Transactions
+from scheduler.stores.sql.settle import settle as settle_all
 
 reserve, settle, move = Account.reserve, Account.settle, MemoryStore._move
-settle_all, turn, start = Settling._settle, Pump._turn, Pump._start
+turn, start = Pump._turn, Pump._start
 give_up, spare = Unsent.give_up, Account.spare
-draws_on, submit_known = BudgetBook.draws_on, Transactions._resubmit
+draws_on = BudgetBook.draws_on
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,11 @@ def forget_the_parent(self: BudgetBook, *args: Any) -> tuple[int, ...]:
     return draws_on(self, *args)[:1]
 
 
-def free_what_the_dead_reserved(self: Any, settlements: Any, *rest: Any) -> Any:
+def free_what_the_dead_reserved(sheet: Any, settlements: Any, *rest: Any) -> Any:
     for each in settlements:
         if each.why is not None and each.why.startswith("its process"):
             each.outcome = Outcome.VOID
-    return settle_all(self, settlements, *rest)
+    return settle_all(sheet, settlements, *rest)
 
 
 async def lose_an_ending(self: Pump) -> None:
@@ -126,12 +125,6 @@ def start_twice(self: Pump, claimed: Any, now_ms: int) -> None:
 
 def never_look_again(self: Lanes, *args: Any) -> None:
     return None
-
-
-def say_it_is_taken_care_of(self: Any, *args: Any) -> Any:
-    answer, now_known = submit_known(self, *args)
-    answer.is_known = True
-    return answer, now_known
 
 
 async def send_whatever_the_lease(self: Pump) -> None:
@@ -203,8 +196,8 @@ MUTANTS = [
            forget_the_caller),
     Mutant("lend a place to the first inner call only", Nesting, "_lend", lend_nothing, 60),
     Mutant("let an inner call wait for its caller's money", Nesting, "stuck", tell_nobody),
-    Mutant("free a dead process's reservations", Settling, "_settle", free_what_the_dead_reserved,
-           40, "sqlite"),
+    Mutant("free a dead process's reservations", "scheduler.stores.sql.workers", "settle",
+           free_what_the_dead_reserved, 40, "sqlite"),
     Mutant("let the oldest try whether there is credit", Front, "_refuse", let_the_oldest_try, 60),
     Mutant("send although the lease is over", Pump, "_turn", send_whatever_the_lease, 60, "sqlite"),
 ]  # fmt: skip

@@ -222,7 +222,7 @@ class World:
 
     def run(self) -> Report:
         """Live to the end. Raises AssertionError at the first thing that is not right."""
-        turn = "scheduler.stores.sql.turn"
+        turn = "scheduler.stores.sql.workers"
         self.queue_line = Line(self)
         with (
             mock.patch("scheduler.stores.memory.store.plan", self.queue_line.plan),

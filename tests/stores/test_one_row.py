@@ -15,6 +15,7 @@ from scheduler.stores.memory.journal import Journal
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sql import books as sqlite_books
+from scheduler.stores.sql import budgets as sqlite_budgets
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench as Provider
 from tests.conftest import ask
@@ -186,10 +187,10 @@ def test_looking_in_a_circle_reads_no_text_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "spec", "times"), [("new", "$1", 0), ("team", "$1, $9/100d", 1)])
 def test_in_a_new_budget_nothing_is_counted_again(opened, monkeypatch, name, spec, times):
     work, replays = opened("replayed"), []
-    for kind in (Journal, sqlite_books.Books):
-        replay = kind.replay
+    for place in (Journal, sqlite_budgets):
+        replay = place.replay
         monkeypatch.setattr(
-            kind, "replay", lambda *args, replay=replay: replays.append(1) or replay(*args)
+            place, "replay", lambda *args, replay=replay: replays.append(1) or replay(*args)
         )
 
     async def main():

@@ -220,7 +220,7 @@ def schedulers(path, gate=None, **options):
 async def test_a_process_taken_for_gone_answers_its_callers_when_it_comes_back(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("scheduler.stores.sql.turn.GONE_MS", 700)
+    monkeypatch.setattr("scheduler.stores.sql.workers.GONE_MS", 700)
     gate = asyncio.Event()
     ours, theirs = schedulers(tmp_path / "s.db", gate, budgets=Budget("team", "$1"))
     ours.concurrency = 1

@@ -23,7 +23,6 @@ from scheduler.errors import ProviderRefused, SchedulerError
 from scheduler.guards.texts import check_name, words
 from scheduler.stores.base import Outcome
 from scheduler.stores.memory.store import MemoryStore
-from scheduler.stores.sql.submit import Submitting
 from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import Bench, ask
 from tests.stores.conformance import FAILED, T0, end, new, post
@@ -245,17 +244,12 @@ async def test_a_key_whose_body_is_no_json_is_refused_at_the_door():
 
 
 async def test_without_the_care_for_a_nul_such_a_key_would_end_the_process(tmp_path, monkeypatch):
-    def read_known(self, batch):
-        import json
+    def read_by_keys(db, columns, keys):
+        wanted = db.dialect.a_list(key for _, key in keys)
+        sql = f"SELECT {columns} FROM requests r WHERE r.key {db.dialect.among}"
+        return db.read(sql, wanted)
 
-        names = json.dumps([each.request.key for each in batch])
-        rows = self._db.execute(
-            "SELECT job_id, key FROM requests WHERE key IN (SELECT value FROM json_each(?))",
-            (names,),
-        )
-        return {tuple(row): None for row in rows}
-
-    monkeypatch.setattr(Submitting, "_read_known", read_known)
+    monkeypatch.setattr("scheduler.stores.sql.submit.read_by_keys", read_by_keys)
     bench = StoreBench(SqliteStore(tmp_path / "s.db"))
     await bench.store.open(T0)
     await bench.submit(new(key="a\0b"))

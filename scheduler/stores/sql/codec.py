@@ -138,6 +138,16 @@ def encode_budget(budget: Budget, *, is_removed: bool = False) -> str:
     return json.dumps(fields | ({"is_removed": True} if is_removed else {}))
 
 
+def encode_budgets(budgets: tuple[int, ...]) -> str:
+    """Budget ids so that SQL can search for one: ``",1,2,"``."""
+    return f",{','.join(map(str, budgets))}," if budgets else ""
+
+
+def decode_budgets(text: str) -> tuple[int, ...]:
+    """The ids `encode_budgets` wrote."""
+    return tuple(map(int, text.strip(",").split(","))) if text else ()
+
+
 @_names_the_damaged("budget")
 def was_removed(text: str) -> bool:
     """Whether a definition is that of a budget that was removed."""

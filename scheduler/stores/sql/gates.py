@@ -1,28 +1,61 @@
-"""What the processes that share a file know together of providers' limits, pauses and credit."""
+"""What the processes on one store know together of providers' limits, pauses and credit."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
+from collections.abc import Iterable
 
 from scheduler.guards.plain import logger_of
-from scheduler.limits import Front, Gate, Gates, GateStatus
+from scheduler.limits import Front, Gate, GateStatus
 from scheduler.limits.meter import COUNTING, Limits
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.dialect import INT, TEXT, Insert
+from scheduler.stores.sql.sheet import Sheet
 
 logger = logger_of("scheduler.sqlite")
 
+Name = tuple[str, str, bool]  # provider, model, and whether it is the provider's front
 
-def load_gates(db: sqlite3.Connection, gates: Gates, now_ms: int) -> None:
-    """Take over what others wrote since this process last wrote or read."""
-    if not gates.has_rules:
+_GATES = Insert(
+    "gates", {"provider": TEXT, "model": TEXT, "is_front": INT, "version": INT, "state": TEXT},
+    "ON CONFLICT (provider, model, is_front) DO UPDATE SET version = excluded.version,"
+    " state = excluded.state",
+)  # fmt: skip
+
+
+def know_gates(sheet: Sheet, pairs: Iterable[tuple[str, str]]) -> None:
+    """Read what is known of the gates before these models, if that was not done yet."""
+    books = sheet.books
+    if not books.gates.has_rules:
         return
-    for provider, model, is_front, version, state in db.execute(
-        "SELECT provider, model, is_front, version, state FROM gates"
+    names: list[Name] = []
+    for provider, model in dict.fromkeys(pairs):
+        for gate in books.gates.of(provider, model):
+            name = (gate.provider, gate.model, gate.is_front)
+            if name not in books.known_gates:
+                books.known_gates.add(name)
+                names.append(name)
+    load_gates(sheet, names)
+
+
+def load_gates(sheet: Sheet, names: Iterable[Name]) -> None:
+    """Take over what others wrote of these gates since this process last wrote or read it."""
+    gates, now_ms, db = sheet.books.gates, sheet.now_ms, sheet.db
+    wanted = [(provider, model, int(is_front)) for provider, model, is_front in names
+              if "\0" not in provider + model]  # fmt: skip
+    if not wanted or not gates.has_rules:
+        return
+    asked = db.dialect.rows("k", {"provider": TEXT, "model": TEXT, "is_front": INT})
+    for provider, model, is_front, version, state in db.read(
+        f"SELECT t.provider, t.model, t.is_front, t.version, t.state FROM {asked} CROSS JOIN gates t"
+        " WHERE t.provider = k.provider AND t.model = k.model AND t.is_front = k.is_front",
+        *db.dialect.row_values(wanted),
     ):
         gate = gates.find(provider, model, bool(is_front))
         if gate is None or gate.version == version:
             continue
         is_first, gate.version = not gate.version, version
+        was_closed = gate.closed is not None
         try:
             gate.load(json.loads(state), now_ms)
         except (ValueError, TypeError, LookupError):  # advice only: it is learned again
@@ -31,26 +64,26 @@ def load_gates(db: sqlite3.Connection, gates: Gates, now_ms: int) -> None:
             # Whoever starts anew may have paid the provider's bill, or mended the network.
             gate.closed.hurry()
             gate.is_dirty = True
+        if was_closed:
+            sheet.books.lanes.wake_for({provider}, now_ms)
 
 
-def save_gates(db: sqlite3.Connection, gates: Gates) -> None:
+def save_gates(sheet: Sheet) -> None:
     """Write what others should know."""
-    changed = [gate for gate in gates if gate.is_dirty]
+    changed = sheet.books.gates.take_dirty()
     for gate in changed:
-        gate.version, gate.is_dirty = gate.version + 1, False
-    db.executemany(
-        "INSERT OR REPLACE INTO gates VALUES (?, ?, ?, ?, ?)",
-        [
-            (gate.provider, gate.model, gate.is_front, gate.version, json.dumps(gate.dump()))
-            for gate in changed
-        ],
-    )
+        gate.version += 1
+        sheet.news.gates.add((gate.provider, gate.model, gate.is_front))
+    sheet.db.write_many(_GATES, [
+        (gate.provider, gate.model, int(gate.is_front), gate.version, json.dumps(gate.dump()))
+        for gate in changed
+    ])  # fmt: skip
 
 
-def statuses(db: sqlite3.Connection, now_ms: int) -> list[GateStatus]:
+def statuses(db: Connection, now_ms: int) -> list[GateStatus]:
     """What the stored gates hold back now; for those who only look."""
     found = []
-    for provider, model, is_front, state in db.execute(
+    for provider, model, is_front, state in db.read(
         "SELECT provider, model, is_front, state FROM gates ORDER BY provider, model"
     ):
         counting, limits = COUNTING["default"], Limits()

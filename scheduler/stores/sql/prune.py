@@ -7,14 +7,13 @@ slots it counted in, so that every balance can still be recomputed from what is 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from scheduler.stores.base import Archive, Finished
-from scheduler.stores.sql.books import MINUTE_MS, decode_budgets
-from scheduler.stores.sql.submit import decode_finished
+from scheduler.stores.sql.books import MINUTE_MS
+from scheduler.stores.sql.codec import decode_budgets
+from scheduler.stores.sql.rows import decode_finished
 from scheduler.stores.sql.turn import Transactions
 from scheduler.stores.sql.upgrade import add_indexes
 
@@ -46,7 +45,7 @@ class Sweep:
 
 
 def prune(
-    db: sqlite3.Connection,
+    db: Any,
     transactions: Transactions,
     sweep: Sweep,
     before_ms: int,
@@ -81,7 +80,7 @@ def prune(
 
 
 UNUSED_LANES = (
-    "DELETE FROM lanes WHERE worker_id NOT IN (SELECT id FROM workers)"
+    "DELETE FROM lanes WHERE worker_id <> 0 AND worker_id NOT IN (SELECT id FROM workers)"
     f" AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.lane_id = lanes.id AND r.{ENDED})"
     " AND NOT EXISTS (SELECT 1 FROM requests r WHERE r.lane_id = lanes.id AND r.state = 'queued')"
     " AND id NOT IN (SELECT lane_id FROM requests WHERE state = 'delayed')"
@@ -110,7 +109,7 @@ OLD = (
 
 
 def _old(
-    db: sqlite3.Connection, place: Place, before_ms: int, undelivered: bool, limit: int
+    db: Any, place: Place, before_ms: int, undelivered: bool, limit: int
 ) -> tuple[list[tuple[Any, ...]], Place]:
     """The next page of what may be forgotten, lane by lane, and where it ends."""
     while True:
@@ -125,7 +124,7 @@ def _old(
         place = Place(delivered=0)
 
 
-def _fold(db: sqlite3.Connection, transactions: Transactions, ids: str) -> None:
+def _fold(db: Any, transactions: Transactions, ids: str) -> None:
     """Add what these requests' attempts posted to the sums."""
     sums: dict[tuple[int, str, str, int, str], list[int]] = {}
     for budgets, made_at_ms, model, job_id, nusd, tokens, ceiling_nusd in db.execute(
@@ -133,7 +132,7 @@ def _fold(db: sqlite3.Connection, transactions: Transactions, ids: str) -> None:
         " WHERE state = 'posted' AND request_id IN (SELECT value FROM json_each(?))",
         (ids,),
     ):
-        slots = json.dumps(transactions.slots_of(db, decode_budgets(budgets), made_at_ms))
+        slots = json.dumps(_slots_of(db, transactions, decode_budgets(budgets), made_at_ms))
         key = (made_at_ms - made_at_ms % MINUTE_MS, budgets, model, job_id, slots)
         total = sums.setdefault(key, [0, 0, 0, 0])
         for position, amount in enumerate((1, nusd, tokens, int(nusd > ceiling_nusd))):
@@ -146,11 +145,25 @@ def _fold(db: sqlite3.Connection, transactions: Transactions, ids: str) -> None:
     )
 
 
-def _drop_old_slots(
-    db: sqlite3.Connection, transactions: Transactions, before_ms: int, now_ms: int
-) -> None:
+def _slots_of(
+    db: Any, transactions: Transactions, budgets: tuple[int, ...], made_at_ms: int
+) -> dict[int, int]:
+    """The slot in which each of these budgets' accounts counts a reservation."""
+    return {
+        account_id: transactions.cap_of(account_id, cap).window.slot_start_ms(made_at_ms)
+        for budget_id in budgets
+        for account_id, cap in db.execute(
+            "SELECT id, cap FROM accounts WHERE budget_id = ? ORDER BY id", (budget_id,)
+        )
+    }
+
+
+def _drop_old_slots(db: Any, transactions: Transactions, before_ms: int, now_ms: int) -> None:
     """Drop balances of slots that stopped counting and hold nothing open."""
-    oldest: Sequence[tuple[int, int]] = transactions.oldest_counting(db, now_ms)
+    oldest = [
+        (account_id, transactions.cap_of(account_id, cap).window.oldest_counting_ms(now_ms))
+        for account_id, cap in db.execute("SELECT id, cap FROM accounts").fetchall()
+    ]
     db.executemany(
         "DELETE FROM balances WHERE account_id = ? AND slot_ms < ? AND reserved = 0",
         [(account_id, min(slot_ms, before_ms)) for account_id, slot_ms in oldest],

@@ -30,6 +30,7 @@ CREATE TABLE accounts (
   waiter         TEXT                         -- JSON: who is first in line
 ) STRICT;
 CREATE INDEX accounts_of_budget ON accounts (budget_id, position);
+CREATE INDEX accounts_in_line ON accounts (budget_id) WHERE waiter IS NOT NULL;
 
 CREATE TABLE balances (
   account_id INTEGER NOT NULL,
@@ -41,10 +42,10 @@ CREATE TABLE balances (
   PRIMARY KEY (account_id, slot_ms)
 ) STRICT, WITHOUT ROWID;
 
--- Requests of one process for one model that draw on the same budgets and provider.
+-- Requests for one model that draw on the same budgets and provider: of one process, or anybody's.
 CREATE TABLE lanes (
   id              INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: processes remember it
-  worker_id       INTEGER NOT NULL,
+  worker_id       INTEGER NOT NULL,  -- 0: shared, any process may send them
   provider        TEXT    NOT NULL,
   budgets         TEXT    NOT NULL,  -- ",1,2,"
   priority        INTEGER NOT NULL,
@@ -56,6 +57,8 @@ CREATE TABLE lanes (
   model           TEXT    NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX lanes_of_worker ON lanes (worker_id);
+CREATE UNIQUE INDEX lanes_shared ON lanes (provider, model, budgets, priority, may_wait)
+  WHERE worker_id = 0;
 
 CREATE TABLE jobs (
   id   INTEGER PRIMARY KEY,
@@ -76,6 +79,7 @@ CREATE TABLE requests (
   key             TEXT,
   digest          TEXT    NOT NULL,
   lane_id         INTEGER NOT NULL,
+  worker_id       INTEGER NOT NULL DEFAULT 0,  -- the lane's, of what is live
   state           TEXT    NOT NULL,  -- queued, delayed, running, or an end
   model           TEXT    NOT NULL,
   ceiling_nusd    INTEGER NOT NULL,
@@ -98,8 +102,8 @@ CREATE TABLE requests (
 ) STRICT;
 CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
-CREATE INDEX requests_delayed ON requests (not_before_ms) WHERE state = 'delayed';
-CREATE INDEX requests_expiring ON requests (expires_at_ms)
+CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms) WHERE state = 'delayed';
+CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)
   WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed');
 CREATE INDEX requests_running ON requests (id) WHERE state = 'running';
 CREATE INDEX requests_undelivered ON requests (job_id, id)
@@ -160,6 +164,19 @@ CREATE TABLE gates (
   state    TEXT    NOT NULL,  -- JSON
   PRIMARY KEY (provider, model, is_front)
 ) STRICT, WITHOUT ROWID;
+
+-- What each transaction changed, for other processes; older rows are dropped.
+CREATE TABLE changes (
+  seq       INTEGER PRIMARY KEY AUTOINCREMENT,
+  worker_id INTEGER NOT NULL,
+  what      TEXT    NOT NULL  -- JSON: ids of budgets, lines, lanes, gates
+) STRICT;
+
+-- Requests in the order in which they ended, for those who wait for what others send.
+CREATE TABLE ends (
+  seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+  request_id INTEGER NOT NULL
+) STRICT;
 
 -- Prices of the user's own, in USD per million tokens: "IN/OUT".
 CREATE TABLE prices (

@@ -1,323 +1,284 @@
-"""Putting requests in the queue of a SQLite file, and changing those that wait there."""
+"""Putting requests in the queue, and changing those that wait there."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scheduler.admission.plan import LaneKey
 from scheduler.request import RequestState
-from scheduler.stores.base import Finished, Known, NewRequest, Submitted
+from scheduler.stores.base import Known, NewRequest, Submitted
 from scheduler.stores.lanes import Lane
-from scheduler.stores.sql.books import encode_budgets, rows_of_keys
-from scheduler.stores.sql.codec import decode_request, decode_response, encode_request
-from scheduler.stores.sql.settle import Settling, state_of
+from scheduler.stores.sql.codec import decode_request, encode_request
+from scheduler.stores.sql.dialect import TEXT, Insert
+from scheduler.stores.sql.rows import (
+    COLUMNS,
+    QUEUED,
+    SUCCEEDED,
+    Row,
+    read_by_keys,
+    read_finished,
+    read_payloads,
+)
+from scheduler.stores.sql.sheet import Sheet
+from scheduler.stores.sql.waiting import (
+    enter_again,
+    enter_lane,
+    know_lanes,
+    leave_lane,
+    open_lanes,
+)
 from scheduler.stores.views import is_tried_again, keep_line
 
-
-class _Known(NamedTuple):
-    """What is stored under a key."""
-
-    id: int
-    digest: str
-    state: str
-    lane_id: int
-    submitted_at_ms: int
+_JOBS = Insert("jobs", {"name": TEXT}, "ON CONFLICT (name) DO NOTHING")
 
 
-class Submitting(Settling):
-    """Books of a process that takes requests in."""
+@dataclass(slots=True)
+class Asked:
+    """What submitting a batch has found out, and has yet to read.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.worker_id = 0  # 0: not registered, this process has only looked so far
-        self._jobs: dict[str, int] = {}
-        self._taken: set[int] = set()  # queued here, and may still be answered elsewhere
+    Attributes:
+        known: What is under a key, by job and key.
+        ended: Submissions of keys that have ended: they are to get the outcome.
+        held: Of those that this process has: they are to get what waits, unless it is of this batch.
+        again: Requests queued again, which whoever had them before may still answer.
+    """
 
-    def _submit(self, batch: Sequence[NewRequest], now_ms: int) -> list[Submitted]:
-        known = self._read_known(batch)
-        (next_id,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM requests").fetchone()
-        rows, result = [], []
-        taken: dict[int, NewRequest] = {}  # those of this very batch with a key
-        for new in batch:
-            job_id, key = self._job_id(new.request.job), new.request.key
-            if key is not None and (job_id, key) in known:
-                first = taken.get(known[job_id, key].id)
-                answer, now_known = self._resubmit(new, known[job_id, key], first, now_ms)
-                known[job_id, key] = now_known
-                result.append(answer)
-                continue
-            lane = self._lane(new.lane)
-            mark_ms = self._enqueue(lane, next_id, new, now_ms)
-            if new.is_kept or self.store_prompts != "full":
-                self.kept[next_id] = new.request
-            rows.append(
-                (
-                    next_id,
-                    job_id,
-                    key,
-                    "" if self.store_prompts == "none" else new.digest,
-                    lane.id,
-                    RequestState.QUEUED.value,
-                    new.request.model,
-                    new.ceiling_nusd,
-                    new.ceiling_tokens,
-                    new.expected_nusd,
-                    now_ms,
-                    new.expires_at_ms,
-                    mark_ms,
-                    key is None,
-                    self._payload(new),
-                    *new.tokens,
-                )
-            )
-            self._deltas[job_id, RequestState.QUEUED] += 1
-            if key is not None:
-                taken[next_id] = new
-                known[job_id, key] = _Known(
-                    next_id, new.digest, RequestState.QUEUED.value, lane.id, now_ms
-                )
-            result.append(Submitted(next_id))
-            next_id += 1
-        self._db.executemany(
-            "INSERT INTO requests (id, job_id, key, digest, lane_id, state, model, ceiling_nusd,"
-            " ceiling_tokens, expected_nusd, submitted_at_ms, expires_at_ms, parked_mark_ms,"
-            " is_delivered, payload, input_tokens, output_tokens)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            rows,
-        )
-        return result
+    known: dict[tuple[int, str], Row]
+    ended: list[Submitted] = field(default_factory=list)
+    held: list[tuple[Submitted, Row, LaneKey]] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
 
-    def _payload(self, new: NewRequest) -> str | None:
-        """What of the request's content goes to the disk."""
-        if self.store_prompts != "full":
-            return None
-        return new.payload or encode_request(new.request)
 
-    def _read_known(self, batch: Sequence[NewRequest]) -> dict[tuple[int, str], _Known]:
-        """Rows of the batch's keys that were submitted before."""
-        keys: dict[int, list[str]] = {}
-        for new in batch:
-            if new.request.key is not None:
-                keys.setdefault(self._job_id(new.request.job), []).append(new.request.key)
-        columns = "key, id, digest, state, lane_id, submitted_at_ms"
-        known: dict[tuple[int, str], _Known] = {}
-        for job_id, names in keys.items():
-            found = rows_of_keys(self._db, columns, job_id, names)
-            known |= {(job_id, row[0]): _Known(*row[1:]) for row in found}
-        return known
+# Gather
 
-    def _resubmit(
-        self, new: NewRequest, known: _Known, first: NewRequest | None, now_ms: int
-    ) -> tuple[Submitted, _Known]:
-        """Submit a key that is known; `first`: what was submitted for it in this batch."""
-        request_id, digest, text, lane_id, submitted_at_ms = known
-        state = state_of(text)
-        answer = Submitted(request_id, state, is_known=True, submitted_at_ms=submitted_at_ms)
-        if Known(state, digest).is_conflict(new.digest):
-            answer.is_conflict = True
-            return answer, known
-        if state.is_final:
-            done = read_finished(self._db, request_id)
-            if not is_tried_again(state, new.retry_failed, done and done.error):
-                answer.finished = done
-                return answer, known
-        elif (lane := self.lanes.by_id(lane_id)) is not None:
-            answer.held = first or self._as_it_waits(request_id, lane)
-            return answer, known
-        elif state is RequestState.RUNNING or self._is_owned(lane_id):
+
+def read_known(sheet: Sheet, batch: Sequence[NewRequest]) -> Asked:
+    """Read what is stored under the batch's keys, and have its jobs."""
+    job_ids = _have_jobs(sheet, {new.request.job for new in batch})
+    keys = dict.fromkeys(
+        (job_ids[new.request.job], new.request.key) for new in batch if new.request.key is not None
+    )
+    found = [sheet.meet(Row(*row)) for row in read_by_keys(sheet.db, COLUMNS, list(keys))]
+    know_lanes(sheet, (row for row in found if row.is_live))
+    return Asked({(row.job_id, row.key): row for row in found if row.key is not None})
+
+
+def _have_jobs(sheet: Sheet, names: Iterable[str]) -> Mapping[str, int]:
+    jobs, db = sheet.books.jobs, sheet.db
+    missing = [name for name in names if name not in jobs]
+    if missing:
+        db.write_many(_JOBS, [(name,) for name in missing])
+        odd = [name for name in missing if "\0" in name]
+        plain = db.dialect.a_list(name for name in missing if "\0" not in name)
+        jobs |= dict(db.read(f"SELECT name, id FROM jobs WHERE name {db.dialect.among}", plain))
+        for name in odd:
+            jobs[name] = db.value("SELECT id FROM jobs WHERE name = ?", name)
+    return jobs
+
+
+# Decide
+
+
+def submit(sheet: Sheet, batch: Sequence[NewRequest], asked: Asked) -> list[Submitted]:
+    """Queue what is not known, and tell what is; `answer` adds what is known of the rest."""
+    if not batch:
+        return []
+    jobs = sheet.books.jobs
+    names = [
+        None if new.request.key is None else (jobs[new.request.job], new.request.key)
+        for new in batch
+    ]
+    known = [None if name is None else asked.known.get(name) for name in names]
+    may_be = [row is None or _may_be_queued(sheet, row) for row in known]
+    lanes = iter(open_lanes(
+        sheet, [_lane_key(sheet, new) for new, queued in zip(batch, may_be, strict=True) if queued]
+    ))  # fmt: skip
+    ids = iter(sheet.db.new_ids("requests", known.count(None)))
+    taken: dict[int, NewRequest] = {}  # those of this very batch with a key
+    result = []
+    for new, name, queued in zip(batch, names, may_be, strict=True):
+        lane = next(lanes) if queued else None
+        row = None if name is None else asked.known.get(name)
+        if row is not None:
+            result.append(_submit_known(sheet, new, lane, row, taken.get(row.id), asked))
+            continue
+        assert lane is not None
+        row = _new_row(sheet, next(ids), jobs[new.request.job], new)
+        _queue(sheet, row, new, lane, is_new=True)
+        sheet.new.append(row)
+        sheet.rows[row.id] = row
+        if name is not None:
+            taken[row.id] = new
+            asked.known[name] = row
+        result.append(Submitted(row.id))
+    return result
+
+
+def _may_be_queued(sheet: Sheet, row: Row) -> bool:
+    """Whether a known key may be queued again."""
+    if row.is_live:
+        return sheet.books.lanes.by_id(row.lane_id) is None
+    return row.state != SUCCEEDED
+
+
+def _lane_key(sheet: Sheet, new: NewRequest) -> LaneKey:
+    """Its lane: anybody's only if anybody could send it, and be asked for its answer."""
+    key = new.lane
+    is_whole = new.request.key is not None and sheet.books.store_prompts == "full"
+    return key if is_whole or not key.is_shared else key._replace(is_shared=False)
+
+
+def _new_row(sheet: Sheet, request_id: int, job_id: int, new: NewRequest) -> Row:
+    digest = "" if sheet.books.store_prompts == "none" else new.digest
+    key = new.request.key
+    return Row(
+        request_id, job_id, key, digest, 0, 0, "", new.request.model, new.ceiling_nusd,
+        new.ceiling_tokens, new.expected_nusd, *new.tokens, sheet.now_ms, is_delivered=key is None,
+    )  # fmt: skip
+
+
+def _queue(sheet: Sheet, row: Row, new: NewRequest, lane: Lane, *, is_new: bool = False) -> None:
+    """A request begins to wait, on these terms."""
+    _take_terms(sheet, row, new, lane)
+    row.state, row.expires_at_ms = QUEUED, new.expires_at_ms
+    sheet.tallies[row.job_id, QUEUED] += 1
+    enter_lane(sheet, row, lane, is_new=is_new)
+
+
+def _take_terms(sheet: Sheet, row: Row, new: NewRequest, lane: Lane) -> None:
+    """What is asked, and what it may cost, is now this."""
+    books = sheet.books
+    row.is_changed = True
+    row.lane_id, row.worker_id = lane.id, 0 if lane.key.is_shared else books.worker_id
+    row.model = new.request.model
+    row.ceiling_nusd, row.ceiling_tokens = new.ceiling_nusd, new.ceiling_tokens
+    row.expected_nusd = new.expected_nusd
+    row.input_tokens, row.output_tokens = new.tokens
+    is_full = books.store_prompts == "full"
+    row.payload = (new.payload or encode_request(new.request)) if is_full else None
+    if new.is_kept or not is_full:
+        books.kept[row.id] = new.request
+
+
+def _submit_known(
+    sheet: Sheet, new: NewRequest, lane: Lane | None, row: Row, first: NewRequest | None,
+    asked: Asked,
+) -> Submitted:  # fmt: skip
+    """Submit a key that is known; `first`: what was submitted for it in this batch."""
+    books, state = sheet.books, row.public_state
+    answer = Submitted(row.id, state, is_known=True, submitted_at_ms=row.submitted_at_ms)
+    if Known(state, row.digest).is_conflict(new.digest):
+        answer.is_conflict = True
+        return answer
+    if state.is_final:
+        error = None if row.error is None else json.loads(row.error)
+        if not is_tried_again(state, new.retry_failed, error):
+            asked.ended.append(answer)
+            return answer
+    else:
+        own = books.lanes.by_id(row.lane_id)
+        if own is not None and own.key.is_shared and row.id not in books.claimed:
+            answer.is_elsewhere = True  # or nowhere yet
+            return answer
+        if own is not None:
+            answer.held = first
+            if first is None:
+                asked.held.append((answer, row, own.key))
+            return answer
+        owner = sheet.owners.get(row.lane_id)
+        if state is RequestState.RUNNING or (owner is not None and owner.is_alive):
             answer.is_elsewhere = True
-            return answer, known
-        else:
-            self._db.execute(
-                "UPDATE lanes SET waiting = max(0, waiting - (SELECT state = 'queued' FROM requests"
-                " WHERE id = ?)) WHERE id = ?",
-                (request_id, lane_id),
-            )
-        if self._db.execute(
-            "SELECT 1 FROM reservations WHERE request_id = ? AND (state = 'suspense' OR is_assumed)",
-            (request_id,),
-        ).fetchone():
-            self._taken.add(request_id)
-        lane = self._lane(new.lane)
-        mark_ms = self._enqueue(lane, request_id, new, now_ms)
-        self._db.execute(
-            "UPDATE requests SET state = 'queued', lane_id = ?, parked_mark_ms = ?,"
-            " expires_at_ms = ?,"
-            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
-            " output_tokens = ?, attempts = 0, error = NULL,"
-            " payload = ?, is_delivered = 0, ended_at_ms = NULL WHERE id = ?",
-            (
-                lane.id, mark_ms, new.expires_at_ms, new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, new.request.model, *new.tokens, self._payload(new), request_id,
-            ),
-        )  # fmt: skip
-        if new.is_kept or self.store_prompts != "full":
-            self.kept[request_id] = new.request
-        job_id = self._job_id(new.request.job)
-        self._deltas[job_id, state.value] -= 1
-        self._deltas[job_id, RequestState.QUEUED] += 1
-        queued = known._replace(state=RequestState.QUEUED.value, lane_id=lane.id)
-        return Submitted(request_id), queued
+            return answer
+        if row.state == QUEUED:
+            sheet.count_elsewhere(row.lane_id, -1)
+    asked.again.append(row.id)
+    sheet.tallies[row.job_id, state._value_] -= 1
+    row.attempts, row.error, row.is_delivered, row.ended_at_ms = 0, None, 0, None
+    assert lane is not None, "it may be queued"
+    _queue(sheet, row, new, lane)
+    return Submitted(row.id)
 
-    def _answered_elsewhere(self, now_ms: int) -> list[Finished]:
-        """Of what was taken over from processes that seemed dead, what these have answered."""
-        ended = self._db.execute(
-            "SELECT id, state, lane_id FROM requests"
-            " WHERE id IN (SELECT value FROM json_each(?))"
-            " AND state IN ('succeeded', 'failed', 'cancelled', 'expired')",
-            (json.dumps(list(self._taken)),),
-        ).fetchall()
-        self._taken.difference_update(request_id for request_id, _, _ in ended)
-        answered = [each for each in ended if each[1] == RequestState.SUCCEEDED]
-        for lane_id in {lane_id for _, _, lane_id in answered}:
-            lane = self.lanes.by_id(lane_id)
-            if lane is not None:
-                (waiting,) = self._db.execute(
-                    "SELECT count(*) FROM requests WHERE lane_id = ? AND state = 'queued'",
-                    (lane_id,),
-                ).fetchone()
-                self.lanes.remove(lane, now_ms, lane.waiting - waiting)
-        self._is_miscounted |= bool(answered)
-        found = (read_finished(self._db, request_id) for request_id, _, _ in answered)
-        return [each for each in found if each is not None]
 
-    def _amend(self, request_id: int, new: NewRequest, now_ms: int) -> None:
-        row = self._db.execute(
-            "SELECT lane_id, state, parked_mark_ms FROM requests WHERE id = ?"
-            " AND state IN ('queued', 'delayed', 'running')",
-            (request_id,),
-        ).fetchone()
-        old = None if row is None else self.lanes.by_id(row[0])
-        if old is None:
-            return
-        _, state, mark_ms = row
-        lane, parked_ms = self._lane(new.lane), 0
-        if state == RequestState.QUEUED:
-            parked_ms = max(0, old.parked_clock_ms(now_ms) - mark_ms)
-            self._change_lane(request_id, old, lane, new, now_ms)
-            mark_ms = self._enqueue(lane, request_id, new, now_ms)
-        self._db.execute(
-            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ?,"
-            " ceiling_nusd = ?, ceiling_tokens = ?, expected_nusd = ?, model = ?, input_tokens = ?,"
-            " output_tokens = ?, payload = ?,"
-            " expires_at_ms = CASE WHEN ? THEN expires_at_ms ELSE ? END WHERE id = ?",
-            (
-                lane.id, mark_ms, parked_ms, new.ceiling_nusd, new.ceiling_tokens,
-                new.expected_nusd, new.request.model, *new.tokens, self._payload(new),
-                new.keeps_time, new.expires_at_ms, request_id,
-            ),
-        )  # fmt: skip
-        if new.is_kept or self.store_prompts != "full":
-            self.kept[request_id] = new.request
+# What was asked, once the rest is written
 
-    def _change_lane(
-        self, request_id: int, old: Lane, lane: Lane, new: NewRequest, now_ms: int
-    ) -> None:
-        """It leaves one lane for another, which it enters next."""
-        self.lanes.remove(old, now_ms)
-        accounts = self._accounts_of(old.key.budgets), self._accounts_of(lane.key.budgets)
-        needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        if keep_line(*accounts, request_id, lane.key.priority, needs):
-            self.lanes.wake_all(now_ms)
 
-    def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
-        """A request goes on waiting among those that are lent a place, or no more."""
-        row = self._db.execute(
-            "SELECT state, lane_id, parked_mark_ms, ceiling_nusd, ceiling_tokens FROM requests"
-            " WHERE id = ? AND state IN ('queued', 'delayed')",
-            (request_id,),
-        ).fetchone()
-        lane = None if row is None else self.lanes.by_id(row[1])
-        if lane is None or lane.key.is_lent is is_lent:
-            return
-        state, lane_id, mark_ms, nusd, tokens = row
-        other, parked_ms = self._lane(lane.key._replace(is_lent=is_lent)), 0
-        if state == RequestState.QUEUED:
-            parked_ms = max(0, lane.parked_clock_ms(now_ms) - mark_ms)
-            self._leave_lane(request_id, lane_id, now_ms)
-            mark_ms = self._requeue(other.id, (nusd, tokens, 1), now_ms)
-        self._db.execute(
-            "UPDATE requests SET lane_id = ?, parked_mark_ms = ?, parked_ms = parked_ms + ?"
-            " WHERE id = ?",
-            (other.id, mark_ms, parked_ms, request_id),
-        )
-
-    def _as_it_waits(self, request_id: int, lane: Lane) -> NewRequest | None:
-        """A request of this process as it might be submitted; None: what it asks was not kept."""
-        payload, expires_at_ms = self._db.execute(
-            "SELECT payload, expires_at_ms FROM requests WHERE id = ?", (request_id,)
-        ).fetchone()
-        request = self.kept.get(request_id)
+def answer(sheet: Sheet, asked: Asked) -> None:
+    """Add outcomes and requests to what was found out of known keys."""
+    db, books = sheet.db, sheet.books
+    finished = read_finished(db, [each.id for each in asked.ended])
+    for each in asked.ended:
+        each.finished = finished.get(each.id)
+    needed = [row.id for _, row, _ in asked.held if row.id not in books.kept]
+    payloads = read_payloads(db, needed)
+    for each, row, key in asked.held:
+        request, payload = books.kept.get(row.id), payloads.get(row.id)
         if request is None and payload is not None:
             request = decode_request(payload)
-        if request is None:
-            return None
-        return NewRequest(request, lane.key, 0, expires_at_ms=expires_at_ms)
-
-    def _is_owned(self, lane_id: int) -> bool:
-        """Whether the lane's process is still there."""
-        row = self._db.execute(
-            "SELECT 1 FROM lanes JOIN workers ON workers.id = lanes.worker_id"
-            " WHERE lanes.id = ? AND NOT workers.is_lost",
-            (lane_id,),
-        ).fetchone()
-        return row is not None
-
-    def _enqueue(self, lane: Lane, request_id: int, new: NewRequest, now_ms: int) -> int:
-        self.lanes.add(lane)
-        needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
-        if request_id < lane.passed_id:
-            lane.look_at_all(needs)
-        if lane.shortfall is not None and lane.wakes_for(
-            needs, self._accounts_of(lane.key.budgets)
-        ):
-            self.lanes.reopen(lane, now_ms)
-        return lane.parked_clock_ms(now_ms)
-
-    def _lane(self, key: LaneKey) -> Lane:
-        return self.lanes.get(key, lambda: self._insert_lane(key))
-
-    def _insert_lane(self, key: LaneKey) -> int:
-        row = self._db.execute(
-            "INSERT INTO lanes (worker_id, provider, budgets, priority, may_wait, model)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            self._lane_row(key),
-        ).fetchone()
-        return int(row[0])
-
-    def _lane_row(self, key: LaneKey) -> tuple[int, str, str, int, bool, str]:
-        budgets = encode_budgets(key.budgets)
-        return self.worker_id, key.provider, budgets, key.priority, key.may_wait, key.model
-
-    def _job_id(self, name: str) -> int:
-        job_id = self._jobs.get(name)
-        if job_id is None:
-            self._db.execute("INSERT OR IGNORE INTO jobs (name) VALUES (?)", (name,))
-            (job_id,) = self._db.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
-            self._jobs[name] = job_id
-        return int(job_id)
+        if request is not None:
+            each.held = NewRequest(request, key, 0, expires_at_ms=row.expires_at_ms)
+    if asked.again:
+        rows = db.read(
+            "SELECT DISTINCT request_id FROM reservations"
+            " WHERE (state = 'suspense' OR is_assumed <> 0)"
+            f" AND request_id {db.dialect.among}",
+            db.dialect.a_list(asked.again),
+        )
+        books.taken.update(row[0] for row in rows)
 
 
-def read_finished(db: sqlite3.Connection, request_id: int) -> Finished | None:
-    """The outcome of a request that has ended."""
-    row = db.execute(
-        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
-        " FROM requests r LEFT JOIN responses a ON a.request_id = r.id WHERE r.id = ?",
-        (request_id,),
-    ).fetchone()
-    return None if row is None else decode_finished(row)
+# Those that wait
 
 
-def decode_finished(
-    row: tuple[int, str | None, str, str | None, int, int, str | None, str],
-) -> Finished:
-    """An outcome from its row: id, key, state, error, cost, attempts, response, digest."""
-    request_id, key, state, error, cost_nusd, attempts, response, digest = row
-    return Finished(
-        request_id, key, RequestState(state),
-        None if response is None else decode_response(response),
-        None if error is None else json.loads(error), cost_nusd, attempts, digest,
-    )  # fmt: skip
+def amend(sheet: Sheet, amendments: Sequence[tuple[int, NewRequest]]) -> None:
+    """Have requests that live ask something else, or on other terms."""
+    lanes = open_lanes(sheet, [_lane_key(sheet, new) for _, new in amendments])
+    for (request_id, new), lane in zip(amendments, lanes, strict=True):
+        row = sheet.rows.get(request_id)
+        old = None if row is None or not row.is_live else sheet.books.lanes.by_id(row.lane_id)
+        if row is None or old is None:
+            continue
+        if old.key.is_shared and not row.waits and row.id not in sheet.books.claimed:
+            continue  # another process sends it
+        _amend(sheet, row, old, new, lane)
+
+
+def _amend(sheet: Sheet, row: Row, old: Lane, new: NewRequest, lane: Lane) -> None:
+    now_ms = sheet.now_ms
+    _take_terms(sheet, row, new, lane)
+    if not new.keeps_time:
+        row.expires_at_ms = new.expires_at_ms
+    if row.state == QUEUED:
+        row.parked_ms += max(0, old.parked_clock_ms(now_ms) - row.parked_mark_ms)
+        sheet.leave(old)
+        accounts = sheet.accounts_of(old.key.budgets), sheet.accounts_of(lane.key.budgets)
+        if keep_line(*accounts, row.id, lane.key.priority, row.needs):
+            sheet.moved([account.id for account in accounts[0]])
+        enter_lane(sheet, row, lane, is_new=True)
+
+
+def lend(sheet: Sheet, lends: Sequence[tuple[int, bool]]) -> None:
+    """Requests go on waiting among those that are lent a place, or no more."""
+    lanes = sheet.books.lanes
+    found: list[tuple[Row, LaneKey]] = []
+    for request_id, is_lent in lends:
+        row = sheet.rows.get(request_id)
+        lane = None if row is None or not row.waits else lanes.by_id(row.lane_id)
+        if row is not None and lane is not None and lane.key.is_lent is not is_lent:
+            # A call of this process waits for it: it is nobody else's.
+            found.append((row, lane.key._replace(is_lent=is_lent, is_shared=False)))
+    for (row, _), other in zip(found, open_lanes(sheet, [key for _, key in found]), strict=True):
+        _lend(sheet, row, other)
+
+
+def _lend(sheet: Sheet, row: Row, other: Lane) -> None:
+    lane = sheet.books.lanes.by_id(row.lane_id)
+    assert lane is not None
+    waits_now = row.state == QUEUED
+    if waits_now:
+        row.parked_ms += max(0, lane.parked_clock_ms(sheet.now_ms) - row.parked_mark_ms)
+        leave_lane(sheet, row)
+    row.lane_id, row.worker_id, row.is_changed = other.id, sheet.books.worker_id, True
+    if waits_now:
+        enter_again(sheet, row)

@@ -1,447 +1,256 @@
-"""A turn on a SQLite file: plain synchronous code inside one transaction.
+"""A turn on a database: gather, decide, apply, within one transaction.
 
-Everything here runs on the connection's own thread, between BEGIN IMMEDIATE and
-COMMIT, and decides on rows it has just read. The one thing kept between turns is
-the book of this process's lanes, which holds no money; after a failed transaction
-the scheduler goes no further, so the book never outlives a rollback.
+Everything here is plain synchronous code over a `Connection`, on rows it has just read. What a
+process remembers between turns (`Books`) holds no money. First what has ended and what is new is
+settled, queued and written; then those who wait are looked at, and some are started. Each step
+reads and writes by lists: a turn of a thousand requests takes as many statements as one of two.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from scheduler.admission.plan import Plan, plan
+from scheduler.budget import Budget
 from scheduler.errors import StoreLocked
-from scheduler.ledger.account import Crossing
-from scheduler.limits import Gates
+from scheduler.ledger.account import Account
 from scheduler.request import RequestState
+from scheduler.stats import BudgetStatus
 from scheduler.stores.base import (
-    Claimed,
-    ExpiredRequest,
+    Finished,
     LaneStatus,
-    Refused,
     Settlement,
     Turn,
     TurnResult,
-    refusal,
 )
-from scheduler.stores.lanes import Lane, Lanes, hear
-from scheduler.stores.process import GONE_MS, Process, is_dead
-from scheduler.stores.sql.books import encode_budgets
-from scheduler.stores.sql.codec import decode_request, encode_shortfall
-from scheduler.stores.sql.gates import load_gates, save_gates
-from scheduler.stores.sql.submit import Submitting
-from scheduler.stores.sql.upgrade import add_indexes
-from scheduler.stores.sql.waiting import Waiting, view
-from scheduler.stores.views import budget_status
+from scheduler.stores.lanes import hear
+from scheduler.stores.process import Process, is_dead
+from scheduler.stores.sql import budgets as defining
+from scheduler.stores.sql import changes, workers
+from scheduler.stores.sql.books import Books
+from scheduler.stores.sql.claim import claim
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.gates import know_gates, load_gates, save_gates
+from scheduler.stores.sql.recount import replay
+from scheduler.stores.sql.rows import COLUMNS, Row, read_finished
+from scheduler.stores.sql.settle import read_holds, read_unknown, settle
+from scheduler.stores.sql.sheet import Sheet, begin
+from scheduler.stores.sql.submit import amend, answer, lend, read_known, submit
+from scheduler.stores.sql.waiting import (
+    MOST_DUE,
+    budgets_of,
+    cancel,
+    drop,
+    expire,
+    know_lanes,
+    learn_shared,
+    next_due_ms,
+    promote,
+    read_due,
+)
 
 
-class Transactions(Submitting):
-    """What this process does to the file, one transaction per public method."""
+class Transactions(Books):
+    """What this process does to the store, one transaction per public method."""
 
-    def __init__(self, process: Process, lease_ms: int) -> None:
-        super().__init__()
-        self.process, self.lease_ms = process, lease_ms
-        self.seen_at_ms = 0
-        self._was_lost = False  # others had taken this process for dead
-        self._untold: list[Crossing] = []  # of what was resolved since the last turn
-        self._admitted = 0
-        self.gates = Gates()
+    def turn(self, db: Connection, turn: Turn) -> TurnResult:
+        """`Store.turn`."""
+        sheet = begin(db, self, turn.now_ms)
+        result = TurnResult(crossings=self.untold)
+        self.untold = []
+        if self.worker_id:
+            self._catch_up(sheet, result)
+        workers.keep_lease(sheet)
+        know_gates(sheet, (
+            (each.report.provider, each.report.model)
+            for each in turn.settle if each.report is not None
+        ))  # fmt: skip
+        hear(self.gates, turn.settle, self.lanes, sheet.now_ms)
 
-    # Turns
+        # What has ended, and what is new
+        holds = read_holds(sheet, (each.reservation_id for each in turn.settle))
+        named = [*turn.cancel, *(each for each, _ in turn.amend), *(each for each, _ in turn.lend)]
+        sheet.load_rows(named)
+        due = read_due(sheet)
+        asked = read_known(sheet, turn.submit)
+        rows = [*(sheet.rows[each] for each in named if each in sheet.rows), *due]
+        know_lanes(sheet, rows)
+        sheet.load(budgets_of(sheet, rows))
 
-    def turn(self, db: sqlite3.Connection, turn: Turn, foreign: bool) -> TurnResult:
-        """`Store.turn`; `foreign`: another process wrote since the last one."""
-        now_ms = self._begin(db, turn.now_ms)
-        self._deltas.clear()
-        result = TurnResult(crossings=self._untold)
-        self._untold = []
-        self._register(now_ms)
-        if foreign:
-            self.lanes.wake_all(now_ms)
-            if self._taken:
-                result.answered = self._answered_elsewhere(now_ms)
-        load_gates(db, self.gates, now_ms)
-        hear(self.gates, turn.settle, self.lanes, now_ms)
-        if turn.settle:
-            result.settled = self._settle(turn.settle, now_ms, result)
-        for request_id in turn.cancel:
-            result.cancelled.append(self._cancel(request_id, now_ms))
-        self._promote(now_ms)
-        for request_id, new in turn.amend:
-            self._amend(request_id, new, now_ms)
-        for request_id, is_lent in turn.lend:
-            self._lend(request_id, is_lent, now_ms)
-        if turn.submit:
-            result.submitted = self._submit(turn.submit, now_ms)
-        self._expire(now_ms, result)
-        self.lanes.wake_due(now_ms)
+        result.settled = settle(sheet, turn.settle, holds, result)
+        result.cancelled = [cancel(sheet, request_id) for request_id in turn.cancel]
+        promote(sheet, due)
+        amend(sheet, turn.amend)
+        lend(sheet, turn.lend)
+        result.submitted = submit(sheet, turn.submit, asked)
+        expire(sheet, sheet.rows.values(), result)
+
+        sheet.write()
+        answer(sheet, asked)
+
+        # Who goes
+        self.lanes.wake_due(sheet.now_ms)
         if turn.slots is not None:
-            self._claim(turn, now_ms, result)
+            claim(sheet, turn, result)
         elif self.lanes.any_waiting:
-            self._step_out_of_line(self.worker_id)
-        self._write_lanes(result)
-        save_gates(db, self.gates)
-        self._finish(now_ms)
-        result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
-        if self._was_lost or self._is_miscounted:
-            result.was_lost, self._was_lost, self._is_miscounted = self._was_lost, False, False
-            (result.waiting,) = self._db.execute(
-                "SELECT count(*) FROM requests WHERE state IN ('queued', 'delayed')"
-                " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
-                (self.worker_id,),
-            ).fetchone()
-        result.lease_ms = self.seen_at_ms + self.lease_ms - now_ms
+            workers.step_out_of_line(sheet, self.worker_id)
+        self._end(sheet, result, is_more_due=len(due) >= MOST_DUE)
         return result
 
-    def _finish(self, now_ms: int) -> None:
-        """Write the accounts and tallies this transaction changed."""
-        self._write_accounts()
-        if self._deltas:
-            self._db.executemany(
-                "INSERT INTO tallies VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
-                [(*key, count) for key, count in self._deltas.items() if count],
-            )
-        for budget_id, accounts in self._accounts.items():
-            known = self.statuses.get(budget_id)
-            if known is not None and accounts:
-                self.statuses[budget_id] = budget_status(
-                    budget_id, known.budget, accounts[0].paused, accounts, now_ms
-                )
+    def _catch_up(self, sheet: Sheet, result: TurnResult) -> None:
+        """Look at what others changed since the last turn, and at nothing else."""
+        self.changes, news = changes.heard(sheet.db, self.changes, self.worker_id)
+        if news.is_all:
+            self.lanes.wake_all(sheet.now_ms)
+            learn_shared(sheet, None)
+            load_gates(sheet, self.known_gates)
+        self.has_company |= news.is_company
+        load_gates(sheet, news.gates & self.known_gates)
+        learn_shared(sheet, news.lanes)
+        self._look_at_accounts(sheet, news)
+        for budget_id in news.defined:
+            self.lanes.wake_on(budget_id, sheet.now_ms)
+        if news and self.taken:
+            result.answered = self._answered_elsewhere(sheet)
 
-    def _register(self, now_ms: int) -> None:
-        """Keep this process's lease; take back what dead ones left."""
-        if self.worker_id and now_ms - self.seen_at_ms < self.lease_ms // 3:
-            return
-        db, me = self._db, self.process
-        if not self.worker_id:
-            add_indexes(db)
-            (self.worker_id,) = db.execute(
-                "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
-                (me.host, me.pid, me.started, now_ms),
-            ).fetchone()
-        else:
-            row = db.execute(
-                "SELECT is_lost FROM workers WHERE id = ?", (self.worker_id,)
-            ).fetchone()
-            self._was_lost = row is None or bool(row[0])
-            if row is None:
-                self._restore_lanes()
-            db.execute(
-                "INSERT INTO workers (id, host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
-                (self.worker_id, me.host, me.pid, me.started, now_ms),
-            )
-            self._recount(now_ms)
-        self.seen_at_ms = now_ms
-        self._reclaim(now_ms)
+    def _look_at_accounts(self, sheet: Sheet, news: changes.News) -> None:
+        """Wake whoever waits for money that others gave back, or a place they gave up."""
+        drawn_on = {each for each in news.budgets if self.lanes.has_budget(each)}
+        if news.moved:
+            self.lanes.wake_behind(news.moved, sheet.now_ms)
+        sheet.load(drawn_on)
+        for budget_id in drawn_on:
+            for account in sheet.accounts[budget_id]:
+                self.lanes.wake(account, sheet.now_ms)
+                if account.id in news.moved and account.cap.window.span_ms:
+                    self.lanes.wake_returned(account, sheet.now_ms)
 
-    def _restore_lanes(self) -> None:
-        """Others took this process for gone, and its lanes may have been pruned."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO lanes (id, worker_id, provider, budgets, priority, may_wait, model)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(lane.id, *self._lane_row(lane.key)) for lane in self.lanes],
-        )
-
-    def _recount(self, now_ms: int) -> None:
-        """Read how many wait in this process's lanes: others may have put requests back."""
-        for lane_id, waiting in self._db.execute(
-            "SELECT id, waiting FROM lanes WHERE worker_id = ?", (self.worker_id,)
+    def _answered_elsewhere(self, sheet: Sheet) -> list[Finished]:
+        """Of what was taken over from processes that seemed dead, what these have answered."""
+        finished = read_finished(sheet.db, list(self.taken))
+        self.taken.difference_update(finished)
+        answered = [each for each in finished.values() if each.state is RequestState.SUCCEEDED]
+        self.is_miscounted |= bool(answered)
+        sheet.load_rows(each.id for each in answered)
+        ids = {sheet.rows[each.id].lane_id for each in answered}
+        among, wanted = sheet.db.dialect.among, sheet.db.dialect.a_list(ids)
+        for lane_id, waiting in (
+            sheet.db.read(f"SELECT id, waiting FROM lanes WHERE id {among}", wanted) if ids else ()
         ):
             lane = self.lanes.by_id(lane_id)
-            if lane is not None and lane.waiting != waiting:
-                self.lanes.add(lane, waiting - lane.waiting)
-                self.lanes.remove(lane, now_ms, 0)  # it may be empty
-                lane.passed_id = 0
-
-    def _reclaim(self, now_ms: int) -> None:
-        """End dead processes: what they may have sent is unknown, the rest waits for its key.
-
-        On this machine a process is there or not. Elsewhere only its silence tells: after
-        its lease others may take its keys over; after a day it is taken for gone.
-        """
-        for worker_id, host, pid, started, seen_at_ms, is_lost in self._db.execute(
-            "SELECT id, host, pid, started, seen_at_ms, is_lost FROM workers WHERE id <> ?",
-            (self.worker_id,),
-        ).fetchall():
-            silent_ms = now_ms - seen_at_ms
-            is_gone = is_dead(self.process, Process(host, pid, started))
-            if not is_gone:
-                is_here = host == self.process.host and bool(started)
-                if is_here or silent_ms <= self.lease_ms:
-                    continue
-                is_gone = silent_ms > GONE_MS
-            if is_lost and not is_gone:
-                continue
-            self._suspend_all(worker_id, now_ms, is_gone=is_gone)
-            if is_gone:
-                self._db.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
-            else:
-                self._db.execute("UPDATE workers SET is_lost = 1 WHERE id = ?", (worker_id,))
-            self._step_out_of_line(worker_id)
-            self.lanes.wake_all(now_ms)
-        for (worker_id,) in self._db.execute(
-            # Both conditions on the state: the first is the index's own.
-            "SELECT DISTINCT worker_id FROM reservations WHERE state IN ('pending', 'suspense')"
-            " AND state = 'pending' AND worker_id NOT IN (SELECT id FROM workers)"
-        ).fetchall():
-            self._suspend_all(worker_id, now_ms, is_gone=True)
-
-    # Waiting
-
-    def _cancel(self, request_id: int, now_ms: int) -> bool:
-        row = self._db.execute(
-            "SELECT lane_id FROM requests WHERE id = ?", (request_id,)
-        ).fetchone()
-        if row is None or self.lanes.by_id(row[0]) is None:
-            return False  # another process's: not ours to cancel
-        return self._drop(request_id, RequestState.CANCELLED, now_ms) is not None
-
-    def _drop(
-        self, request_id: int, state: RequestState, now_ms: int, error: str | None = None
-    ) -> int | None:
-        """End a request that waits; returns how long it did, or None if it does not wait."""
-        row = self._db.execute(
-            "SELECT state, lane_id, job_id, submitted_at_ms, parked_mark_ms FROM requests"
-            " WHERE id = ? AND state IN ('queued', 'delayed')",
-            (request_id,),
-        ).fetchone()
-        if row is None:
-            return None
-        old, lane_id, job_id, submitted_at_ms, mark_ms = row
-        lane = self.lanes.by_id(lane_id)
-        parked_ms = 0
-        if old == RequestState.QUEUED:
             if lane is not None:
-                parked_ms = lane.parked_clock_ms(now_ms) - mark_ms
-            self._leave_lane(request_id, lane_id, now_ms)
-        self._db.execute(
-            "UPDATE requests SET state = ?, parked_ms = parked_ms + ?, error = ?, ended_at_ms = ?,"
-            " payload = CASE WHEN key IS NULL THEN NULL ELSE payload END WHERE id = ?",
-            (state.value, parked_ms, error, now_ms, request_id),
-        )
-        self.kept.pop(request_id, None)
-        self._deltas[job_id, RequestState.QUEUED] -= 1
-        self._deltas[job_id, state.value] += 1
-        return int(now_ms - submitted_at_ms)
+                self.lanes.remove(lane, sheet.now_ms, lane.waiting - waiting)
+        return answered
 
-    def _promote(self, now_ms: int) -> None:
-        """Queue those whose time has come, of this process's lanes."""
-        rows = self._db.execute(
-            "SELECT id, lane_id, ceiling_nusd, ceiling_tokens FROM requests"
-            " WHERE state = 'delayed' AND not_before_ms <= ?"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
-            (now_ms, self.worker_id),
-        ).fetchall()
-        for request_id, lane_id, nusd, tokens in rows:
-            mark_ms = self._requeue(lane_id, (nusd, tokens, 1), now_ms)
-            self._db.execute(
-                "UPDATE requests SET state = 'queued', parked_mark_ms = ? WHERE id = ?",
-                (mark_ms, request_id),
+    def _end(self, sheet: Sheet, result: TurnResult, *, is_more_due: bool) -> None:
+        """Write the rest, and say when to look again."""
+        save_gates(sheet)
+        result.lanes = [
+            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in sheet.write_lanes()
+        ]
+        sheet.finish()
+        instants = [
+            result.look_again_at_ms, self.lanes.due_ms, next_due_ms(sheet.db, self.worker_id),
+            sheet.now_ms if is_more_due else None,
+        ]  # fmt: skip
+        result.look_again_at_ms = min((each for each in instants if each is not None), default=None)
+        if self.was_lost or self.is_miscounted:
+            result.was_lost, self.was_lost, self.is_miscounted = self.was_lost, False, False
+            result.waiting = sheet.db.value(
+                "SELECT count(*) FROM requests WHERE state IN ('queued', 'delayed')"
+                " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
+                self.worker_id,
             )
+        result.lease_ms = self.seen_at_ms + self.lease_ms - sheet.now_ms
 
-    def _expire(self, now_ms: int, result: TurnResult) -> None:
-        rows = self._db.execute(
-            "SELECT r.id, r.key, j.name, r.lane_id, r.state, r.expires_at_ms"
-            " FROM requests r JOIN jobs j ON j.id = r.job_id"
-            " WHERE r.expires_at_ms <= ? AND r.expires_at_ms IS NOT NULL"
-            " AND r.state IN ('queued', 'delayed')"
-            " AND r.lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) ORDER BY r.id",
-            (now_ms, self.worker_id),
-        ).fetchall()
-        for request_id, key, job, lane_id, state, at_ms in rows:
-            lane = self.lanes.by_id(lane_id) if state == RequestState.QUEUED else None
-            lack = None if lane is None else lane.shortfall
-            waited_ms = self._drop(request_id, RequestState.EXPIRED, now_ms)
-            if waited_ms is not None:
-                result.expired.append(ExpiredRequest(request_id, waited_ms, key, job, lack, at_ms))
-
-    def _look_again_at_ms(self, gate_ms: int | None) -> int | None:
-        row = self._db.execute(
-            "SELECT min(not_before_ms) FROM requests WHERE state = 'delayed'"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)"
-            " UNION ALL SELECT min(expires_at_ms) FROM requests"
-            " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')"
-            " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
-            (self.worker_id, self.worker_id),
-        ).fetchall()
-        instants = [instant for (instant,) in row if instant is not None]
-        instants += [at_ms for at_ms in (self.lanes.due_ms, gate_ms) if at_ms is not None]
-        return min(instants, default=None)
-
-    # Claiming
-
-    def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
-        lanes = self.lanes.open_lanes()
-        if not lanes:
-            return
-        cursors = [self._db.cursor() for _ in lanes]
-        try:
-            views = [
-                view(
-                    self._db,
-                    cursor,
-                    lane,
-                    self._accounts_of(lane.key.budgets),
-                    self.gates.of(lane.key.provider, lane.key.model),
-                )
-                for lane, cursor in zip(lanes, cursors, strict=True)
-            ]
-            assert turn.slots is not None
-            decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
-        finally:
-            for cursor in cursors:
-                cursor.close()
-        self._admitted += len(decided.admitted)
-        result.look_again_at_ms = decided.look_again_at_ms
-        self._start(decided, lanes, now_ms, result)
-        for candidate, lack in decided.refused:
-            assert isinstance(candidate, Waiting)
-            request = self.kept.get(candidate.id) or decode_request(candidate.row[3])
-            result.refused.append(Refused(candidate.id, request, lack))
-            if not (request.fallback or candidate.id in turn.holds):
-                error = json.dumps(refusal(lack))
-                self._drop(candidate.id, RequestState.FAILED, now_ms, error)
-        for lane, verdict in zip(lanes, decided.verdicts, strict=True):
-            self.lanes.settle(lane, verdict, now_ms)
-        if self.lanes.wake_behind(decided.moved, now_ms):
-            result.look_again_at_ms = now_ms
-
-    def _start(self, decided: Plan, lanes: Sequence[Lane], now_ms: int, result: TurnResult) -> None:
-        if not decided.admitted:
-            return
-        (next_id,) = self._db.execute(
-            "SELECT coalesce(max(id), 0) + 1 FROM reservations"
-        ).fetchone()
-        by_id = {lane.id: lane for lane in lanes}
-        budgets = {lane.id: encode_budgets(lane.key.budgets) for lane in lanes}
-        running, reserved = [], []
-        for candidate in decided.admitted:
-            assert isinstance(candidate, Waiting)
-            (lane_id, nusd, tokens, payload, attempts, cost_nusd, submitted_at_ms, mark_ms,
-             parked_ms, job_id, model, digest) = candidate.row  # fmt: skip
-            lane = by_id[lane_id]
-            parked_ms += max(0, lane.parked_clock_ms(now_ms) - mark_ms)
-            self.lanes.remove(lane, now_ms)
-            take = self.kept.pop if payload is not None else self.kept.get
-            request = take(candidate.id, None) or decode_request(payload)
-            running.append((next_id, parked_ms, candidate.id))
-            reserved.append(
-                (
-                    next_id,
-                    candidate.id,
-                    self.worker_id,
-                    job_id,
-                    budgets[lane_id],
-                    model,
-                    now_ms,
-                    nusd,
-                    tokens,
-                )
-            )
-            self._deltas[job_id, RequestState.QUEUED] -= 1
-            self._deltas[job_id, RequestState.RUNNING] += 1
-            result.claimed.append(
-                Claimed(
-                    candidate.id, next_id, request, attempts + 1, nusd, tokens, cost_nusd,
-                    submitted_at_ms, parked_ms, digest, lane.key.budgets, now_ms,
-                )
-            )  # fmt: skip
-            next_id += 1
-        self._db.executemany(
-            "UPDATE requests SET state = 'running', attempts = attempts + 1, reservation_id = ?,"
-            " parked_ms = ? WHERE id = ?",
-            running,
-        )
-        self._db.executemany(
-            "INSERT INTO reservations (id, request_id, worker_id, job_id, budgets, model, state,"
-            " made_at_ms, ceiling_nusd, ceiling_tokens) VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?)",
-            reserved,
-        )
-
-    def _write_lanes(self, result: TurnResult) -> None:
-        changed = self.lanes.take_changed()
-        for lane in changed:
-            result.lanes.append(LaneStatus(lane.key, lane.waiting, lane.shortfall))
-            self._db.execute(
-                "UPDATE lanes SET shortfall = ?, shut_since_ms = ?, parked_total_ms = ? WHERE id = ?",
-                (
-                    None if lane.shortfall is None else encode_shortfall(lane.shortfall),
-                    lane.shut_since_ms, lane.parked_total_ms, lane.id,
-                ),
-            )  # fmt: skip
-        counts = [(lane.waiting, lane.id) for lane in self.lanes.take_counted()]
-        self._db.executemany("UPDATE lanes SET waiting = ? WHERE id = ?", counts)
-
-    def resolve(
-        self, db: sqlite3.Connection, settlements: Sequence[Settlement], now_ms: int
-    ) -> list[bool]:
+    def resolve(self, db: Connection, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
         """`Store.resolve`."""
-        now_ms = self._begin(db, now_ms)
-        self._deltas.clear()
-        unknown = {
-            row[0]
-            for row in db.execute(
-                "SELECT id FROM reservations WHERE id IN (SELECT value FROM json_each(?))"
-                " AND (state = 'suspense' OR is_assumed)",
-                (json.dumps([each.reservation_id for each in settlements]),),
-            )
-        }
+        sheet = begin(db, self, now_ms)
+        unknown = read_unknown(db, [each.reservation_id for each in settlements])
         wanted = [each for each in settlements if each.reservation_id in unknown]
         result = TurnResult()
-        done = iter(self._settle(wanted, now_ms, result))
-        self._untold += result.crossings
-        self._finish(now_ms)
+        holds = read_holds(sheet, unknown)
+        done = iter(settle(sheet, wanted, holds, result))
+        self.untold += result.crossings
+        sheet.finish()
         return [each.reservation_id in unknown and next(done) for each in settlements]
 
-    def forget(self, db: sqlite3.Connection, job: str, now_ms: int) -> None:
+    def forget(self, db: Connection, job: str, now_ms: int) -> None:
         """`Store.forget`."""
-        now_ms = self._begin(db, now_ms)
-        self._deltas.clear()
-        self._check_idle(job)
-        for (request_id,) in db.execute(
-            "SELECT id FROM requests WHERE job_id = (SELECT id FROM jobs WHERE name = ?)"
-            " AND state IN ('queued', 'delayed')",
-            (job,),
-        ).fetchall():
-            self._drop(request_id, RequestState.CANCELLED, now_ms)
-        db.execute(
-            "UPDATE requests SET key = NULL, is_delivered = 1"
-            " WHERE job_id = (SELECT id FROM jobs WHERE name = ?)",
-            (job,),
-        )
-        self._finish(now_ms)
+        sheet = begin(db, self, now_ms)
+        self._check_idle(db, job)
+        found = db.one("SELECT id FROM jobs WHERE name = ?", job)
+        if found is None:
+            return
+        rows = [
+            sheet.meet(Row(*row)) for row in db.read(
+                f"SELECT {COLUMNS} FROM requests r WHERE r.job_id = ?"
+                " AND r.state IN ('queued', 'delayed')",
+                found[0],
+            )
+        ]  # fmt: skip
+        know_lanes(sheet, rows)
+        sheet.load(budgets_of(sheet, rows))
+        for row in rows:
+            drop(sheet, row, RequestState.CANCELLED)
+        sheet.finish()
+        db.write("UPDATE requests SET key = NULL, is_delivered = 1 WHERE job_id = ?", found[0])
 
-    def _check_idle(self, job: str) -> None:
-        for host, pid, started in self._db.execute(
+    def _check_idle(self, db: Connection, job: str) -> None:
+        for host, pid, started in db.read(
             "SELECT DISTINCT w.host, w.pid, w.started FROM requests r JOIN lanes l ON l.id = r.lane_id"
             " JOIN workers w ON w.id = l.worker_id"
             " WHERE r.job_id = (SELECT id FROM jobs WHERE name = ?) AND w.id <> ?"
             " AND r.state IN ('queued', 'delayed', 'running')",
-            (job, self.worker_id),
-        ):
+            job, self.worker_id,
+        ):  # fmt: skip
             if not is_dead(self.process, Process(host, pid, started)):
                 raise StoreLocked(
                     f"process {pid} is running the job {job!r}; nothing was changed. Stop it first"
                 )
 
-    def leave(self, db: sqlite3.Connection) -> None:
+    def leave(self, db: Connection) -> None:
         """This process goes: what waits, waits for its key to be submitted again."""
-        if not self.worker_id:
-            return
-        # Only after a failure is anything of this process still open.
-        now_ms = self._begin(db, self._now_ms)
-        self._deltas.clear()
-        self._step_out_of_line(self.worker_id)
-        self._suspend_all(self.worker_id, now_ms, is_gone=True)
-        self._write_lanes(TurnResult())
-        self._finish(now_ms)
-        db.execute("DELETE FROM workers WHERE id = ?", (self.worker_id,))
-        self.worker_id = self.seen_at_ms = 0  # opened again, it is another one
-        self.lanes = Lanes()
-        self.kept.clear()
-        self._taken.clear()
+        if self.worker_id:
+            workers.leave(begin(db, self, self.now_ms))
+
+    # Budgets
+
+    def define(self, db: Connection, budgets: Sequence[Budget], now_ms: int) -> None:
+        """`Store.define`."""
+        sheet = begin(db, self, now_ms)
+        defining.define(sheet, budgets)
+        sheet.finish()
+
+    def remove(self, db: Connection, name: str, now_ms: int) -> None:
+        """`Store.remove`."""
+        sheet = begin(db, self, now_ms)
+        defining.remove(sheet, name)
+        sheet.finish()
+
+    def pause(self, db: Connection, name: str, paused: bool, now_ms: int) -> None:
+        """`Store.pause`."""
+        sheet = begin(db, self, now_ms)
+        defining.pause(sheet, name, paused)
+        sheet.finish()
+
+    def is_all_the_same(self, db: Connection, budgets: Sequence[Budget]) -> bool:
+        """Whether these budgets are defined so already; writes nothing."""
+        return defining.is_all_the_same(db, self, budgets)
+
+    def defined(self, db: Connection, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        """`Store.defined`; writes nothing."""
+        return defining.defined(db, self, names)
+
+    def redefined(self, db: Connection, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
+        """`Store.redefined`; writes nothing."""
+        return defining.redefined(begin(db, self, now_ms))
+
+    def read_budgets(self, db: Connection, now_ms: int) -> list[BudgetStatus]:
+        """`Store.budgets`; writes nothing."""
+        return defining.read_budgets(begin(db, self, now_ms))
+
+    # For audits and pruning
+
+    def replay(self, db: Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
+        """See `recount.replay`."""
+        return replay(db, accounts, since_ms)

@@ -13,6 +13,7 @@ from pathlib import Path
 from scheduler.duration import format_duration
 from scheduler.errors import StoreLocked
 from scheduler.stores.process import GONE_MS, Process, is_dead
+from scheduler.stores.sql.connection import Connection
 
 _ACCOUNTS = """CREATE TABLE accounts_2 (
   id INTEGER PRIMARY KEY AUTOINCREMENT, budget_id INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -64,6 +65,25 @@ STEPS: dict[int, tuple[str, ...]] = {
         " is_front INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,"
         " PRIMARY KEY (provider, model, is_front)) STRICT, WITHOUT ROWID",
     ),
+    3: (
+        # Whose a request is, so that what is due is found by it.
+        "ALTER TABLE requests ADD COLUMN worker_id INTEGER NOT NULL DEFAULT 0",
+        "UPDATE requests SET worker_id = (SELECT worker_id FROM lanes WHERE lanes.id = lane_id)"
+        " WHERE state IN ('queued', 'delayed', 'running')",
+        "DROP INDEX requests_delayed",
+        "DROP INDEX requests_expiring",
+        "CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms)"
+        " WHERE state = 'delayed'",
+        "CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)"
+        " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')",
+        "CREATE UNIQUE INDEX lanes_shared ON lanes (provider, model, budgets, priority, may_wait)"
+        " WHERE worker_id = 0",
+        "CREATE INDEX accounts_in_line ON accounts (budget_id) WHERE waiter IS NOT NULL",
+        "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, worker_id INTEGER NOT NULL,"
+        " what TEXT NOT NULL) STRICT",
+        "CREATE TABLE ends (seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id INTEGER NOT NULL)"
+        " STRICT",
+    ),
 }
 """From a version to the statements that lead to the next one."""
 
@@ -77,19 +97,19 @@ INDEXES = (
 """What the newest files have besides; older programs work with them as well, so no new version."""
 
 
-def add_indexes(db: sqlite3.Connection) -> None:
+def add_indexes(db: Connection) -> None:
     """Give a file the indexes that its maker did not know, inside the caller's transaction."""
     for statement in INDEXES:
-        db.execute(statement)
+        db.write(statement)
 
 
-def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process, now_ms: int) -> Path:
+def upgrade(db: Connection, path: Path, version: int, me: Process, now_ms: int) -> Path:
     """Take all steps from `version` on, inside the caller's transaction; returns where a copy is.
 
     Raises:
         StoreLocked: A process of the older version still works on the file.
     """
-    for host, pid, started, seen_at_ms in db.execute(
+    for host, pid, started, seen_at_ms in db.read(
         "SELECT host, pid, started, seen_at_ms FROM workers"
     ):
         silent_ms = max(0, now_ms - seen_at_ms)
@@ -102,7 +122,7 @@ def upgrade(db: sqlite3.Connection, path: Path, version: int, me: Process, now_m
     saved = _back_up(path, version)
     for step in sorted(each for each in STEPS if each >= version):
         for statement in STEPS[step]:
-            db.execute(statement)
+            db.write(statement)
     add_indexes(db)
     return saved
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
-from scheduler.ledger.account import Account
+from scheduler.ledger.account import Account, Tally
 from scheduler.request import Request, RequestState
 from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
 from scheduler.stores.base import Finished, Known, Picture, Unknown
-from scheduler.stores.sql.books import decode_budgets, rows_of_keys
-from scheduler.stores.sql.codec import decode_request, decode_shortfall
-from scheduler.stores.sql.settle import DELAYED, state_of
-from scheduler.stores.sql.submit import decode_finished
+from scheduler.stores.sql.codec import decode_budgets, decode_request, decode_shortfall
+from scheduler.stores.sql.rows import DELAYED, decode_finished, read_by_keys, state_of
 from scheduler.stores.sql.turn import Transactions
 from scheduler.stores.views import compare
 
@@ -29,7 +26,7 @@ _HEADINGS = {
 }
 
 
-def counts(db: sqlite3.Connection, job: str | None) -> Counts:
+def counts(db: Any, job: str | None) -> Counts:
     """`Store.counts`."""
     where, values = ("", ()) if job is None else (" WHERE j.name = ?", (job,))
     states: dict[str, int] = dict(
@@ -48,7 +45,7 @@ def counts(db: sqlite3.Connection, job: str | None) -> Counts:
     return Counts(**states, parked=parked, parked_by_reason=reasons)
 
 
-def _shut_lanes(db: sqlite3.Connection, job: str | None) -> list[tuple[str, int]]:
+def _shut_lanes(db: Any, job: str | None) -> Any:
     """Why lanes are shut, and how many wait in each."""
     if job is None:
         return db.execute(
@@ -64,7 +61,7 @@ def _shut_lanes(db: sqlite3.Connection, job: str | None) -> list[tuple[str, int]
 
 
 def queue(
-    db: sqlite3.Connection,
+    db: Any,
     states: Iterable[RequestState],
     now_ms: int,
     job: str | None,
@@ -118,7 +115,7 @@ def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
     )  # fmt: skip
 
 
-def spend(db: sqlite3.Connection, by: str, since_ms: int) -> list[SpendRow]:
+def spend(db: Any, by: str, since_ms: int) -> list[SpendRow]:
     """`Store.spend`."""
     if by not in _HEADINGS:
         raise ConfigError("by", f"{by!r} is not one of {', '.join(_HEADINGS)}")
@@ -145,14 +142,19 @@ def spend(db: sqlite3.Connection, by: str, since_ms: int) -> list[SpendRow]:
     return [SpendRow(name, *numbers) for name, numbers in ordered]
 
 
-def audit(db: sqlite3.Connection, transactions: Transactions, now_ms: int) -> Audit:
+def audit(db: Any, transactions: Transactions, now_ms: int) -> Audit:
     """`Store.audit`; the caller holds a transaction, so that nothing moves meanwhile."""
     stored: list[Account] = []
     for account_id, budget_id, name, cap in db.execute(
         "SELECT a.id, a.budget_id, b.name, a.cap FROM accounts a JOIN budgets b ON b.id = a.budget_id"
     ).fetchall():
         account = Account(account_id, budget_id, name, transactions.cap_of(account_id, cap))
-        transactions.load_all_slots(db, account)
+        for slot_ms, *sums in db.execute(
+            "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
+            " WHERE account_id = ?",
+            (account.id,),
+        ):
+            account.slots[slot_ms] = Tally(*sums)
         account.oldest_ms = account.cap.window.oldest_counting_ms(now_ms)
         stored.append(account)
     fresh = [Account(a.id, a.budget_id, a.budget, a.cap) for a in stored]
@@ -168,7 +170,7 @@ def audit(db: sqlite3.Connection, transactions: Transactions, now_ms: int) -> Au
 
 
 def finished_page(
-    db: sqlite3.Connection, job: str, undelivered: bool, after_id: int, limit: int
+    db: Any, job: str, undelivered: bool, after_id: int, limit: int
 ) -> list[Finished]:
     """A page of `Store.finished`."""
     only = " AND r.is_delivered = 0" if undelivered else ""
@@ -183,7 +185,7 @@ def finished_page(
     return [decode_finished(row) for row in rows]
 
 
-def ended_page(db: sqlite3.Connection, job: str, after_id: int, limit: int) -> list[Finished]:
+def ended_page(db: Any, job: str, after_id: int, limit: int) -> list[Finished]:
     """A page of `Store.ended`."""
     rows = db.execute(
         "SELECT id, key, state, NULL, cost_nusd, attempts, NULL, digest FROM requests"
@@ -195,24 +197,25 @@ def ended_page(db: sqlite3.Connection, job: str, after_id: int, limit: int) -> l
     return [decode_finished(row) for row in rows]
 
 
-def jobs(db: sqlite3.Connection) -> list[str]:
+def jobs(db: Any) -> list[str]:
     """`Store.jobs`."""
     return [name for (name,) in db.execute("SELECT name FROM jobs ORDER BY id")]
 
 
-def known(db: sqlite3.Connection, job: str, keys: Sequence[str]) -> dict[str, Known]:
+def known(db: Any, job: str, keys: Sequence[str]) -> dict[str, Known]:
     """`Store.known`."""
     row = db.execute("SELECT id FROM jobs WHERE name = ?", (job,)).fetchone()
     if row is None:
         return {}
-    found = rows_of_keys(db, "key, state, digest, error", row[0], keys)
+    wanted = [(row[0], key) for key in keys]
+    found = read_by_keys(db, "r.key, r.state, r.digest, r.error", wanted)
     return {
         key: Known(state_of(text), digest, None if error is None else json.loads(error))
         for key, text, digest, error in found
     }
 
 
-def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
+def outcomes(db: Any, ids: Sequence[int]) -> list[Finished]:
     """`Store.outcomes`."""
     rows = db.execute(
         "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
@@ -224,7 +227,7 @@ def outcomes(db: sqlite3.Connection, ids: Sequence[int]) -> list[Finished]:
     return [decode_finished(row) for row in rows]
 
 
-def pictures(db: sqlite3.Connection, ids: Sequence[int]) -> list[Picture]:
+def pictures(db: Any, ids: Sequence[int]) -> list[Picture]:
     """`Store.pictures`."""
     rows = db.execute(
         "SELECT r.id, r.state, l.shortfall FROM requests r JOIN lanes l ON l.id = r.lane_id"
@@ -250,7 +253,7 @@ _UNKNOWN = (
 )
 
 
-def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int) -> list[Unknown]:
+def suspended(db: Any, job: str | None, limit: int, after_id: int) -> list[Unknown]:
     """`Store.suspended`."""
     return _read_unknown(db.execute(
         f"{_UNKNOWN} AND h.id > ?{'' if job is None else ' AND j.name = ?'} ORDER BY h.id LIMIT ?",
@@ -258,9 +261,7 @@ def suspended(db: sqlite3.Connection, job: str | None, limit: int, after_id: int
     ))  # fmt: skip
 
 
-def suspended_since(
-    db: sqlite3.Connection, since_ms: int, after_id: int, limit: int
-) -> list[tuple[int, int]]:
+def suspended_since(db: Any, since_ms: int, after_id: int, limit: int) -> list[tuple[int, int]]:
     """`Store.suspended_since`."""
     rows = db.execute(
         f"SELECT {_BECAME_UNKNOWN}, h.id FROM reservations h WHERE h.state = 'suspense'"
@@ -271,7 +272,7 @@ def suspended_since(
     return list(rows)
 
 
-def suspended_of(db: sqlite3.Connection, ids: Sequence[int]) -> list[Unknown]:
+def suspended_of(db: Any, ids: Sequence[int]) -> list[Unknown]:
     """`Store.suspended_of`."""
     return _read_unknown(db.execute(
         f"{_UNKNOWN} AND h.id IN (SELECT value FROM json_each(?)) ORDER BY h.id",
@@ -296,7 +297,7 @@ def _request(payload: str | None) -> Request | None:
         return None
 
 
-def lanes_of(db: sqlite3.Connection, worker_id: int, ids: Sequence[int]) -> set[int]:
+def lanes_of(db: Any, worker_id: int, ids: Sequence[int]) -> set[int]:
     """`Store.still_mine`."""
     rows = db.execute(
         "SELECT r.id FROM requests r JOIN lanes l ON l.id = r.lane_id WHERE l.worker_id = ?"

@@ -1,106 +1,259 @@
-"""Who waits in a lane of a SQLite store, in the order in which admission looks at them.
-
-While a provider is short of credit those that it can pay for come by age, and whoever is larger
-is passed once (`Lane.passed_id`): however many of these there are, a smaller one costs no more.
-The smallest of the larger ones are read when one of them may try.
-"""
+"""Requests that wait: how they come into a lane and out of it, and whose time has come."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from scheduler.admission.plan import LaneView
-from scheduler.ledger.account import Account, Needs
-from scheduler.limits import MOST_TRIED, NOTHING, Pair
-from scheduler.request import Tokens
+from scheduler.admission.plan import LaneKey
+from scheduler.request import RequestState
+from scheduler.stores.base import ExpiredRequest, TurnResult
 from scheduler.stores.lanes import Lane
+from scheduler.stores.sql.codec import decode_budgets
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, Row
+from scheduler.stores.sql.sheet import Owner, Sheet
 
-# How much a request asks of its provider's credit: `limits.size_of`.
-_SIZE = "(CASE ceiling_nusd WHEN 0 THEN ceiling_tokens ELSE ceiling_nusd END)"
+MOST_DUE = 2_000  # of those whose time has come, in one turn; then the next one goes on
 
-
-@dataclass(slots=True)
-class Waiting:
-    """A queued row, as admission sees it."""
-
-    id: int
-    needs: Needs
-    tokens: Tokens
-    row: tuple[int, int, int, str, int, int, int, int, int, int, str, str]
+_LANE = (
+    "SELECT l.id, l.worker_id, l.provider, l.budgets, l.priority, l.may_wait, l.model, l.waiting,"
+    " l.shut_since_ms, l.parked_total_ms FROM lanes l WHERE l.worker_id = 0"
+)
 
 
-def view(
-    db: sqlite3.Connection,
-    cursor: sqlite3.Cursor,
-    lane: Lane,
-    accounts: Sequence[Account],
-    gates: Pair,
-) -> LaneView:
-    """A lane as `plan` sees it; the cursor reads those who wait in it."""
-    closed = gates[0].closed if gates else None
-    if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-        lane.passed_id, lane.passed_reach = 0, NOTHING
-        return LaneView(lane.key, accounts, _candidates(cursor, lane), gates)
-    reach = closed.reach(lane.key.model)
-    small = _Small(db, cursor, lane, reach)
-    return LaneView(lane.key, accounts, iter(small), gates, small.larger, small.size_by_id)
+# Lanes
 
 
-class _Small:
-    """Those of a lane that are no larger than that, oldest first; whoever is is passed once."""
+def know_lanes(sheet: Sheet, rows: Iterable[Row]) -> None:
+    """Learn of the lanes of these requests that are not in the books: shared ones are, then."""
+    lanes = sheet.books.lanes
+    ids = {row.lane_id for row in rows if lanes.by_id(row.lane_id) is None} - sheet.owners.keys()
+    if not ids:
+        return
+    db = sheet.db
+    shared = set()
+    for lane_id, worker_id, budgets, is_alive in db.read(
+        "SELECT l.id, l.worker_id, l.budgets, CASE WHEN w.is_lost = 0 THEN 1 ELSE 0 END"
+        f" FROM lanes l LEFT JOIN workers w ON w.id = l.worker_id WHERE l.id {db.dialect.among}",
+        db.dialect.a_list(ids),
+    ):
+        sheet.owners[lane_id] = Owner(decode_budgets(budgets), bool(is_alive))
+        if not worker_id:
+            shared.add(lane_id)
+    learn_shared(sheet, shared)
 
-    def __init__(
-        self, db: sqlite3.Connection, cursor: sqlite3.Cursor, lane: Lane, reach: int
-    ) -> None:
-        self._db, self._cursor, self._lane, self._reach = db, cursor, lane, reach
-        self._is_over = reach < 0  # all others have been passed
 
-    def __iter__(self) -> Iterator[Waiting]:
-        lane, reach = self._lane, self._reach
-        if self._is_over:
+def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
+    """Take over how these shared lanes are doing; None: all in which somebody waits."""
+    db = sheet.db
+    if ids is None:
+        rows = db.read(f"{_LANE} AND l.waiting > 0")
+    else:
+        wanted = list(ids)
+        if not wanted:
             return
-        if reach > lane.passed_reach:
-            lane.passed_id = 0
-        lane.passed_reach = reach
-        is_first = True
-        where = f" AND id >= ? AND {_SIZE} <= ?"
-        for each in _candidates(self._cursor, lane, where, (lane.passed_id, reach)):
-            if is_first:
-                lane.passed_id, is_first = each.id, False
-            yield each
-        if is_first:
-            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM requests").fetchone()
-            lane.passed_id = last + 1
-        self._is_over = True
-
-    def size_by_id(self, request_id: int) -> int | None:
-        """The size of who waits in the lane; None: it does not."""
-        row = self._db.execute(
-            f"SELECT {_SIZE} FROM requests WHERE id = ? AND lane_id = ? AND state = 'queued'",
-            (request_id, self._lane.id),
-        ).fetchone()
-        return None if row is None else int(row[0])
-
-    def larger(self) -> Iterator[Waiting]:
-        """Those that were passed, smallest first."""
-        where, values = f" AND {_SIZE} > ?", [self._reach]
-        if not self._is_over:
-            where, values = f" AND id < ?{where}", [self._lane.passed_id, self._reach]
-        order = f"{_SIZE}, id LIMIT {MOST_TRIED + 1}"
-        yield from _candidates(self._db.cursor(), self._lane, where, values, order)
-
-
-def _candidates(
-    cursor: sqlite3.Cursor, lane: Lane, where: str = "", values: Sequence[int] = (),
-    order: str = "id",
-) -> Iterator[Waiting]:  # fmt: skip
-    rows = cursor.execute(
-        "SELECT id, ceiling_nusd, ceiling_tokens, payload, attempts, cost_nusd, submitted_at_ms,"
-        " parked_mark_ms, parked_ms, job_id, model, digest, input_tokens, output_tokens"
-        f" FROM requests WHERE lane_id = ? AND state = 'queued'{where} ORDER BY {order}",
-        (lane.id, *values),
-    )
+        rows = db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted))
+    lanes = sheet.books.lanes
     for row in rows:
-        yield Waiting(row[0], (row[1], row[2], 1), Tokens(row[12], row[13]), (lane.id, *row[1:12]))
+        lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row
+        key = LaneKey(
+            provider, decode_budgets(budgets), priority, bool(may_wait), model, is_shared=True
+        )
+        lane = lanes.get(key, lambda lane_id=lane_id: lane_id)  # type: ignore[misc]
+        more = waiting - lane.waiting
+        if more > 0:
+            lanes.add(lane, more)
+            # One that came may be older, or smaller, than those that were passed.
+            lane.passed_id = 0
+            lanes.reopen(lane, sheet.now_ms)
+        elif more < 0:
+            lanes.remove(lane, sheet.now_ms, -more)
+        if lane.shortfall is None:
+            lane.parked_total_ms = max(lane.parked_total_ms, parked_ms)
+    lanes.take_counted()  # nothing of this has to be written
+
+
+def open_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> list[Lane]:
+    """The lanes of these keys; those that are not in the books are made."""
+    lanes = sheet.books.lanes
+    found = [lanes.find(key) for key in keys]
+    if None in found:
+        _make_lanes(sheet, [key for key, lane in zip(keys, found, strict=True) if lane is None])
+    return [lane or lanes.get(key, _no_id) for key, lane in zip(keys, found, strict=True)]
+
+
+def _no_id() -> int:
+    raise AssertionError("it was made just now")
+
+
+def _make_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
+    lanes = sheet.books.lanes
+    missing = list(dict.fromkeys(keys))
+    if any(key.is_shared for key in missing):
+        _find_shared(sheet)
+        missing = [key for key in missing if lanes.find(key) is None]
+    ids = sheet.db.new_ids("lanes", len(missing)) if missing else ()
+    for lane_id, key in zip(ids, missing, strict=True):
+        sheet.new_lanes.append(lanes.get(key, lambda lane_id=lane_id: lane_id))  # type: ignore[misc]
+        if key.is_shared:
+            sheet.news.lanes.add(lane_id)
+
+
+def _find_shared(sheet: Sheet) -> None:
+    """Shared lanes are one row each, whoever made it; in those that are not known nobody waits."""
+    rows = sheet.db.read(_LANE)
+    known = {lane.id for lane in sheet.books.lanes}
+    learn_shared(sheet, [row[0] for row in rows if row[0] not in known])
+
+
+def enter_lane(sheet: Sheet, row: Row, lane: Lane, *, is_new: bool = False) -> None:
+    """A request begins to wait in a lane."""
+    sheet.enter(lane)
+    if not is_new or row.id < lane.passed_id:
+        lane.look_at_all(row.needs)
+    if lane.shortfall is not None and lane.wakes_for(
+        row.needs, sheet.accounts_of(lane.key.budgets)
+    ):
+        sheet.books.lanes.reopen(lane, sheet.now_ms)
+    row.parked_mark_ms = lane.parked_clock_ms(sheet.now_ms)
+
+
+def enter_again(sheet: Sheet, row: Row) -> None:
+    """A request waits again in its lane, whoever's that is."""
+    lane = sheet.books.lanes.by_id(row.lane_id)
+    if lane is None:
+        sheet.count_elsewhere(row.lane_id, 1)
+        row.parked_mark_ms = 0
+    else:
+        enter_lane(sheet, row, lane)
+
+
+def leave_lane(sheet: Sheet, row: Row) -> None:
+    """A request that is queued waits no more in its lane, nor in any line."""
+    lane = sheet.books.lanes.by_id(row.lane_id)
+    if lane is None:
+        know_lanes(sheet, [row])
+        sheet.count_elsewhere(row.lane_id, -1)
+        owner = sheet.owners.get(row.lane_id)
+        budgets = owner.budgets if owner is not None else ()
+    else:
+        sheet.leave(lane)
+        budgets = lane.key.budgets
+    sheet.leave_lines(row.id, budgets)
+
+
+def budgets_of(sheet: Sheet, rows: Iterable[Row]) -> set[int]:
+    """The budgets of the lanes in which these requests are."""
+    found: set[int] = set()
+    for row in rows:
+        lane, owner = sheet.books.lanes.by_id(row.lane_id), sheet.owners.get(row.lane_id)
+        if lane is not None:
+            found.update(lane.key.budgets)
+        elif owner is not None:
+            found.update(owner.budgets)
+    return found
+
+
+# Those who end, and those who begin, without having been sent
+
+
+def drop(sheet: Sheet, row: Row, state: RequestState, error: str | None = None) -> int | None:
+    """End a request that waits; returns how long it did, or None if it does not wait."""
+    if not row.waits:
+        return None
+    now_ms = sheet.now_ms
+    lane = sheet.books.lanes.by_id(row.lane_id)
+    if row.state == QUEUED:
+        if lane is not None:
+            row.parked_ms += max(0, lane.parked_clock_ms(now_ms) - row.parked_mark_ms)
+        leave_lane(sheet, row)
+    end(sheet, row, state)
+    row.error, row.is_changed = error, True
+    if row.key is None:
+        row.payload = None
+    sheet.tallies[row.job_id, QUEUED] -= 1
+    sheet.tallies[row.job_id, state._value_] += 1
+    return now_ms - row.submitted_at_ms
+
+
+def end(sheet: Sheet, row: Row, state: RequestState) -> None:
+    """A request comes to its end."""
+    row.state, row.ended_at_ms, row.is_settled = state._value_, sheet.now_ms, True
+    if row.key is not None and (not row.worker_id or sheet.books.has_company):
+        sheet.news.ended.append(row.id)
+    sheet.books.kept.pop(row.id, None)
+    sheet.books.claimed.discard(row.id)
+
+
+def cancel(sheet: Sheet, request_id: int) -> bool:
+    """Whether it still waited, here or in a lane that is anybody's, and is cancelled now."""
+    row = sheet.rows.get(request_id)
+    if row is None or sheet.books.lanes.by_id(row.lane_id) is None:
+        return False  # another process's: not ours to cancel
+    return drop(sheet, row, RequestState.CANCELLED) is not None
+
+
+def read_due(sheet: Sheet) -> list[Row]:
+    """Those of this process's and of shared lanes whose time to be sent, or to end, has come."""
+    mine = "r.worker_id IN (0, ?)"
+    rows = sheet.db.read(
+        f"SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.state = 'delayed' AND {mine}"
+        " AND r.not_before_ms <= ? ORDER BY r.worker_id, r.not_before_ms LIMIT ?) d"
+        f" UNION ALL SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.expires_at_ms IS NOT"
+        f" NULL AND r.state IN ('queued', 'delayed') AND {mine} AND r.expires_at_ms <= ?"
+        " ORDER BY r.worker_id, r.expires_at_ms LIMIT ?) e",
+        sheet.books.worker_id, sheet.now_ms, MOST_DUE, sheet.books.worker_id, sheet.now_ms, MOST_DUE,
+    )  # fmt: skip
+    return [sheet.meet(Row(*row)) for row in rows]
+
+
+def promote(sheet: Sheet, due: Sequence[Row]) -> None:
+    """Queue those whose time to be sent has come."""
+    for row in due:
+        is_due = row.not_before_ms is not None and row.not_before_ms <= sheet.now_ms
+        if row.state == DELAYED and is_due:
+            row.state, row.is_changed = QUEUED, True
+            enter_again(sheet, row)
+
+
+def expire(sheet: Sheet, rows: Iterable[Row], result: TurnResult) -> None:
+    """End those of these whose time is over, oldest first."""
+    late = [
+        row for row in sorted(rows, key=lambda row: row.id)
+        if row.expires_at_ms is not None and row.expires_at_ms <= sheet.now_ms and row.waits
+        and sheet.books.lanes.by_id(row.lane_id) is not None  # else its process looks after it
+    ]  # fmt: skip
+    jobs = job_names(sheet, {row.job_id for row in late})
+    for row in late:
+        lane, at_ms = sheet.books.lanes.by_id(row.lane_id), row.expires_at_ms
+        lack = lane.shortfall if lane is not None and row.state == QUEUED else None
+        waited_ms = drop(sheet, row, RequestState.EXPIRED)
+        assert waited_ms is not None
+        assert at_ms is not None
+        result.expired.append(
+            ExpiredRequest(row.id, waited_ms, row.key, jobs[row.job_id], lack, at_ms)
+        )
+
+
+def job_names(sheet: Sheet, ids: Iterable[int]) -> dict[int, str]:
+    """What these jobs are called."""
+    known = {job_id: name for name, job_id in sheet.books.jobs.items()}
+    missing = set(ids) - known.keys()
+    if missing:
+        among, wanted = sheet.db.dialect.among, sheet.db.dialect.a_list(missing)
+        known |= dict(sheet.db.read(f"SELECT id, name FROM jobs WHERE id {among}", wanted))
+    return known
+
+
+def next_due_ms(db: Connection, worker_id: int) -> int | None:
+    """When the next one's time comes."""
+    (found,) = db.read(
+        "SELECT (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = 0),"
+        " (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = ?),"
+        " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
+        "  AND state IN ('queued', 'delayed') AND worker_id = 0),"
+        " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
+        "  AND state IN ('queued', 'delayed') AND worker_id = ?)",
+        worker_id, worker_id,
+    )  # fmt: skip
+    return min((each for each in found if each is not None), default=None)

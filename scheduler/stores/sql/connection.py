@@ -1,0 +1,84 @@
+"""The seam between what a store does, as SQL, and the engine that does it.
+
+Everything in this room is plain synchronous functions of a `Connection` that is within a
+transaction; whoever opened it commits. A statement is one round trip, so nothing here asks once
+for each of many rows: it reads by a list, and writes in bulk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from scheduler.stores.sql.dialect import SQLITE, Bulk, Dialect
+
+Row = tuple[Any, ...]
+
+
+class Connection(ABC):
+    """An open transaction on an engine."""
+
+    dialect: Dialect
+
+    @abstractmethod
+    def read(self, sql: str, *values: object) -> list[Row]:
+        """All rows that a statement gives."""
+
+    @abstractmethod
+    def write(self, sql: str, *values: object) -> None:
+        """Execute a statement."""
+
+    @abstractmethod
+    def write_many(self, bulk: Bulk, rows: Sequence[Sequence[object]]) -> None:
+        """Execute a bulk write for these rows: one statement, however many; none for none."""
+
+    @abstractmethod
+    def new_ids(self, table: str, count: int) -> Sequence[int]:
+        """So many ids for new rows, in ascending order, none of them given before."""
+
+    def one(self, sql: str, *values: object) -> Row | None:
+        """The first row that a statement gives; None: it gives none."""
+        rows = self.read(sql, *values)
+        return rows[0] if rows else None
+
+    def value(self, sql: str, *values: object) -> Any:
+        """The first column of a statement's first row, which it has."""
+        return self.read(sql, *values)[0][0]
+
+
+class SqliteConnection(Connection):
+    """SQLite, by the standard library's module."""
+
+    dialect = SQLITE
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+
+    def __getattr__(self, name: str) -> Any:  # for what is not converted yet
+        return getattr(self.raw, name)
+
+    def read(self, sql: str, *values: object) -> list[Row]:
+        """See `Connection.read`."""
+        return self.raw.execute(sql, values).fetchall()
+
+    def write(self, sql: str, *values: object) -> None:
+        """See `Connection.write`."""
+        self.raw.execute(sql, values)
+
+    def write_many(self, bulk: Bulk, rows: Sequence[Sequence[object]]) -> None:
+        """See `Connection.write_many`."""
+        if rows:
+            self.raw.executemany(self.dialect.bulk(bulk), rows)
+
+    def new_ids(self, table: str, count: int) -> Sequence[int]:
+        """See `Connection.new_ids`."""
+        # Whoever writes is alone in the file; a table whose ids are never given twice, although
+        # rows are removed, has its last one in `sqlite_sequence`.
+        last = self.value(
+            f"SELECT max(coalesce((SELECT max(id) FROM {table}), 0), coalesce((SELECT seq FROM"
+            " sqlite_sequence WHERE name = ?), 0))",
+            table,
+        )
+        return range(last + 1, last + 1 + count)

@@ -1,0 +1,246 @@
+"""Those who wait in a batch of lanes, in the order in which admission looks at them.
+
+All lanes are read at once, a page of each; whoever is looked at further is read further, with all
+others that are near the end of their page. What they ask is not read: few of them go.
+
+While a provider is short of credit those that it can pay for come by age, and whoever is larger
+is passed once (`Lane.passed_id`): however many of these there are, a smaller one costs no more.
+The smallest of the larger ones are read when one of them may try.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from scheduler.admission.plan import LaneView
+from scheduler.ledger.account import Needs
+from scheduler.limits import MOST_TRIED, NOTHING
+from scheduler.request import Tokens
+from scheduler.stores.lanes import Lane
+from scheduler.stores.sql.dialect import INT
+from scheduler.stores.sql.gates import know_gates
+from scheduler.stores.sql.sheet import FAR_MS, Sheet
+
+FEW, MANY, MOST = 4, 128, 4_096  # of a page
+
+# How much a request asks of its provider's credit: `limits.size_of`.
+_SIZE = "(CASE {0}.ceiling_nusd WHEN 0 THEN {0}.ceiling_tokens ELSE {0}.ceiling_nusd END)"
+_COLUMNS = (
+    "t.id, t.lane_id, t.ceiling_nusd, t.ceiling_tokens, t.input_tokens, t.output_tokens, t.attempts,"
+    " t.cost_nusd, t.submitted_at_ms, t.parked_mark_ms, t.parked_ms, t.job_id, t.model, t.digest"
+)
+_QUEUED = (
+    "i.lane_id = g.lane_id AND i.state = 'queued' AND i.id >= g.from_id"
+    " AND (i.expires_at_ms IS NULL OR i.expires_at_ms > ?)"
+)
+_GROUPS = {"lane_id": INT, "from_id": INT, "reach": INT}
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A queued request, as admission sees it."""
+
+    id: int
+    lane_id: int
+    needs: Needs
+    tokens: Tokens
+    attempts: int
+    cost_nusd: int
+    submitted_at_ms: int
+    parked_mark_ms: int
+    parked_ms: int
+    job_id: int
+    model: str
+    digest: str
+
+
+def _waiting(row: tuple[Any, ...]) -> Waiting:
+    (id_, lane_id, nusd, tokens, input_tokens, output_tokens, attempts, cost_nusd, submitted_at_ms,
+     mark_ms, parked_ms, job_id, model, digest) = row  # fmt: skip
+    return Waiting(
+        id_, lane_id, (nusd, tokens, 1), Tokens(input_tokens, output_tokens), attempts, cost_nusd,
+        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest,
+    )  # fmt: skip
+
+
+class _Pages:
+    """The oldest of several lanes, read page by page."""
+
+    def __init__(self, sheet: Sheet, page: int, where: str) -> None:
+        self._sheet, self._page = sheet, page
+        self._where = f"{_QUEUED}{where}"
+        self._rows: dict[int, deque[Waiting]] = {}
+        self._from: dict[int, int] = {}
+        self._reach: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}  # of the last page; 0: there is no further one
+
+    def add(self, lane: Lane, from_id: int = 0, reach: int = 0) -> None:
+        """One lane more, to be read from there on."""
+        self._rows[lane.id] = deque()
+        self._from[lane.id], self._reach[lane.id] = from_id, reach
+        self._sizes[lane.id] = self._page
+
+    def of(self, lane: Lane) -> Iterator[Waiting]:
+        """Those of one lane."""
+        rows = self._rows[lane.id]
+        while True:
+            if not rows:
+                if not self._sizes[lane.id]:
+                    return
+                self._read()
+                if not rows:
+                    return
+            yield rows.popleft()
+
+    def read(self) -> None:
+        """The first page of all."""
+        if self._rows:
+            self._read()
+
+    def _read(self) -> None:
+        """A page more of all lanes of whose last one little is left."""
+        low = [
+            each for each, size in self._sizes.items() if size and len(self._rows[each]) * 2 <= size
+        ]
+        db, page = self._sheet.db, self._page
+        rows = db.read(
+            db.dialect.firsts(_COLUMNS, _GROUPS, "requests", self._where, "i.id"),
+            *db.dialect.row_values([(each, self._from[each], self._reach[each]) for each in low]),
+            self._sheet.now_ms, page,
+        )  # fmt: skip
+        counts = dict.fromkeys(low, 0)
+        for row in sorted(rows):
+            waiting = _waiting(row)
+            self._rows[waiting.lane_id].append(waiting)
+            self._from[waiting.lane_id] = waiting.id + 1
+            counts[waiting.lane_id] += 1
+        for each, count in counts.items():
+            self._sizes[each] = page if count == page else 0
+        self._page = min(MOST, max(MANY, 2 * page))
+
+
+class Heads:
+    """What admission sees of a batch of lanes."""
+
+    def __init__(self, sheet: Sheet, lanes: Sequence[Lane], places: int) -> None:
+        self._sheet, self._lanes = sheet, lanes
+        page = max(FEW, min(2 * MANY, places // max(1, len(lanes)) + 2))
+        self._plain = _Pages(sheet, page, "")
+        self._small = _Pages(sheet, page, f" AND {_SIZE.format('i')} <= g.reach")
+        self._short: dict[int, _Short] = {}  # lanes of a provider that is short of credit
+        self._larger: dict[int, list[Waiting]] = {}
+        self._sizes: dict[int, tuple[int, int]] | None = None  # lane and size of those in line
+
+    def views(self) -> list[LaneView]:
+        """The lanes, with those who wait in them."""
+        sheet, gates = self._sheet, self._sheet.books.gates
+        know_gates(sheet, ((lane.key.provider, lane.key.model) for lane in self._lanes))
+        sheet.load({budget_id for lane in self._lanes for budget_id in lane.key.budgets})
+        views = [
+            self._view(lane, LaneView(
+                lane.key, sheet.accounts_of(lane.key.budgets), iter(()),
+                gates.of(lane.key.provider, lane.key.model),
+            ))
+            for lane in self._lanes
+        ]  # fmt: skip
+        self._plain.read()
+        self._small.read()
+        return views
+
+    def _view(self, lane: Lane, view: LaneView) -> LaneView:
+        closed = view.closed
+        if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+            lane.passed_id, lane.passed_reach = 0, NOTHING
+            self._plain.add(lane)
+            view.candidates = self._plain.of(lane)
+            return view
+        short = self._short[lane.id] = _Short(lane, closed.reach(lane.key.model))
+        if not short.is_over:
+            self._small.add(lane, lane.passed_id, short.reach)
+            view.candidates = self._smaller(short)
+        view.larger = partial(self._largest, short)
+        view.size_by_id = partial(self._size_by_id, lane)
+        return view
+
+    def _smaller(self, short: _Short) -> Iterator[Waiting]:
+        """Those that are no larger than what there is credit for; whoever is is passed once."""
+        lane, is_first = short.lane, True
+        for each in self._small.of(lane):
+            if is_first:
+                lane.passed_id, is_first = each.id, False
+            yield each
+        if is_first:
+            lane.passed_id = self._sheet.db.value("SELECT coalesce(max(id), 0) + 1 FROM requests")
+        short.is_over = True
+
+    def _largest(self, short: _Short) -> Iterator[Waiting]:
+        """Those that were passed, smallest first."""
+        if short.lane.id not in self._larger:
+            self._read_larger()
+        return iter(self._larger.pop(short.lane.id))
+
+    def _read_larger(self) -> None:
+        db, size = self._sheet.db, _SIZE.format("i")
+        rows = db.read(
+            db.dialect.firsts(
+                _COLUMNS, {**_GROUPS, "to_id": INT}, "requests",
+                f"{_QUEUED} AND i.id < g.to_id AND {size} > g.reach", f"{size}, i.id",
+            ),
+            *db.dialect.row_values([
+                (lane_id, 0, each.reach, FAR_MS if each.is_over else each.lane.passed_id)
+                for lane_id, each in self._short.items()
+            ]),
+            self._sheet.now_ms, MOST_TRIED + 1,
+        )  # fmt: skip
+        self._larger = {lane_id: [] for lane_id in self._short}
+        for waiting in sorted(map(_waiting, rows), key=_size_and_id):
+            self._larger[waiting.lane_id].append(waiting)
+
+    def _size_by_id(self, lane: Lane, request_id: int) -> int | None:
+        """The size of who waits in a lane; None: it does not."""
+        if self._sizes is None:
+            self._sizes = {}
+        if request_id not in self._sizes:
+            self._read_sizes(request_id)
+        lane_id, size = self._sizes[request_id]
+        return size if lane_id == lane.id else None
+
+    def _read_sizes(self, request_id: int) -> None:
+        """Read them for all who are in line for what these lanes draw on."""
+        assert self._sizes is not None
+        db = self._sheet.db
+        ids = {request_id} | {
+            waiter.request_id
+            for accounts in self._sheet.accounts.values()
+            for account in accounts
+            for waiter in account.line
+        }
+        self._sizes |= dict.fromkeys(ids, (0, 0))
+        for id_, lane_id, size in db.read(
+            f"SELECT i.id, i.lane_id, {_SIZE.format('i')} FROM requests i WHERE i.state = 'queued'"
+            f" AND i.id {db.dialect.among}",
+            db.dialect.a_list(ids),
+        ):
+            self._sizes[id_] = (lane_id, size)
+
+
+class _Short:
+    """A lane whose provider has credit for small requests only, if for any."""
+
+    def __init__(self, lane: Lane, reach: int) -> None:
+        self.lane, self.reach = lane, reach
+        self.is_over = reach < 0  # all others have been passed
+        if self.is_over:
+            return
+        if reach > lane.passed_reach:
+            lane.passed_id = 0
+        lane.passed_reach = reach
+
+
+def _size_and_id(waiting: Waiting) -> tuple[int, int]:
+    nusd, tokens, _ = waiting.needs
+    return (nusd or tokens, waiting.id)
