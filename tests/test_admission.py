@@ -16,7 +16,7 @@ from scheduler.admission.plan import (
     MAX_BYPASSED,
     LaneKey,
     LaneView,
-    ParkReason,
+    Planner,
     Verdict,
     plan,
 )
@@ -24,6 +24,7 @@ from scheduler.budget import parse_caps
 from scheduler.ledger.account import MAX_LINE, Account, ReservationState
 from scheduler.limits.words import Closed
 from scheduler.request import Tokens
+from scheduler.shortfall import ParkReason
 from scheduler.stores.lanes import Lanes
 
 LIMIT = 100
@@ -417,6 +418,10 @@ def test_the_line_of_an_account_has_an_end_and_says_who_found_no_place():
     assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, 1 + MAX_LINE)}
 
 
+def opened(lanes):
+    return lanes.batch(Planner({"p": 9}, 0))
+
+
 def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a_time():
     lanes = Lanes()
     made = [lanes.get(LaneKey("p", (1,), priority), iter([priority]).__next__)
@@ -428,12 +433,12 @@ def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a
         lanes.add(each)
         lanes.settle(each, verdict, 0)
     lanes.wake_behind([2], 1)
-    assert lanes.open_lanes() == []
+    assert opened(lanes) == []
 
     assert lanes.wake_behind([1], 1)
-    assert lanes.open_lanes() == [made[0], made[2]]
+    assert opened(lanes) == [made[0], made[2]]
     assert lanes.wake_behind([1], 1)
-    assert lanes.open_lanes() == [made[0], made[1], made[2]]
+    assert opened(lanes) == [made[0], made[1], made[2]]
     assert not lanes.wake_behind([1], 1)
 
 

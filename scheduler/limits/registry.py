@@ -100,6 +100,14 @@ class Gates:
                 news.add(report.provider)
         return news
 
+    def closed(self, now_ms: int) -> dict[str, bool]:
+        """The providers that are closed, and whether somebody may try now."""
+        return {
+            provider: front.closed.may_probe(now_ms)
+            for provider, front in self._fronts.items()
+            if front.closed is not None
+        }
+
     def is_closed(self, provider: str) -> bool:
         """Whether a provider lets through a probe only, and what there is credit for."""
         front = self._fronts.get(provider)

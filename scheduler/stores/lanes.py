@@ -9,14 +9,16 @@ something: never by polling its requests, so parking a million costs nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from scheduler.admission.plan import LaneKey, Verdict
+from scheduler.admission.plan import LaneKey, Planner, Verdict
 from scheduler.ledger.account import Account, Needs
 from scheduler.limits import NOTHING, Gates, size_of
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
+from scheduler.stores.ready import Ready
 
+MOST_OPENED = 1_000  # lanes in one step, of many that something opens
 BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
 
 
@@ -24,13 +26,15 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported", "shortfall",
-        "shut_since_ms", "smallest", "version", "waiting",
+        "fits", "head_id", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "place",
+        "reported", "shortfall", "shut_since_ms", "smallest", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
+        self.head_id = 0  # nobody older waits in it
+        self.place: tuple[int, int] | None = None  # among the open ones; see `ready`
         self.shortfall: Shortfall | None = None  # None: open
         self.smallest: dict[int, int] = {}  # account → least amount that waits for it
         self.shut_since_ms = 0
@@ -65,7 +69,11 @@ class Lanes:
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self._of_budget: dict[int, list[Lane]] = {}
-        self._open: dict[int, Lane] = {}  # open, with something waiting
+        self._of_provider: dict[str, dict[int, Lane]] = {}  # those that are shut
+        self._ready = Ready()
+        self._waking: list[tuple[int, int, int, int]] = []  # heap, to be opened bit by bit
+        self._now_ms = 0
+        self._waiting = 0  # in all lanes
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
@@ -74,7 +82,9 @@ class Lanes:
         self._beyond: dict[
             int, list[tuple[tuple[int, int], int, int]]
         ] = {}  # account → heap of (priority and id, lane, version)
-        self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
+        self._due: list[
+            tuple[int, int, int, int]
+        ] = []  # heap of (instant, priority, lane, version)
         self._changed: dict[int, Lane] = {}
         self._counted: dict[int, Lane] = {}  # more or fewer wait than when last told
 
@@ -99,39 +109,56 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._by_key.values())
 
-    def add(self, lane: Lane, count: int = 1) -> None:
-        """`count` more requests wait in the lane."""
+    def add(self, lane: Lane, count: int = 1, first_id: int = 0) -> None:
+        """`count` more requests wait in the lane, none older than that."""
+        if not lane.waiting or first_id < lane.head_id:
+            lane.head_id = first_id
         lane.waiting += count
+        self._waiting += count
         self._counted[lane.id] = lane
-        if lane.shortfall is None:
-            self._open[lane.id] = lane
+        if lane.shortfall is None and lane.waiting:
+            self._ready.put(lane)
 
     def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
         """`count` fewer requests wait in the lane."""
         lane.waiting -= count
+        self._waiting -= count
         self._counted[lane.id] = lane
         if not lane.waiting:
-            self._open.pop(lane.id, None)
+            self._ready.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
 
     @property
     def any_waiting(self) -> bool:
         """Whether anything waits in any lane."""
-        return any(lane.waiting for lane in self._by_key.values())
+        return self._waiting > 0
 
-    def open_lanes(self) -> list[Lane]:
-        """Lanes worth a look, in order of priority."""
-        return sorted(self._open.values(), key=lambda lane: lane.key.priority)
+    def batch(self, planner: Planner, closed: Mapping[str, bool] | None = None) -> list[Lane]:
+        """The next lanes worth a look; none: there are no more in this turn.
+
+        Args:
+            planner: Who looks at them.
+            closed: Providers that are closed, and whether somebody may try.
+        """
+        if self._waking:
+            self._open_some()
+        return self._ready.batch(planner, closed or {})
 
     def settle(self, lane: Lane, verdict: Verdict, now_ms: int) -> None:
         """Shut the lane or leave it open, as the plan found."""
-        if not lane.waiting or verdict.shortfall is None:
+        if verdict.head_id is not None:
+            lane.head_id = verdict.head_id
+        if not lane.waiting:
+            return
+        if verdict.shortfall is None:
+            self._ready.put(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
         lane.shut_since_ms = now_ms
         lane.version += 1
-        self._open.pop(lane.id, None)
+        self._ready.drop(lane)
+        self._of_provider.setdefault(lane.key.provider, {})[lane.id] = lane
         self._note(lane)
         for account_id, need in verdict.wakes.items():
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
@@ -143,7 +170,9 @@ class Lanes:
             heap = self._beyond.setdefault(account_id, [])
             heapq.heappush(heap, (order, lane.id, lane.version))
         if verdict.resumes_at_ms is not None:
-            heapq.heappush(self._due, (verdict.resumes_at_ms, lane.id, lane.version))
+            heapq.heappush(
+                self._due, (verdict.resumes_at_ms, lane.key.priority, lane.id, lane.version)
+            )
 
     def wake(self, account: Account, now_ms: int) -> None:
         """Open the lanes an account's change matters to.
@@ -186,9 +215,11 @@ class Lanes:
             self._open_noted(lane_id, version, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
-        """Open the lanes whose window has ended."""
-        while self._due and self._due[0][0] <= now_ms:
-            self._pop(self._due, now_ms)
+        """Open the lanes whose window has ended; if they are many, some of them."""
+        opened = 0
+        while self._due and self._due[0][0] <= now_ms and opened < MOST_OPENED:
+            _, _, lane_id, version = heapq.heappop(self._due)
+            opened += self._open_noted(lane_id, version, now_ms)
 
     def _pop(self, heap: list[tuple[int, int, int]], now_ms: int) -> None:
         """Open the lane of a heap's first entry, unless that entry is stale."""
@@ -197,17 +228,16 @@ class Lanes:
 
     def _open_noted(self, lane_id: int, version: int, now_ms: int) -> bool:
         """Open the lane of a note, unless that is stale; whether it was opened."""
-        lane = self._by_id[lane_id]
-        if lane.version != version or lane.shortfall is None:
+        lane = self._by_id.get(lane_id)
+        if lane is None or lane.version != version or lane.shortfall is None:
             return False
         self._reopen(lane, now_ms)
         return True
 
-    def wake_for(self, providers: Container[str], now_ms: int) -> None:
+    def wake_for(self, providers: Iterable[str], now_ms: int) -> None:
         """Open the lanes of these providers."""
-        for lane in self._by_key.values():
-            if lane.key.provider in providers and lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        for provider in providers:
+            self._wake_many(self._of_provider.get(provider, {}).values(), now_ms)
 
     def has_budget(self, budget_id: int) -> bool:
         """Whether any lane draws on a budget."""
@@ -219,15 +249,32 @@ class Lanes:
 
     def wake_on(self, budget_id: int, now_ms: int) -> None:
         """Open the lanes that draw on a budget: it was defined anew, paused, or removed."""
-        for lane in self._of_budget.get(budget_id, ()):
-            if lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        self._wake_many(self._of_budget.get(budget_id, ()), now_ms)
 
     def wake_all(self, now_ms: int) -> None:
-        """Open every lane: others changed something, or somebody else was first in line."""
-        for lane in self._by_key.values():
-            if lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        """Open every lane: others changed something, nobody knows what."""
+        for lanes in list(self._of_provider.values()):
+            self._wake_many(lanes.values(), now_ms)
+
+    def _wake_many(self, lanes: Collection[Lane], now_ms: int) -> None:
+        """Open these lanes; if they are many, bit by bit, the most urgent first."""
+        if len(lanes) <= MOST_OPENED:
+            for lane in list(lanes):
+                self.reopen(lane, now_ms)
+            return
+        self._now_ms = now_ms
+        self._waking += [
+            (lane.key.priority, lane.head_id, lane.id, lane.version)
+            for lane in lanes
+            if lane.shortfall is not None
+        ]
+        heapq.heapify(self._waking)
+
+    def _open_some(self) -> None:
+        opened = 0
+        while self._waking and opened < MOST_OPENED:
+            _, _, lane_id, version = heapq.heappop(self._waking)
+            opened += self._open_noted(lane_id, version, self._now_ms)
 
     def reopen(self, lane: Lane, now_ms: int) -> None:
         """Open one lane, if it is shut."""
@@ -238,8 +285,9 @@ class Lanes:
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
+        self._of_provider[lane.key.provider].pop(lane.id, None)
         if lane.waiting:
-            self._open[lane.id] = lane
+            self._ready.put(lane)
         self._note(lane)
 
     def _note(self, lane: Lane) -> None:
@@ -268,11 +316,13 @@ class Lanes:
 
     @property
     def due_ms(self) -> int | None:
-        """When the next window ends that some lane waits for."""
+        """When the next window ends that some lane waits for; past: lanes are still being opened."""
+        if self._waking:
+            return self._now_ms
         while self._due:
-            instant_ms, lane_id, version = self._due[0]
-            lane = self._by_id[lane_id]
-            if lane.version == version and lane.shortfall is not None:
+            instant_ms, _, lane_id, version = self._due[0]
+            lane = self._by_id.get(lane_id)
+            if lane is not None and lane.version == version and lane.shortfall is not None:
                 return instant_ms
             heapq.heappop(self._due)
         return None

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Seque
 from functools import partial
 from typing import Any
 
-from scheduler.admission.plan import LaneKey, LaneView, plan
+from scheduler.admission.plan import LaneKey, LaneView, Planner
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import words
@@ -231,8 +231,7 @@ class MemoryStore(Store):
         """The answer of an attempt given up for lost has come: the request needs no other."""
         if row.state is RequestState.QUEUED:
             self._leave_lane(row, now_ms)
-        row.state, row.response = RequestState.SUCCEEDED, settlement.response
-        row.error = None
+        row.state, row.response, row.error = RequestState.SUCCEEDED, settlement.response, None
         self._end(row)
 
     def _end_attempt(self, row: Row, settlement: Settlement, now_ms: int) -> None:
@@ -266,7 +265,7 @@ class MemoryStore(Store):
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
         heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-        self._lanes.add(lane)
+        self._lanes.add(lane, first_id=row.id)
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
         ):
@@ -388,32 +387,17 @@ class MemoryStore(Store):
         return next(self._ids)
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
-        lanes = self._lanes.open_lanes()
-        if not lanes:
-            return
-        passed: list[list[Row]] = []
-        views = []
-        for lane in lanes:
-            seen: list[Row] = []
-            passed.append(seen)
-            accounts = self._accounts_of(lane.key.budgets)
-            gates = self.gates.of(lane.key.provider, lane.key.model)
-            closed = gates[0].closed if gates else None
-            larger = size_by_id = None
-            if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-                if lane.id in self._shelves:
-                    self._shelves.pop(lane.id).clear()
-                waiting = self._candidates(lane, seen)
-            else:
-                if lane.id not in self._shelves:
-                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
-                shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
-                waiting = shelf.small(self._candidates(lane, []), seen, reach)
-                larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
-                size_by_id = partial(shelf.size_by_id, lane)
-            views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
         assert turn.slots is not None
-        decided = plan(views, turn.slots, now_ms, admitted_before=self._admitted)
+        planner = Planner(turn.slots, now_ms, admitted_before=self._admitted)
+        closed = self.gates.closed(now_ms)
+        looked_at: list[Lane] = []
+        passed: list[list[Row]] = []
+        while batch := self._lanes.batch(planner, closed):
+            looked_at += batch
+            seen: list[list[Row]] = [[] for _ in batch]
+            passed += seen
+            planner.look([self._view(*each) for each in zip(batch, seen, strict=True)])
+        decided = planner.finish()
         self._admitted += len(decided.admitted)
         result.look_again_at_ms = decided.look_again_at_ms
         for candidate in decided.admitted:
@@ -424,8 +408,8 @@ class MemoryStore(Store):
             if not (row.request.fallback or row.id in turn.holds):
                 row.error = refusal(lack)
                 self._drop(row, RequestState.FAILED, now_ms)
-        for lane, seen, verdict in zip(lanes, passed, decided.verdicts, strict=True):
-            for row in seen:
+        for lane, rows, verdict in zip(looked_at, passed, decided.verdicts, strict=True):
+            for row in rows:
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             if lane.id in self._shelves and self._shelves[lane.id].is_cut:
@@ -433,6 +417,24 @@ class MemoryStore(Store):
             self._lanes.settle(lane, verdict, now_ms)
         if self._lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
+
+    def _view(self, lane: Lane, seen: list[Row]) -> LaneView:
+        """A lane as admission sees it; notes who was seen."""
+        accounts = self._accounts_of(lane.key.budgets)
+        gates = self.gates.of(lane.key.provider, lane.key.model)
+        closed = gates[0].closed if gates else None
+        if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+            if lane.id in self._shelves:
+                self._shelves.pop(lane.id).clear()
+            return LaneView(lane.key, accounts, self._candidates(lane, seen), gates)
+        if lane.id not in self._shelves:
+            self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
+        shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
+        return LaneView(
+            lane.key, accounts, shelf.small(self._candidates(lane, []), seen, reach), gates,
+            partial(shelf.large, self._candidates(lane, []), seen, reach),
+            partial(shelf.size_by_id, lane),
+        )  # fmt: skip
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
         queue = self._queues[lane.id]

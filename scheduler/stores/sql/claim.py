@@ -6,9 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from scheduler.admission.plan import Plan, plan
+from scheduler.admission.plan import Plan, Planner
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Claimed, Refused, Turn, TurnResult, refusal
+from scheduler.stores.lanes import Lane
 from scheduler.stores.sql.codec import decode_request, encode_budgets
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.heads import Heads, Waiting
@@ -33,13 +34,17 @@ _RESERVED = Insert(
 def claim(sheet: Sheet, turn: Turn, result: TurnResult) -> None:
     """Decide whom to admit, and write it; all that was settled and submitted is written."""
     books, now_ms = sheet.books, sheet.now_ms
-    lanes = books.lanes.open_lanes()
+    assert turn.slots is not None
+    planner = Planner(turn.slots, now_ms, admitted_before=books.admitted)
+    closed = books.gates.closed(now_ms)
+    lanes: list[Lane] = []
+    while batch := books.lanes.batch(planner, closed):
+        lanes += batch
+        places = sum(planner.places.free.get(each, 0) for each in {b.key.provider for b in batch})
+        planner.look(Heads(sheet, batch, places).views())
     if not lanes:
         return
-    assert turn.slots is not None
-    places = sum(turn.slots.get(each, 0) for each in {lane.key.provider for lane in lanes})
-    views = Heads(sheet, lanes, places).views()
-    decided = plan(views, turn.slots, now_ms, admitted_before=books.admitted)
+    decided = planner.finish()
     books.admitted += len(decided.admitted)
     result.look_again_at_ms = decided.look_again_at_ms
     _start(sheet, decided, result)

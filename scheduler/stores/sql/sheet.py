@@ -196,10 +196,10 @@ class Sheet:
 
     # What changes
 
-    def enter(self, lane: Lane, count: int = 1) -> None:
-        """So many more wait in a lane of the books."""
-        self.books.lanes.add(lane, count)
-        self._count(lane, count)
+    def enter(self, lane: Lane, request_id: int) -> None:
+        """One more waits in a lane of the books."""
+        self.books.lanes.add(lane, first_id=request_id)
+        self._count(lane, 1)
 
     def leave(self, lane: Lane, count: int = 1) -> None:
         """So many fewer wait in a lane of the books."""

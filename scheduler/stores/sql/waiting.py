@@ -108,7 +108,7 @@ def _find_shared(sheet: Sheet) -> None:
 
 def enter_lane(sheet: Sheet, row: Row, lane: Lane, *, is_new: bool = False) -> None:
     """A request begins to wait in a lane."""
-    sheet.enter(lane)
+    sheet.enter(lane, row.id)
     if not is_new or row.id < lane.passed_id:
         lane.look_at_all(row.needs)
     if lane.shortfall is not None and lane.wakes_for(
