@@ -23,7 +23,8 @@ class Places:
     def __init__(self, slots: Mapping[str, int]) -> None:
         self.free = dict(slots)
         self.opens_at_ms = NEVER
-        self._held: dict[tuple[str, str], float] = {}  # gate where somebody waits → until when
+        # Gate where somebody waits → until when; None: the one before all models of a provider.
+        self._held: dict[tuple[str, str | None], float] = {}
 
     def has_one(self, key: LaneKey) -> bool:
         """Whether one of that lane has a place: a free one, or a lent one."""
@@ -36,7 +37,7 @@ class Places:
     def is_held(self, provider: str, model: str) -> bool:
         """Whether somebody waits at a gate that all of that model have to pass."""
         held = self._held
-        return bool(held) and ((provider, model) in held or (provider, "") in held)
+        return bool(held) and ((provider, model) in held or (provider, None) in held)
 
     def hold_back(
         self, gates: Sequence[Metered], key: LaneKey, candidate: Candidate, now_ms: int
@@ -47,13 +48,14 @@ class Places:
         """
         opens_at_ms = 0.0
         for gate in gates:
+            name = gate.provider, None if gate.is_front else gate.model
             if self._held:
-                until_ms = self._held.get((gate.provider, gate.model))
+                until_ms = self._held.get(name)
                 if until_ms is not None and not (key.is_lent and until_ms == NEVER):
                     return True
             at_ms = gate.opens_at_ms(candidate.tokens, now_ms, key.is_lent)
             if at_ms > now_ms:
-                self._held[gate.provider, gate.model] = at_ms
+                self._held[name] = at_ms
                 opens_at_ms = max(opens_at_ms, at_ms)
         if not opens_at_ms:
             return False
