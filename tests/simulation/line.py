@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, LaneView, Plan, plan
+from scheduler.admission.plan import (
+    MAX_BYPASS_MS,
+    MAX_BYPASSED,
+    LaneKey,
+    LaneView,
+    Plan,
+    Planner,
+    Verdict,
+)
 from scheduler.ledger.account import Account
 from scheduler.stores.memory.rows import Row
 from tests.traffic import rooms
@@ -31,19 +39,27 @@ class Line:
         self._since_ms.clear()
         self._passed.clear()
 
-    def plan(self, lanes: Sequence[LaneView], *args: Any, **more: Any) -> Plan:
-        """In place of `admission.plan`."""
-        accounts = {each.id: each for each in self._accounts()}
-        before = {each.id: _Balance(each) for each in accounts.values()}
-        decided = plan(lanes, *args, **more)
+    def planner(self, *args: Any, **more: Any) -> Planner:
+        """In place of `admission.Planner`."""
+        return _Judged(self, *args, **more)
+
+    def judge(
+        self, decided: Plan, before: dict[int, _Balance], looked_at: Sequence[LaneView]
+    ) -> None:
+        """Say so if somebody was passed who should not have been."""
+        looked = zip(looked_at, decided.verdicts, strict=True)
+        shut = {view.key for view, verdict in looked if verdict.shortfall is not None}
+        lanes = self._world.inner._lanes
+        open_ = {lane.key for lane in lanes if lane.shortfall is None and lane.key not in shut}
         try:
-            looked = zip(lanes, decided.verdicts, strict=True)
-            open_ = {view.key for view, verdict in looked if verdict.shortfall is None}
-            self._judge(decided, before, open_, args[1])
+            self._judge(decided, before, open_, decided.now_ms)
         except AssertionError as exc:
             self._world.failure = self._world.failure or exc
             raise
-        return decided
+
+    def balances(self) -> dict[int, _Balance]:
+        """What all accounts have."""
+        return {each.id: _Balance(each) for each in self._accounts()}
 
     def _accounts(self) -> Iterator[Account]:
         store = self._world.inner
@@ -144,6 +160,24 @@ class Line:
 
 def _order(row: Row) -> tuple[int, int]:
     return row.lane.key.priority, row.id
+
+
+class _Judged(Planner):
+    """Decides as `Planner` does, and is judged by it."""
+
+    def __init__(self, line: Line, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._line, self._before = line, line.balances()
+        self._looked_at: list[LaneView] = []
+
+    def look(self, views: Sequence[LaneView]) -> list[Verdict]:
+        self._looked_at += views
+        return super().look(views)
+
+    def finish(self) -> Plan:
+        decided = super().finish()
+        self._line.judge(decided, self._before, self._looked_at)
+        return decided
 
 
 class _Balance:

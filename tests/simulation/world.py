@@ -225,7 +225,7 @@ class World:
         turn = "scheduler.stores.sql.workers"
         self.queue_line = Line(self)
         with (
-            mock.patch("scheduler.stores.memory.store.plan", self.queue_line.plan),
+            mock.patch("scheduler.stores.memory.store.Planner", self.queue_line.planner),
             tempfile.TemporaryDirectory(dir=_memory_disk()) as folder,
             mock.patch(f"{turn}.is_dead", self.is_dead),
             mock.patch(f"{turn}.GONE_MS", GONE_MS),
