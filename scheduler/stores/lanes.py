@@ -9,6 +9,7 @@ something: never by polling its requests, so parking a million costs nothing.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from scheduler.admission.plan import LaneKey, Planner, Verdict
@@ -18,6 +19,7 @@ from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
 from scheduler.stores.ready import Ready
 
+MOST_IDLE = 1_000  # lanes that are empty, of those that may be forgotten
 MOST_OPENED = 1_000  # lanes in one step, of many that something opens
 BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
 
@@ -63,12 +65,23 @@ class Lane:
 
 
 class Lanes:
-    """The book of one process's lanes."""
+    """The book of one process's lanes.
 
-    def __init__(self) -> None:
+    Args:
+        forgets: Called when a lane is dropped that has long been empty, of very many. None: all
+            are kept.
+
+    Attributes:
+        parked: How many wait in lanes that are shut, by reason.
+    """
+
+    def __init__(self, forgets: Callable[[Lane], None] | None = None) -> None:
+        self._forgets = forgets
+        self.parked: Counter[str] = Counter()
+        self._idle: dict[int, Lane] = {}  # empty, in the order in which they became so
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
-        self._of_budget: dict[int, list[Lane]] = {}
+        self._of_budget: dict[int, dict[int, Lane]] = {}
         self._of_provider: dict[str, dict[int, Lane]] = {}  # those that are shut
         self._ready = Ready()
         self._waking: list[tuple[int, int, int, int]] = []  # heap, to be opened bit by bit
@@ -95,7 +108,7 @@ class Lanes:
             lane = self._by_key[key] = Lane(make_id(), key)
             self._by_id[lane.id] = lane
             for budget_id in key.budgets:
-                self._of_budget.setdefault(budget_id, []).append(lane)
+                self._of_budget.setdefault(budget_id, {})[lane.id] = lane
         return lane
 
     def find(self, key: LaneKey) -> Lane | None:
@@ -116,7 +129,9 @@ class Lanes:
         lane.waiting += count
         self._waiting += count
         self._counted[lane.id] = lane
-        if lane.shortfall is None and lane.waiting:
+        if lane.shortfall is not None:
+            self.parked[lane.shortfall.reason.value] += count
+        elif lane.waiting:
             self._ready.put(lane)
 
     def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
@@ -124,10 +139,27 @@ class Lanes:
         lane.waiting -= count
         self._waiting -= count
         self._counted[lane.id] = lane
+        if lane.shortfall is not None:
+            self.parked[lane.shortfall.reason.value] -= count
         if not lane.waiting:
             self._ready.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
+            self._idle[lane.id] = lane
+            if self._forgets is not None and len(self._idle) > MOST_IDLE:
+                self._forget(next(iter(self._idle.values())))
+
+    def _forget(self, lane: Lane) -> None:
+        """Drop a lane that is empty; if somebody comes again, it is another one."""
+        del self._by_key[lane.key], self._by_id[lane.id], self._idle[lane.id]
+        for budget_id in lane.key.budgets:
+            lanes = self._of_budget[budget_id]
+            del lanes[lane.id]
+            if not lanes:
+                del self._of_budget[budget_id]
+        self._counted.pop(lane.id, None)
+        assert self._forgets is not None
+        self._forgets(lane)
 
     @property
     def any_waiting(self) -> bool:
@@ -155,6 +187,7 @@ class Lanes:
             self._ready.put(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
+        self.parked[lane.shortfall.reason.value] += lane.waiting
         lane.shut_since_ms = now_ms
         lane.version += 1
         self._ready.drop(lane)
@@ -245,11 +278,11 @@ class Lanes:
 
     def combinations(self, budget_id: int) -> set[tuple[int, ...]]:
         """The budgets that lanes which draw on this one draw on."""
-        return {lane.key.budgets for lane in self._of_budget.get(budget_id, ())}
+        return {lane.key.budgets for lane in self._of_budget.get(budget_id, {}).values()}
 
     def wake_on(self, budget_id: int, now_ms: int) -> None:
         """Open the lanes that draw on a budget: it was defined anew, paused, or removed."""
-        self._wake_many(self._of_budget.get(budget_id, ()), now_ms)
+        self._wake_many(self._of_budget.get(budget_id, {}).values(), now_ms)
 
     def wake_all(self, now_ms: int) -> None:
         """Open every lane: others changed something, nobody knows what."""
@@ -282,6 +315,8 @@ class Lanes:
             self._reopen(lane, now_ms)
 
     def _reopen(self, lane: Lane, now_ms: int) -> None:
+        assert lane.shortfall is not None
+        self.parked[lane.shortfall.reason.value] -= lane.waiting
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
