@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
+from scheduler.request import RequestState
+from scheduler.stats import Counts
 from scheduler.stores.memory.rows import Row
 
 _BITS = 10  # a block is so many ids: blocks are few, and each is short
@@ -35,3 +39,30 @@ class Pages:
         for number in sorted(each for each in self._blocks if each >= first):
             block = self._blocks.get(number, {})
             yield [block[each] for each in sorted(block) if each > request_id]
+
+    async def find(
+        self, states: set[RequestState], job: str | None, most: int, after_id: int
+    ) -> list[Row]:
+        """The first of these states and that job; the loop is not held up, however many there are."""
+        found: list[Row] = []
+        for rows in self.after(after_id):
+            found += [
+                row for row in rows if row.state_shown in states and job in (None, row.request.job)
+            ]
+            if len(found) >= most:
+                break
+            await asyncio.sleep(0)
+        return found[:most]
+
+    async def counts_of(self, job: str) -> Counts:
+        """How many of a job are in which state; the loop is not held up, as above."""
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for rows in self.after():
+            for row in rows:
+                if row.request.job == job:
+                    counts[row.state_shown.value] += 1
+                    if row.why_parked is not None:
+                        reasons[row.why_parked.reason.value] += 1
+            await asyncio.sleep(0)
+        return Counts(**counts, parked_by_reason=dict(reasons))

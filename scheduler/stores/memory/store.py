@@ -9,7 +9,6 @@ no more of them than a stated number: the oldest are forgotten, and their keys a
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
 from collections import Counter, deque
@@ -533,7 +532,7 @@ class MemoryStore(Store):
 
     async def counts(self, job: str | None = None) -> Counts:
         if job is not None:
-            return await self._counts_of(job)
+            return await self._pages.counts_of(job)
         parked = self._lanes.parked
         live = {
             "running": self._running, "parked": parked.total(),
@@ -542,30 +541,12 @@ class MemoryStore(Store):
         ended = {state.value: count for state, count in self._ended.items()}
         return Counts(**live, **ended, parked_by_reason={**+parked})
 
-    async def _counts_of(self, job: str) -> Counts:
-        counts: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for rows in self._pages.after():
-            for row in rows:
-                if row.request.job == job:
-                    counts[row.state_shown.value] += 1
-                    if row.why_parked is not None:
-                        reasons[row.why_parked.reason.value] += 1
-            await asyncio.sleep(0)  # the loop is not held up, however many there are
-        return Counts(**counts, parked_by_reason=dict(reasons))
-
     async def queue(
         self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
         limit: int = 1000, after_id: int = 0,
     ) -> list[QueueRow]:  # fmt: skip
-        wanted, found = set(states), list[Row]()
-        for rows in self._pages.after(after_id):
-            found += [row for row in rows
-                      if row.state_shown in wanted and job in (None, row.request.job)]  # fmt: skip
-            if len(found) >= limit:
-                break
-            await asyncio.sleep(0)  # as above
-        return [row.as_queue_row(now_ms) for row in found[:limit]]
+        found = await self._pages.find(set(states), job, limit, after_id)
+        return [row.as_queue_row(now_ms) for row in found]
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
