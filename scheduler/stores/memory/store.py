@@ -158,9 +158,7 @@ class MemoryStore(Store):
 
     def _is_expiring(self, at_ms: int, request_id: int) -> bool:
         row = self._rows.get(request_id)
-        if row is None or row.state is not RequestState.QUEUED:
-            return False
-        return row.expires_at_ms == at_ms
+        return row is not None and row.state is RequestState.QUEUED and row.expires_at_ms == at_ms
 
     def _settle(self, settlement: Settlement, now_ms: int, result: TurnResult) -> bool:
         hold = self._holds.get(settlement.reservation_id)
@@ -488,11 +486,8 @@ class MemoryStore(Store):
         return self._budgets.pictures_of(budgets, self._now_ms)
 
     def lanes(self) -> list[LaneStatus]:
-        return [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall)
-            for lane in self._lanes
-            if lane.waiting
-        ]
+        waited_in = [lane for lane in self._lanes if lane.waiting]
+        return [LaneStatus(each.key, each.waiting, each.shortfall) for each in waited_in]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         lane = self._lanes.find(key)
@@ -533,13 +528,10 @@ class MemoryStore(Store):
     async def counts(self, job: str | None = None) -> Counts:
         if job is not None:
             return await self._pages.counts_of(job)
-        parked = self._lanes.parked
-        live = {
-            "running": self._running, "parked": parked.total(),
-            "queued": len(self._rows) - self._finished.count - self._running - parked.total(),
-        }  # fmt: skip
+        parked, live = self._lanes.parked, len(self._rows) - self._finished.count
+        live -= self._running + parked.total()
         ended = {state.value: count for state, count in self._ended.items()}
-        return Counts(**live, **ended, parked_by_reason={**+parked})
+        return Counts(live, parked.total(), self._running, **ended, parked_by_reason={**+parked})
 
     async def queue(
         self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
