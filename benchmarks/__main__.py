@@ -1,16 +1,16 @@
-"""``python -m benchmarks [--quick] [dispatch] [waiting] [http] [limits] [wrap] [budgets] [lanes] [starvation]``."""
+"""``python -m benchmarks [--quick] [NAME ...]``: dispatch waiting http limits wrap budgets lanes starvation growing."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import budgets, dispatch, http, lanes, limits, starvation, waiting, wrap
+from benchmarks import budgets, dispatch, growing, http, lanes, limits, starvation, waiting, wrap
 from benchmarks.harness import Row, show
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run, "budgets": budgets.run, "lanes": lanes.run,
-    "starvation": starvation.run,
+    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
+    "growing": growing.run, "lanes": lanes.run,
 }  # fmt: skip
 
 

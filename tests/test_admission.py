@@ -16,7 +16,6 @@ from scheduler.admission.plan import (
     MAX_BYPASSED,
     LaneKey,
     LaneView,
-    Planner,
     Verdict,
     plan,
 )
@@ -418,8 +417,8 @@ def test_the_line_of_an_account_has_an_end_and_says_who_found_no_place():
     assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, 1 + MAX_LINE)}
 
 
-def opened(lanes):
-    return lanes.batch(Planner({"p": 9}, 0))
+def is_open(lanes):
+    return [each for each in lanes if each.shortfall is None]
 
 
 def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a_time():
@@ -431,14 +430,14 @@ def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a
                 Verdict(lack, beyond={1: (6, 60)})]  # fmt: skip
     for each, verdict in zip(made, verdicts, strict=True):
         lanes.add(each)
-        lanes.settle(each, verdict, 0)
+        lanes.settle(each, verdict, 0, 0)
     lanes.wake_behind([2], 1)
-    assert opened(lanes) == []
+    assert is_open(lanes) == []
 
     assert lanes.wake_behind([1], 1)
-    assert opened(lanes) == [made[0], made[2]]
+    assert is_open(lanes) == [made[0], made[2]]
     assert lanes.wake_behind([1], 1)
-    assert opened(lanes) == [made[0], made[1], made[2]]
+    assert is_open(lanes) == [made[0], made[1], made[2]]
     assert not lanes.wake_behind([1], 1)
 
 

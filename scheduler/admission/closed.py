@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from scheduler.admission.lane import Candidate, Plan, Scan
-from scheduler.admission.line import describe, has_money, leave_lines, pass_over, reserve, worst
+from scheduler.admission.lane import Candidate, Plan, Scan, Trier, has_place
+from scheduler.admission.line import admit, describe, has_money, leave_lines, pass_over, worst
 from scheduler.budget import Unit
 from scheduler.limits import MOST_TRIED, size_of
 from scheduler.shortfall import ParkReason, Shortfall
 
 if TYPE_CHECKING:
-    from scheduler.limits import Closed, Rank
+    from scheduler.limits import Closed
 
 
-class Trier(NamedTuple):
-    """Who may try whether its provider is open again."""
-
-    rank: Rank
-    scan: Scan
-    candidate: Candidate
-
-
-Triers = dict[str, list[Trier]]  # by provider
-
-
-def meet_closed(scan: Scan, closed: Closed, plan: Plan, triers: Triers) -> bool:
+def meet_closed(scan: Scan, closed: Closed, now_ms: int, result: Plan) -> bool:
     """The provider is closed for the head of a lane; True: there may be others for whom it is not."""
-    now_ms = plan.now_ms
-    scan.stays()
     if closed.may_probe(now_ms):
-        _line_up(scan, closed, scan.head, triers)
+        _line_up(scan, closed, scan.head, result)
         scan.blocked += 1
         return closed.is_of_credit or scan.head.id in closed.tried
     if not scan.view.key.may_wait:
-        plan.refused.append((scan.head, _lack_of_provider(scan, closed, scan.head, now_ms)))
+        result.refused.append((scan.head, _lack_of_provider(scan, closed, scan.head, now_ms)))
         return True
     park_closed(scan, closed, scan.head, now_ms)
-    leave_lines(scan.head, scan.view.accounts, plan)
+    leave_lines(scan.head, scan.view.accounts, result)
     scan.blocked += 1
     return closed.is_ajar
 
 
-def leave_all_lines(scan: Scan, plan: Plan) -> None:
+def leave_all_lines(scan: Scan, result: Plan) -> None:
     """Who has to wait for its provider's credit is in line for no money meanwhile."""
     closed, size_by_id = scan.view.closed, scan.view.size_by_id
     if closed is None or size_by_id is None:
@@ -53,57 +41,59 @@ def leave_all_lines(scan: Scan, plan: Plan) -> None:
             size = size_by_id(waiter.request_id)
             if size is not None and size > closed.reach(scan.view.key.model):
                 account.leave_line(waiter.request_id)
-                plan.moved.add(account.id)
+                result.moved.add(account.id)
 
 
-def line_up_larger(scan: Scan, now_ms: int, triers: Triers) -> None:
+def line_up_larger(scan: Scan, now_ms: int, result: Plan) -> None:
     """Of what a provider has no credit for, somebody may try: before all others, being one."""
     closed, larger = scan.view.closed, scan.view.larger
     if closed is None or larger is None or not closed.may_probe(now_ms):
         return
     for candidate in islice(larger(), MOST_TRIED + 1):
-        _line_up(scan, closed, candidate, triers)
+        _line_up(scan, closed, candidate, result)
         scan.has_lined_up = True
         if candidate.id not in closed.tried:
             return  # the others of this lane come after it in any case
 
 
-def _line_up(scan: Scan, closed: Closed, candidate: Candidate, triers: Triers) -> None:
+def _line_up(scan: Scan, closed: Closed, candidate: Candidate, result: Plan) -> None:
     key, size = scan.view.key, size_of(*candidate.needs[:2])
     rank = closed.rank(key.model, key.priority, candidate.id, size)
-    triers.setdefault(key.provider, []).append(Trier(rank, scan, candidate))
+    result.triers.setdefault(key.provider, []).append(Trier(rank, scan, candidate))
 
 
-def let_some_try(triers: Triers, plan: Plan) -> None:
+def let_some_try(free: MutableMapping[str, int], now_ms: int, result: Plan) -> None:
     """For each provider that is closed, one request at most."""
-    for those in triers.values():
-        for _, scan, candidate in sorted(those, key=lambda trier: trier.rank):
-            _let_try(scan, candidate, plan)
-    triers.clear()
+    for triers in result.triers.values():
+        for _, scan, candidate in sorted(triers, key=lambda trier: trier.rank):
+            _let_try(scan, candidate, free, now_ms, result)
+    result.triers.clear()
 
 
-def _let_try(scan: Scan, candidate: Candidate, plan: Plan) -> None:
+def _let_try(
+    scan: Scan, candidate: Candidate, free: MutableMapping[str, int], now_ms: int, result: Plan
+) -> None:
     """Admit who tries whether its provider is open again, unless another one does."""
     key, accounts, gates = scan.view.key, scan.view.accounts, scan.view.gates
-    closed, scan.head, now_ms = scan.view.closed, candidate, plan.now_ms
+    closed, scan.head = scan.view.closed, candidate
     assert closed is not None
     can_pay = has_money(key, candidate, accounts, now_ms)
     if not closed.may_probe(now_ms):
         if key.may_wait:
             park_closed(scan, closed, candidate, now_ms)
         else:
-            plan.refused.append((candidate, _lack_of_provider(scan, closed, candidate, now_ms)))
+            result.refused.append((candidate, _lack_of_provider(scan, closed, candidate, now_ms)))
     elif not can_pay and key.may_wait:
-        pass_over(scan, plan)
+        pass_over(scan, now_ms, result)
     elif not can_pay:
         lack, account = worst(key, candidate, accounts, now_ms)
-        plan.refused.append((candidate, describe(account, lack, now_ms)))
-    elif plan.places.has_one(key) and not plan.places.hold_back(gates, key, candidate, now_ms):
-        reserve(key, candidate, accounts, plan)
+        result.refused.append((candidate, describe(account, lack, now_ms)))
+    elif has_place(key, free) and not result.holds_back(gates, candidate, now_ms, key.is_lent):
+        admit(key, candidate, accounts, result)
         for gate in gates:
             gate.take(candidate.id, candidate.tokens, now_ms)
-        plan.places.take(key)
-        plan.admitted.append(candidate)
+        free[key.provider] -= 1
+        result.admitted.append(candidate)
         if key.may_wait:
             park_closed(scan, closed, candidate, now_ms)
     elif key.may_wait:

@@ -17,7 +17,7 @@ BEHIND_MS = 200  # how soon to look again at those that fit but must let a waite
 
 
 def has_money(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int) -> bool:
-    """Whether every account of a lane has what the candidate needs, with nobody to go before it."""
+    """Whether every account has what the candidate needs, with nobody to go before it."""
     for account in accounts:
         need = candidate.needs[account.index]
         if (
@@ -59,15 +59,26 @@ def first_to_go(account: Account, key: LaneKey, candidate: Candidate, now_ms: in
     return None
 
 
-def reserve(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], plan: Plan) -> None:
+def admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], result: Plan) -> None:
     """Take the money of who goes, and its place in line."""
     for account in accounts:
         need = candidate.needs[account.index]
         if account.line:
-            if account.leave_line(candidate.id):
-                plan.moved.add(account.id)
+            if account.leave_line(candidate.id) or _uncovers(account, need):
+                result.moved.add(account.id)
             count_passing(account, key, candidate)
         account.reserve(need)
+
+
+def _uncovers(account: Account, need: int) -> bool:
+    """Whether somebody in line was to be let go first, and is not when so much is gone."""
+    available, ahead = account.available, 0
+    for waiter in account.line:
+        if waiter.away_until_ms <= account.looked_ms:
+            ahead += waiter.need
+            if available - need < ahead <= available:
+                return True
+    return False
 
 
 def count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
@@ -86,13 +97,11 @@ def count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
             return
 
 
-def pass_over(scan: Scan, plan: Plan) -> None:
+def pass_over(scan: Scan, now_ms: int, result: Plan) -> None:
     """Note why the head of a lane cannot go, what would wake it, and its place in line."""
     key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
-    now_ms = plan.now_ms
     lack, account = worst(key, candidate, accounts, now_ms)
     verdict = scan.verdict
-    scan.stays()
     if verdict.shortfall is None:
         verdict.shortfall = describe(account, lack, now_ms)
     scan.blocked += 1
@@ -111,9 +120,9 @@ def pass_over(scan: Scan, plan: Plan) -> None:
     if lack.first is not None and lack.first.ahead <= account.at_best:
         verdict.held[account.id] = max(lack.first.ahead, verdict.held.get(account.id, 0))
     if lack.reason in (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT):
-        leave_lines(candidate, accounts, plan)
+        leave_lines(candidate, accounts, result)
     elif not scan.is_beyond:
-        _get_in_line(scan, plan)
+        _get_in_line(scan, now_ms, result)
 
 
 def _next_look(lack: Lack, account: Account, now_ms: int) -> tuple[int, int | None]:
@@ -128,17 +137,17 @@ def _next_look(lack: Lack, account: Account, now_ms: int) -> tuple[int, int | No
     if first.ahead <= account.available:
         return wake, account.frees_at_ms(now_ms, lack.missing)
     if first.is_brief:
-        return min(wake, first.ahead), now_ms + BEHIND_MS
+        return min(wake, first.ahead), account.frees_at_ms(now_ms)
     return min(wake, first.ahead), account.frees_at_ms(now_ms, first.ahead - account.available)
 
 
-def _get_in_line(scan: Scan, plan: Plan) -> None:
+def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
     """Take a place in every account, for what there is may not be there any more later.
 
     Where it waits elsewhere so long that what is taken here will have left, it delays nobody.
     """
     key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
-    order, needs, now_ms = (key.priority, candidate.id), candidate.needs, plan.now_ms
+    order, needs = (key.priority, candidate.id), candidate.needs
     if all(needs[each.index] <= each.available for each in accounts):
         return  # it only has to let others go first
     wanted = {each.id: Waiter(*order, needs[each.index], 0, NOT_YET)
@@ -168,7 +177,7 @@ def _get_in_line(scan: Scan, plan: Plan) -> None:
             left = left if waiter.left is None else min(left, waiter.left)
         if (left, away_ms) != (waiter.left, waiter.away_until_ms):
             if was_in_line and away_ms > max(now_ms, waiter.away_until_ms):
-                plan.moved.add(each.id)
+                result.moved.add(each.id)
             waiter.left, waiter.away_until_ms, each.line_changed = left, away_ms, True
 
 
@@ -190,11 +199,11 @@ def _starts_ms(account: Account, need: int, now_ms: int) -> float:
     return NEVER if at_ms is None else at_ms
 
 
-def leave_lines(candidate: Candidate, accounts: Sequence[Account], plan: Plan) -> None:
+def leave_lines(candidate: Candidate, accounts: Sequence[Account], result: Plan) -> None:
     """It waits for something else than money that comes back: nothing delays it meanwhile."""
     for account in accounts:
         if account.line and account.leave_line(candidate.id):
-            plan.moved.add(account.id)
+            result.moved.add(account.id)
 
 
 class Lack(NamedTuple):

@@ -1,16 +1,9 @@
 """Whom to admit, whom to park and why, when to look again: one pure decision.
 
-A `Planner` is given lanes with their waiting requests in order, the accounts they draw
-on and the free places at each provider, and finds what to start. It reads no
+`plan` is given lanes with their waiting requests in order, the accounts they draw
+on and the free places at each provider, and returns what to start. It reads no
 clock and awaits nothing, so that the same decision is made in every store, inside
 the transaction that writes it.
-
-Looking. A turn costs what it has places to give, however many lanes are open. The book of lanes
-(`stores.lanes.Lanes.batch`) gives the next ones worth a look, most urgent and oldest heads first,
-and tells what comes first of those it has not given (`Planner.beyond`); whoever comes later than
-these waits until they have been looked at. So the planner decides the same as if it saw all lanes.
-Only where `MOST_IN_VAIN` lanes were looked at of which none had anything to start it does not look
-further: they are shut, the next turn goes on with the others.
 
 Order. Requests go by priority, then age. One admission in `AGING` goes to the
 oldest request of a less urgent priority, so that no priority starves.
@@ -63,194 +56,46 @@ that a reset which frees a million requests is one step.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from operator import itemgetter
+from typing import Protocol
 
 from scheduler.admission.closed import (
-    Triers,
     leave_all_lines,
     let_some_try,
     line_up_larger,
     meet_closed,
     park_closed,
 )
-from scheduler.admission.lane import DEPTH, Candidate, LaneKey, LaneView, Plan, Scan, Verdict
+from scheduler.admission.lane import (
+    DEPTH,
+    NEVER,
+    Candidate,
+    LaneKey,
+    LaneView,
+    Plan,
+    Scan,
+    Verdict,
+    has_place,
+)
 from scheduler.admission.line import (
     MAX_BYPASS_MS,
     MAX_BYPASSED,
+    admit,
     describe,
     has_money,
     pass_over,
-    reserve,
     worst,
 )
-from scheduler.admission.places import Places
 from scheduler.limits import size_of
 
 __all__ = [
-    "AGING", "DEPTH", "MAX_BYPASSED", "MAX_BYPASS_MS", "MOST_IN_VAIN", "Candidate", "LaneKey",
-    "LaneView", "Plan", "Planner", "Verdict", "plan",
+    "AGING", "DEPTH", "MAX_BYPASSED", "MAX_BYPASS_MS", "MOST_LOOKS", "NEVER", "Candidate",
+    "LaneKey", "LaneView", "Lineup", "Plan", "Planner", "Verdict", "plan",
 ]  # fmt: skip
 
 AGING = 16
-MOST_IN_VAIN = 128  # lanes looked at in one turn of which nothing goes
-
-
-class Planner:
-    """Decides whom to admit, batch by batch of lanes; reserves in the accounts it is shown.
-
-    Args:
-        slots: Free places per provider; missing means none, lent ones neither.
-        now_ms: The instant all accounts were looked at.
-        admitted_before: How many were admitted earlier; whose turn ageing is depends on it.
-
-    Attributes:
-        places: What is left of the places, and where somebody waits at a gate.
-        beyond: By priority the oldest that may wait in a lane not looked at; empty: all were.
-        is_cut: It is to look at no more lanes, though there are.
-    """
-
-    def __init__(self, slots: Mapping[str, int], now_ms: int, *, admitted_before: int = 0) -> None:
-        self.places = Places(slots)
-        self.now_ms = now_ms
-        self.beyond: dict[int, int] = {}
-        self.is_cut = False
-        self._plan = Plan(self.places, now_ms)
-        self._admitted_before = admitted_before
-        self._scans: list[Scan] = []
-        self._short: list[Scan] = []  # lanes of a provider that is short of credit
-        self._waiting = 0  # lanes whose next request waits for a place
-        self._triers: Triers = {}
-        self._heads: list[tuple[int, int, int]] = []  # heap of (priority, request, lane)
-
-    @property
-    def found(self) -> int:
-        """Lanes that were not looked at in vain: so many start, or wait for a place only."""
-        return len(self._plan.admitted) + self._waiting
-
-    def aged(self, most: int) -> int:
-        """How many of the next `most` to be admitted are those that ageing takes."""
-        so_far = self._admitted_before + len(self._plan.admitted)
-        return (so_far + most) // AGING - so_far // AGING
-
-    def look(self, views: Sequence[LaneView]) -> list[Verdict]:
-        """Look at some lanes more; their verdicts hold once all are looked at (`finish`)."""
-        scans = [Scan(view, Verdict()) for view in views]
-        first, short = len(self._scans), []
-        self._scans += scans
-        self._plan.verdicts += [scan.verdict for scan in scans]
-        for scan in scans:
-            if scan.view.larger is not None:
-                short.append(scan)
-                line_up_larger(scan, self.now_ms, self._triers)
-        if short:
-            self._short += short
-            let_some_try(self._triers, self._plan)
-        for position, scan in enumerate(scans, first):
-            self._go_on(position, scan)
-        self._decide()
-        return [scan.verdict for scan in scans]
-
-    def finish(self) -> Plan:
-        """What was decided; all lanes worth a look have been looked at."""
-        plan = self._plan
-        self.beyond = {}
-        self._decide()
-        for scan in self._short:
-            if not scan.has_lined_up:  # those that were passed over just now
-                line_up_larger(scan, self.now_ms, self._triers)
-        let_some_try(self._triers, plan)
-        for scan in self._short:
-            if scan.waits_for_place:
-                scan.verdict.clear()
-            elif scan.view.closed is not None:
-                park_closed(scan, scan.view.closed, None, self.now_ms)
-            leave_all_lines(scan, plan)
-        # Whoever looked in vain has something to wait for, or the next turn would be the same.
-        is_any_new = bool(plan.admitted) or any(each.shortfall for each in plan.verdicts)
-        plan.is_cut = self.is_cut and is_any_new
-        return plan
-
-    def _go_on(self, position: int, scan: Scan) -> None:
-        """Put a lane where its next request belongs in the order."""
-        if scan.advance():
-            heapq.heappush(self._heads, (scan.view.key.priority, scan.head.id, position))
-
-    def _decide(self) -> None:
-        """Go through those who wait, as far as nobody in a lane not looked at comes before them."""
-        admitted = self._plan.admitted
-        while self._heads:
-            position = self._next((self._admitted_before + len(admitted)) % AGING == AGING - 1)
-            if position is None:
-                return
-            scan = self._scans[position]
-            if self._consider(scan):
-                self._go_on(position, scan)
-
-    def _next(self, is_of_aged: bool) -> int | None:
-        """Take the lane whose turn it is; None: it may be one that was not looked at."""
-        heads, beyond = self._heads, self.beyond
-        top = heads[0][0]
-        if beyond and min(beyond.items()) < heads[0][:2]:
-            return None
-        if not is_of_aged or self._waits(heads[0]):
-            return heapq.heappop(heads)[2]
-        later = [head for head in heads if head[0] > top]
-        aged = min(later, key=_age, default=None)
-        unseen = [oldest for priority, oldest in beyond.items() if priority > top]
-        if unseen and (aged is None or min(unseen) < aged[1]):
-            return None
-        if aged is None:
-            return heapq.heappop(heads)[2]
-        heads.remove(aged)
-        heapq.heapify(heads)
-        return aged[2]
-
-    def _waits(self, head: tuple[int, int, int]) -> bool:
-        """Whether a head of a lane has to wait for a place, so that it is nobody's turn."""
-        view = self._scans[head[2]].view
-        key = view.key
-        if not key.may_wait or key.is_lent or view.closed is not None:
-            return False
-        return not self.places.has_one(key) or self.places.is_held(key.provider, key.model)
-
-    def _consider(self, scan: Scan) -> bool:
-        """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
-        plan, places, now_ms = self._plan, self.places, self.now_ms
-        key, candidate, gates = scan.view.key, scan.head, scan.view.gates
-        accounts, needs = scan.view.accounts, candidate.needs
-        has_place = places.has_one(key)
-        if gates:
-            closed = gates[0].closed
-            if closed is not None and size_of(*needs[:2]) > closed.reach(key.model):
-                return meet_closed(scan, closed, plan, self._triers)
-            has_place = has_place and not places.hold_back(gates, key, candidate, now_ms)
-        if not has_place and key.may_wait:
-            scan.stays()
-            scan.verdict.clear()  # it waits for a place, not for money
-            scan.waits_for_place = True
-            self._waiting += 1
-            return False
-        if has_money(key, candidate, accounts, now_ms):
-            if has_place:
-                reserve(key, candidate, accounts, plan)
-                for gate in gates:
-                    gate.let(candidate.id, candidate.tokens, now_ms)
-                places.take(key)
-                plan.admitted.append(candidate)
-            else:
-                scan.stays()
-            return True
-        if key.may_wait:
-            pass_over(scan, plan)
-        else:
-            scan.stays()
-            lack, account = worst(key, candidate, accounts, now_ms)
-            plan.refused.append((candidate, describe(account, lack, now_ms)))
-        return True
-
-
-def _age(head: tuple[int, int, int]) -> int:
-    return head[1]
+MOST_LOOKS = 256
 
 
 def plan(
@@ -260,7 +105,206 @@ def plan(
     *,
     admitted_before: int = 0,
 ) -> Plan:
-    """Decide about these lanes, as `Planner` does, at once; their accounts are changed."""
-    planner = Planner(slots, now_ms, admitted_before=admitted_before)
-    planner.look(lanes)
-    return planner.finish()
+    """Decide whom to admit; reserves in the given accounts as it goes.
+
+    Args:
+        lanes: Open lanes with something waiting. Their accounts are changed.
+        slots: Free places per provider; missing means none, lent ones neither.
+        now_ms: The instant all accounts were looked at.
+        admitted_before: How many were admitted earlier; whose turn ageing is depends on it.
+    """
+    return Planner(_Whole(lanes), slots, now_ms, admitted_before).decide()
+
+
+class Lineup(Protocol):
+    """Open lanes that a plan has not looked at yet.
+
+    A head may be told too low, never too high.
+    """
+
+    def always(self) -> Sequence[LaneView]:
+        """Those to begin with, whatever places there are."""
+
+    def top(self, below: int | None = None) -> tuple[int, int] | None:
+        """Priority and lowest head of the most urgent ones, or of the oldest below a priority."""
+
+    def pull(self, priority: int) -> Sequence[LaneView]:
+        """The next ones of a priority, the oldest first."""
+
+    def leave(self, provider: str, model: str | None = None) -> None:
+        """Nothing more goes to a provider, or to a model of it, in this plan."""
+
+    def end(self) -> None:
+        """It has been decided."""
+
+
+class _Whole:
+    """A lineup that shows everything at once."""
+
+    def __init__(self, lanes: Sequence[LaneView]) -> None:
+        self._lanes = lanes
+
+    def always(self) -> Sequence[LaneView]:
+        return self._lanes
+
+    def top(self, below: int | None = None) -> None:
+        return None
+
+    def pull(self, priority: int) -> Sequence[LaneView]:
+        return ()
+
+    def leave(self, provider: str, model: str | None = None) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Planner:
+    """Decides by looking at lanes one after the other, the most urgent and oldest head first.
+
+    It asks for a lane when one that it has not seen might come before all that it has, so it looks
+    at about as many as it admits; and at no more than `MOST_LOOKS` from which nobody goes: these
+    are shut, and the next plan begins behind them.
+    """
+
+    def __init__(
+        self, lineup: Lineup, slots: Mapping[str, int], now_ms: int, admitted_before: int
+    ) -> None:
+        self._lineup, self._now_ms, self._before = lineup, now_ms, admitted_before
+        self._free = dict(slots)
+        self._scans: list[Scan] = []
+        self._heads: list[tuple[int, int, int]] = []
+        self._result = Plan()
+
+    def decide(self) -> Plan:
+        """Go through the lineup."""
+        result = self._result
+        self._look_at(self._lineup.always())
+        while (scan := self._next()) is not None:
+            admitted = len(result.admitted)
+            goes_on = _consider(scan, self._free, self._now_ms, result)
+            if len(result.admitted) == admitted and scan.left_id is None:
+                scan.left_id = scan.head.id
+            if len(result.admitted) > admitted:
+                self._leave_if_full(scan)
+            if goes_on:
+                self._advance(scan)
+            elif scan.waits_for_place:
+                self._leave_those_like(scan)
+        self._decide_who_tries()
+        result.verdicts = [scan.verdict for scan in self._scans]
+        result.rests = [scan.rest_id for scan in self._scans]
+        result.is_cut = self._is_cut and any(each.shortfall for each in result.verdicts)
+        self._lineup.end()
+        return result
+
+    @property
+    def _is_cut(self) -> bool:
+        looked = len(self._scans) - len(self._heads)  # the others' turn has not come yet
+        return looked - len(self._result.admitted) > MOST_LOOKS
+
+    def _look_at(self, views: Sequence[LaneView]) -> None:
+        """Take more lanes in; among them may be some that try whether their provider is open again."""
+        scans = [Scan(view) for view in views]
+        short = [scan for scan in scans if scan.view.larger is not None]
+        for scan in short:
+            line_up_larger(scan, self._now_ms, self._result)
+        if short:
+            let_some_try(self._free, self._now_ms, self._result)
+        for scan in scans:
+            scan.position = len(self._scans)
+            self._scans.append(scan)
+            self._advance(scan)
+
+    def _advance(self, scan: Scan) -> None:
+        if scan.advance():
+            order = scan.view.key.priority, scan.head.id, scan.position
+            heapq.heappush(self._heads, order)
+
+    def _next(self) -> Scan | None:
+        """The lane whose turn it is."""
+        heads, lineup = self._heads, self._lineup
+        while not self._is_cut and (top := lineup.top()) and not (heads and heads[0][:2] <= top):
+            self._look_at(lineup.pull(top[0]))
+        if not heads:
+            return None
+        if (self._before + len(self._result.admitted)) % AGING == AGING - 1:
+            return self._scans[self._take_aged()]
+        return self._scans[heapq.heappop(heads)[2]]
+
+    def _take_aged(self) -> int:
+        """Remove and return the oldest lane of those that are less urgent than the first."""
+        heads, urgent = self._heads, self._heads[0][0]
+        while True:
+            aged = min(
+                (head for head in heads if head[0] > urgent), key=itemgetter(1), default=None
+            )
+            other = None if self._is_cut else self._lineup.top(urgent)
+            if other is None or (aged is not None and aged[1] < other[1]):
+                break
+            self._look_at(self._lineup.pull(other[0]))
+        if aged is None:
+            return heapq.heappop(heads)[2]
+        heads.remove(aged)
+        heapq.heapify(heads)
+        return aged[2]
+
+    def _leave_if_full(self, scan: Scan) -> None:
+        """Where the last place was given nobody else need be looked at; who is parked anyhow is."""
+        provider = scan.view.key.provider
+        if self._free.get(provider, 0) <= 0 and scan.view.closed is None:
+            self._lineup.leave(provider)
+
+    def _leave_those_like(self, scan: Scan) -> None:
+        """Whoever comes later to the same provider or gate waits behind this one."""
+        key, gates = scan.view.key, scan.view.gates
+        if self._free.get(key.provider, 0) <= 0 or self._result.is_held(gates[:1]):
+            self._lineup.leave(key.provider)
+        elif self._result.is_held(gates):
+            self._lineup.leave(key.provider, key.model)
+
+    def _decide_who_tries(self) -> None:
+        """Of what a provider that is closed has no credit for; all others of it are parked."""
+        now_ms, result = self._now_ms, self._result
+        short = [scan for scan in self._scans if scan.view.larger is not None]
+        for scan in short:
+            if not scan.has_lined_up:  # those that were passed over just now
+                line_up_larger(scan, now_ms, result)
+        let_some_try(self._free, now_ms, result)
+        for scan in short:
+            if scan.waits_for_place:
+                scan.verdict.clear()
+            elif scan.view.closed is not None:
+                park_closed(scan, scan.view.closed, None, now_ms)
+            leave_all_lines(scan, result)
+
+
+def _consider(scan: Scan, free: MutableMapping[str, int], now_ms: int, result: Plan) -> bool:
+    """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
+    key, candidate, gates = scan.view.key, scan.head, scan.view.gates
+    accounts, needs = scan.view.accounts, candidate.needs
+    has_slot = has_place(key, free)
+    if gates:
+        closed = gates[0].closed
+        if closed is not None and size_of(*needs[:2]) > closed.reach(key.model):
+            return meet_closed(scan, closed, now_ms, result)
+        has_slot = has_slot and not result.holds_back(gates, candidate, now_ms, key.is_lent)
+    if not has_slot and key.may_wait:
+        scan.verdict.clear()  # it waits for a place, not for money
+        scan.waits_for_place = True
+        return False
+    if has_money(key, candidate, accounts, now_ms):
+        if has_slot:
+            admit(key, candidate, accounts, result)
+            for gate in gates:
+                gate.let(candidate.id, candidate.tokens, now_ms)
+            free[key.provider] -= 1
+            result.admitted.append(candidate)
+        return True
+    if key.may_wait:
+        pass_over(scan, now_ms, result)
+    else:
+        lack, account = worst(key, candidate, accounts, now_ms)
+        result.refused.append((candidate, describe(account, lack, now_ms)))
+    return True

@@ -169,7 +169,7 @@ def check_sqlite(store: str) -> Check:
     """Which SQLite, which journal mode is safe with it, and which one the store's file has."""
     import sqlite3
 
-    from scheduler.stores.sqlite import OLDEST_SQLITE, journal_mode
+    from scheduler.stores.file import OLDEST_SQLITE, journal_mode
 
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))

@@ -8,7 +8,7 @@ from scheduler.limits.front import Front
 from scheduler.limits.gate import Gate
 from scheduler.limits.meter import COUNTING, Limits
 from scheduler.limits.metered import Metered
-from scheduler.limits.words import GateStatus, ProviderRules, Report
+from scheduler.limits.words import Closed, GateStatus, ProviderRules, Report
 
 Pair = tuple[Front, Gate] | tuple[()]
 
@@ -47,15 +47,23 @@ class Gates:
     def _make(self, provider: str, model: str) -> Pair:
         rules = self._rules[provider]
         counting = COUNTING.get(rules.counting, COUNTING["default"])
-        front = self._fronts.get(provider)
-        if front is None:
-            front = self._fronts[provider] = Front(provider, counting, rules.limits)
-            front.noted = self._dirty.append
+        front = self.front(provider)
+        assert front is not None
         is_known = bool(front.meters)
         limits = rules.model_limits.get(model, Limits())
         gate = Gate(provider, model, counting, limits, rules.concurrency, is_known)
         gate.noted = self._dirty.append
         return front, gate
+
+    def front(self, provider: str) -> Front | None:
+        """What stands before a provider; None: there are no rules for it."""
+        front = self._fronts.get(provider)
+        if front is None and provider in self._rules:
+            rules = self._rules[provider]
+            counting = COUNTING.get(rules.counting, COUNTING["default"])
+            front = self._fronts[provider] = Front(provider, counting, rules.limits)
+            front.noted = self._dirty.append
+        return front
 
     def take_dirty(self) -> list[Metered]:
         """Gates that changed since the last call, to be told to other processes."""
@@ -100,13 +108,9 @@ class Gates:
                 news.add(report.provider)
         return news
 
-    def closed(self, now_ms: int) -> dict[str, bool]:
-        """The providers that are closed, and whether somebody may try now."""
-        return {
-            provider: front.closed.may_probe(now_ms)
-            for provider, front in self._fronts.items()
-            if front.closed is not None
-        }
+    def closed(self) -> dict[str, Closed]:
+        """What closes providers that let through a probe only, and what there is credit for."""
+        return {name: each.closed for name, each in self._fronts.items() if each.closed is not None}
 
     def is_closed(self, provider: str) -> bool:
         """Whether a provider lets through a probe only, and what there is credit for."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from scheduler.admission.plan import LaneKey, Planner, Verdict
+from scheduler.admission.plan import LaneKey, Verdict
 from scheduler.ledger.account import Account, Needs
 from scheduler.limits import NOTHING, Gates, size_of
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
-from scheduler.stores.ready import Ready
+from scheduler.stores.lineup import Book
 
 MOST_IDLE = 1_000  # lanes that are empty, of those that may be forgotten
 MOST_OPENED = 1_000  # lanes in one step, of many that something opens
@@ -28,15 +28,15 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "head_id", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "place",
-        "reported", "shortfall", "shut_since_ms", "smallest", "version", "waiting",
+        "fits", "head_id", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported",
+        "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
-        self.head_id = 0  # nobody older waits in it
-        self.place: tuple[int, int] | None = None  # among the open ones; see `ready`
+        self.head_id = 0  # nobody before it waits here
+        self.ticket = 0  # counts its places in the book of open lanes
         self.shortfall: Shortfall | None = None  # None: open
         self.smallest: dict[int, int] = {}  # account → least amount that waits for it
         self.shut_since_ms = 0
@@ -72,6 +72,7 @@ class Lanes:
             are kept.
 
     Attributes:
+        open: Those that are not shut, in which something waits.
         parked: How many wait in lanes that are shut, by reason.
     """
 
@@ -79,14 +80,14 @@ class Lanes:
         self._forgets = forgets
         self.parked: Counter[str] = Counter()
         self._idle: dict[int, Lane] = {}  # empty, in the order in which they became so
+        self._shut: dict[str, dict[int, Lane]] = {}  # by provider
+        self._waking: list[tuple[int, int, int, int]] = []  # heap of those to be opened bit by bit
+        self._waking_ms = 0
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self._of_budget: dict[int, dict[int, Lane]] = {}
-        self._of_provider: dict[str, dict[int, Lane]] = {}  # those that are shut
-        self._ready = Ready()
-        self._waking: list[tuple[int, int, int, int]] = []  # heap, to be opened bit by bit
-        self._now_ms = 0
-        self._waiting = 0  # in all lanes
+        self.open = Book()
+        self._waiting = 0
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
@@ -122,17 +123,20 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._by_key.values())
 
-    def add(self, lane: Lane, count: int = 1, first_id: int = 0) -> None:
-        """`count` more requests wait in the lane, none older than that."""
-        if not lane.waiting or first_id < lane.head_id:
-            lane.head_id = first_id
+    def add(self, lane: Lane, head_id: int = 0, count: int = 1) -> None:
+        """`count` more requests wait in the lane, none of them before `head_id`."""
+        if not lane.waiting:
+            self._idle.pop(lane.id, None)
+        is_first = not lane.waiting or head_id < lane.head_id
         lane.waiting += count
         self._waiting += count
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] += count
-        elif lane.waiting:
-            self._ready.put(lane)
+        if is_first:
+            lane.head_id = head_id
+            if lane.shortfall is None and lane.waiting:
+                self.open.put(lane)
 
     def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
         """`count` fewer requests wait in the lane."""
@@ -142,12 +146,13 @@ class Lanes:
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] -= count
         if not lane.waiting:
-            self._ready.drop(lane)
+            self.open.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
-            self._idle[lane.id] = lane
-            if self._forgets is not None and len(self._idle) > MOST_IDLE:
-                self._forget(next(iter(self._idle.values())))
+            if self._forgets is not None:
+                self._idle[lane.id] = lane
+                if len(self._idle) > MOST_IDLE:
+                    self._forget(next(iter(self._idle.values())))
 
     def _forget(self, lane: Lane) -> None:
         """Drop a lane that is empty; if somebody comes again, it is another one."""
@@ -166,32 +171,20 @@ class Lanes:
         """Whether anything waits in any lane."""
         return self._waiting > 0
 
-    def batch(self, planner: Planner, closed: Mapping[str, bool] | None = None) -> list[Lane]:
-        """The next lanes worth a look; none: there are no more in this turn.
-
-        Args:
-            planner: Who looks at them.
-            closed: Providers that are closed, and whether somebody may try.
-        """
-        if self._waking:
-            self._open_some()
-        return self._ready.batch(planner, closed or {})
-
-    def settle(self, lane: Lane, verdict: Verdict, now_ms: int) -> None:
-        """Shut the lane or leave it open, as the plan found."""
-        if verdict.head_id is not None:
-            lane.head_id = verdict.head_id
+    def settle(self, lane: Lane, verdict: Verdict, rest_id: int, now_ms: int) -> None:
+        """Shut the lane or leave it open, as the plan found; nobody before `rest_id` waits there."""
+        lane.head_id = rest_id
         if not lane.waiting:
             return
         if verdict.shortfall is None:
-            self._ready.put(lane)
+            self.open.put(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
         self.parked[lane.shortfall.reason.value] += lane.waiting
+        self._shut.setdefault(lane.key.provider, {})[lane.id] = lane
         lane.shut_since_ms = now_ms
         lane.version += 1
-        self._ready.drop(lane)
-        self._of_provider.setdefault(lane.key.provider, {})[lane.id] = lane
+        self.open.drop(lane)
         self._note(lane)
         for account_id, need in verdict.wakes.items():
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
@@ -203,9 +196,8 @@ class Lanes:
             heap = self._beyond.setdefault(account_id, [])
             heapq.heappush(heap, (order, lane.id, lane.version))
         if verdict.resumes_at_ms is not None:
-            heapq.heappush(
-                self._due, (verdict.resumes_at_ms, lane.key.priority, lane.id, lane.version)
-            )
+            due = verdict.resumes_at_ms, lane.key.priority, lane.id, lane.version
+            heapq.heappush(self._due, due)
 
     def wake(self, account: Account, now_ms: int) -> None:
         """Open the lanes an account's change matters to.
@@ -248,8 +240,11 @@ class Lanes:
             self._open_noted(lane_id, version, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
-        """Open the lanes whose window has ended; if they are many, some of them."""
+        """Open the lanes whose window has ended, and others that are to be; of many some."""
         opened = 0
+        while self._waking and opened < MOST_OPENED:
+            _, _, lane_id, version = heapq.heappop(self._waking)
+            opened += self._open_noted(lane_id, version, now_ms)
         while self._due and self._due[0][0] <= now_ms and opened < MOST_OPENED:
             _, _, lane_id, version = heapq.heappop(self._due)
             opened += self._open_noted(lane_id, version, now_ms)
@@ -270,7 +265,7 @@ class Lanes:
     def wake_for(self, providers: Iterable[str], now_ms: int) -> None:
         """Open the lanes of these providers."""
         for provider in providers:
-            self._wake_many(self._of_provider.get(provider, {}).values(), now_ms)
+            self._wake_many(self._shut.get(provider, {}).values(), now_ms)
 
     def has_budget(self, budget_id: int) -> bool:
         """Whether any lane draws on a budget."""
@@ -286,28 +281,22 @@ class Lanes:
 
     def wake_all(self, now_ms: int) -> None:
         """Open every lane: others changed something, nobody knows what."""
-        for lanes in list(self._of_provider.values()):
+        for lanes in list(self._shut.values()):
             self._wake_many(lanes.values(), now_ms)
 
     def _wake_many(self, lanes: Collection[Lane], now_ms: int) -> None:
-        """Open these lanes; if they are many, bit by bit, the most urgent first."""
-        if len(lanes) <= MOST_OPENED:
+        """Open these lanes; if they are many, bit by bit (`wake_due`), the most urgent first."""
+        if len(lanes) <= MOST_OPENED and not self._waking:
             for lane in list(lanes):
                 self.reopen(lane, now_ms)
             return
-        self._now_ms = now_ms
+        self._waking_ms = now_ms
         self._waking += [
             (lane.key.priority, lane.head_id, lane.id, lane.version)
             for lane in lanes
             if lane.shortfall is not None
         ]
         heapq.heapify(self._waking)
-
-    def _open_some(self) -> None:
-        opened = 0
-        while self._waking and opened < MOST_OPENED:
-            _, _, lane_id, version = heapq.heappop(self._waking)
-            opened += self._open_noted(lane_id, version, self._now_ms)
 
     def reopen(self, lane: Lane, now_ms: int) -> None:
         """Open one lane, if it is shut."""
@@ -317,12 +306,12 @@ class Lanes:
     def _reopen(self, lane: Lane, now_ms: int) -> None:
         assert lane.shortfall is not None
         self.parked[lane.shortfall.reason.value] -= lane.waiting
+        del self._shut[lane.key.provider][lane.id]
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
-        self._of_provider[lane.key.provider].pop(lane.id, None)
         if lane.waiting:
-            self._ready.put(lane)
+            self.open.put(lane)
         self._note(lane)
 
     def _note(self, lane: Lane) -> None:
@@ -351,9 +340,9 @@ class Lanes:
 
     @property
     def due_ms(self) -> int | None:
-        """When the next window ends that some lane waits for; past: lanes are still being opened."""
+        """When the next window ends that some lane waits for; past: some are still to be opened."""
         if self._waking:
-            return self._now_ms
+            return self._waking_ms
         while self._due:
             instant_ms, _, lane_id, version = self._due[0]
             lane = self._by_id.get(lane_id)

@@ -4,33 +4,20 @@ Every operation is one synchronous function that runs whole on the connection's
 own thread, so cancelling a caller never leaves a transaction open. The pump hands
 over everything that waits at once: while one commit is on its way to the disk, the
 next one gathers.
-
-Durability: ``synchronous=FULL``, so what was answered survives a power cut, on
-disks that keep their promises. Journal: SQLite 3.7.0 to 3.51.2 can corrupt a
-write-ahead log when one process checkpoints while another commits
-(https://www.sqlite.org/wal.html#walresetbug), so the log is used from 3.51.3 on and
-a rollback journal before that; group commit makes either fast enough.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import random
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.resources import files
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
-
-import aiosqlite
+from typing import Concatenate, ParamSpec, TypeVar, get_args
 
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
-from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.limits import Gates, GateStatus
 from scheduler.request import RequestState
@@ -52,9 +39,25 @@ from scheduler.stores.base import (
     Unknown,
     in_use,
 )
+from scheduler.stores.file import (
+    OLDEST_SQLITE,
+    SCHEMA_VERSION,
+    check_file,
+    create_schema,
+    moved,
+    named,
+    reading,
+    transaction,
+    translate,
+    use_journal,
+    version_of,
+    wait_briefly,
+    writing,
+)
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import changes
 from scheduler.stores.sql import gates as sqlite_gates
+from scheduler.stores.sql import listing as sqlite_listing
 from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql import views as sqlite_views
@@ -63,15 +66,10 @@ from scheduler.stores.sql.connection import Connection, SqliteConnection
 from scheduler.stores.sql.dialect import INT, Update
 from scheduler.stores.sql.look import Look, check_version, may_write
 from scheduler.stores.sql.turn import Transactions
+from scheduler.stores.thread import Thread
 
 logger = logger_of("scheduler.stores.sqlite")
 
-APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 4
-OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-SAFE_WAL_SQLITE = (3, 51, 3)
-BUSY_MS = 5_000  # reading waits so long for a commit of another process
-SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_WAIT_S = 0.003, 0.02, 1.0
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
 PAGE = 1_000
 
@@ -79,55 +77,6 @@ _DELIVERED = Update("requests", "is_delivered = 1", "id = :id", {"id": INT})
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def journal_mode(sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
-    """The journal mode that is safe for several processes with this SQLite."""
-    return "wal" if sqlite_version >= SAFE_WAL_SQLITE else "truncate"
-
-
-class _Connection(aiosqlite.Connection):
-    """A connection that runs whole functions on its thread."""
-
-    async def run(
-        self,
-        function: Callable[Concatenate[sqlite3.Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """Run `function(db, …)` on the thread; cancelling the caller does not stop it."""
-        if not self._running:
-            raise StoreError("the file was closed meanwhile")
-        loop, db = asyncio.get_running_loop(), self._conn
-        done: asyncio.Future[T] = loop.create_future()
-
-        # Told from here rather than by aiosqlite, whose thread ends, and leaves all others waiting,
-        # when somebody's loop has ended before they were answered.
-        def work() -> None:
-            result: T | None = None
-            error: BaseException | None = None
-            try:
-                result = function(db, *args, **kwargs)
-            except BaseException as exc:
-                error = exc
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_answer, done, result, error)
-            del result, error  # and the frames that an error holds
-
-        self._tx.put_nowait((None, work))
-        return await done
-
-
-def _answer(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if done.done():
-        return  # nobody waits for it any more
-    if isinstance(error, StopIteration):  # a future takes none
-        wrapped = RuntimeError(f"{error!r} was raised in the store's thread")
-        wrapped.__cause__, error = error, wrapped
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(result)
 
 
 class SqliteStore(Store):
@@ -158,7 +107,7 @@ class SqliteStore(Store):
         self._transactions = Transactions(this_process(), self.lease_ms)
         self._transactions.store_prompts = store_prompts
         self._sweep = sqlite_prune.Sweep()
-        self._connection: _Connection | None = None
+        self._connection: Thread | None = None
         self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
         self._place = path  # as it was when the file was opened, wherever the process goes
@@ -174,10 +123,10 @@ class SqliteStore(Store):
             raise in_use()
         self._place, self._file = self.path.absolute(), None
         with self._translated():
-            _check_file(self.path, self._create)
+            check_file(self.path, self._create)
             forks.refuse_inherited(self.path)
             self._look = Look(self.path) if not self._create and not may_write(self.path) else None
-            connection = self._connection = _Connection(self._connect, 64)
+            connection = self._connection = Thread(self._connect, 64)
             connection._thread.daemon = True  # a forgotten store must not keep the process alive
             try:
                 await connection
@@ -189,7 +138,7 @@ class SqliteStore(Store):
         self._held = forks.hold(self._place)
         try:
             await self._run(self._set_up, now_ms)
-            await self._run(_reading(self._transactions.read_budgets), now_ms)
+            await self._read(self._transactions.read_budgets, now_ms)
         except BaseException:
             await self.aclose()
             raise
@@ -203,7 +152,7 @@ class SqliteStore(Store):
             with self._translated():
                 # Asked on the thread: a turn may still be on its way there.
                 if await connection.run(lambda db: self._transactions.worker_id):
-                    await connection.run(_writing(self._transactions.leave, self._patience_s))
+                    await connection.run(writing(self._transactions.leave, self._patience_s))
         except StoreError as exc:
             logger.warning("could not sign off from %s: %s", self.path, exc)
         finally:
@@ -217,7 +166,7 @@ class SqliteStore(Store):
             db = self._look.connect()
         else:
             db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        wait_briefly(db)
         return db
 
     def _set_up(self, db: sqlite3.Connection, now_ms: int) -> None:
@@ -227,27 +176,27 @@ class SqliteStore(Store):
                 f"this Python has SQLite {sqlite3.sqlite_version}; at least "
                 f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
             )
-        version = self._version_of(db)
+        version = version_of(db, self.path)
         if self._look is not None:
             check_version(self.path, version, SCHEMA_VERSION)
         else:
-            _use_journal(db, self.path)
+            use_journal(db, self.path)
         if version == 0:
-            with _transaction(db, self._patience_s):
-                if self._version_of(db) == 0:  # nobody else did it meanwhile
-                    _create_schema(db)
+            with transaction(db, self._patience_s):
+                if version_of(db, self.path) == 0:  # nobody else did it meanwhile
+                    create_schema(db)
         elif version < SCHEMA_VERSION:
             self._upgrade(db, now_ms)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
                        "cache_size = -32768"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
-        self._file = None if self._look is not None else _named(self._place)
+        self._file = None if self._look is not None else named(self._place)
 
     def _upgrade(self, db: sqlite3.Connection, now_ms: int) -> None:
         """Bring an older file up to date, in one transaction, after a copy of it is made."""
-        with _transaction(db, self._patience_s):
-            version = self._version_of(db)
+        with transaction(db, self._patience_s):
+            version = version_of(db, self.path)
             if version == SCHEMA_VERSION:
                 return  # somebody else did it meanwhile
             me = self._transactions.process
@@ -255,22 +204,6 @@ class SqliteStore(Store):
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         logger.info("%s was upgraded to version %d; a copy of it as it was is %s",
                     self.path, SCHEMA_VERSION, saved)  # fmt: skip
-
-    def _version_of(self, db: sqlite3.Connection) -> int:
-        """The schema's version; 0 if the file is empty."""
-        # In this order: another process may make the file meanwhile, and whoever saw no tables
-        # before, or its mark after, does not take it for a stranger's.
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID and (tables or application):
-            raise StoreForeign(
-                f"{self.path} is a SQLite database of another program; nothing was changed. "
-                "Name another file with --store sqlite:///FILE.db"
-            )
-        if version > SCHEMA_VERSION:
-            raise StoreTooNew(str(self.path), version, SCHEMA_VERSION)
-        return int(version)
 
     async def _run(
         self,
@@ -283,6 +216,18 @@ class SqliteStore(Store):
         with self._translated():
             return await self._connection.run(self._while_named(function), *args, **kwargs)
 
+    async def _read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function that sees one state of the file throughout."""
+        return await self._run(reading(function), *args, **kwargs)
+
+    async def _write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function in one transaction."""
+        return await self._run(writing(function, self._patience_s), *args, **kwargs)
+
     def _while_named(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T]
     ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
@@ -293,8 +238,8 @@ class SqliteStore(Store):
         """
 
         def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            if self._file is not None and _named(self._place) != self._file:
-                raise _moved(self.path)
+            if self._file is not None and named(self._place) != self._file:
+                raise moved(self.path)
             return function(db, *args, **kwargs)
 
         return run
@@ -305,7 +250,7 @@ class SqliteStore(Store):
         try:
             yield
         except sqlite3.Error as exc:
-            raise _translate(exc, self.path) from exc
+            raise translate(exc, self.path) from exc
         except UnicodeEncodeError as exc:
             problem = f"{exc.object[exc.start : exc.end]!a} cannot be stored in {self.path}"
             raise ConfigError("text", problem) from None
@@ -325,7 +270,7 @@ class SqliteStore(Store):
 
     async def turn(self, turn: Turn) -> TurnResult:
         """One transaction; see `Store.turn`."""
-        return await self._run(_writing(self._transactions.turn, self._patience_s), turn)
+        return await self._write(self._transactions.turn, turn)
 
     async def changed(self, now_ms: int) -> bool:
         """Whether another process committed; renews the lease when it is due."""
@@ -357,7 +302,7 @@ class SqliteStore(Store):
 
     async def limited(self, now_ms: int) -> list[GateStatus]:
         """See `Store.limited`."""
-        return await self._run(_reading(sqlite_gates.statuses), now_ms)
+        return await self._read(sqlite_gates.statuses, now_ms)
 
     # What nobody knows
 
@@ -365,28 +310,25 @@ class SqliteStore(Store):
         self, *, job: str | None = None, limit: int = PAGE, after_id: int = 0
     ) -> list[Unknown]:
         """See `Store.suspended`."""
-        return await self._run(_reading(sqlite_views.suspended), job, limit, after_id)
+        return await self._read(sqlite_views.suspended, job, limit, after_id)
 
     async def suspended_since(
         self, since_ms: int, *, after_id: int = 0, limit: int = 10 * PAGE
     ) -> list[tuple[int, int]]:
         """See `Store.suspended_since`."""
-        read = _reading(sqlite_views.suspended_since)
-        return await self._run(read, since_ms, after_id, limit)
+        return await self._read(sqlite_views.suspended_since, since_ms, after_id, limit)
 
     async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
         """See `Store.suspended_of`."""
-        return await self._run(_reading(sqlite_views.suspended_of), ids)
+        return await self._read(sqlite_views.suspended_of, ids)
 
     async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
         """See `Store.resolve`."""
-        return await self._run(
-            _writing(self._transactions.resolve, self._patience_s), settlements, now_ms
-        )
+        return await self._write(self._transactions.resolve, settlements, now_ms)
 
     async def still_mine(self, ids: Sequence[int]) -> set[int]:
         """See `Store.still_mine`."""
-        mine = await self._run(_reading(sqlite_views.lanes_of), self._transactions.worker_id, ids)
+        mine = await self._read(sqlite_views.lanes_of, self._transactions.worker_id, ids)
         for taken in set(ids) - mine:
             self._transactions.kept.pop(taken, None)
         return mine
@@ -395,29 +337,29 @@ class SqliteStore(Store):
 
     async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
         """See `Store.define`; what is as it was is only read."""
-        if await self._run(_reading(self._transactions.is_all_the_same), budgets):
+        if await self._read(self._transactions.is_all_the_same, budgets):
             return
-        await self._run(_writing(self._transactions.define, self._patience_s), budgets, now_ms)
+        await self._write(self._transactions.define, budgets, now_ms)
 
     async def remove(self, name: str, now_ms: int) -> None:
         """See `Store.remove`."""
-        await self._run(_writing(self._transactions.remove, self._patience_s), name, now_ms)
+        await self._write(self._transactions.remove, name, now_ms)
 
     async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
         """See `Store.defined`."""
-        return await self._run(_reading(self._transactions.defined), list(names))
+        return await self._read(self._transactions.defined, list(names))
 
     async def redefined(self, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
         """See `Store.redefined`."""
-        return await self._run(_reading(self._transactions.redefined), now_ms)
+        return await self._read(self._transactions.redefined, now_ms)
 
     async def budgets(self, now_ms: int) -> list[BudgetStatus]:
         """See `Store.budgets`."""
-        return await self._run(_reading(self._transactions.read_budgets), now_ms)
+        return await self._read(self._transactions.read_budgets, now_ms)
 
     async def pause(self, name: str, paused: bool, now_ms: int) -> None:
         """See `Store.pause`."""
-        await self._run(_writing(self._transactions.pause, self._patience_s), name, paused, now_ms)
+        await self._write(self._transactions.pause, name, paused, now_ms)
 
     async def prices(self) -> dict[str, str]:
         """See `Store.prices`."""
@@ -438,7 +380,7 @@ class SqliteStore(Store):
 
     async def counts(self, job: str | None = None) -> Counts:
         """See `Store.counts`."""
-        return await self._run(_reading(sqlite_views.counts), job)
+        return await self._read(sqlite_views.counts, job)
 
     async def queue(
         self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
@@ -446,15 +388,15 @@ class SqliteStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         """See `Store.queue`."""
         wanted = list(states)
-        return await self._run(_reading(sqlite_views.queue), wanted, now_ms, job, limit, after_id)
+        return await self._read(sqlite_listing.queue, wanted, now_ms, job, limit, after_id)
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         """See `Store.spend`."""
-        return await self._run(_reading(sqlite_views.spend), by, since_ms)
+        return await self._read(sqlite_views.spend, by, since_ms)
 
     async def audit(self, now_ms: int) -> Audit:
         """See `Store.audit`."""
-        return await self._run(_reading(sqlite_views.audit), self._transactions, now_ms)
+        return await self._read(sqlite_views.audit, self._transactions, now_ms)
 
     async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
         """See `Store.finished`."""
@@ -471,7 +413,7 @@ class SqliteStore(Store):
     ) -> AsyncIterator[Finished]:
         after_id = 0
         while True:
-            page = await self._run(_reading(read), *args, after_id, PAGE)
+            page = await self._read(read, *args, after_id, PAGE)
             for each in page:
                 yield each
             if len(page) < PAGE:
@@ -480,27 +422,27 @@ class SqliteStore(Store):
 
     async def jobs(self) -> list[str]:
         """See `Store.jobs`."""
-        return await self._run(_reading(sqlite_views.jobs))
+        return await self._read(sqlite_views.jobs)
 
     async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
         """See `Store.known`."""
-        return await self._run(_reading(sqlite_views.known), job, keys)
+        return await self._read(sqlite_views.known, job, keys)
 
     async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
         """See `Store.outcomes`."""
-        return await self._run(_reading(sqlite_views.outcomes), ids)
+        return await self._read(sqlite_views.outcomes, ids)
 
     async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
         """See `Store.ended_since`."""
-        return await self._run(_reading(changes.ended_since), seq)
+        return await self._read(changes.ended_since, seq)
 
     async def pictures(self, ids: Sequence[int]) -> list[Picture]:
         """See `Store.pictures`."""
-        return await self._run(_reading(sqlite_views.pictures), ids)
+        return await self._read(sqlite_views.pictures, ids)
 
     async def forget(self, job: str, now_ms: int) -> None:
         """See `Store.forget`."""
-        await self._run(_writing(self._transactions.forget, self._patience_s), job, now_ms)
+        await self._write(self._transactions.forget, job, now_ms)
 
     async def delivered(self, ids: Sequence[int]) -> None:
         """See `Store.delivered`."""
@@ -508,183 +450,12 @@ class SqliteStore(Store):
         def write(db: Connection) -> None:
             db.write_many(_DELIVERED, [(each,) for each in ids])
 
-        await self._run(_writing(write, self._patience_s))
+        await self._write(write)
 
     async def prune(
         self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE,
         archive: Archive | None = None,
     ) -> list[Finished]:  # fmt: skip
         """See `Store.prune`; the file does not shrink, its free pages are used again."""
-        return await self._run(
-            _writing(sqlite_prune.prune, self._patience_s),
-            self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
+        return await self._write(sqlite_prune.prune, self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
         )  # fmt: skip
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
-    """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
-    db.execute("PRAGMA busy_timeout = 0")
-    try:
-        _patiently(db, "BEGIN IMMEDIATE", patience_s)
-        _check_journal(db)
-        yield
-        _patiently(db, "COMMIT", patience_s)
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    finally:
-        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-
-
-def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> None:
-    """Repeat a statement that fails for a lock: it changed nothing and can be repeated.
-
-    SQLite's own waiting doubles its pauses up to a tenth of a second, so that among busy
-    processes whoever has waited longest gets the file last. Short random pauses are fair.
-    """
-    began_s = time.monotonic()
-    while True:
-        try:
-            db.execute(statement)
-            return
-        except sqlite3.OperationalError as exc:
-            waited_s = time.monotonic() - began_s
-            if not _is_lock(exc) or waited_s >= patience_s:
-                raise
-        pause_s = SHORT_PAUSE_S if waited_s < SHORT_WAIT_S else LONG_PAUSE_S
-        time.sleep(pause_s * (0.2 + random.random()))
-
-
-def _writing(
-    function: Callable[Concatenate[Any, P], T], patience_s: float
-) -> Callable[Concatenate[sqlite3.Connection, P], T]:
-    """A function that does its work in one transaction."""
-
-    def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with _transaction(db, patience_s):
-            return function(SqliteConnection(db), *args, **kwargs)
-
-    return run
-
-
-def _reading(
-    function: Callable[Concatenate[Any, P], T],
-) -> Callable[Concatenate[sqlite3.Connection, P], T]:
-    """A function that sees one state of the file throughout."""
-
-    def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        db.execute("BEGIN")
-        try:
-            return function(SqliteConnection(db), *args, **kwargs)
-        finally:
-            db.execute("ROLLBACK")
-
-    return run
-
-
-def _check_file(path: Path, create: bool) -> None:
-    """Clear errors for what SQLite would only call 'unable to open database file'."""
-    if "\0" in str(path):
-        raise ConfigError("store", f"{str(path)!r} is not the name of a file")
-    if path.is_dir():
-        raise StoreForeign(f"{path} is a folder; name a file with --store sqlite:///FILE.db")
-    if not path.exists():
-        if not create:
-            raise StoreError(
-                f"there is no store at {path}; name one with --store sqlite:///FILE.db, or make one "
-                "with 'scheduler run'"
-            )
-        if not path.parent.is_dir():
-            raise StoreError(f"cannot make {path}: there is no folder {path.parent}")
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        return
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head and head != b"SQLite format 3\0":
-        raise StoreForeign(
-            f"{path} is not a SQLite database; nothing was changed. Name another file with "
-            "--store sqlite:///FILE.db"
-        )
-    if create and not os.access(path, os.W_OK):
-        raise StoreError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
-
-
-def _named(path: Path) -> tuple[int, int] | None:
-    """Which file has the name; None: none that the system tells."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
-
-
-def _moved(path: Path) -> StoreError:
-    return StoreError(
-        f"{path} was removed, renamed or replaced while it was open; nothing more is sent. Put it "
-        "back under its name: what it holds is what was spent"
-    )
-
-
-def _use_journal(db: sqlite3.Connection, path: Path) -> None:
-    wanted = journal_mode()
-    (current,) = db.execute("PRAGMA journal_mode").fetchone()
-    if current == wanted:
-        return
-    try:
-        (current,) = db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
-    except sqlite3.OperationalError as exc:
-        if not _is_lock(exc):
-            raise
-    if current == "wal" and wanted != "wal":
-        raise _log_in_use(path)
-
-
-def _check_journal(db: sqlite3.Connection) -> None:
-    """Another process with a newer SQLite may have changed the journal since this one opened."""
-    wanted = journal_mode()
-    if wanted != "wal" and db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-        raise _log_in_use(Path(db.execute("PRAGMA database_list").fetchone()[2]))
-
-
-def _log_in_use(path: Path) -> StoreLocked:
-    return StoreLocked(
-        f"{path} is open in another process with a newer SQLite and its write-ahead log, which "
-        f"this Python's SQLite {sqlite3.sqlite_version} cannot share safely; nothing was changed. "
-        "Close it there first, or use the same Python"
-    )
-
-
-def _create_schema(db: sqlite3.Connection) -> None:
-    script = files("scheduler.stores.sql").joinpath("schema.sql").read_text(encoding="utf-8")
-    text = "\n".join(line.partition("--")[0] for line in script.splitlines())
-    for statement in text.split(";"):
-        if statement.strip():
-            db.execute(statement)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-def _is_lock(exc: sqlite3.Error) -> bool:
-    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _translate(exc: sqlite3.Error, path: Path) -> StoreError:
-    if _is_lock(exc):
-        return StoreLocked(
-            f"{path} is held by another process ({exc}); nothing was changed. Try again, or find "
-            "it with 'scheduler doctor'"
-        )
-    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-    if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DBMOVED:
-        return _moved(path)
-    if code == sqlite3.SQLITE_READONLY:
-        return StoreError(
-            f"{path} cannot be written: {os.strerror(errno.EACCES)} ({exc}); nothing was changed. "
-            "Do it as the file's owner, and where its folder can be written"
-        )
-    if code == sqlite3.SQLITE_NOTADB:
-        return StoreForeign(f"{path} is not a SQLite database, or a damaged one ({exc})")
-    return StoreError(f"{path}: {exc}; what was acknowledged before is safe, nothing new is sent")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from scheduler.budget import Budget
-from scheduler.stores.sqlite import journal_mode
+from scheduler.stores.file import journal_mode
 from tests.processes.harness import check_ledger, server, wait_for
 from tests.stores import newest
 

@@ -9,16 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scheduler.admission.plan import (
-    MAX_BYPASS_MS,
-    MAX_BYPASSED,
-    LaneKey,
-    LaneView,
-    Plan,
-    Planner,
-    Verdict,
-)
+from scheduler.admission.plan import MAX_BYPASS_MS, MAX_BYPASSED, LaneKey, Plan, Planner
 from scheduler.ledger.account import Account
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.rows import Row
 from tests.traffic import rooms
 
@@ -39,27 +32,25 @@ class Line:
         self._since_ms.clear()
         self._passed.clear()
 
-    def planner(self, *args: Any, **more: Any) -> Planner:
-        """In place of `admission.Planner`."""
-        return _Judged(self, *args, **more)
+    def planner(self, lineup: Lineup, *args: Any) -> _Judged:
+        """In place of `admission.plan.Planner`."""
+        return _Judged(self, lineup, *args)
 
-    def judge(
-        self, decided: Plan, before: dict[int, _Balance], looked_at: Sequence[LaneView]
-    ) -> None:
-        """Say so if somebody was passed who should not have been."""
-        looked = zip(looked_at, decided.verdicts, strict=True)
-        shut = {view.key for view, verdict in looked if verdict.shortfall is not None}
-        lanes = self._world.inner._lanes
-        open_ = {lane.key for lane in lanes if lane.shortfall is None and lane.key not in shut}
+    def decide(self, lineup: Lineup, *args: Any) -> Plan:
+        """What a planner decides."""
+        accounts = {each.id: each for each in self._accounts()}
+        before = {each.id: _Balance(each) for each in accounts.values()}
+        decided = Planner(lineup, *args).decide()
         try:
-            self._judge(decided, before, open_, decided.now_ms)
+            looked = zip(lineup.looked, decided.verdicts, strict=True)
+            shut = {lane.key for lane, verdict in looked if verdict.shortfall is not None}
+            lanes = self._world.inner._lanes
+            open_ = {lane.key for lane in lanes if lane.shortfall is None} - shut
+            self._judge(decided, before, open_, args[1])
         except AssertionError as exc:
             self._world.failure = self._world.failure or exc
             raise
-
-    def balances(self) -> dict[int, _Balance]:
-        """What all accounts have."""
-        return {each.id: _Balance(each) for each in self._accounts()}
+        return decided
 
     def _accounts(self) -> Iterator[Account]:
         store = self._world.inner
@@ -162,24 +153,6 @@ def _order(row: Row) -> tuple[int, int]:
     return row.lane.key.priority, row.id
 
 
-class _Judged(Planner):
-    """Decides as `Planner` does, and is judged by it."""
-
-    def __init__(self, line: Line, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._line, self._before = line, line.balances()
-        self._looked_at: list[LaneView] = []
-
-    def look(self, views: Sequence[LaneView]) -> list[Verdict]:
-        self._looked_at += views
-        return super().look(views)
-
-    def finish(self) -> Plan:
-        decided = super().finish()
-        self._line.judge(decided, self._before, self._looked_at)
-        return decided
-
-
 class _Balance:
     """What an account had when the plan began, and has left as it goes on."""
 
@@ -209,3 +182,13 @@ class _Balance:
     def leaves_ms(self) -> float:
         at_ms = self.window.stops_counting_ms(self.slot_ms)
         return float("inf") if at_ms is None else at_ms
+
+
+class _Judged:
+    """A planner whose plans are judged."""
+
+    def __init__(self, line: Line, *args: Any) -> None:
+        self._line, self._args = line, args
+
+    def decide(self) -> Plan:
+        return self._line.decide(*self._args)

@@ -23,9 +23,10 @@ from scheduler.stores.base import (
     Submitted,
     TurnResult,
 )
+from scheduler.stores.file import check_file, writing
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
-from scheduler.stores.sqlite import SqliteStore, _check_file
+from scheduler.stores.sqlite import SqliteStore
 
 
 class Surviving(MemoryStore):
@@ -101,7 +102,7 @@ class InlineSqlite(SqliteStore):
         self._db: sqlite3.Connection | None = None
 
     async def open(self, now_ms: int) -> None:
-        _check_file(self.path, create=True)
+        check_file(self.path, create=True)
         statement = self._statement
 
         class Watched(sqlite3.Connection):
@@ -129,10 +130,8 @@ class InlineSqlite(SqliteStore):
 
     async def leave(self) -> None:
         """Sign off, as closing does."""
-        from scheduler.stores.sqlite import _writing
-
         if self._transactions.worker_id:
-            await self._run(_writing(self._transactions.leave, 0))
+            await self._run(writing(self._transactions.leave, 0))
 
     def drop(self) -> None:
         """Close the file without a word, as dying does."""
@@ -146,6 +145,7 @@ METHODS = (
     "prices", "set_price",
     "counts", "queue", "spend", "audit", "outcomes", "known", "forget", "delivered", "suspended",
     "suspended_since", "suspended_of", "resolve", "still_mine", "prune", "pictures",
+    "ended_since",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 
+from scheduler.stores import file as stores_file
 from scheduler.stores import sqlite as stores_sqlite
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 
@@ -47,9 +48,9 @@ def install(
         version: Whose journal mode to use.
     """
     _Module.vfs = vfs
-    for module in (stores_sqlite, sqlite_upgrade):
+    for module in (stores_file, stores_sqlite, sqlite_upgrade):
         patch(module, "sqlite3", _Module())
-    patch(stores_sqlite.journal_mode, "__defaults__", (version,))
+    patch(stores_file.journal_mode, "__defaults__", (version,))
 
 
 class _Module:

@@ -14,7 +14,7 @@ import pytest
 
 from scheduler.budget import Budget
 from scheduler.errors import StoreError, StoreLocked
-from scheduler.stores import sqlite as stores_sqlite
+from scheduler.stores import file as stores_file
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores import newest
 from tests.stores.conformance import T0, new
@@ -196,7 +196,7 @@ def holding(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 async def test_a_file_that_is_held_too_long_is_a_clear_error_and_nothing_is_changed(
     path, monkeypatch
 ):
-    monkeypatch.setattr(stores_sqlite, "BUSY_MS", 20)
+    monkeypatch.setattr(stores_file, "BUSY_MS", 20)
     bench = bench_on(SqliteStore(path, patience_s=0.1), now_ms=LATER)
     await bench.store.open(LATER)
     content = path.read_bytes()

@@ -12,8 +12,9 @@ import pytest
 
 from scheduler.budget import Budget
 from scheduler.errors import StoreLocked
-from scheduler.stores import sqlite as stores_sqlite
-from scheduler.stores.sqlite import SAFE_WAL_SQLITE, SqliteStore, journal_mode
+from scheduler.stores import file as stores_file
+from scheduler.stores.file import SAFE_WAL_SQLITE, journal_mode
+from scheduler.stores.sqlite import SqliteStore
 from tests.stores import newest
 from tests.stores.conformance import T0, Bench, Conformance, new, post
 
@@ -197,7 +198,7 @@ async def _hold_older(path: Path) -> None:
 async def test_the_newest_goes_on_without_a_log_while_an_older_sqlite_reads(
     tmp_path, on_newest, monkeypatch
 ):
-    monkeypatch.setattr(stores_sqlite, "BUSY_MS", 50)
+    monkeypatch.setattr(stores_file, "BUSY_MS", 50)
     path = tmp_path / "s.db"
     async with child("_hold_older", path):
         bench = Bench(await opened(path))

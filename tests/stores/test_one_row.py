@@ -187,10 +187,10 @@ def test_looking_in_a_circle_reads_no_text_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "spec", "times"), [("new", "$1", 0), ("team", "$1, $9/100d", 1)])
 def test_in_a_new_budget_nothing_is_counted_again(opened, monkeypatch, name, spec, times):
     work, replays = opened("replayed"), []
-    for place in (Journal, sqlite_budgets):
-        replay = place.replay
+    for place, what in ((Journal, "replay"), (sqlite_budgets.Recount, "run")):
+        replay = getattr(place, what)
         monkeypatch.setattr(
-            place, "replay", lambda *args, replay=replay: replays.append(1) or replay(*args)
+            place, what, lambda *args, replay=replay: replays.append(1) or replay(*args)
         )
 
     async def main():

@@ -17,17 +17,25 @@ from scheduler.providers.base import Provider
 from scheduler.request import Priority, Request, RequestState
 from scheduler.stores import open_store
 from scheduler.stores.base import Outcome, Turn
+from scheduler.stores.file import SCHEMA_VERSION, journal_mode, version_of
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_request, encode_request
-from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore, journal_mode
+from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import FixedTariff
 from tests.stores.conformance import T0, Bench, Conformance, end, new, post
+from tests.stores.strict import StrictConnection
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """Every transaction is over a connection that takes only what PostgreSQL takes as well."""
+    monkeypatch.setattr("scheduler.stores.file.SqliteConnection", StrictConnection)
 
 
 class TestSqlite(Conformance):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path, strict):
         store = SqliteStore(tmp_path / "s.db")
         await store.open(T0)
         yield store
@@ -355,7 +363,7 @@ async def test_a_folder_a_missing_folder_and_a_missing_file_are_clear_errors(tmp
 
 @pytest.mark.anyio
 async def test_a_file_held_for_too_long_is_a_clear_error_and_nothing_happens(bench, monkeypatch):
-    monkeypatch.setattr("scheduler.stores.sqlite.BUSY_MS", 10)
+    monkeypatch.setattr("scheduler.stores.file.BUSY_MS", 10)
     impatient = await opened(bench.store.path, patience_s=0.05)
     db = sqlite3.connect(bench.store.path, isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
@@ -458,7 +466,7 @@ def test_a_file_that_another_process_makes_meanwhile_is_no_strangers(tmp_path, r
                 done.append(sql)
                 return db.execute(sql)
 
-        assert SqliteStore(path)._version_of(Watched()) in (0, SCHEMA_VERSION)
+        assert version_of(Watched(), path) in (0, SCHEMA_VERSION)
         assert len(done) > reads
 
 

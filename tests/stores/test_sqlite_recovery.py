@@ -15,8 +15,9 @@ from scheduler.core.steady import Steady
 from scheduler.errors import ConfigError, StoreLocked
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome
+from scheduler.stores.file import SCHEMA_VERSION
 from scheduler.stores.process import GONE_MS, Process
-from scheduler.stores.sqlite import SCHEMA_VERSION, SqliteStore
+from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import Bench as Provider
 from tests.conftest import ask
 from tests.stores.conformance import T0, Bench, end, new, post

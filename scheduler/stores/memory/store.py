@@ -43,6 +43,7 @@ from scheduler.stores.base import (
     refusal,
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.journal import Journal, held_cost
@@ -69,6 +70,7 @@ class MemoryStore(Store):
             raise ConfigError("keep_finished", f"{keep_finished} is below 0")
         self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
+        self._next_id = partial(next, self._ids)
         self._now_ms = 0
         self._rows: dict[int, Row] = {}
         self._pages = Pages()  # the same, by page
@@ -130,10 +132,8 @@ class MemoryStore(Store):
         else:
             for account in self._budgets.all_accounts():
                 account.leave_line()  # whoever does not claim is not in line
-        result.lanes = [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall)
-            for lane in self._lanes.take_changed()
-        ]
+        changed = self._lanes.take_changed()
+        result.lanes = [LaneStatus(each.key, each.waiting, each.shortfall) for each in changed]
         result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
         return result
 
@@ -270,7 +270,7 @@ class MemoryStore(Store):
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
         heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-        self._lanes.add(lane, first_id=row.id)
+        self._lanes.add(lane, row.id)
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
         ):
@@ -301,9 +301,9 @@ class MemoryStore(Store):
         if not row.is_delayed:
             row.parked_ms += row.lane.parked_clock_ms(now_ms) - row.parked_mark_ms
             self._lanes.remove(row.lane, now_ms)
-        accounts = self._accounts_of(row.lane.key.budgets)
-        left = [each.id for each in accounts if each.line and each.leave_line(row.id)]
-        self._lanes.wake_behind(left, now_ms)
+        for account in self._accounts_of(row.lane.key.budgets):
+            if account.leave_line(row.id):
+                self._lanes.wake_behind((account.id,), now_ms)
 
     def _expire(self, now_ms: int, result: TurnResult) -> None:
         while self._expiring and self._expiring[0][0] <= now_ms:
@@ -362,7 +362,7 @@ class MemoryStore(Store):
         self._lanes.remove(old, now_ms)
         accounts = self._accounts_of(old.key.budgets), self._accounts_of(new.lane.budgets)
         if keep_line(*accounts, row.id, new.lane.priority, row.needs):
-            self._lanes.wake_behind([each.id for each in accounts[0]], now_ms)
+            self._lanes.wake_behind((each.id for each in accounts[0]), now_ms)
         self._enqueue(row, now_ms)
 
     def _lend(self, request_id: int, is_lent: bool, now_ms: int) -> None:
@@ -393,23 +393,16 @@ class MemoryStore(Store):
         self._queues.pop(lane.id, None)
         self._shelves.pop(lane.id, None)
 
-    def _next_id(self) -> int:
-        return next(self._ids)
-
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
+        if not self._lanes.open:
+            return
         assert turn.slots is not None
-        planner = Planner(turn.slots, now_ms, admitted_before=self._admitted)
-        closed = self.gates.closed(now_ms)
-        looked_at: list[Lane] = []
         passed: list[list[Row]] = []
-        while batch := self._lanes.batch(planner, closed):
-            looked_at += batch
-            seen: list[list[Row]] = [[] for _ in batch]
-            passed += seen
-            planner.look([self._view(*each) for each in zip(batch, seen, strict=True)])
-        decided = planner.finish()
+        show = partial(self._show, passed)
+        lineup = Lineup(self._lanes.open, show, self.gates, turn.slots, now_ms)
+        decided = Planner(lineup, turn.slots, now_ms, self._admitted).decide()
         self._admitted += len(decided.admitted)
-        result.look_again_at_ms = decided.look_again_at_ms
+        result.look_again_at_ms = now_ms if decided.is_cut else decided.look_again_at_ms
         for candidate in decided.admitted:
             result.claimed.append(self._start(self._rows[candidate.id], now_ms))
         for candidate, lack in decided.refused:
@@ -418,33 +411,41 @@ class MemoryStore(Store):
             if not (row.request.fallback or row.id in turn.holds):
                 row.error = refusal(lack)
                 self._drop(row, RequestState.FAILED, now_ms)
-        for lane, rows, verdict in zip(looked_at, passed, decided.verdicts, strict=True):
-            for row in rows:
+        for lane, seen, verdict, rest_id in zip(
+            lineup.looked, passed, decided.verdicts, decided.rests, strict=True
+        ):
+            for row in seen:
                 if row.state is RequestState.QUEUED:
                     heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
             if lane.id in self._shelves and self._shelves[lane.id].is_cut:
                 result.look_again_at_ms = now_ms  # at the rest of it
-            self._lanes.settle(lane, verdict, now_ms)
+            self._lanes.settle(lane, verdict, rest_id, now_ms)
         if self._lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
 
-    def _view(self, lane: Lane, seen: list[Row]) -> LaneView:
-        """A lane as admission sees it; notes who was seen."""
-        accounts = self._accounts_of(lane.key.budgets)
-        gates = self.gates.of(lane.key.provider, lane.key.model)
-        closed = gates[0].closed if gates else None
-        if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-            if lane.id in self._shelves:
-                self._shelves.pop(lane.id).clear()
-            return LaneView(lane.key, accounts, self._candidates(lane, seen), gates)
-        if lane.id not in self._shelves:
-            self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
-        shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
-        return LaneView(
-            lane.key, accounts, shelf.small(self._candidates(lane, []), seen, reach), gates,
-            partial(shelf.large, self._candidates(lane, []), seen, reach),
-            partial(shelf.size_by_id, lane),
-        )  # fmt: skip
+    def _show(self, passed: list[list[Row]], lanes: Sequence[Lane]) -> list[LaneView]:
+        """Lanes as a plan sees them; notes in `passed` whom it takes out of their queues."""
+        views = []
+        for lane in lanes:
+            seen: list[Row] = []
+            passed.append(seen)
+            accounts = self._accounts_of(lane.key.budgets)
+            gates = self.gates.of(lane.key.provider, lane.key.model)
+            closed = gates[0].closed if gates else None
+            larger = size_by_id = None
+            if closed is None or not closed.is_of_credit or not lane.key.may_wait:
+                if lane.id in self._shelves:
+                    self._shelves.pop(lane.id).clear()
+                waiting = self._candidates(lane, seen)
+            else:
+                if lane.id not in self._shelves:
+                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
+                shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
+                waiting = shelf.small(self._candidates(lane, []), seen, reach)
+                larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
+                size_by_id = partial(shelf.size_by_id, lane)
+            views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
+        return views
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
         queue = self._queues[lane.id]
@@ -528,10 +529,10 @@ class MemoryStore(Store):
     async def counts(self, job: str | None = None) -> Counts:
         if job is not None:
             return await self._pages.counts_of(job)
-        parked, live = self._lanes.parked, len(self._rows) - self._finished.count
-        live -= self._running + parked.total()
+        parked = self._lanes.parked
+        queued = len(self._rows) - self._finished.count - self._running - parked.total()
         ended = {state.value: count for state, count in self._ended.items()}
-        return Counts(live, parked.total(), self._running, **ended, parked_by_reason={**+parked})
+        return Counts(queued, parked.total(), self._running, **ended, parked_by_reason={**+parked})
 
     async def queue(
         self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,

@@ -6,7 +6,7 @@ After a failed transaction the scheduler goes no further, so this never outlives
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,8 +21,6 @@ from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_budget, was_removed
 from scheduler.stores.views import budget_status
 
-MINUTE_MS = 60_000
-
 
 class Definition(NamedTuple):
     """A budget as it is stored, and read."""
@@ -30,13 +28,6 @@ class Definition(NamedTuple):
     text: str
     budget: Budget
     is_removed: bool
-
-
-class _Seen(NamedTuple):
-    """A budget's accounts as a transaction left them."""
-
-    accounts: list[Account]
-    now_ms: int
 
 
 class Books:
@@ -70,7 +61,8 @@ class Books:
         self.definitions: dict[int, Definition] = {}  # by budget, as last heard of
         self.stalest: deque[int] = deque()  # budgets, the one looked at longest ago first
         self._statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
-        self._seen: dict[int, _Seen] = {}  # accounts whose picture is not drawn yet
+        # Accounts of budgets whose picture is not drawn yet, and when they were looked at.
+        self._seen: dict[int, tuple[list[Account], int]] = {}
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
 
@@ -101,10 +93,9 @@ class Books:
 
     # Pictures of budgets
 
-    def saw(self, budget_id: int, accounts: list[Account], now_ms: int) -> None:
-        """A transaction leaves a budget's accounts so; the picture is drawn when it is asked for."""
-        if accounts:
-            self._seen[budget_id] = _Seen(accounts, now_ms)
+    def saw(self, accounts: Mapping[int, list[Account]], now_ms: int) -> None:
+        """A transaction leaves budgets' accounts so; a picture is drawn when it is asked for."""
+        self._seen.update((each, (those, now_ms)) for each, those in accounts.items() if those)
 
     def note(self, status: BudgetStatus) -> None:
         """This is how a budget looks now."""
@@ -127,8 +118,9 @@ class Books:
         for budget_id in list(self._seen if budgets is None else self._seen.keys() & set(budgets)):
             seen, known = self._seen.pop(budget_id, None), self._statuses.get(budget_id)
             if seen is not None and known is not None:
+                accounts, now_ms = seen
                 self._statuses[budget_id] = budget_status(
-                    budget_id, known.budget, seen.accounts[0].paused, seen.accounts, seen.now_ms
+                    budget_id, known.budget, accounts[0].paused, accounts, now_ms
                 )
         if budgets is None:
             return list(self._statuses.values())

@@ -18,8 +18,8 @@ from scheduler.stores.sql.books import Books, Definition
 from scheduler.stores.sql.codec import encode_budget
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Delete, Insert, Update
-from scheduler.stores.sql.recount import counting_since_ms, replay
 from scheduler.stores.sql.sheet import Sheet
+from scheduler.stores.sql.spent import Recount
 from scheduler.stores.views import budget_status, check_childless
 
 _DEFINITIONS = Insert(
@@ -144,7 +144,7 @@ def _define_accounts(sheet: Sheet, budgets: Mapping[int, Budget], new: set[int])
         if budget_id not in new  # in a new budget nothing was reserved
     ]
     if fresh:
-        replay(db, fresh, min(counting_since_ms(sheet, each.cap.window) for each in fresh))
+        Recount(db, fresh, sheet.now_ms).run()
         db.write_many(_BALANCES, [
             (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
             for account in fresh for slot_ms, t in account.slots.items()
@@ -159,8 +159,8 @@ def remove(sheet: Sheet, name: str) -> None:
     db, books = sheet.db, sheet.books
     stored, known = _known(sheet, name)
     children = [Stored(*row) for row in db.read(
-        "SELECT id, name, definition, is_paused FROM budgets WHERE definition LIKE ?",
-        f"%{json.dumps(name)[1:-1]}%",
+        "SELECT id, name, definition, is_paused FROM budgets WHERE definition LIKE ? ESCAPE '!'",
+        f"%{json.dumps(name)[1:-1].replace('!', '!!')}%",
     )]  # fmt: skip
     found = (each for each in children if not _definition(books, each).is_removed)
     check_childless(

@@ -6,16 +6,20 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from scheduler.admission.plan import Plan, Planner
+from scheduler.admission.plan import LaneView, Plan, Planner
 from scheduler.request import Request, RequestState
 from scheduler.stores.base import Claimed, Refused, Turn, TurnResult, refusal
 from scheduler.stores.lanes import Lane
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.sql.codec import decode_request, encode_budgets
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
+from scheduler.stores.sql.gates import know_fronts
 from scheduler.stores.sql.heads import Heads, Waiting
 from scheduler.stores.sql.rows import QUEUED, RUNNING, read_payloads
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.waiting import drop
+
+FEWEST, MOST_AT_ONCE = 16, 1_024  # lanes that are read together: about as many as there are places
 
 _RUNNING = Update(
     "requests",
@@ -34,23 +38,26 @@ _RESERVED = Insert(
 def claim(sheet: Sheet, turn: Turn, result: TurnResult) -> None:
     """Decide whom to admit, and write it; all that was settled and submitted is written."""
     books, now_ms = sheet.books, sheet.now_ms
-    assert turn.slots is not None
-    planner = Planner(turn.slots, now_ms, admitted_before=books.admitted)
-    closed = books.gates.closed(now_ms)
-    lanes: list[Lane] = []
-    while batch := books.lanes.batch(planner, closed):
-        lanes += batch
-        places = sum(planner.places.free.get(each, 0) for each in {b.key.provider for b in batch})
-        planner.look(Heads(sheet, batch, places).views())
-    if not lanes:
+    if not books.lanes.open:
         return
-    decided = planner.finish()
+    assert turn.slots is not None
+    know_fronts(sheet, turn.slots)
+    places = sum(turn.slots.values())
+
+    def show(lanes: Sequence[Lane]) -> Sequence[LaneView]:
+        return Heads(sheet, lanes, places).views()
+
+    lineup = Lineup(
+        books.lanes.open, show, books.gates, turn.slots, now_ms,
+        at_once=min(max(FEWEST, places), MOST_AT_ONCE),
+    )  # fmt: skip
+    decided = Planner(lineup, turn.slots, now_ms, books.admitted).decide()
     books.admitted += len(decided.admitted)
-    result.look_again_at_ms = decided.look_again_at_ms
+    result.look_again_at_ms = now_ms if decided.is_cut else decided.look_again_at_ms
     _start(sheet, decided, result)
     _refuse(sheet, decided, turn, result)
-    for lane, verdict in zip(lanes, decided.verdicts, strict=True):
-        books.lanes.settle(lane, verdict, now_ms)
+    for lane, verdict, rest_id in zip(lineup.looked, decided.verdicts, decided.rests, strict=True):
+        books.lanes.settle(lane, verdict, rest_id, now_ms)
     sheet.news.moved |= decided.moved
     if books.lanes.wake_behind(decided.moved, now_ms):
         result.look_again_at_ms = now_ms

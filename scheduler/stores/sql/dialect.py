@@ -17,6 +17,17 @@ never summed with a float.
 PostgreSQL says the same with ``unnest`` of one array per column: ``= ANY(%s)`` for `among`,
 ``unnest(%s::bigint[], …) AS k(…)`` for `rows`, a LATERAL join for `firsts`, and for a bulk write
 ``INSERT … SELECT * FROM unnest(…)`` or ``UPDATE … FROM unnest(…) AS v(…)``, one statement each.
+The columns of ``v`` need names of their own (``v.v_id``), or ``WHERE id = :id`` would mean two.
+Everything here has run on it so, the whole schema and every view, with what psycopg needs besides:
+a percent sign in a text is doubled before ``?`` becomes ``%s``, and sums of whole numbers come back as
+NUMERIC, to be loaded as ints. In the schema INTEGER is BIGINT, a key that SQLite counts up is an
+identity column, of which `Connection.new_ids` takes ``nextval``, and an expression in an index has
+parentheses of its own. A text holds no NUL there: such keys are refused when they are submitted.
+
+So these hold for what is given to a connection, and the tests check it on SQLite: no bool for a
+number, no rows that are none, no two rows of one key in a bulk write (PostgreSQL would take either,
+or refuse), an ESCAPE to each LIKE, and no word that only SQLite knows. A plus before a column
+(``+made_at_ms``) keeps SQLite from an index that would be the wrong one; PostgreSQL reads over it.
 """
 
 from __future__ import annotations
@@ -95,8 +106,12 @@ class Dialect(ABC):
     among: str
     """Membership in a list that is one value: ``f"id {dialect.among}"``, with `a_list`."""
 
-    lock: str
-    """Behind a SELECT: lock its rows until the end of the transaction."""
+    @abstractmethod
+    def lock(self, alias: str) -> str:
+        """Behind a SELECT: lock a table's rows until the end, in the order of their ids.
+
+        PostgreSQL: ``ORDER BY a.id FOR NO KEY UPDATE OF a``.
+        """
 
     @abstractmethod
     def a_list(self, values: Iterable[Value]) -> object:
@@ -108,7 +123,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def row_values(self, rows: Iterable[Sequence[Value]]) -> tuple[object, ...]:
-        """What stands for them, in a statement with `rows`."""
+        """What stands for them, in a statement with `rows`; there is at least one."""
 
     @abstractmethod
     def firsts(
@@ -138,10 +153,13 @@ class Sqlite(Dialect):
     """
 
     among = "IN (SELECT value FROM json_each(?))"
-    lock = ""
 
     def __init__(self) -> None:
         self._bulks: dict[Bulk, str] = {}
+
+    def lock(self, alias: str) -> str:
+        """See `Dialect.lock`."""
+        return ""
 
     def a_list(self, values: Iterable[Value]) -> object:
         """See `Dialect.a_list`."""
@@ -156,7 +174,9 @@ class Sqlite(Dialect):
 
     def row_values(self, rows: Iterable[Sequence[Value]]) -> tuple[object, ...]:
         """See `Dialect.row_values`."""
-        return (_dumps(list(rows)),)
+        given = list(rows)
+        assert given, "of no rows an engine with an array per column knows no columns"
+        return (_dumps(given),)
 
     def firsts(
         self, columns: str, groups: Mapping[str, Type], table: str, where: str, order: str

@@ -38,6 +38,18 @@ def know_gates(sheet: Sheet, pairs: Iterable[tuple[str, str]]) -> None:
     load_gates(sheet, names)
 
 
+def know_fronts(sheet: Sheet, providers: Iterable[str]) -> None:
+    """Read what is known of these providers, if that was not done yet."""
+    books = sheet.books
+    if not books.gates.has_rules:
+        return
+    fronts = [front for each in providers if (front := books.gates.front(each)) is not None]
+    names = [(front.provider, front.model, True) for front in fronts]
+    new = [name for name in names if name not in books.known_gates]
+    books.known_gates.update(new)
+    load_gates(sheet, new)
+
+
 def load_gates(sheet: Sheet, names: Iterable[Name]) -> None:
     """Take over what others wrote of these gates since this process last wrote or read it."""
     gates, now_ms, db = sheet.books.gates, sheet.now_ms, sheet.db

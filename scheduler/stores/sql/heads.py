@@ -14,18 +14,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from scheduler.admission.plan import LaneView
 from scheduler.ledger.account import Needs
 from scheduler.limits import MOST_TRIED, NOTHING
 from scheduler.request import Tokens
 from scheduler.stores.lanes import Lane
+from scheduler.stores.sql.connection import Row
 from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.gates import know_gates
 from scheduler.stores.sql.sheet import FAR_MS, Sheet
 
-FEW, MANY, MOST = 4, 128, 4_096  # of a page
+FEW, MANY, MOST = 2, 128, 4_096  # of a page
 
 # How much a request asks of its provider's credit: `limits.size_of`.
 _SIZE = "(CASE {0}.ceiling_nusd WHEN 0 THEN {0}.ceiling_tokens ELSE {0}.ceiling_nusd END)"
@@ -58,7 +58,7 @@ class Waiting:
     digest: str
 
 
-def _waiting(row: tuple[Any, ...]) -> Waiting:
+def _waiting(row: Row) -> Waiting:
     (id_, lane_id, nusd, tokens, input_tokens, output_tokens, attempts, cost_nusd, submitted_at_ms,
      mark_ms, parked_ms, job_id, model, digest) = row  # fmt: skip
     return Waiting(
@@ -73,7 +73,7 @@ class _Pages:
     def __init__(self, sheet: Sheet, page: int, where: str) -> None:
         self._sheet, self._page = sheet, page
         self._where = f"{_QUEUED}{where}"
-        self._rows: dict[int, deque[Waiting]] = {}
+        self._rows: dict[int, deque[Row]] = {}
         self._from: dict[int, int] = {}
         self._reach: dict[int, int] = {}
         self._sizes: dict[int, int] = {}  # of the last page; 0: there is no further one
@@ -94,7 +94,7 @@ class _Pages:
                 self._read()
                 if not rows:
                     return
-            yield rows.popleft()
+            yield _waiting(rows.popleft())
 
     def read(self) -> None:
         """The first page of all."""
@@ -114,10 +114,9 @@ class _Pages:
         )  # fmt: skip
         counts = dict.fromkeys(low, 0)
         for row in sorted(rows):
-            waiting = _waiting(row)
-            self._rows[waiting.lane_id].append(waiting)
-            self._from[waiting.lane_id] = waiting.id + 1
-            counts[waiting.lane_id] += 1
+            self._rows[row[1]].append(row)
+            self._from[row[1]] = row[0] + 1
+            counts[row[1]] += 1
         for each, count in counts.items():
             self._sizes[each] = page if count == page else 0
         self._page = min(MOST, max(MANY, 2 * page))

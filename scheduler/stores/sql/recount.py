@@ -5,33 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from scheduler.budget import Window
 from scheduler.ledger.account import Account, Tally, cost_in
-from scheduler.stores.sql.books import MINUTE_MS
 from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection
-from scheduler.stores.sql.sheet import Sheet
+from scheduler.stores.sql.spent import MINUTE_MS
 
 
-def counting_since_ms(sheet: Sheet, window: Window) -> int:
-    """Beginning of the oldest slot that counts, or still has calls under way."""
-    made_at_ms = sheet.db.value(
-        "SELECT min(made_at_ms) FROM reservations WHERE state IN ('pending', 'suspense')"
-    )
-    oldest_ms = window.oldest_counting_ms(sheet.now_ms)
-    return oldest_ms if made_at_ms is None else min(oldest_ms, window.slot_start_ms(made_at_ms))
-
-
-def replay(db: Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
-    """Recompute accounts' slots from reservations made since then; returns how many there are."""
+def replay(db: Connection, accounts: Iterable[Account]) -> int:
+    """Recompute accounts' slots from all reservations; returns how many there are."""
     by_budget: dict[int, list[Account]] = {}
     for account in accounts:
         by_budget.setdefault(account.budget_id, []).append(account)
     count = 0
-    for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.read(
+    for text, state, made_at_ms, nusd, tokens, cost_nusd, cost_tokens in db.scan(
         "SELECT budgets, state, made_at_ms, ceiling_nusd, ceiling_tokens, nusd, tokens"
-        " FROM reservations WHERE made_at_ms >= ?",
-        since_ms,
+        " FROM reservations"
     ):
         count += 1
         if state == "voided":
@@ -48,20 +36,19 @@ def replay(db: Connection, accounts: Iterable[Account], since_ms: int = 0) -> in
                 else:
                     tally.reserved += held
                     tally.suspense += held if state == "suspense" else 0
-    return count + _replay_sums(db, by_budget, since_ms)
+    return count + _replay_sums(db, by_budget)
 
 
-def _replay_sums(db: Connection, by_budget: dict[int, list[Account]], since_ms: int) -> int:
+def _replay_sums(db: Connection, by_budget: dict[int, list[Account]]) -> int:
     """Add what pruned reservations posted; returns how many attempts that were.
 
     A window defined since counts a sum in its minute's last slot, so that it counts
     rather longer than not.
     """
     count = 0
-    for minute_ms, budgets, text, *posted in db.read(
-        "SELECT minute_ms, budgets, slots, nusd, tokens, attempts FROM sums WHERE minute_ms + ? > ?",
-        MINUTE_MS, since_ms,
-    ):  # fmt: skip
+    for minute_ms, budgets, text, *posted in db.scan(
+        "SELECT minute_ms, budgets, slots, nusd, tokens, attempts FROM sums"
+    ):
         count += posted[2]
         slots = json.loads(text)
         for budget_id in decode_budgets(budgets):

@@ -96,7 +96,7 @@ CREATE TABLE requests (
   is_delivered    INTEGER NOT NULL,  -- its outcome reached its file, or needs none
   payload         TEXT,              -- JSON of the request
   error           TEXT,              -- JSON: why it failed
-  ended_at_ms     INTEGER,
+  ended_at_ms     INTEGER,           -- NULL: it lives
   input_tokens    INTEGER NOT NULL DEFAULT 0,  -- as rate limits count: a guess,
   output_tokens   INTEGER NOT NULL DEFAULT 0   -- and the cap in the body; 0: none
 ) STRICT;
@@ -105,11 +105,12 @@ CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
 CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms) WHERE state = 'delayed';
 CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)
   WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed');
-CREATE INDEX requests_running ON requests (id) WHERE state = 'running';
-CREATE INDEX requests_undelivered ON requests (job_id, id)
-  WHERE is_delivered = 0 AND state IN ('succeeded', 'failed', 'cancelled', 'expired');
-CREATE INDEX requests_ended ON requests (lane_id, is_delivered, coalesce(ended_at_ms, submitted_at_ms))
-  WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired');
+-- By whether it has ended, and not by its state: starting a request touches none of these.
+CREATE INDEX requests_live ON requests (job_id, id) WHERE ended_at_ms IS NULL;
+CREATE INDEX requests_outcomes ON requests (job_id, is_delivered, id)
+  WHERE key IS NOT NULL AND ended_at_ms IS NOT NULL;
+CREATE INDEX requests_ended ON requests (lane_id, is_delivered, ended_at_ms)
+  WHERE ended_at_ms IS NOT NULL;
 
 CREATE TABLE responses (
   request_id INTEGER PRIMARY KEY,
@@ -135,11 +136,12 @@ CREATE TABLE reservations (
   provider_id    TEXT,                        -- the provider's own id for a lost call
   why            TEXT                         -- what is known of an unknown outcome
 ) STRICT;
-CREATE INDEX reservations_open ON reservations (worker_id) WHERE state IN ('pending', 'suspense');
+CREATE INDEX reservations_pending ON reservations (worker_id, request_id) WHERE state = 'pending';
 CREATE INDEX reservations_suspense ON reservations (id) WHERE state = 'suspense';
 CREATE INDEX reservations_unknown ON reservations (coalesce(settled_at_ms, made_at_ms))
   WHERE state = 'suspense';
 CREATE INDEX reservations_of_request ON reservations (request_id);
+CREATE INDEX reservations_made ON reservations (made_at_ms);
 
 -- What pruned reservations posted, so that balances can still be recomputed.
 CREATE TABLE sums (
@@ -153,6 +155,27 @@ CREATE TABLE sums (
   tokens    INTEGER NOT NULL,
   overruns  INTEGER NOT NULL,
   PRIMARY KEY (minute_ms, budgets, model, job_id, slots)
+) STRICT, WITHOUT ROWID;
+
+-- What was ever posted, summed as it is settled, by the quarter of an hour it was reserved in.
+CREATE TABLE spent (
+  quarter_ms INTEGER NOT NULL,
+  job_id     INTEGER NOT NULL,
+  model      TEXT    NOT NULL,
+  attempts   INTEGER NOT NULL,
+  nusd       INTEGER NOT NULL,
+  tokens     INTEGER NOT NULL,
+  PRIMARY KEY (quarter_ms, job_id, model)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE spent_of_budgets (
+  budget_id   INTEGER NOT NULL,
+  quarter_ms  INTEGER NOT NULL,
+  attempts    INTEGER NOT NULL,
+  nusd        INTEGER NOT NULL,
+  tokens      INTEGER NOT NULL,
+  over_nusd   INTEGER NOT NULL,  -- more than was reserved
+  over_tokens INTEGER NOT NULL,
+  PRIMARY KEY (budget_id, quarter_ms)
 ) STRICT, WITHOUT ROWID;
 
 -- What processes know together of a provider's rate limits, pauses and credit.

@@ -31,6 +31,8 @@ class Hold:
     budgets: tuple[int, ...]
     made_at_ms: int
     needs: Needs
+    job_id: int
+    model: str
     row: Row
 
     @property
@@ -41,7 +43,7 @@ class Hold:
 
 _HOLDS = (
     "SELECT h.id, h.state, h.is_assumed, h.nusd, h.tokens, h.budgets, h.made_at_ms, h.ceiling_nusd,"
-    f" h.ceiling_tokens, {COLUMNS} FROM reservations h JOIN requests r ON r.id = h.request_id"
+    f" h.ceiling_tokens, h.job_id, h.model, {COLUMNS} FROM reservations h JOIN requests r ON r.id = h.request_id"
 )
 
 
@@ -54,11 +56,12 @@ def read_holds(sheet: Sheet, ids: Iterable[int]) -> dict[int, Hold]:
     rows = db.read(f"{_HOLDS} WHERE h.id {db.dialect.among}", db.dialect.a_list(wanted))
     holds = {}
     for row in rows:
-        id_, state, is_assumed, nusd, tokens, budgets, made_at_ms, held_nusd, held_tokens = row[:9]
+        id_, state, is_assumed, nusd, tokens, budgets, made_at_ms = row[:7]
+        held_nusd, held_tokens, job_id, model = row[7:11]
         holds[id_] = Hold(
             id_, _STATES[state], bool(is_assumed), (nusd, tokens),
-            decode_budgets(budgets), made_at_ms, (held_nusd, held_tokens, 1),
-            sheet.meet(Row(*row[9:])),
+            decode_budgets(budgets), made_at_ms, (held_nusd, held_tokens, 1), job_id, model,
+            sheet.meet(Row(*row[11:])),
         )  # fmt: skip
     sheet.load(
         {budget_id for hold in holds.values() for budget_id in hold.budgets},
@@ -122,6 +125,7 @@ def _move(
     was_posted, is_posted = old is ReservationState.POSTED, new is ReservationState.POSTED
     hold.state, hold.is_assumed = new, each.is_assumed
     hold.cost = (each.nusd, each.tokens) if is_posted else (0, 0)
+    sheet.spent.settled(hold, assumed if was_posted else None, hold.cost if is_posted else None)
     for account in sheet.accounts_of(hold.budgets):
         cost = cost_in(account.index, each.nusd, each.tokens)
         before = cost_in(account.index, *assumed) if was_posted else 0
@@ -132,10 +136,11 @@ def _move(
         if old is not ReservationState.PENDING and account.cap.window.span_ms:
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
-    sheet.settled.append((
-        new._value_, now_ms, *hold.cost, int(each.is_assumed), words(each.provider_id),
-        words(each.why), hold.id,
-    ))  # fmt: skip
+    *_, provider_id, why, _ = sheet.settled.get(hold.id, (None, None, None))
+    sheet.settled[hold.id] = (
+        new._value_, now_ms, *hold.cost, int(each.is_assumed),
+        words(each.provider_id) or provider_id, words(each.why) or why, hold.id,
+    )  # fmt: skip
 
 
 def _go_on(sheet: Sheet, row: Row, each: Settlement) -> None:

@@ -19,6 +19,7 @@ from scheduler.stores.sql.codec import encode_budgets, encode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.rows import Row, insert_rows, read_rows, update_rows
+from scheduler.stores.sql.spent import Spent
 
 MAX_BEHIND_MS = 60_000  # clocks of processes that share a file differ by less
 FAR_MS = 1 << 62
@@ -89,6 +90,7 @@ class Sheet:
         rows: Requests that were read or made in it.
         owners: Of lanes that are not in the books: whose, and the budgets they draw on.
         tallies: By job and state, how many requests more there are.
+        spent: What is added to the sums of what was ever posted.
         news: What others have to be told of.
     """
 
@@ -100,9 +102,11 @@ class Sheet:
         self.new_lanes: list[Lane] = []
         self.owners: dict[int, Owner] = {}
         self.tallies: Counter[tuple[int, str]] = Counter()
-        self.settled: list[tuple[object, ...]] = []  # reservations
+        self.settled: dict[int, tuple[object, ...]] = {}  # reservations, each once
         self.responses: list[tuple[int, str]] = []
+        self.spent = Spent()
         self.news = changes.News()
+        self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
         self._more: Counter[int] = Counter()  # how many more wait in lanes others count, too
 
     # Gather
@@ -122,13 +126,16 @@ class Sheet:
         if missing:
             self.accounts |= {budget_id: [] for budget_id in missing}
             rows = db.read(
-                f"{_ACCOUNTS} {db.dialect.among} ORDER BY a.id{db.dialect.lock}",
-                db.dialect.a_list(missing),
+                f"{_ACCOUNTS} {db.dialect.among}{db.dialect.lock('a')}", db.dialect.a_list(missing)
             )
-            for row in sorted(rows, key=_position):
+            for row in rows:
                 account = self._account(row)
                 fresh.append(account)
                 self.accounts[account.budget_id].append(account)
+            positions = {row[0]: row[2] for row in rows}
+            for each in missing:
+                if len(self.accounts[each]) > 1:
+                    self.accounts[each].sort(key=lambda account: positions[account.id])
         old = self._old_slots(made)
         if not fresh and not old:
             return
@@ -144,8 +151,10 @@ class Sheet:
         ):
             found.setdefault(account_id, {})[slot_ms] = Tally(*sums)
         for account in fresh:
-            slots = found.get(account.id, {})
-            account.slots = {at: slots[at] for at in slots if at >= account.oldest_ms}
+            slots = found.get(account.id)
+            if slots is not None and old:
+                slots = {at: slots[at] for at in slots if at >= account.oldest_ms}
+            account.slots = slots or {}
             account.look(self.now_ms)
         for (account_id, slot_ms), account in old.items():
             account.slots[slot_ms] = found.get(account_id, {}).get(slot_ms) or Tally()
@@ -156,7 +165,10 @@ class Sheet:
         account = Account(account_id, budget_id, name, read, bool(is_paused))  # type: ignore[arg-type]
         account.warned, account.warned_slot_ms = warned, warned_slot_ms  # type: ignore[assignment]
         account.line = decode_line(line)  # type: ignore[arg-type]
-        account.oldest_ms = read.window.oldest_counting_ms(self.now_ms)
+        oldest_ms = self._oldest.get(id(read.window))  # many accounts have the same one
+        if oldest_ms is None:
+            oldest_ms = self._oldest[id(read.window)] = read.window.oldest_counting_ms(self.now_ms)
+        account.oldest_ms = oldest_ms
         return account
 
     def _old_slots(
@@ -198,7 +210,7 @@ class Sheet:
 
     def enter(self, lane: Lane, request_id: int) -> None:
         """One more waits in a lane of the books."""
-        self.books.lanes.add(lane, first_id=request_id)
+        self.books.lanes.add(lane, request_id)
         self._count(lane, 1)
 
     def leave(self, lane: Lane, count: int = 1) -> None:
@@ -241,9 +253,9 @@ class Sheet:
             insert_rows(db, self.new)
             self.new = []
         update_rows(db, self.rows.values())
-        db.write_many(_RESERVATIONS, self.settled)
+        db.write_many(_RESERVATIONS, list(self.settled.values()))
         db.write_many(_RESPONSES, self.responses)
-        self.settled, self.responses = [], []
+        self.settled, self.responses = {}, []
 
     def finish(self) -> None:
         """Write all that is left. How this process's lanes are doing waits for its next turn."""
@@ -253,9 +265,9 @@ class Sheet:
         self._more.clear()
         self.db.write_many(_TALLIES, [(*key, n) for key, n in self.tallies.items() if n])
         self.tallies.clear()
+        self.spent.write(self.db)
         changes.tell(self.db, self.books, self.news)
-        for budget_id, accounts in self.accounts.items():
-            self.books.saw(budget_id, accounts, self.now_ms)
+        self.books.saw(self.accounts, self.now_ms)
 
     def _write_accounts(self) -> None:
         slots, lines = [], []
@@ -302,10 +314,6 @@ def begin(db: Connection, books: Books, now_ms: int) -> Sheet:
         now_ms = newest[0]
     books.now_ms = now_ms
     return Sheet(db, books, now_ms)
-
-
-def _position(row: tuple[object, ...]) -> int:
-    return row[2]  # type: ignore[return-value]
 
 
 def lane_row(worker_id: int, lane: Lane) -> tuple[object, ...]:

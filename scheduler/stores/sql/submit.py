@@ -135,7 +135,7 @@ def _new_row(sheet: Sheet, request_id: int, job_id: int, new: NewRequest) -> Row
     key = new.request.key
     return Row(
         request_id, job_id, key, digest, 0, 0, "", new.request.model, new.ceiling_nusd,
-        new.ceiling_tokens, new.expected_nusd, *new.tokens, sheet.now_ms, is_delivered=key is None,
+        new.ceiling_tokens, new.expected_nusd, *new.tokens, sheet.now_ms, is_delivered=int(key is None),
     )  # fmt: skip
 
 

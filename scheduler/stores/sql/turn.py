@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.budget import Budget
 from scheduler.errors import StoreLocked
-from scheduler.ledger.account import Account
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import (
@@ -30,7 +29,6 @@ from scheduler.stores.sql.books import Books
 from scheduler.stores.sql.claim import claim
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.gates import know_gates, load_gates, save_gates
-from scheduler.stores.sql.recount import replay
 from scheduler.stores.sql.rows import COLUMNS, Row, read_finished
 from scheduler.stores.sql.settle import read_holds, read_unknown, settle
 from scheduler.stores.sql.sheet import Sheet, begin
@@ -248,9 +246,3 @@ class Transactions(Books):
     def read_budgets(self, db: Connection, now_ms: int) -> list[BudgetStatus]:
         """`Store.budgets`; writes nothing."""
         return defining.read_budgets(begin(db, self, now_ms))
-
-    # For audits and pruning
-
-    def replay(self, db: Connection, accounts: Iterable[Account], since_ms: int = 0) -> int:
-        """See `recount.replay`."""
-        return replay(db, accounts, since_ms)

@@ -14,6 +14,7 @@ from scheduler.duration import format_duration
 from scheduler.errors import StoreLocked
 from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.spent import POSTED, POSTED_ON
 
 _ACCOUNTS = """CREATE TABLE accounts_2 (
   id INTEGER PRIMARY KEY AUTOINCREMENT, budget_id INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -24,6 +25,21 @@ _LANES = """CREATE TABLE lanes_2 (
   budgets TEXT NOT NULL, priority INTEGER NOT NULL, may_wait INTEGER NOT NULL,
   waiting INTEGER NOT NULL DEFAULT 0, shortfall TEXT, shut_since_ms INTEGER NOT NULL DEFAULT 0,
   parked_total_ms INTEGER NOT NULL DEFAULT 0) STRICT"""
+
+_SPENT = (
+    "CREATE TABLE spent (quarter_ms INTEGER NOT NULL, job_id INTEGER NOT NULL, model TEXT NOT NULL,"
+    " attempts INTEGER NOT NULL, nusd INTEGER NOT NULL, tokens INTEGER NOT NULL,"
+    " PRIMARY KEY (quarter_ms, job_id, model)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE spent_of_budgets (budget_id INTEGER NOT NULL, quarter_ms INTEGER NOT NULL,"
+    " attempts INTEGER NOT NULL, nusd INTEGER NOT NULL, tokens INTEGER NOT NULL,"
+    " over_nusd INTEGER NOT NULL, over_tokens INTEGER NOT NULL,"
+    " PRIMARY KEY (budget_id, quarter_ms)) STRICT, WITHOUT ROWID",
+    f"INSERT INTO spent {POSTED}",
+    "INSERT INTO spent_of_budgets"
+    " SELECT b.value, p.quarter_ms, sum(p.attempts), sum(p.nusd), sum(p.tokens),"
+    " sum(p.over_nusd), sum(p.over_tokens)"
+    f" FROM ({POSTED_ON}) AS p, json_each('[' || trim(p.budgets, ',') || ']') AS b GROUP BY 1, 2",
+)
 
 
 def _remade(table: str, create: str, index: str) -> tuple[str, ...]:
@@ -83,24 +99,28 @@ STEPS: dict[int, tuple[str, ...]] = {
         " what TEXT NOT NULL) STRICT",
         "CREATE TABLE ends (seq INTEGER PRIMARY KEY AUTOINCREMENT, request_id INTEGER NOT NULL)"
         " STRICT",
+        "DROP INDEX requests_running",
+        "DROP INDEX requests_undelivered",
+        "DROP INDEX reservations_open",
+        # Of those that ended before that was noted nobody knows when.
+        "UPDATE requests SET ended_at_ms = submitted_at_ms WHERE ended_at_ms IS NULL"
+        " AND state IN ('succeeded', 'failed', 'cancelled', 'expired')",
+        # Some files have these two already.
+        "DROP INDEX IF EXISTS requests_ended",
+        "CREATE INDEX requests_ended ON requests (lane_id, is_delivered, ended_at_ms)"
+        " WHERE ended_at_ms IS NOT NULL",
+        "CREATE INDEX IF NOT EXISTS reservations_unknown ON reservations"
+        " (coalesce(settled_at_ms, made_at_ms)) WHERE state = 'suspense'",
+        "CREATE INDEX requests_live ON requests (job_id, id) WHERE ended_at_ms IS NULL",
+        "CREATE INDEX requests_outcomes ON requests (job_id, is_delivered, id)"
+        " WHERE key IS NOT NULL AND ended_at_ms IS NOT NULL",
+        "CREATE INDEX reservations_pending ON reservations (worker_id, request_id)"
+        " WHERE state = 'pending'",
+        "CREATE INDEX reservations_made ON reservations (made_at_ms)",
+        *_SPENT,
     ),
 }
 """From a version to the statements that lead to the next one."""
-
-INDEXES = (
-    "CREATE INDEX IF NOT EXISTS requests_ended ON requests"
-    " (lane_id, is_delivered, coalesce(ended_at_ms, submitted_at_ms))"
-    " WHERE state IN ('succeeded', 'failed', 'cancelled', 'expired')",
-    "CREATE INDEX IF NOT EXISTS reservations_unknown ON reservations"
-    " (coalesce(settled_at_ms, made_at_ms)) WHERE state = 'suspense'",
-)
-"""What the newest files have besides; older programs work with them as well, so no new version."""
-
-
-def add_indexes(db: Connection) -> None:
-    """Give a file the indexes that its maker did not know, inside the caller's transaction."""
-    for statement in INDEXES:
-        db.write(statement)
 
 
 def upgrade(db: Connection, path: Path, version: int, me: Process, now_ms: int) -> Path:
@@ -123,7 +143,6 @@ def upgrade(db: Connection, path: Path, version: int, me: Process, now_ms: int) 
     for step in sorted(each for each in STEPS if each >= version):
         for statement in STEPS[step]:
             db.write(statement)
-    add_indexes(db)
     return saved
 
 

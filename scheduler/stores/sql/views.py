@@ -10,30 +10,36 @@ from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.ledger.account import Account, Tally
 from scheduler.request import Request, RequestState
-from scheduler.stats import Audit, Counts, Discrepancy, QueueRow, SpendRow
+from scheduler.stats import Audit, Counts, Discrepancy, SpendRow
 from scheduler.stores.base import Finished, Known, Picture, Unknown
-from scheduler.stores.sql.codec import decode_budgets, decode_request, decode_shortfall
-from scheduler.stores.sql.rows import DELAYED, decode_finished, read_by_keys, state_of
+from scheduler.stores.sql import spent
+from scheduler.stores.sql.codec import decode_request, decode_shortfall
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.listing import ENDED
+from scheduler.stores.sql.recount import replay
+from scheduler.stores.sql.rows import (
+    DELAYED,
+    decode_finished,
+    read_by_keys,
+    read_finished,
+    state_of,
+)
 from scheduler.stores.sql.turn import Transactions
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")
 
-_HEADINGS = {
-    "model": "h.model",
-    "job": "(SELECT name FROM jobs WHERE id = h.job_id)",
-    "budget": "h.budgets",
-}
+_HEADINGS = {"model": "model", "job": "job_id", "budget": "budget"}
 
 
-def counts(db: Any, job: str | None) -> Counts:
+def counts(db: Connection, job: str | None) -> Counts:
     """`Store.counts`."""
     where, values = ("", ()) if job is None else (" WHERE j.name = ?", (job,))
     states: dict[str, int] = dict(
-        db.execute(
+        db.read(
             "SELECT t.state, sum(t.count) FROM tallies t JOIN jobs j ON j.id = t.job_id"
             f"{where} GROUP BY t.state",
-            values,
+            *values,
         )
     )
     reasons: dict[str, int] = {}
@@ -45,166 +51,110 @@ def counts(db: Any, job: str | None) -> Counts:
     return Counts(**states, parked=parked, parked_by_reason=reasons)
 
 
-def _shut_lanes(db: Any, job: str | None) -> Any:
+def _shut_lanes(db: Connection, job: str | None) -> list[tuple[str, int]]:
     """Why lanes are shut, and how many wait in each."""
     if job is None:
-        return db.execute(
+        return db.read(
             "SELECT shortfall, waiting FROM lanes WHERE shortfall IS NOT NULL AND waiting > 0"
-        ).fetchall()
-    return db.execute(
+        )
+    return db.read(
         "SELECT l.shortfall, count(*) FROM lanes l"
         " JOIN requests r ON r.lane_id = l.id AND r.state = 'queued'"
         " JOIN jobs j ON j.id = r.job_id"
-        " WHERE l.shortfall IS NOT NULL AND l.waiting > 0 AND j.name = ? GROUP BY l.id",
-        (job,),
-    ).fetchall()
-
-
-def queue(
-    db: Any,
-    states: Iterable[RequestState],
-    now_ms: int,
-    job: str | None,
-    limit: int,
-    after_id: int,
-) -> list[QueueRow]:
-    """`Store.queue`."""
-    wanted = {state.value for state in states}
-    clauses = []
-    if wanted & {"queued", "parked"}:
-        shut = {frozenset({"queued"}): " AND l.shortfall IS NULL",
-                frozenset({"parked"}): " AND l.shortfall IS NOT NULL"}.get(
-            frozenset(wanted & {"queued", "parked"}), "")  # fmt: skip
-        clauses.append(f"(r.state = 'queued'{shut})")
-        if "queued" in wanted:
-            clauses.append("r.state = 'delayed'")
-    ends = sorted(wanted - {"queued", "parked"})
-    if ends:
-        clauses.append(f"r.state IN ({', '.join('?' * len(ends))})")
-    rows = db.execute(
-        "SELECT r.id, r.key, j.name, r.state, r.model, l.provider, l.priority, r.submitted_at_ms,"
-        " r.attempts, r.ceiling_nusd, r.cost_nusd, r.parked_ms, r.parked_mark_ms, l.shortfall,"
-        " l.shut_since_ms, l.parked_total_ms, r.payload, r.error"
-        " FROM requests r JOIN lanes l ON l.id = r.lane_id JOIN jobs j ON j.id = r.job_id"
-        f" WHERE r.id > ? AND ({' OR '.join(clauses)})"
-        f"{'' if job is None else ' AND j.name = ?'} ORDER BY r.id LIMIT ?",
-        (after_id, *ends, *(() if job is None else (job,)), limit),
+        " WHERE l.shortfall IS NOT NULL AND l.waiting > 0 AND j.name = ? GROUP BY l.id, l.shortfall",
+        job,
     )
-    return [_queue_row(row, now_ms) for row in rows]
 
 
-def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
-    (id_, key, job, state, model, provider, priority, submitted_at_ms, attempts, ceiling_nusd,
-     cost_nusd, parked_ms, mark_ms, lack, shut_since_ms, parked_total_ms, payload, error) = row  # fmt: skip
-    shortfall = None
-    if state == "queued":
-        clock_ms = parked_total_ms
-        if lack is not None:
-            shortfall = decode_shortfall(str(lack))
-            clock_ms += max(0, now_ms - shut_since_ms)  # type: ignore[operator]
-            state = "parked"
-        parked_ms += max(0, clock_ms - mark_ms)  # type: ignore[operator]
-    return QueueRow(
-        id=id_, key=key, job=job,  # type: ignore[arg-type]
-        state=RequestState("queued" if state == "delayed" else str(state)),
-        model=model, provider=provider, priority=priority, submitted_at_ms=submitted_at_ms,  # type: ignore[arg-type]
-        attempts=attempts, ceiling_nusd=ceiling_nusd, cost_nusd=cost_nusd, parked_ms=parked_ms,  # type: ignore[arg-type]
-        shortfall=shortfall,
-        request=None if payload is None else decode_request(str(payload)),
-        error=None if error is None else json.loads(str(error)),
-    )  # fmt: skip
-
-
-def spend(db: Any, by: str, since_ms: int) -> list[SpendRow]:
+def spend(db: Connection, by: str, since_ms: int) -> list[SpendRow]:
     """`Store.spend`."""
     if by not in _HEADINGS:
         raise ConfigError("by", f"{by!r} is not one of {', '.join(_HEADINGS)}")
+    names: dict[int | str, str] = {}
+    if by != "model":
+        names = dict(db.read(f"SELECT id, name FROM {by}s"))
     rows: dict[str, list[int]] = {}
-    names = dict(db.execute("SELECT id, name FROM budgets"))
-    for heading, *numbers in db.execute(
-        f"SELECT {_HEADINGS[by]}, sum(h.state <> 'voided'), sum(h.nusd),"
-        " sum(CASE WHEN h.state IN ('pending', 'suspense') THEN h.ceiling_nusd ELSE 0 END),"
-        " sum(CASE WHEN h.state = 'suspense' THEN h.ceiling_nusd ELSE 0 END), sum(h.tokens)"
-        " FROM reservations h WHERE h.made_at_ms >= ? GROUP BY 1"
-        f" UNION ALL SELECT {_HEADINGS[by]}, sum(h.attempts), sum(h.nusd), 0, 0, sum(h.tokens)"
-        " FROM sums h WHERE h.minute_ms + 60000 > ? GROUP BY 1",
-        (since_ms, since_ms),
-    ):
-        heads = (
-            [names.get(each, "?") for each in decode_budgets(heading)]
-            if by == "budget"
-            else [heading]
-        )
+    for heads, numbers in spent.parts(db, _HEADINGS[by], since_ms):
         for head in heads:
-            total = rows.setdefault(head, [0, 0, 0, 0, 0])
+            name = str(head) if by == "model" else names.get(head, "?")
+            total = rows.setdefault(name, [0, 0, 0, 0, 0])
             total[:] = map(sum, zip(total, numbers, strict=True))
     ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
-    return [SpendRow(name, *numbers) for name, numbers in ordered]
+    return [SpendRow(name, *numbers) for name, numbers in ordered if any(numbers)]
 
 
-def audit(db: Any, transactions: Transactions, now_ms: int) -> Audit:
+def audit(db: Connection, transactions: Transactions, now_ms: int) -> Audit:
     """`Store.audit`; the caller holds a transaction, so that nothing moves meanwhile."""
     stored: list[Account] = []
-    for account_id, budget_id, name, cap in db.execute(
+    for account_id, budget_id, name, cap in db.read(
         "SELECT a.id, a.budget_id, b.name, a.cap FROM accounts a JOIN budgets b ON b.id = a.budget_id"
-    ).fetchall():
+    ):
         account = Account(account_id, budget_id, name, transactions.cap_of(account_id, cap))
-        for slot_ms, *sums in db.execute(
+        for slot_ms, *sums in db.read(
             "SELECT slot_ms, posted, reserved, suspense, overrun FROM balances"
             " WHERE account_id = ?",
-            (account.id,),
+            account.id,
         ):
             account.slots[slot_ms] = Tally(*sums)
         account.oldest_ms = account.cap.window.oldest_counting_ms(now_ms)
         stored.append(account)
     fresh = [Account(a.id, a.budget_id, a.budget, a.cap) for a in stored]
-    reservations = transactions.replay(db, fresh)
+    reservations = replay(db, fresh)
     found: list[Discrepancy] = []
     for have, should in zip(stored, fresh, strict=True):
         found += compare(have, should)
-    (overruns,) = db.execute(
+    found += spent.discrepancies(db)
+    overruns = db.value(
         "SELECT (SELECT count(*) FROM reservations WHERE state = 'posted' AND nusd > ceiling_nusd)"
         " + (SELECT coalesce(sum(overruns), 0) FROM sums)"
-    ).fetchone()
+    )
     return Audit(sum(len(a.slots) for a in stored), reservations, tuple(found), overruns)
 
 
 def finished_page(
-    db: Any, job: str, undelivered: bool, after_id: int, limit: int
+    db: Connection, job: str, undelivered: bool, after_id: int, limit: int
 ) -> list[Finished]:
     """A page of `Store.finished`."""
-    only = " AND r.is_delivered = 0" if undelivered else ""
-    rows = db.execute(
-        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
-        " FROM requests r LEFT JOIN responses a ON a.request_id = r.id"
-        " WHERE r.job_id = (SELECT id FROM jobs WHERE name = ?) AND r.id > ?"
-        f" AND r.state IN ('succeeded', 'failed', 'cancelled', 'expired'){only}"
-        " AND r.key IS NOT NULL ORDER BY r.id LIMIT ?",
-        (job, after_id, limit),
-    )
-    return [decode_finished(row) for row in rows]
+    ids = _ended(db, job, [0] if undelivered else [0, 1], after_id, limit)
+    found = read_finished(db, ids)
+    return [found[each] for each in ids]
 
 
-def ended_page(db: Any, job: str, after_id: int, limit: int) -> list[Finished]:
+def ended_page(db: Connection, job: str, after_id: int, limit: int) -> list[Finished]:
     """A page of `Store.ended`."""
-    rows = db.execute(
+    rows = db.read(
         "SELECT id, key, state, NULL, cost_nusd, attempts, NULL, digest FROM requests"
-        " WHERE job_id = (SELECT id FROM jobs WHERE name = ?) AND id > ?"
-        " AND state IN ('succeeded', 'failed', 'cancelled', 'expired')"
-        " AND key IS NOT NULL ORDER BY id LIMIT ?",
-        (job, after_id, limit),
+        f" WHERE id {db.dialect.among} ORDER BY id",
+        db.dialect.a_list(_ended(db, job, [0, 1], after_id, limit)),
     )
     return [decode_finished(row) for row in rows]
 
 
-def jobs(db: Any) -> list[str]:
+def _ended(
+    db: Connection, job: str, delivered: Sequence[int], after_id: int, limit: int
+) -> list[int]:
+    """A job's keyed requests that have ended, oldest first: each page is read by index."""
+    ids: list[int] = []
+    for each in delivered:
+        ids += (
+            row[0] for row in db.read(
+                "SELECT id FROM requests WHERE job_id = (SELECT id FROM jobs WHERE name = ?)"
+                f" AND is_delivered = ? AND id > ? AND key IS NOT NULL AND {ENDED}"
+                " ORDER BY id LIMIT ?",
+                job, each, after_id, limit,
+            )
+        )  # fmt: skip
+    return sorted(ids)[:limit]
+
+
+def jobs(db: Connection) -> list[str]:
     """`Store.jobs`."""
-    return [name for (name,) in db.execute("SELECT name FROM jobs ORDER BY id")]
+    return [name for (name,) in db.read("SELECT name FROM jobs ORDER BY id")]
 
 
-def known(db: Any, job: str, keys: Sequence[str]) -> dict[str, Known]:
+def known(db: Connection, job: str, keys: Sequence[str]) -> dict[str, Known]:
     """`Store.known`."""
-    row = db.execute("SELECT id FROM jobs WHERE name = ?", (job,)).fetchone()
+    row = db.one("SELECT id FROM jobs WHERE name = ?", job)
     if row is None:
         return {}
     wanted = [(row[0], key) for key in keys]
@@ -215,24 +165,17 @@ def known(db: Any, job: str, keys: Sequence[str]) -> dict[str, Known]:
     }
 
 
-def outcomes(db: Any, ids: Sequence[int]) -> list[Finished]:
+def outcomes(db: Connection, ids: Sequence[int]) -> list[Finished]:
     """`Store.outcomes`."""
-    rows = db.execute(
-        "SELECT r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"
-        " FROM requests r LEFT JOIN responses a ON a.request_id = r.id"
-        " WHERE r.id IN (SELECT value FROM json_each(?))"
-        " AND r.state IN ('succeeded', 'failed', 'cancelled', 'expired')",
-        (json.dumps(list(ids)),),
-    )
-    return [decode_finished(row) for row in rows]
+    return list(read_finished(db, ids).values())
 
 
-def pictures(db: Any, ids: Sequence[int]) -> list[Picture]:
+def pictures(db: Connection, ids: Sequence[int]) -> list[Picture]:
     """`Store.pictures`."""
-    rows = db.execute(
+    rows = db.read(
         "SELECT r.id, r.state, l.shortfall FROM requests r JOIN lanes l ON l.id = r.lane_id"
-        " WHERE r.id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(ids)),),
+        f" WHERE r.id {db.dialect.among}",
+        db.dialect.a_list(ids),
     )
     found = []
     for request_id, text, shortfall in rows:
@@ -253,31 +196,31 @@ _UNKNOWN = (
 )
 
 
-def suspended(db: Any, job: str | None, limit: int, after_id: int) -> list[Unknown]:
+def suspended(db: Connection, job: str | None, limit: int, after_id: int) -> list[Unknown]:
     """`Store.suspended`."""
-    return _read_unknown(db.execute(
+    return _read_unknown(db.read(
         f"{_UNKNOWN} AND h.id > ?{'' if job is None else ' AND j.name = ?'} ORDER BY h.id LIMIT ?",
-        (after_id, *(() if job is None else (job,)), limit),
+        after_id, *(() if job is None else (job,)), limit,
     ))  # fmt: skip
 
 
-def suspended_since(db: Any, since_ms: int, after_id: int, limit: int) -> list[tuple[int, int]]:
+def suspended_since(
+    db: Connection, since_ms: int, after_id: int, limit: int
+) -> list[tuple[int, int]]:
     """`Store.suspended_since`."""
-    rows = db.execute(
+    return db.read(
         f"SELECT {_BECAME_UNKNOWN}, h.id FROM reservations h WHERE h.state = 'suspense'"
         f" AND {_BECAME_UNKNOWN} >= ? AND ({_BECAME_UNKNOWN} > ? OR h.id > ?)"
         f" ORDER BY {_BECAME_UNKNOWN}, h.id LIMIT ?",
-        (since_ms, since_ms, after_id, limit),
-    )
-    return list(rows)
+        since_ms, since_ms, after_id, limit,
+    )  # fmt: skip
 
 
-def suspended_of(db: Any, ids: Sequence[int]) -> list[Unknown]:
+def suspended_of(db: Connection, ids: Sequence[int]) -> list[Unknown]:
     """`Store.suspended_of`."""
-    return _read_unknown(db.execute(
-        f"{_UNKNOWN} AND h.id IN (SELECT value FROM json_each(?)) ORDER BY h.id",
-        (json.dumps(list(ids)),),
-    ))  # fmt: skip
+    return _read_unknown(
+        db.read(f"{_UNKNOWN} AND h.id {db.dialect.among} ORDER BY h.id", db.dialect.a_list(ids))
+    )
 
 
 def _read_unknown(rows: Iterable[tuple[Any, ...]]) -> list[Unknown]:
@@ -297,11 +240,12 @@ def _request(payload: str | None) -> Request | None:
         return None
 
 
-def lanes_of(db: Any, worker_id: int, ids: Sequence[int]) -> set[int]:
+def lanes_of(db: Connection, worker_id: int, ids: Sequence[int]) -> set[int]:
     """`Store.still_mine`."""
-    rows = db.execute(
+    rows = db.read(
         "SELECT r.id FROM requests r JOIN lanes l ON l.id = r.lane_id WHERE l.worker_id = ?"
-        " AND r.id IN (SELECT value FROM json_each(?))",
-        (worker_id, json.dumps(list(ids))),
+        f" AND r.id {db.dialect.among}",
+        worker_id,
+        db.dialect.a_list(ids),
     )
     return {row[0] for row in rows}

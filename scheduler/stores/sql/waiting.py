@@ -61,16 +61,15 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
         )
         lane = lanes.get(key, lambda lane_id=lane_id: lane_id)  # type: ignore[misc]
         more = waiting - lane.waiting
-        if more > 0:
-            lanes.add(lane, more)
-            # One that came may be older, or smaller, than those that were passed.
-            lane.passed_id = 0
-            lanes.reopen(lane, sheet.now_ms)
-        elif more < 0:
+        if more < 0:
             lanes.remove(lane, sheet.now_ms, -more)
+        # One that came may be older, or smaller, than those that are known.
+        lane.passed_id = 0
+        lanes.add(lane, count=max(0, more))
+        if more > 0:
+            lanes.reopen(lane, sheet.now_ms)
         if lane.shortfall is None:
             lane.parked_total_ms = max(lane.parked_total_ms, parked_ms)
-    lanes.take_counted()  # nothing of this has to be written
 
 
 def open_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> list[Lane]:

@@ -11,7 +11,6 @@ from scheduler.stores.sql import changes
 from scheduler.stores.sql.rows import DELAYED, QUEUED
 from scheduler.stores.sql.settle import read_holds, settle
 from scheduler.stores.sql.sheet import Sheet, decode_line
-from scheduler.stores.sql.upgrade import add_indexes
 from scheduler.stores.sql.waiting import learn_shared
 
 SILENT = "its process was silent for longer than its lease"
@@ -36,7 +35,6 @@ def keep_lease(sheet: Sheet) -> None:
 
 def _register(sheet: Sheet) -> None:
     db, books, me = sheet.db, sheet.books, sheet.books.process
-    add_indexes(db)
     books.worker_id = db.value(
         "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
         me.host, me.pid, me.started, sheet.now_ms,
@@ -68,7 +66,7 @@ def _recount(sheet: Sheet) -> None:
     ):
         lane = lanes.by_id(lane_id)
         if lane is not None and lane.waiting != waiting:
-            lanes.add(lane, waiting - lane.waiting)
+            lanes.add(lane, count=waiting - lane.waiting)
             lanes.remove(lane, sheet.now_ms, 0)  # it may be empty
             lane.passed_id = 0
 
