@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from itertools import count
+from unittest import mock
 
 from scheduler import Budget, FunctionProvider, Request, Scheduler
-from scheduler.admission.plan import LaneKey, Verdict
+from scheduler.admission.plan import LaneKey, LaneView, Planner, Verdict
 from scheduler.budget import Unit
-from scheduler.request import RequestState
+from scheduler.limits import Gates
+from scheduler.request import RequestState, Tokens
 from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stores.lanes import MOST_IDLE, MOST_OPENED, Lanes
+from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory import MemoryStore
 from scheduler.testing import VirtualClock, run
 
 LACK = Shortfall(ParkReason.WINDOW_SPENT, "b", Unit.USD, 1, 1, 0, 1, 1, 5, "UTC", "day")
+
+
+@dataclass
+class Waiting:
+    id: int
+    needs = (0, 0, 1)
+    tokens = Tokens()
 
 
 def a_book(number, *, resumes_at_ms=None, budgets=lambda each: (1,)):
@@ -161,3 +173,24 @@ def test_counts_and_pages_are_those_of_the_rows():
                 future.cancel()
 
     run(main())
+
+
+def test_a_provider_whose_places_are_taken_is_left_as_one_however_many_models_wait_there():
+    book, ids = Lanes(), count(1)
+    for each in range(1_000):
+        lane = book.get(LaneKey("p", (), 10, True, f"m{each}"), ids.__next__)
+        book.add(lane, lane.id)
+    met = Counter()
+
+    def show(lanes):
+        met.update(lane.id for lane in lanes)
+        return [LaneView(lane.key, [], iter([Waiting(lane.id)])) for lane in lanes]
+
+    lineup = Lineup(book.open, show, Gates(), {"p": 2}, 0)
+    top = mock.Mock(wraps=book.open._head_of)
+    with mock.patch.object(book.open, "_head_of", top):
+        decided = Planner(lineup, {"p": 2}, 0, 0).decide()
+
+    assert [each.id for each in decided.admitted] == [1, 2]
+    assert len(met) <= 3
+    assert top.call_count < 30
