@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [NAME ...]``: dispatch waiting http limits wrap budgets starvation growing shell."""
+"""``python -m benchmarks [--quick] [NAME ...]``: see `CASES`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks import (
     dispatch,
     growing,
     http,
+    lanes,
     limits,
     shell,
     starvation,
@@ -20,7 +21,7 @@ from benchmarks.harness import Row, show
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
     "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
-    "growing": growing.run, "shell": shell.run,
+    "growing": growing.run, "lanes": lanes.run, "shell": shell.run,
 }  # fmt: skip
 
 

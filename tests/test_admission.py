@@ -16,7 +16,6 @@ from scheduler.admission.plan import (
     MAX_BYPASSED,
     LaneKey,
     LaneView,
-    ParkReason,
     Verdict,
     plan,
 )
@@ -24,6 +23,7 @@ from scheduler.budget import parse_caps
 from scheduler.ledger.account import MAX_LINE, Account, ReservationState
 from scheduler.limits.words import Closed
 from scheduler.request import Tokens
+from scheduler.shortfall import ParkReason
 from scheduler.stores.lanes import Lanes
 
 LIMIT = 100

@@ -9,7 +9,8 @@ something: never by polling its requests, so parking a million costs nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from scheduler.admission.plan import LaneKey, Verdict
 from scheduler.ledger.account import Account, Needs
@@ -18,6 +19,8 @@ from scheduler.shortfall import Shortfall
 from scheduler.stores.base import Settlement
 from scheduler.stores.lineup import Book
 
+MOST_IDLE = 1_000  # lanes that are empty, of those that may be forgotten
+MOST_OPENED = 1_000  # lanes in one step, of many that something opens
 BEHIND_MS = 1_000  # a report that is as old has waited for its turn, or for the clock
 
 
@@ -62,13 +65,28 @@ class Lane:
 
 
 class Lanes:
-    """The book of one process's lanes."""
+    """The book of one process's lanes.
 
-    def __init__(self) -> None:
+    Args:
+        forgets: Called when a lane is dropped that has long been empty, of very many. None: all
+            are kept.
+
+    Attributes:
+        open: Those that are not shut, in which something waits.
+        parked: How many wait in lanes that are shut, by reason.
+    """
+
+    def __init__(self, forgets: Callable[[Lane], None] | None = None) -> None:
+        self._forgets = forgets
+        self.parked: Counter[str] = Counter()
+        self._idle: dict[int, Lane] = {}  # empty, in the order in which they became so
+        self._shut: dict[str, dict[int, Lane]] = {}  # by provider
+        self._waking: list[tuple[int, int, int, int]] = []  # heap of those to be opened bit by bit
+        self._waking_ms = 0
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
-        self._of_budget: dict[int, list[Lane]] = {}
-        self.open = Book()  # those in which something waits
+        self._of_budget: dict[int, dict[int, Lane]] = {}
+        self.open = Book()
         self._waiting = 0
         self._wakes: dict[
             int, list[tuple[int, int, int]]
@@ -78,7 +96,9 @@ class Lanes:
         self._beyond: dict[
             int, list[tuple[tuple[int, int], int, int]]
         ] = {}  # account → heap of (priority and id, lane, version)
-        self._due: list[tuple[int, int, int]] = []  # heap of (instant, lane, version)
+        self._due: list[
+            tuple[int, int, int, int]
+        ] = []  # heap of (instant, priority, lane, version)
         self._changed: dict[int, Lane] = {}
         self._counted: dict[int, Lane] = {}  # more or fewer wait than when last told
 
@@ -89,7 +109,7 @@ class Lanes:
             lane = self._by_key[key] = Lane(make_id(), key)
             self._by_id[lane.id] = lane
             for budget_id in key.budgets:
-                self._of_budget.setdefault(budget_id, []).append(lane)
+                self._of_budget.setdefault(budget_id, {})[lane.id] = lane
         return lane
 
     def find(self, key: LaneKey) -> Lane | None:
@@ -105,10 +125,14 @@ class Lanes:
 
     def add(self, lane: Lane, head_id: int = 0, count: int = 1) -> None:
         """`count` more requests wait in the lane, none of them before `head_id`."""
+        if not lane.waiting:
+            self._idle.pop(lane.id, None)
         is_first = not lane.waiting or head_id < lane.head_id
         lane.waiting += count
         self._waiting += count
         self._counted[lane.id] = lane
+        if lane.shortfall is not None:
+            self.parked[lane.shortfall.reason.value] += count
         if is_first:
             lane.head_id = head_id
             if lane.shortfall is None and lane.waiting:
@@ -119,10 +143,28 @@ class Lanes:
         lane.waiting -= count
         self._waiting -= count
         self._counted[lane.id] = lane
+        if lane.shortfall is not None:
+            self.parked[lane.shortfall.reason.value] -= count
         if not lane.waiting:
             self.open.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
+            if self._forgets is not None:
+                self._idle[lane.id] = lane
+                if len(self._idle) > MOST_IDLE:
+                    self._forget(next(iter(self._idle.values())))
+
+    def _forget(self, lane: Lane) -> None:
+        """Drop a lane that is empty; if somebody comes again, it is another one."""
+        del self._by_key[lane.key], self._by_id[lane.id], self._idle[lane.id]
+        for budget_id in lane.key.budgets:
+            lanes = self._of_budget[budget_id]
+            del lanes[lane.id]
+            if not lanes:
+                del self._of_budget[budget_id]
+        self._counted.pop(lane.id, None)
+        assert self._forgets is not None
+        self._forgets(lane)
 
     @property
     def any_waiting(self) -> bool:
@@ -138,6 +180,8 @@ class Lanes:
             self.open.put(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
+        self.parked[lane.shortfall.reason.value] += lane.waiting
+        self._shut.setdefault(lane.key.provider, {})[lane.id] = lane
         lane.shut_since_ms = now_ms
         lane.version += 1
         self.open.drop(lane)
@@ -152,7 +196,8 @@ class Lanes:
             heap = self._beyond.setdefault(account_id, [])
             heapq.heappush(heap, (order, lane.id, lane.version))
         if verdict.resumes_at_ms is not None:
-            heapq.heappush(self._due, (verdict.resumes_at_ms, lane.id, lane.version))
+            due = verdict.resumes_at_ms, lane.key.priority, lane.id, lane.version
+            heapq.heappush(self._due, due)
 
     def wake(self, account: Account, now_ms: int) -> None:
         """Open the lanes an account's change matters to.
@@ -195,9 +240,14 @@ class Lanes:
             self._open_noted(lane_id, version, now_ms)
 
     def wake_due(self, now_ms: int) -> None:
-        """Open the lanes whose window has ended."""
-        while self._due and self._due[0][0] <= now_ms:
-            self._pop(self._due, now_ms)
+        """Open the lanes whose window has ended, and others that are to be; of many some."""
+        opened = 0
+        while self._waking and opened < MOST_OPENED:
+            _, _, lane_id, version = heapq.heappop(self._waking)
+            opened += self._open_noted(lane_id, version, now_ms)
+        while self._due and self._due[0][0] <= now_ms and opened < MOST_OPENED:
+            _, _, lane_id, version = heapq.heappop(self._due)
+            opened += self._open_noted(lane_id, version, now_ms)
 
     def _pop(self, heap: list[tuple[int, int, int]], now_ms: int) -> None:
         """Open the lane of a heap's first entry, unless that entry is stale."""
@@ -206,17 +256,16 @@ class Lanes:
 
     def _open_noted(self, lane_id: int, version: int, now_ms: int) -> bool:
         """Open the lane of a note, unless that is stale; whether it was opened."""
-        lane = self._by_id[lane_id]
-        if lane.version != version or lane.shortfall is None:
+        lane = self._by_id.get(lane_id)
+        if lane is None or lane.version != version or lane.shortfall is None:
             return False
         self._reopen(lane, now_ms)
         return True
 
-    def wake_for(self, providers: Container[str], now_ms: int) -> None:
+    def wake_for(self, providers: Iterable[str], now_ms: int) -> None:
         """Open the lanes of these providers."""
-        for lane in self._by_key.values():
-            if lane.key.provider in providers and lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        for provider in providers:
+            self._wake_many(self._shut.get(provider, {}).values(), now_ms)
 
     def has_budget(self, budget_id: int) -> bool:
         """Whether any lane draws on a budget."""
@@ -224,19 +273,30 @@ class Lanes:
 
     def combinations(self, budget_id: int) -> set[tuple[int, ...]]:
         """The budgets that lanes which draw on this one draw on."""
-        return {lane.key.budgets for lane in self._of_budget.get(budget_id, ())}
+        return {lane.key.budgets for lane in self._of_budget.get(budget_id, {}).values()}
 
     def wake_on(self, budget_id: int, now_ms: int) -> None:
         """Open the lanes that draw on a budget: it was defined anew, paused, or removed."""
-        for lane in self._of_budget.get(budget_id, ()):
-            if lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        self._wake_many(self._of_budget.get(budget_id, {}).values(), now_ms)
 
     def wake_all(self, now_ms: int) -> None:
-        """Open every lane: others changed something, or somebody else was first in line."""
-        for lane in self._by_key.values():
-            if lane.shortfall is not None:
-                self._reopen(lane, now_ms)
+        """Open every lane: others changed something, nobody knows what."""
+        for lanes in list(self._shut.values()):
+            self._wake_many(lanes.values(), now_ms)
+
+    def _wake_many(self, lanes: Collection[Lane], now_ms: int) -> None:
+        """Open these lanes; if they are many, bit by bit (`wake_due`), the most urgent first."""
+        if len(lanes) <= MOST_OPENED and not self._waking:
+            for lane in list(lanes):
+                self.reopen(lane, now_ms)
+            return
+        self._waking_ms = now_ms
+        self._waking += [
+            (lane.key.priority, lane.head_id, lane.id, lane.version)
+            for lane in lanes
+            if lane.shortfall is not None
+        ]
+        heapq.heapify(self._waking)
 
     def reopen(self, lane: Lane, now_ms: int) -> None:
         """Open one lane, if it is shut."""
@@ -244,6 +304,9 @@ class Lanes:
             self._reopen(lane, now_ms)
 
     def _reopen(self, lane: Lane, now_ms: int) -> None:
+        assert lane.shortfall is not None
+        self.parked[lane.shortfall.reason.value] -= lane.waiting
+        del self._shut[lane.key.provider][lane.id]
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
@@ -277,11 +340,13 @@ class Lanes:
 
     @property
     def due_ms(self) -> int | None:
-        """When the next window ends that some lane waits for."""
+        """When the next window ends that some lane waits for; past: some are still to be opened."""
+        if self._waking:
+            return self._waking_ms
         while self._due:
-            instant_ms, lane_id, version = self._due[0]
-            lane = self._by_id[lane_id]
-            if lane.version == version and lane.shortfall is not None:
+            instant_ms, _, lane_id, version = self._due[0]
+            lane = self._by_id.get(lane_id)
+            if lane is not None and lane.version == version and lane.shortfall is not None:
                 return instant_ms
             heapq.heappop(self._due)
         return None

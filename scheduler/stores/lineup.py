@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Views = Callable[[Sequence["Lane"]], Sequence[LaneView]]
 _Group = tuple[int, str, str]  # priority, provider, model
+_Top = tuple[int, _Group]  # with its head
 
 
 class Book:
@@ -28,9 +29,9 @@ class Book:
         self._lanes: dict[int, Lane] = {}
         self._always: dict[int, Lane] = {}
         self._heaps: dict[_Group, list[tuple[int, int, int]]] = {}  # of heads, lanes, tickets
-        # By priority, of heads and groups. A group counts with its last entry, whose head may be of
-        # who has gone: that is found when it is met.
-        self._tops: dict[int, list[tuple[int, _Group]]] = {}
+        # By priority and provider, of heads and groups. A group counts with its last entry, whose
+        # head may be of who has gone: that is found when it is met.
+        self._tops: dict[int, dict[str, list[_Top]]] = {}
         self._top_of: dict[_Group, int] = {}  # the head in that entry
 
     def __len__(self) -> int:
@@ -74,12 +75,17 @@ class Book:
         """Those of lanes that wait for a place."""
         return tuple(self._tops)
 
-    def top(self, priority: int, is_left: Callable[[_Group], bool]) -> tuple[int, _Group] | None:
-        """The lowest head of a priority, and its group, but for groups that are left alone.
+    def providers(self, priority: int) -> Sequence[str]:
+        """Those of lanes of a priority that wait for a place."""
+        return tuple(self._tops.get(priority, ()))
+
+    def top(self, priority: int, provider: str, is_left: Callable[[_Group], bool]) -> _Top | None:
+        """The lowest head of them, and its group, but for groups that are left alone.
 
         Those are out of the book until they are put back by `restore`.
         """
-        tops = self._tops.get(priority)
+        rows = self._tops.get(priority, {})
+        tops = rows.get(provider)
         while tops:
             head_id, group = tops[0]
             if self._top_of.get(group) != head_id:
@@ -93,7 +99,9 @@ class Book:
             if actual_id is not None and actual_id > head_id:
                 self._put_top(actual_id, group)
         if tops is not None:
-            del self._tops[priority]
+            del rows[provider]
+            if not rows:
+                del self._tops[priority]
         return None
 
     def take(self, head_id: int, group: _Group) -> Lane:
@@ -113,9 +121,8 @@ class Book:
         if head_id >= self._top_of.get(group, NEVER):
             return  # it is found by an earlier one
         self._top_of[group] = head_id
-        tops = self._tops.get(group[0])
-        if tops is None:
-            tops = self._tops[group[0]] = []
+        priority, provider, _ = group
+        tops = self._tops.setdefault(priority, {}).setdefault(provider, [])
         heapq.heappush(tops, (head_id, group))
 
     def _head_of(self, group: _Group) -> int | None:
@@ -157,7 +164,7 @@ class Lineup:
         self._closed, self._slots, self._now_ms = gates.closed(), slots, now_ms
         self._is_left: dict[tuple[str, str | None], bool] = {}  # by provider and model; None: all
         self._aside: list[_Group] = []
-        self._tops: dict[int, tuple[int, _Group] | None] = {}  # by priority, as last seen
+        self._tops: dict[int, list[_Top]] = {}  # by priority: one of each provider, as last seen
         self.looked: list[Lane] = []
 
     def always(self) -> Sequence[LaneView]:
@@ -193,13 +200,11 @@ class Lineup:
         lanes: list[Lane] = []
         while len(lanes) < self._at_once and (top := self._top_of(priority)) is not None:
             lanes.append(self._book.take(*top))
-            del self._tops[priority]
         return self._look_at(lanes)
 
     def leave(self, provider: str, model: str | None = None) -> None:
         """Show no more lanes of a provider, or of one of its models, in this turn."""
         self._is_left[provider, model] = True
-        self._tops.clear()
 
     def end(self) -> None:
         """Let the book be whole again, but for the lanes that were shown."""
@@ -210,20 +215,42 @@ class Lineup:
         self.looked += lanes
         return self._show(lanes) if lanes else ()
 
-    def _top_of(self, priority: int) -> tuple[int, _Group] | None:
-        if priority not in self._tops:
-            self._tops[priority] = self._book.top(priority, self._leaves)
-        return self._tops[priority]
+    def _top_of(self, priority: int) -> _Top | None:
+        tops = self._tops.get(priority)
+        if tops is None:
+            found = (
+                self._book.top(priority, provider, self._leaves)
+                for provider in self._book.providers(priority)
+                if not self._leaves_all(provider)
+            )
+            tops = self._tops[priority] = [top for top in found if top is not None]
+            heapq.heapify(tops)
+        while tops:
+            provider = tops[0][1][1]
+            now = None
+            if not self._leaves_all(provider):
+                now = self._book.top(priority, provider, self._leaves)
+            if now is None:
+                heapq.heappop(tops)
+            elif now != tops[0]:
+                heapq.heapreplace(tops, now)
+            else:
+                return now
+        return None
 
-    def _leaves(self, group: _Group) -> bool:
-        _, provider, model = group
+    def _leaves_all(self, provider: str) -> bool:
         is_left = self._is_left.get((provider, None))
         if is_left is None:
             is_left = self._is_left[provider, None] = not self._has_place(provider)
-        if is_left or self._is_left.get((provider, model), False):
-            self._aside.append(group)
-            return True
-        return False
+        return is_left
+
+    def _leaves(self, group: _Group) -> bool:
+        """Whether a group is left alone; its provider is not."""
+        _, provider, model = group
+        if not self._is_left.get((provider, model), False):
+            return False
+        self._aside.append(group)
+        return True
 
     def _has_place(self, provider: str) -> bool:
         if self._slots.get(provider, 0) > 0:

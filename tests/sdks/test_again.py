@@ -11,6 +11,9 @@ from scheduler import ConfigError
 from tests.sdks.conftest import make_scheduler
 from tests.sdks.kits import KITS, NAMES, OPENAI, ask_sync
 
+# What SDKs warn of is theirs.
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("default")]
+
 
 @pytest.mark.parametrize("kit", KITS, ids=NAMES)
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "threads"])

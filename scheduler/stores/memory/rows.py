@@ -71,6 +71,11 @@ class Row:
         return self.lane.shortfall if waits else None
 
     @property
+    def state_shown(self) -> RequestState:
+        """Its state as people see it."""
+        return self.state if self.why_parked is None else RequestState.PARKED
+
+    @property
     def is_live(self) -> bool:
         """Whether it still waits for an answer."""
         return not self.state.is_final
@@ -82,7 +87,7 @@ class Row:
             parked_ms += self.lane.parked_clock_ms(now_ms) - self.parked_mark_ms
         return QueueRow(
             id=self.id, key=self.request.key, job=self.request.job,
-            state=RequestState.PARKED if lack is not None else self.state,
+            state=self.state_shown,
             model=self.request.model, provider=self.lane.key.provider,
             priority=self.lane.key.priority, submitted_at_ms=self.submitted_at_ms,
             attempts=self.attempts, ceiling_nusd=self.needs[0], cost_nusd=self.cost_nusd,

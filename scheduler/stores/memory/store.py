@@ -47,6 +47,7 @@ from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.journal import Journal, held_cost
+from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row, Shelf
 from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
 
@@ -70,10 +71,13 @@ class MemoryStore(Store):
             raise ConfigError("keep_finished", f"{keep_finished} is below 0")
         self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
+        self._next_id = partial(next, self._ids)
         self._now_ms = 0
         self._rows: dict[int, Row] = {}
+        self._pages = Pages()  # the same, by page
+        self._running = 0
         self._keys: dict[tuple[str, str], Row] = {}
-        self._lanes = Lanes()
+        self._lanes = Lanes(self._forget_lane)
         self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
         self._shelves: dict[int, Shelf] = {}  # by lane id, where a provider is short of credit
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
@@ -131,10 +135,8 @@ class MemoryStore(Store):
         else:
             for account in self._budgets.all_accounts():
                 account.leave_line()  # whoever does not claim is not in line
-        result.lanes = [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall)
-            for lane in self._lanes.take_changed()
-        ]
+        changed = self._lanes.take_changed()
+        result.lanes = [LaneStatus(each.key, each.waiting, each.shortfall) for each in changed]
         result.look_again_at_ms = self._look_again_at_ms(result.look_again_at_ms)
         return result
 
@@ -233,11 +235,14 @@ class MemoryStore(Store):
         """The answer of an attempt given up for lost has come: the request needs no other."""
         if row.state is RequestState.QUEUED:
             self._leave_lane(row, now_ms)
+        else:
+            self._running -= 1
         row.state, row.response, row.error = RequestState.SUCCEEDED, settlement.response, None
         self._end(row)
 
     def _end_attempt(self, row: Row, settlement: Settlement, now_ms: int) -> None:
         row.state = settlement.state
+        self._running -= 1
         row.attempts -= not settlement.is_attempt
         if settlement.state is not RequestState.QUEUED:
             row.response, row.error = settlement.response, settlement.error
@@ -256,6 +261,7 @@ class MemoryStore(Store):
         row.ended_at_ms = self._now_ms
         if row.request.key is None:
             del self._rows[row.id]
+            self._pages.drop(row.id)
             return
         row.request = self._finished.outline(row.request)
         self._undelivered[row.id] = row
@@ -263,7 +269,7 @@ class MemoryStore(Store):
             self._forget_oldest()
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
-        lane = row.lane
+        lane = row.lane = self._lane(row.lane.key)
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
         heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
@@ -334,6 +340,7 @@ class MemoryStore(Store):
         if known is not None:
             row.cost_nusd, row.submitted_at_ms = known.cost_nusd, known.submitted_at_ms
         self._rows[row.id] = row
+        self._pages.add(row)
         if key is not None:
             self._keys[(new.request.job, key)] = row
         self._enqueue(row, now_ms)
@@ -386,8 +393,9 @@ class MemoryStore(Store):
             self._queues[lane.id] = []
         return lane
 
-    def _next_id(self) -> int:
-        return next(self._ids)
+    def _forget_lane(self, lane: Lane) -> None:
+        self._queues.pop(lane.id, None)
+        self._shelves.pop(lane.id, None)
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
         if not self._lanes.open:
@@ -458,6 +466,7 @@ class MemoryStore(Store):
         self._open[row.id] += 1
         lane = row.lane
         row.state, row.reservation_id = RequestState.RUNNING, hold.id
+        self._running += 1
         row.attempts += 1
         row.parked_ms += lane.parked_clock_ms(now_ms) - row.parked_mark_ms
         self._lanes.remove(lane, now_ms)
@@ -522,29 +531,19 @@ class MemoryStore(Store):
     # Looking
 
     async def counts(self, job: str | None = None) -> Counts:
-        live: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for row in self._rows.values():
-            if job is not None and row.request.job != job:
-                continue
-            if row.why_parked is not None:
-                live["parked"] += 1
-                reasons[row.why_parked.reason.value] += 1
-            elif job is not None or not row.state.is_final:
-                live[row.state] += 1
-        if job is None:
-            live.update({state.value: count for state, count in self._ended.items()})
-        return Counts(**live, parked_by_reason=dict(reasons))
+        if job is not None:
+            return await self._pages.counts_of(job)
+        parked = self._lanes.parked
+        queued = len(self._rows) - self._finished.count - self._running - parked.total()
+        ended = {state.value: count for state, count in self._ended.items()}
+        return Counts(queued, parked.total(), self._running, **ended, parked_by_reason={**+parked})
 
     async def queue(
         self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
         limit: int = 1000, after_id: int = 0,
     ) -> list[QueueRow]:  # fmt: skip
-        wanted = set(states)
-        rows = (row for row in self._rows.values() if row.id > after_id)
-        found = (row.as_queue_row(now_ms) for row in rows if job in (None, row.request.job))
-        ordered = sorted((row for row in found if row.state in wanted), key=lambda row: row.id)
-        return ordered[:limit]
+        found = await self._pages.find(set(states), job, limit, after_id)
+        return [row.as_queue_row(now_ms) for row in found]
 
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
@@ -628,6 +627,7 @@ class MemoryStore(Store):
     def _remove(self, row: Row) -> None:
         """Forget one that has ended, but for its key."""
         if self._rows.pop(row.id, None) is not None:
+            self._pages.drop(row.id)
             self._undelivered.pop(row.id, None)
             self._finished.count -= 1
 
