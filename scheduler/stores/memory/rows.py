@@ -12,7 +12,7 @@ from scheduler.limits import size_of
 from scheduler.request import RequestState, Response
 from scheduler.shortfall import Shortfall
 from scheduler.stats import QueueRow
-from scheduler.stores.base import Finished, Known, NewRequest, Unknown
+from scheduler.stores.base import Finished, Known, NewRequest, Submitted, Unknown
 from scheduler.stores.lanes import Lane
 
 MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
@@ -100,6 +100,12 @@ class Row:
             self.request, self.lane.key, self.needs[0], self.needs[1], self.expected_nusd,
             self.digest, self.expires_at_ms, tokens=self.tokens,
         )  # fmt: skip
+
+    def as_submitted(self, **more: Any) -> Submitted:
+        """What becomes of its key where that is submitted again."""
+        return Submitted(
+            self.id, self.state, is_known=True, submitted_at_ms=self.submitted_at_ms, **more
+        )
 
     def as_known(self) -> Known:
         """What of it tells whether it may be asked again."""

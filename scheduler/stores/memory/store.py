@@ -14,7 +14,6 @@ import itertools
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from scheduler.admission.plan import LaneKey, LaneView, Planner
 from scheduler.budget import Budget
@@ -328,11 +327,11 @@ class MemoryStore(Store):
             known = self._keys.get((new.request.job, key))
             if known is not None:
                 if Known(known.state, known.digest).is_conflict(new.digest):
-                    return self._known(known, is_conflict=True)
+                    return known.as_submitted(is_conflict=True)
                 if not is_tried_again(known.state, new.retry_failed, known.error):
                     if known.state.is_final:
-                        return self._known(known, finished=known.finished())
-                    return self._known(known, held=known.as_new())
+                        return known.as_submitted(finished=known.finished())
+                    return known.as_submitted(held=known.as_new())
                 self._ended[known.state] -= 1
                 self._remove(known)
         lane = self._lane(new.lane)
@@ -380,12 +379,6 @@ class MemoryStore(Store):
             self._leave_lane(row, now_ms)
             row.lane = lane
             self._enqueue(row, now_ms)
-
-    @staticmethod
-    def _known(row: Row, **more: Any) -> Submitted:
-        return Submitted(
-            row.id, row.state, is_known=True, submitted_at_ms=row.submitted_at_ms, **more
-        )
 
     def _lane(self, key: LaneKey) -> Lane:
         lane = self._lanes.get(key, self._next_id)
