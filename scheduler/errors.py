@@ -361,6 +361,7 @@ class CallFailed(SchedulerError):
         is_of_one: Whether it was refused for its own size, and says nothing of any other.
         limits: What the response said about the provider's rate limits (`limits.Seen`).
         has_spoken: Whether the other side had begun to answer: whatever went wrong, it is there.
+        is_unsent: It went wrong before anything went out, and says nothing of the provider.
     """
 
     is_billed: bool | None = None
@@ -375,6 +376,7 @@ class CallFailed(SchedulerError):
     is_of_one: bool = False
     limits: tuple[Any, ...] = ()
     has_spoken: bool = False
+    is_unsent: bool = False
     code: str = "call_failed"
 
     def __init__(self, message: str = "") -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import json
 import threading
 from datetime import datetime
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Annotated, Generic, Literal, Optional, TypeVar
 
 import pytest
 from pydantic import BaseModel, Field
 
+from scheduler.adapters import linked
+from scheduler.adapters.shadow import Budgeted
 from tests.suites import reasons, report
 from tests.suites.catalogue import Suite, load
 from tests.suites.catalogue import read as read_catalogue
@@ -339,3 +343,23 @@ def echo():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_an_adopted_client_is_the_same_object_and_its_own_methods_know_it(monkeypatch):
+    import openai
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "suites" / "inside"))
+    plugin = importlib.import_module("scheduler_suites")
+    monkeypatch.setattr(linked, "_copy", plugin.copy_back)
+    client, completions = openai.OpenAI(api_key="k", base_url="http://h"), None
+    try:
+        completions = client.chat.completions
+        plugin.adopt(client)
+
+        assert isinstance(client._client, Budgeted)
+        assert client.request.args[0].client is client
+        assert client.chat.completions._client is client
+        assert client.chat.completions is not completions
+    finally:
+        plugin.end_scheduler()
+        client.close()

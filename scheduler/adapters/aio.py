@@ -24,10 +24,33 @@ from scheduler.adapters.tees import Tee
 from scheduler.errors import SchedulerError
 
 CAME = "scheduler.came"  # where a response of httpx's keeps the one it stands for
+_ALLOWS = "authorization"
 _NEVER_SENT = (
     aiohttp.ClientConnectorError, aiohttp.ServerFingerprintMismatch, aiohttp.InvalidURL,
     getattr(aiohttp, "ConnectionTimeoutError", aiohttp.InvalidURL),
 )  # fmt: skip
+
+
+class Counted:
+    """A session whose calls go through a door, all else of which is the session's own.
+
+    Args:
+        session: Whoever made it may send by it past the door.
+        door: What calls go through.
+    """
+
+    def __init__(self, session: Any, door: Door) -> None:
+        self._session, self._door = session, door
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    async def request(self, method: str, url: Any, **options: Any) -> Any:
+        """As the session's own, to be awaited."""
+        return await send(self._door, self._session, self._post, method, url, options)
+
+    async def _post(self, method: str, url: Any, **options: Any) -> Any:
+        return await self._session.request(method=method, url=url, **options)
 
 
 async def send(
@@ -43,7 +66,7 @@ async def send(
     Args:
         door: What calls go through.
         session: Whose it is.
-        post: The session's own `_request`.
+        post: The session's own `_request`, or what comes to that.
         method: As it was asked.
         url: Likewise.
         options: Likewise.
@@ -128,7 +151,7 @@ class _Exchange:
         self._session, self._post, self._method, self._url = session, post, method, url
         # Who asked is told of a bad status at the end, when the bad answer has been read.
         self._options = options | {"raise_for_status": False}
-        self._asked = asked
+        self._asked, self._allowed = asked, asked.headers.get(_ALLOWS)
         taken = [name for name in asked.headers if name.startswith(HEADER_PREFIX)]
         if taken:  # a session's own cannot be left out, so they are emptied
             self._options["headers"] = _without(options.get("headers"), HEADER_PREFIX) | {
@@ -150,6 +173,9 @@ class _Exchange:
             }
             if request.url != self._asked.url:
                 url, options = URL(str(request.url), encoded=True), options | {"params": None}
+        if request.headers.get(_ALLOWS) != self._allowed:  # it was renewed
+            kept = _without(options.get("headers"), _ALLOWS)
+            options = options | {"headers": kept | {_ALLOWS: request.headers[_ALLOWS]}}
         try:
             came = await self._post(self._method, url, **options)
         except (aiohttp.ClientError, OSError) as exc:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from scheduler.adapters.results import Pieces, has_usage
 from scheduler.answer import Answer
 from scheduler.core.nested.pace import Pace
+from scheduler.core.nested.parts import Tab
 from scheduler.errors import CallFailed, StreamBroken
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def is_stream(result: Any, was_asked_for: bool) -> bool:
         result: What a function gave back; files and the like can be read in pieces, too.
         was_asked_for: The call said ``stream=True``.
     """
-    if inspect.isasyncgen(result) or inspect.isgenerator(result):
+    if isinstance(result, Followed) or inspect.isasyncgen(result) or inspect.isgenerator(result):
         return True
     ways = ("__anext__", "__next__", "__aiter__")
     return was_asked_for and any(hasattr(result, way) for way in ways) and not has_usage(result)
@@ -33,7 +34,7 @@ class Followed:
     """Looks like the stream it follows.
 
     Read to its end it is settled by what it told of its usage; left before, or broken off, it keeps
-    counting all that was reserved.
+    counting all that was reserved. What makes it asks for its function, wherever it is read.
 
     Attributes:
         is_told: The scheduler has heard of its end.
@@ -42,9 +43,10 @@ class Followed:
 
     def __init__(
         self, visit: FunctionVisit, stream: Any, ended: asyncio.Future[Answer],
-        pieces: Pieces | None,
+        pieces: Pieces | None, tab: Tab,
     ) -> None:  # fmt: skip
         self._visit, self._stream, self._ended, self._pieces = visit, stream, ended, pieces
+        self._tab = tab
         self._last, self.is_told, self.pieces = stream, False, 0
         self.pace = Pace(visit.tell, visit.loop.time)
         self._chunks: Any = None
@@ -60,11 +62,13 @@ class Followed:
         return self
 
     async def __anext__(self) -> Any:
-        if self._chunks is None:
-            self._chunks = aiter(self._stream)
         self.pace.asked()
         try:
-            return self._seen(await anext(self._chunks))
+            with self._tab.gone_on():
+                if self._chunks is None:
+                    self._chunks = aiter(self._stream)
+                chunk = await anext(self._chunks)
+            return self._seen(chunk)
         except StopAsyncIteration:
             self._end(is_over=True)
             await self._visit.settled()
@@ -76,9 +80,10 @@ class Followed:
     async def aclose(self) -> None:
         """Leave it."""
         close = getattr(self._stream, "aclose", None) or getattr(self._stream, "close", None)
-        done: Any = None if close is None else close()
-        if hasattr(done, "__await__"):
-            await done
+        with self._tab.gone_on():
+            done: Any = None if close is None else close()
+            if hasattr(done, "__await__"):
+                await done
         self._end()
         await self._visit.settled()
 
@@ -94,11 +99,13 @@ class Followed:
         return self
 
     def __next__(self) -> Any:
-        if self._chunks is None:
-            self._chunks = iter(self._stream)
         self.pace.asked()
         try:
-            return self._seen(next(self._chunks))
+            with self._tab.gone_on():
+                if self._chunks is None:
+                    self._chunks = iter(self._stream)
+                chunk = next(self._chunks)
+            return self._seen(chunk)
         except StopIteration:
             self._end(is_over=True)
             self._visit.settled_sync()
@@ -110,7 +117,8 @@ class Followed:
     def close(self) -> Any:
         """Leave it; gives what to await, if its stream does."""
         close = getattr(self._stream, "close", None)
-        done = None if close is None else close()
+        with self._tab.gone_on():
+            done = None if close is None else close()
         self._end()
         return done
 

@@ -35,7 +35,14 @@ from scheduler.core.calls import CancelledAfter, attempt_around
 from scheduler.core.intake import OnExceeded
 from scheduler.core.marks import Marks, of_request
 from scheduler.core.nested.parts import Bill, Tab, noted_here
-from scheduler.errors import CallFailed, ConfigError, PriceUnknown, ProviderRefused, words_of
+from scheduler.errors import (
+    CallFailed,
+    ConfigError,
+    PriceUnknown,
+    ProviderRefused,
+    ProviderUnavailable,
+    words_of,
+)
 from scheduler.guards.hooks import PROGRAM_ENDS, asked_nusd, bare, complain, quoted_nusd, raised
 from scheduler.guards.plain import logger_of
 from scheduler.money import parse_usd
@@ -81,6 +88,7 @@ class FunctionVisit(Visit):
         self._request, self._call, self._cost = request, call, cost
         self._secrets = _secrets(call.keywords)
         self._result: Any = None
+        self._kept: Tab | None = None  # of the attempt that is made
 
     def make_request(self) -> Request:
         """What is asked."""
@@ -90,6 +98,7 @@ class FunctionVisit(Visit):
         """Call the function, and settle by what came by of what it asked."""
         store = self.scheduler.store
         with Tab(store).kept() as tab:
+            self._kept = tab
             try:
                 answer = await self.send(request)
             except CallFailed as error:
@@ -123,7 +132,8 @@ class FunctionVisit(Visit):
             ended = self.loop.create_future()
             # Where its user says what it cost, it is not asked.
             pieces = Pieces(request) if self._cost is None else None
-            self._result = Followed(self, result, ended, pieces)
+            assert self._kept is not None
+            self._result = Followed(self, result, ended, pieces, self._kept)
             watch(self.scheduler, self._result)
             self.is_read_at(self._result.pace)
             self.place.wake()
@@ -171,9 +181,10 @@ class FunctionVisit(Visit):
         error, result, self._result = self.error, self._result, None
         if error is None or (result is not None and not isinstance(error, CallFailed)):
             return result
-        if self._failure is not None and isinstance(error, CallFailed):
+        if self._failure is not None and isinstance(error, CallFailed | ProviderUnavailable):
+            note = error.cost_note if isinstance(error, CallFailed) else str(error)
             with contextlib.suppress(Exception):  # one that takes no notes
-                self._failure.add_note(f"scheduler: {error.cost_note}")
+                self._failure.add_note(f"scheduler: {note}")
             raise self._failure
         raise error
 

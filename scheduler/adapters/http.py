@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,16 @@ from scheduler.adapters.dialects import (
 )
 from scheduler.adapters.places import AsyncPlace, Place, Thread, place_of_coroutine, place_of_thread
 from scheduler.adapters.renewal import Renewal, asked_now, is_signed, signed_names
-from scheduler.adapters.tees import AsyncTee, SyncTee, Tee, cut_whole, of_family, put_back, unread
+from scheduler.adapters.tees import (
+    AsyncTee,
+    SyncTee,
+    Tee,
+    cut_whole,
+    of_family,
+    put_back,
+    put_back_broken,
+    unread,
+)
 from scheduler.adapters.visit import Visit
 from scheduler.adapters.watch import watch
 from scheduler.answer import Answer
@@ -43,6 +53,7 @@ from scheduler.errors import (
     CallInterrupted,
     ConfigError,
     ProviderRefused,
+    ProviderUnavailable,
     RateLimited,
     SchedulerError,
     TransportFailed,
@@ -168,8 +179,11 @@ class Door:
         try:
             content = request.content
         except RuntimeError:  # a body that is made as it goes
-            content = b""
-        call = None if "content-encoding" in request.headers else read_call(path, content)
+            call = None
+        else:
+            if not content:
+                return None  # who says nothing asks nothing
+            call = None if "content-encoding" in request.headers else read_call(path, content)
         if self.is_strict:
             is_sure = call is not None and isinstance(call.body.get("model"), str)
             return (
@@ -259,11 +273,11 @@ class HttpVisit(Visit):
         self._good: Any = None  # one that is an answer
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
-        self._is_sent = self._was_closed = False
+        self._was_closed = False
         self._options, self._tries = options, 0
         call_now = asked_now()
         is_own = call_now is not None and call_now.inner is client
-        self._renewal = call_now if is_own else door.renewal
+        self._renewal = call_now if is_own else copy.copy(door.renewal)  # each call notes its own
         self.tries_again = is_own  # else whoever made it tries again by itself
         if self._renewal is not None:
             self.max_retries = self._renewal.max_retries
@@ -306,13 +320,15 @@ class HttpVisit(Visit):
         if self._unread is not None:
             await self.there(self._unread.let_go)
         self._unread = self._came = self._answer = self._failure = None
-        self._was_closed, self._is_sent = self._client.is_closed, True
+        self._was_closed = self._client.is_closed
         began_s = time.perf_counter()
         response = await self._ask(request)
         is_events = is_stream(response.status_code, response.headers)
         if self._is_streamed and response.is_stream_consumed and self._content_of(response):
+            if is_events:  # a hook has read it: it is all there
+                return self._read_stream(request, response, self._content_of(response))
             took = timedelta(seconds=time.perf_counter() - began_s)
-            unread(self.family, response, took, forgets=is_events)
+            unread(self.family, response, took)
         if self._is_streamed and is_events:
             self._came = response
             del response  # its reader alone holds it from now on, so that it is noticed
@@ -395,20 +411,31 @@ class HttpVisit(Visit):
 
     async def read(self, response: Any) -> bytes:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = [each async for each in stream]
+            async for each in stream:
+                pieces.append(each)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             await stream.aclose()
         return put_back(self.family, response, pieces)
 
+    def _broke_off(self, response: Any, pieces: list[bytes], exc: Exception) -> None:
+        """Who wanted to read a good answer by themselves is not told before they do."""
+        if response.is_success:
+            put_back_broken(self.family, response, pieces, exc)
+            self._answer = response
+
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
         family, secrets = self.family, self._secrets()
-        if self._was_closed:
-            self._is_sent = False
+        is_made = self._renewal is None or self._renewal.is_made
+        if self._was_closed or not is_made:
             never = TransportFailed(f"could not be sent: {words_of(exc)}", False)
-            never.is_retryable = False
+            never.is_retryable, never.is_unsent = False, True
+            mask(never, secrets)
             return never
         if isinstance(exc, family.HTTPStatusError):  # from a hook of the user's own
             response, content = exc.response, b""
@@ -497,7 +524,7 @@ class HttpVisit(Visit):
             response.status_code, headers=headers, stream=self.family.ByteStream(content),
             request=response.request, extensions=response.extensions, history=response.history,
         )  # fmt: skip
-        if not self._is_streamed:
+        if not self._is_streamed or response.is_stream_consumed:
             shown.read()
         shown.default_encoding, shown.next_request = (
             response.default_encoding,
@@ -533,16 +560,22 @@ class HttpVisit(Visit):
         """What `send` gives back, or raises: the provider's own answer wherever there is one."""
         error, answer, self._answer = self.error, self._answer, None
         if self._renewal is not None:
-            self._renewal.retries_taken = max(0, self._tries - 1)
+            self._renewal.ended(self._tries)
         if error is None:
             if self.response is not None:
                 _tell_cost(answer, self.response.cost_nusd, self.response.attempts)
             return answer
         if answer is not None and isinstance(error, CallFailed):
-            if self.tab is None:
+            loops = self._renewal is not None and self._renewal.is_looped
+            if self.tab is None and not loops and not answer.is_success:
                 answer.headers["x-should-retry"] = "false"  # that was tried as often as was wanted
             return answer
-        if self._failure is not None and isinstance(error, CallFailed):
+        if answer is not None and isinstance(error, ProviderUnavailable):
+            # It is refused for what it was just answered itself: that is its caller's to hear.
+            answer.extensions = {**answer.extensions, "scheduler.error": error}
+            answer.headers["x-should-retry"] = "false"
+            return answer
+        if self._failure is not None and isinstance(error, CallFailed | ProviderUnavailable):
             raise self._failure
         good, came = self._good, self._came
         if good is None and not self._is_streamed and came is not None and came.is_success:
@@ -578,9 +611,12 @@ class SyncHttpVisit(HttpVisit):
 
     def read(self, response: Any) -> Any:
         """Read all of it, and put it back."""
-        stream = response.stream
+        stream, pieces = response.stream, list[bytes]()
         try:
-            pieces = list(stream)
+            pieces.extend(stream)
+        except Exception as exc:
+            self._broke_off(response, pieces, exc)
+            raise
         finally:
             stream.close()
         return put_back(self.family, response, pieces)

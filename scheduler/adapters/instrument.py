@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import http.client
 import importlib
@@ -9,18 +10,19 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Self
 
 from scheduler.adapters.blocking import BlockingScheduler
 from scheduler.adapters.dialects import is_endpoint
 from scheduler.adapters.http import Door
+from scheduler.adapters.sdks import Sdks
 from scheduler.adapters.sightings import Sightings, may_cost
 from scheduler.adapters.wrap import make_door
-from scheduler.core.calls import is_within_call
 from scheduler.core.intake import OnExceeded
 from scheduler.core.marks import NO_MARKS, Marks, merge
-from scheduler.core.nested.parts import tab_here
+from scheduler.core.nested.parts import noted_here
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ class _StrictDoor(Door):
     def read(self, request: Any) -> Any:
         """The call that a request makes; None: it is about something else."""
         call = super().read(request)
-        is_within = is_within_call(self.scheduler.store)
-        if call is None and request.method == "POST" and not is_within:
+        is_on_its_own = noted_here(self.scheduler.store) == (None, False)
+        if call is None and request.method == "POST" and is_on_its_own:
             self.sightings.passed(request.url.host, request.url.path)
         return call
 
@@ -52,14 +54,13 @@ class _StrictDoor(Door):
 
     def passed(self, host: str, path: str | None) -> None:
         """Something goes out that is not counted: below a call, for a function, or past all."""
-        store = self.scheduler.store
-        if not is_within_call(store):
+        tab, is_covered = noted_here(self.scheduler.store)
+        if tab is None and not is_covered:
             if path is None:
                 self.sightings.looked_up(host)
             else:
                 self.sightings.passed(host, path)
             return
-        tab = tab_here(store)
         is_reached = path is None and self.sightings.reaches(host)
         if tab is not None and not is_reached and may_cost(host, path):
             tab.misses()
@@ -71,17 +72,21 @@ class Instrumented:
     def __init__(self, door: _StrictDoor, sightings: Sightings) -> None:
         self._door, self._sightings, self._is_over = door, sightings, False
         self._undo: list[Callable[[], None]] = []
+        self._sdks = Sdks(self._patch)
         for name in ("httpx", "httpx2"):
             module = _found(name)
             if module is not None:
                 self._patch(module.AsyncClient, "send", self._send)
                 self._patch(module.Client, "send", self._send_sync)
+                self._patch(module.AsyncClient, "__init__", self._make)
+                self._patch(module.Client, "__init__", self._make)
         if (module := _found("aiohttp")) is not None:
             self._patch(module.ClientSession, "_request", self._send_aiohttp)
         if (module := _found("requests")) is not None:
             self._patch(module.Session, "send", self._send_requests)
         self._patch(http.client.HTTPConnection, "putrequest", self._notice)
         self._patch(socket, "getaddrinfo", self._notice_host)
+        self._patch(asyncio.BaseEventLoop, "getaddrinfo", self._in_context)
         atexit.register(self._at_exit)
 
     def _patch(self, holder: Any, name: str, replacement: Callable[[Any], Any]) -> None:
@@ -96,6 +101,11 @@ class Instrumented:
 
         self._undo.append(undo)
 
+    @property
+    def is_for_nothing(self) -> bool:
+        """Whether its scheduler is closed, so that all it does is to refuse."""
+        return self._door.scheduler.is_closed
+
     def __call__(self) -> None:
         """Undo it; calls under way finish as they began. Warns if it has seen no call at all."""
         if self._end():
@@ -103,6 +113,7 @@ class Instrumented:
 
     def _end(self) -> bool:
         was_over, self._is_over = self._is_over, True
+        self._sdks.is_over = True
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -123,6 +134,16 @@ class Instrumented:
             self()
         else:  # which may well be why nothing was called
             self._end()
+
+    def _make(self, original: Any) -> Any:
+        """An SDK makes its HTTP clients when it has been imported, and before it asks anything."""
+
+        def __init__(client: Any, *args: Any, **options: Any) -> None:
+            if not self._is_over:
+                self._sdks.reach()
+            original(client, *args, **options)
+
+        return __init__
 
     # What is called in place of what clients send by
 
@@ -192,8 +213,22 @@ class Instrumented:
 
         def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
             if not self._is_over and host:
-                self._door.passed(host, None)
+                text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+                self._door.passed(text, None)
             return original(host, *args, **options)
+
+        return getaddrinfo
+
+    def _in_context(self, original: Any) -> Any:
+        """What a loop looks up, in a thread, is looked up for whoever asked it."""
+
+        async def getaddrinfo(loop: Any, host: Any, port: Any, **options: int) -> Any:
+            if self._is_over:
+                return await original(loop, host, port, **options)
+            look = loop._getaddrinfo_debug if loop.get_debug() else socket.getaddrinfo
+            numbers = (options.get(name, 0) for name in ("family", "type", "proto", "flags"))
+            there = copy_context().run
+            return await loop.run_in_executor(None, there, look, host, port, *numbers)
 
         return getaddrinfo
 
@@ -215,8 +250,8 @@ def instrument(
     For code that makes its clients itself, where they cannot be wrapped. Clients of httpx, httpx2,
     aiohttp and requests are reached, also those that exist already, and so is every SDK that uses
     one. Only what is unmistakably a call to a model (its path and its body say so) is taken for
-    one. Answers, streams and refusals are as for `Scheduler.wrap`; but the SDK's own retries of
-    broken connections stay, each a call of its own.
+    one. Answers, streams and refusals are as for `Scheduler.wrap`, and so are retries by clients of
+    OpenAI, Anthropic and Groq; those of others for broken connections stay, each a call of its own.
 
     What it sees go out past it gives an `UncountedCalls` warning, once for each host: calls by
     other means (boto3's to Bedrock, urllib, sockets of a library's own) or to other paths. So does
@@ -231,9 +266,11 @@ def instrument(
         A way to undo it: call it, or use it in ``with``.
 
     Raises:
-        ConfigError: It was done already, and not undone.
+        ConfigError: It was done already, and neither undone nor for a scheduler that is closed.
         SchedulerClosed: After `Scheduler.aclose`.
     """
+    if _now and _now[0].is_for_nothing:
+        _now[0]._end()
     if _now:
         raise ConfigError(
             "instrument", "was done already; undo that first: it is one for a process"

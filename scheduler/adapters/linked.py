@@ -16,36 +16,43 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import FunctionType, MethodType, NoneType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
-from scheduler.adapters.shadow import Budgeted, shadow
+from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
 from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
-_COPIES = ("copy", "with_options")
 _USUAL_RETRIES = 2
+_AMAZONS = "anthropic.lib.bedrock"  # whose streams come in a form that cannot be followed
+_HOOKED = "_scheduler_hooked"  # where a client keeps what its own methods stand for
 _PLAIN = (str, int, float, bool, NoneType)
 
 
-def link(client: Any, door: Door) -> Any:
+def link(client: Any, door: Door, is_said: bool = False) -> Any:
     """A client like this one whose calls go through a door.
+
+    Args:
+        client: Stays as it is, if it can be copied.
+        door: What its calls go through.
+        is_said: As for `_hook`.
 
     Raises:
         ConfigError: It is wrapped already, or has calls that take another way.
     """
     _refuse_if_elsewhere(client)
     inner, made = client._client, client
-    shadowed = shadow(inner, door)
+    shadowed = shadow(unwrapped(inner), door)
+    _unhook(client)
     if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
         made = _copy(client, inner, shadowed)
     made._client = shadowed
-    _hook(made, door, is_said=False)
+    _hook(made, door, is_said)
     return made
 
 
@@ -65,13 +72,18 @@ def _refuse_if_elsewhere(client: Any) -> None:
 def _copy(client: Any, inner: Any, shadowed: Any) -> Any:
     """The same client, whose parts are its own."""
     made = object.__new__(type(client))
+    _fill(made, client, inner, shadowed)
+    return made
+
+
+def _fill(made: Any, client: Any, inner: Any, shadowed: Any) -> None:
+    """Give an empty client what another one has."""
     for name, value in vars(client).items():
         part = _part(client, made, name, value)
         if part is not _DERIVED:
             made.__dict__[name] = _with_inner(part, inner, shadowed)
     if getattr(client, "_middleware_chain", None) is not None:
         made._middleware_chain = made._build_middleware_chain()
-    return made
 
 
 _DERIVED = object()  # what a class makes of the rest when it is asked for
@@ -147,78 +159,163 @@ def _roots(client: Any) -> set[str]:
 # Its own methods
 
 
-def _hook(client: Any, door: Door, is_said: bool) -> None:
-    """Have a client note what it asks.
+class _Hooked(NamedTuple):
+    """What a client's own method works with.
 
-    Args:
-        client: One whose HTTP client goes through the door.
-        door: Knows what is a call to a model.
+    Attributes:
+        usual: The method in whose place it is.
+        door: Of the client's copies.
         is_said: Whether how often it tries again is its caller's word, whatever number it is.
     """
-    begin = _beginner(client, door, is_said)
-    bound = {name: getattr(client, name) for name in ("request", "_prepare_options", *_COPIES)}
-    process = client._process_response
 
-    async def request(cast_to: Any, options: Any, **more: Any) -> Any:
-        call, options = begin(options)
-        with asking(call):
-            return await bound["request"](cast_to, options, **more)
+    client: Any
+    usual: Any
+    door: Door
+    is_said: bool
 
-    def request_sync(cast_to: Any, options: Any, **more: Any) -> Any:
-        call, options = begin(options)
-        with asking(call):
-            return bound["request"](cast_to, options, **more)
 
-    def prepare_options(options: Any) -> Any:
-        call = asked_now()
-        if call is not None and call.inner is client._client and call.options is None:
-            call.options = copy.copy(options)
-        return bound["_prepare_options"](options)
+class _Own(functools.partial[Any]):
+    """A client's own method: the same as that of any client, as a class's would be."""
 
-    def process_response(*, response: Any, retries_taken: int = 0, **more: Any) -> Any:
-        call = asked_now()
-        retries = retries_taken if call is None else call.retries_taken
-        return process(response=response, retries_taken=retries, **more)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Own) and self.func is other.func
 
-    async def process_response_async(**options: Any) -> Any:
-        return await process_response(**options)
+    def __hash__(self) -> int:
+        return hash(self.func)
 
-    def copied(name: str) -> Callable[..., Any]:
-        def like(*args: Any, **options: Any) -> Any:
-            made = bound[name](*args, **options)
-            if isinstance(getattr(made, "_client", None), Budgeted):
-                _refuse_if_elsewhere(made)
-                _hook(made, door, is_said or "max_retries" in options)
-            return made
 
-        return like
-
+def _hook(client: Any, door: Door, is_said: bool) -> None:
+    """Have a client, whose HTTP client goes through the door, note what it asks."""
     is_async = inspect.iscoroutinefunction(client._prepare_options)
-    own = {"request": request if is_async else request_sync, "_prepare_options": prepare_options,
-           "_process_response": process_response_async if is_async else process_response,
-           **{name: copied(name) for name in _COPIES}}  # fmt: skip
-    for name, function in own.items():
-        usual = process if name == "_process_response" else bound[name]
-        setattr(client, name, functools.wraps(usual)(function))
+    setattr(client, _HOOKED, {name: vars(client).get(name) for name in _OWN})
+    for name, functions in _OWN.items():
+        usual = getattr(client, name, None)
+        if usual is not None:
+            own = _Own(functions[is_async], _Hooked(client, usual, door, is_said))
+            setattr(client, name, functools.wraps(usual)(own))
 
 
-def _beginner(client: Any, door: Door, is_said: bool) -> Callable[[Any], tuple[Asking | None, Any]]:
-    usual = _usual_retries(client)
-
-    def begin(options: Any) -> tuple[Asking | None, Any]:
-        """A call as it is noted, and as the SDK's own loop makes it: once."""
-        if options.method.lower() != "post" or not asks(options.url, _body(options)):
-            return None, options
-        told = options.max_retries
-        if isinstance(told, int):
-            most: int | None = told
+def _unhook(client: Any) -> None:
+    """Let a client that was wrapped for another scheduler, which is closed, be as it was."""
+    for name, value in vars(client).pop(_HOOKED, {}).items():
+        if value is None:
+            vars(client).pop(name, None)
         else:
-            most = client.max_retries if is_said or client.max_retries != usual else None
-        once = copy.copy(options)
-        once.max_retries = 0
-        return Asking(client, client._client, most), once
+            setattr(client, name, value)
 
-    return begin
+
+async def _request_async(own: _Hooked, cast_to: Any, options: Any, **more: Any) -> Any:
+    call, options = begin(own.client, options, is_said=own.is_said)
+    with asking(call):
+        return await own.usual(cast_to, options, **more)
+
+
+def _request(own: _Hooked, cast_to: Any, options: Any, **more: Any) -> Any:
+    call, options = begin(own.client, options, is_said=own.is_said)
+    with asking(call):
+        return own.usual(cast_to, options, **more)
+
+
+def _attempt_request(own: _Hooked, options: Any, **more: Any) -> Any:
+    note_span(own.client, more.get("call"))
+    return own.usual(options, **more)
+
+
+async def _attempt_request_async(own: _Hooked, options: Any, **more: Any) -> Any:
+    return await _attempt_request(own, options, **more)
+
+
+def _prepare_options(own: _Hooked, options: Any) -> Any:
+    note(own.client, options)
+    return own.usual(options)
+
+
+async def _prepare_options_async(own: _Hooked, options: Any) -> Any:
+    return await _prepare_options(own, options)
+
+
+def _process_response(own: _Hooked, *, retries_taken: int = 0, **more: Any) -> Any:
+    return own.usual(retries_taken=retries_told(retries_taken), **more)
+
+
+async def _process_response_async(own: _Hooked, **more: Any) -> Any:
+    return await _process_response(own, **more)
+
+
+def _copied(own: _Hooked, *args: Any, **options: Any) -> Any:
+    made, told = own.usual(*args, **options), own.is_said or "max_retries" in options
+    if not isinstance(getattr(made, "_client", None), Budgeted):
+        return link(made, own.door, told)  # it was given an HTTP client of its own
+    _refuse_if_elsewhere(made)
+    _hook(made, own.door, told)
+    return made
+
+
+# Of sync clients, and of async ones.
+_OWN: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "request": (_request, _request_async),
+    "_attempt_request": (_attempt_request, _attempt_request_async),
+    "_prepare_options": (_prepare_options, _prepare_options_async),
+    "_process_response": (_process_response, _process_response_async),
+    "copy": (_copied, _copied),
+    "with_options": (_copied, _copied),
+}
+
+
+def begin(
+    client: Any, options: Any, *, is_said: bool = False, is_strict: bool = False
+) -> tuple[Asking | None, Any]:
+    """A call as it is noted, and as the SDK's own loop makes it: once, unless somebody looks on.
+
+    Args:
+        client: The SDK's.
+        options: What is asked, and how.
+        is_said: Whether how often the client tries again is its caller's word.
+        is_strict: Only what is unmistakably a call is one.
+    """
+    body = _body(options)
+    if options.method.lower() != "post" or not asks(options.url, body):
+        return None, options
+    if is_strict and not _is_sure(client, body):
+        return None, options
+    if getattr(client, "_middleware", None):  # it is to see each attempt, and may change the next
+        return Asking(client, client._client, 0, is_looped=True), options
+    told = options.max_retries
+    if isinstance(told, int):
+        most: int | None = told
+    else:
+        is_usual = client.max_retries == _usual_retries(client)
+        most = client.max_retries if is_said or not is_usual else None
+    once = copy.copy(options)
+    once.max_retries = 0
+    return Asking(client, client._client, most), once
+
+
+def _is_sure(client: Any, body: Any) -> bool:
+    """Whether a call is counted also where nobody wrapped its client."""
+    is_named = isinstance(body, dict) and isinstance(body.get("model"), str)
+    is_amazons = any(kind.__module__.startswith(_AMAZONS) for kind in type(client).__mro__)
+    return is_named and not (is_amazons and body.get("stream"))
+
+
+def note(client: Any, options: Any) -> None:
+    """A client prepares what it is about to ask."""
+    call = asked_now()
+    if call is not None and call.inner is client._client and call.options is None:
+        call.options = copy.copy(options)
+
+
+def note_span(client: Any, span: Any) -> None:
+    """A client makes an attempt that it tells a tracer of."""
+    call = asked_now()
+    if call is not None and call.inner is client._client:
+        call.span = span
+
+
+def retries_told(retries_taken: int) -> int:
+    """How often a call was sent again, which the SDK's own loop does not know."""
+    call = asked_now()
+    return retries_taken if call is None or call.is_looped else call.retries_taken
 
 
 def _body(options: Any) -> Any:

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
-_KEY = "idempotency-key"
+_KEY, _COUNT = "idempotency-key", "x-stainless-retry-count"
 _SIGNATURES = (
     "content-digest", "digest", "content-md5", "x-amz-content-sha256", "signature",
     "signature-input",
@@ -49,11 +49,14 @@ class Renewal(ABC):
             did not.
         signs: Whether it can sign another body.
         retries_taken: How often it was sent again.
+        is_made: Else it is being made anew, and nothing of it was sent.
+        is_looped: The SDK's own loop tries again, and makes a call of each try.
     """
 
     max_retries: int | None = None
     retries_taken = 0
-    signs = False
+    signs = is_looped = False
+    is_made = True
 
     @abstractmethod
     async def send(
@@ -76,6 +79,10 @@ class Renewal(ABC):
         post: Callable[..., Any], options: Mapping[str, Any],
     ) -> Any:  # fmt: skip
         """As `send`, for a sync client; in its thread."""
+
+    def ended(self, tries: int) -> None:
+        """It was sent so often; what is sent by it after this is another call."""
+        self.retries_taken = max(0, tries - 1)
 
     def cures(self, response: Any) -> bool:
         """Whether what was refused may be allowed when it is made anew; where its client is."""
@@ -109,7 +116,9 @@ class Bearer(Renewal):
     ) -> Any:  # fmt: skip
         """As the others, with the token of now."""
         if _is_bearer(request):
+            self.is_made = False
             _put(request, await self._token_async())
+            self.is_made = True
         return await post(request)
 
     def send_sync(
@@ -118,7 +127,9 @@ class Bearer(Renewal):
     ) -> Any:  # fmt: skip
         """As the others, with the token of now."""
         if _is_bearer(request):
+            self.is_made = False
             _put(request, self._token())
+            self.is_made = True
         return post(request)
 
 
@@ -138,25 +149,36 @@ class Asking(Renewal):
         client: The SDK's.
         inner: Its HTTP client, by which the call is known.
         max_retries: As `Renewal`.
+        is_looped: As `Renewal`.
 
     Attributes:
         inner: Its HTTP client.
         options: What is asked, as the SDK's loop begins an attempt with it; None: it did not yet.
+        span: Where the SDK counts for a tracer what it sends; None: nowhere.
     """
 
     signs = True
 
-    def __init__(self, client: Any, inner: Any, max_retries: int | None) -> None:
+    def __init__(
+        self, client: Any, inner: Any, max_retries: int | None, *, is_looped: bool = False
+    ) -> None:
         self._client, self.inner, self.max_retries = client, inner, max_retries
+        self.is_looped = is_looped
         self.options: Any = None
-        self._is_made = True  # else an attempt is being made, and what is raised is the SDK's word
+        self.span: Any = None
+
+    def ended(self, tries: int) -> None:
+        """As the others; its loop may begin another attempt, with other options."""
+        super().ended(tries)
+        if self.is_looped:
+            self.options = None
 
     def tries_after(self, exc: BaseException) -> bool:
         """After anything but errors of its own."""
         modules = [kind.__module__ for kind in type(self._client).__mro__]
         own = {name.partition(".")[0] for name in modules if name.endswith("._base_client")}
         is_own = type(exc).__module__.partition(".")[0] in own
-        return self._is_made and isinstance(exc, Exception) and not is_own
+        return self.is_made and isinstance(exc, Exception) and not is_own
 
     def cures(self, response: Any) -> bool:
         """The SDK itself says so, once: it has forgotten the token that was refused by then."""
@@ -172,12 +194,13 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return await post(request)
-        self._is_made = False
+        self.is_made = False
         prepared = await self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         await self._client._prepare_request(made)
         self._trace(made, request)
-        self._is_made = True
+        self._count(made, prepared, retries)
+        self.is_made = True
         whole = getattr(self._client, "_send_request", None)
         return await (post(made) if whole is None else whole(made, **_told(options)))
 
@@ -188,12 +211,13 @@ class Asking(Renewal):
         """As the SDK's own loop does it."""
         if self.options is None:
             return post(request)
-        self._is_made = False
+        self.is_made = False
         prepared = self._client._prepare_options(_with_body(self.options, body))
         made = self._build(prepared, request, retries)
         self._client._prepare_request(made)
         self._trace(made, request)
-        self._is_made = True
+        self._count(made, prepared, retries)
+        self.is_made = True
         whole = getattr(self._client, "_send_request", None)
         return post(made) if whole is None else whole(made, **_told(options))
 
@@ -201,14 +225,19 @@ class Asking(Renewal):
         made = self._client._build_request(options, retries_taken=retries)
         for name in [each for each in made.headers if each.lower().startswith("x-scheduler-")]:
             del made.headers[name]  # before it is signed
-        if _KEY in old.headers:
-            made.headers[_KEY] = old.headers[_KEY]
+        for name in (_KEY, _COUNT) if self.is_looped else (_KEY,):
+            if name in old.headers:
+                made.headers[name] = old.headers[name]
         return made
 
     def _trace(self, made: Any, old: Any) -> None:
         for name in TRACE_HEADERS:
             if name in old.headers:
                 made.headers.setdefault(name, old.headers[name])
+
+    def _count(self, made: Any, prepared: Any, retries: int) -> None:
+        if retries and self.span is not None:
+            self.span.sending(made, prepared)
 
 
 def _told(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Budgeted:
     """
 
     __slots__ = ("door", "original")
+    door: Door
+    original: Any
 
 
 def shadow(client: Any, door: Door) -> Any:
@@ -32,8 +34,7 @@ def shadow(client: Any, door: Door) -> Any:
     Raises:
         ConfigError: It goes through a door already, or is no client of httpx or httpx2.
     """
-    if isinstance(client, Budgeted):
-        raise ConfigError("client", "is wrapped already; use it as it is")
+    client = unwrapped(client)
     family = family_of(client)
     if family is None:
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
@@ -43,6 +44,19 @@ def shadow(client: Any, door: Door) -> Any:
     made.__dict__ = client.__dict__
     made.door, made.original = door, client
     return made
+
+
+def unwrapped(client: Any) -> Any:
+    """A client as it was, if it was wrapped for a scheduler that is closed.
+
+    Raises:
+        ConfigError: That one is not.
+    """
+    while isinstance(client, Budgeted):
+        if not client.door.scheduler.is_closed:
+            raise ConfigError("client", "is wrapped already; use it as it is")
+        client = client.original
+    return client
 
 
 def _budgeted(kind: type, is_async: bool) -> Any:

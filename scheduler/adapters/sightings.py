@@ -70,8 +70,6 @@ class Sightings:
 
     def looked_up(self, host: Any) -> None:
         """Somebody asked for the address of a host: mostly to send something there."""
-        if isinstance(host, bytes):
-            host = host.decode("ascii", "replace")
         if isinstance(host, str) and host not in self._hosts and is_of_a_model(host, None):
             self._tell(
                 host,

@@ -264,18 +264,26 @@ class SyncTee(Tee):
 class Replay:
     """Bytes that came and were looked at, to be read by whoever wanted to.
 
+    Args:
+        error: What came after them.
+
     Attributes:
         elapsed: As a response's own stream tells it, in httpx2.
     """
 
-    def __init__(self, pieces: Sequence[bytes], elapsed: timedelta | None = None) -> None:
-        self._pieces, self.elapsed = pieces, elapsed
+    def __init__(
+        self, pieces: Sequence[bytes], elapsed: timedelta | None = None,
+        error: Exception | None = None,
+    ) -> None:  # fmt: skip
+        self._pieces, self.elapsed, self._error = pieces, elapsed, error
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._pieces
+        if self._error is not None:
+            raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for each in self._pieces:
+        for each in iter(self):
             yield each
 
     def close(self) -> None:
@@ -294,22 +302,25 @@ def put_back(family: Any, response: Any, pieces: Sequence[bytes]) -> bytes:
     return content
 
 
-def unread(family: Any, response: Any, took: timedelta, *, forgets: bool) -> None:
+def put_back_broken(family: Any, response: Any, pieces: Sequence[bytes], error: Exception) -> None:
+    """Let a response be read as far as it came, and then raise what its reader would have met."""
+    elapsed = getattr(response.stream, "elapsed", None)
+    response.stream = of_family(family, Replay)(pieces, elapsed, error)
+
+
+def unread(family: Any, response: Any, took: timedelta) -> None:
     """Let a response be read in every way that was read already, as by a hook.
 
     Args:
         family: Whose it is.
         response: It has its content.
         took: What it says of the time, if it does not know.
-        forgets: Whether it has to be read again.
     """
     content = response.content
     if "content-encoding" in response.headers:  # the bytes that came over the wire are gone
         for name in _OF_WIRE:
             response.headers.pop(name, None)
     vars(response).pop("_decoder", None)
-    if forgets:
-        del response._content
     response.is_closed = response.is_stream_consumed = False
     elapsed = getattr(response.stream, "elapsed", None) or took
     response.stream = of_family(family, Replay)([content], elapsed)

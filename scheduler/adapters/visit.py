@@ -84,7 +84,7 @@ class Visit(ABC):
         try:
             return await self.place.run(function, *args)
         except BaseException as exc:
-            if _is_loops_own(exc, task):
+            if _is_looped_own(exc, task):
                 raise
             self._failure = thrown(exc)
         raise self.understood(self._failure)  # here, where it takes nothing else along
@@ -93,6 +93,8 @@ class Visit(ABC):
         """Get in line; in the scheduler's loop."""
         if self._is_given_up:
             return
+        if self.tab is not None and not self.tab.takes_more:
+            self.tab = None  # the function that asks was billed meanwhile: a call of its own
         try:
             future = self._line_up(self.make_request())
         except BaseException as error:  # whatever it is: the caller waits for it, elsewhere
@@ -170,7 +172,7 @@ class Visit(ABC):
         self.place.wake()
 
 
-def _is_loops_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:
+def _is_looped_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """Whether an exception ends the task that it hits, and is no word of the call's."""
     if isinstance(exc, asyncio.CancelledError):
         return task is not None and bool(task.cancelling())

@@ -6,11 +6,15 @@ so that none of them has to be installed.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
+from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door, family_of
 from scheduler.adapters.linked import NEEDED, link
 from scheduler.adapters.renewal import Bearer
@@ -99,20 +103,59 @@ def _wrap_google(client: Any, door: Door) -> Any:
             "cannot be counted; give it http_options with an httpx_async_client",
         )
 
+    _change(client, api, ("_httpx_client", "_async_httpx_client"), door)
+    held: Callable[[], Any] = ref(
+        api
+    )  # its HTTP clients hold these, and others may hold on to them
+
     def token() -> str | None:
+        api = held()
         found = api._access_token() if getattr(api, "_credentials", None) else None
         return found if isinstance(found, str) else None
 
     async def token_async() -> str | None:
+        api = held()
         found = await api._async_access_token() if getattr(api, "_credentials", None) else None
         return found if isinstance(found, str) else None
 
     # Who sets how it tries again wants the SDK to do it.
     retries = 0 if getattr(api._http_options, "retry_options", None) is not None else None
     door.renewal = Bearer(token, token_async, retries)
-    _change(client, api, ("_httpx_client", "_async_httpx_client"), door)
-    api._use_aiohttp = lambda: False  # which it would take wherever that is installed
+    _count_sessions(api, door)
     return client
+
+
+def _count_sessions(api: Any, door: Door) -> None:
+    """Have Google's client send through a door by aiohttp, which it does where that is installed."""
+    find, held = getattr(type(api), "_get_aiohttp_session", None), ref(api)
+    if find is None:
+        api._use_aiohttp = lambda: False
+        return
+
+    @functools.wraps(find)
+    async def get() -> Any:
+        from scheduler.adapters.aio import Counted
+
+        session = await find(held())
+        return None if session is None else Counted(session, door)
+
+    api._get_aiohttp_session = get
+    _leave_retries(api)
+
+
+def _leave_retries(api: Any) -> None:
+    """By aiohttp Google's client tries once more by itself; what is counted was tried by then."""
+    once, held = getattr(type(api), "_async_request_once", None), ref(api)
+    if once is None or "implicit_retry" not in inspect.signature(once).parameters:
+        return
+
+    @functools.wraps(once)
+    async def ask(http_request: Any, *args: Any, **options: Any) -> Any:
+        if http_request.method.lower() == "post" and asks(http_request.url, http_request.data):
+            options["implicit_retry"] = False
+        return await once(held(), http_request, *args, **options)
+
+    api._async_request_once = ask
 
 
 def _change(client: Any, holder: Any, names: tuple[str, str], door: Door) -> Any:

@@ -15,7 +15,9 @@ raised, and `lost` makes a settlement of that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -81,6 +83,21 @@ class UnderWay:
 
 
 _under_way: ContextVar[UnderWay | None] = ContextVar("scheduler_under_way", default=None)
+
+
+if hasattr(os, "register_at_fork"):  # in the fork nothing is under way: its calls are not counted
+    os.register_at_fork(after_in_child=lambda: _under_way.set(None))
+
+
+@contextlib.contextmanager
+def going_on_within(attempt: UnderWay | None) -> Iterator[None]:
+    """Run something within a call under way that is run by somebody else, such as its reader."""
+    token = _under_way.set(attempt)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # a coroutine that is dropped ends elsewhere
+            _under_way.reset(token)
 
 
 def attempt_around(owner: object) -> UnderWay | None:
@@ -371,6 +388,8 @@ def _heard(ended: Attempt) -> Heard:
     error = ended.error
     if error is None:
         return Heard.ANSWERED if ended.response is not None else Heard.OTHER
+    if isinstance(error, CallFailed) and error.is_unsent:
+        return Heard.UNSENT
     if isinstance(error, CallFailed) and error.credit is not None:
         return Heard.NO_CREDIT
     if isinstance(error, RateLimited):

@@ -110,6 +110,8 @@ class Assembly:
         shown: StreamEvent | None = event
         if was_whole and _is_no_part(chunk, event):
             return event  # an error after the last word takes nothing back
+        if was_whole and isinstance(chunk.get("choices"), list) and chunk["choices"]:
+            return self._late(chunk, event)
         if isinstance(chunk, dict):
             shown = self._take(chunk, event)
         if event.event == "error":
@@ -204,6 +206,19 @@ class Assembly:
             self._came_with_end = bool(chunk["choices"]) and self.has_ended
         elif any(map(_has_more, chunk["choices"])):
             self.has_whole_usage = self._came_with_end = False
+        return self._shown(chunk, event)
+
+    def _late(self, chunk: dict[str, Any], event: StreamEvent) -> StreamEvent | None:
+        """More of an answer after the mark of its end, where SDKs read no further: only what it
+        tells of the usage counts.
+        """  # noqa: D205
+        if isinstance(chunk.get("usage"), dict):
+            self._told_usage(chunk["usage"], is_last=self.has_whole_usage)
+        return self._shown(chunk, event)
+
+    def _shown(self, chunk: dict[str, Any], event: StreamEvent) -> StreamEvent | None:
+        """A chunk as its reader sees it."""
+        usage = chunk.get("usage")
         if not self.hides_usage or "usage" not in chunk:
             return event
         if not chunk["choices"] and isinstance(usage, dict):

@@ -377,12 +377,14 @@ def explain_httpx(exc: BaseException, timeout_s: float, family: Any = None) -> C
         if explained is not None:
             return explained
     said = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    never_sent = (
-        httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError,
-        httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError,
+    never_tried = (
+        httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.LocalProtocolError,
     )  # fmt: skip
+    never_sent = (*never_tried, httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
     if isinstance(exc, never_sent):
-        return TransportFailed(f"could not connect: {said}", False)
+        error = TransportFailed(f"could not connect: {said}", False)
+        error.is_unsent = isinstance(exc, never_tried)
+        return error
     if isinstance(exc, TimeoutError | httpx.TimeoutException):
         return CallTimeout(f"no answer in time: {said}")
     return TransportFailed(f"the connection broke off: {said}")

@@ -15,6 +15,7 @@ import pytest
 from scheduler import Budget, ConfigError, Request, Scheduler, SchedulerClosed, refusal_of
 from scheduler.adapters import watch
 from scheduler.adapters.places import Here, place_of_thread
+from scheduler.adapters.tees import Replay, of_family
 
 pytestmark = pytest.mark.anyio
 URL = "http://h/v1/chat/completions"
@@ -42,6 +43,13 @@ def events(*items, done=True):
     lines = [f"data: {json.dumps(item)}\n\n" for item in items] + ["data: [DONE]\n\n"] * done
     headers = {"content-type": "text/event-stream"}
     return httpx2.Response(200, content="".join(lines).encode(), headers=headers)
+
+
+def coming(*items, done=True):
+    """Events that are not there before they are read."""
+    whole = events(*items, done=done)
+    stream = of_family(httpx2, Replay)([whole.content])
+    return httpx2.Response(200, stream=stream, headers={"content-type": "text/event-stream"})
 
 
 PART = {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}
@@ -228,7 +236,7 @@ async def test_a_stream_that_nobody_reads_and_nobody_closed_gives_its_place_to_w
 ):
     monkeypatch.setattr(watch, "FIRST_LOOK_S", 0.05)
     async with make_scheduler(concurrency=1) as s:
-        client = wrapped(s, lambda request: events(PART, END))
+        client = wrapped(s, lambda request: coming(PART, END))
 
         async def begin_and_forget():
             request = client.build_request("POST", URL, json=BODY | {"stream": True})
@@ -262,7 +270,7 @@ async def test_a_stream_that_somebody_reads_slowly_is_left_to_them(monkeypatch):
 
 async def test_a_sync_stream_may_be_closed_in_the_schedulers_own_loop():
     async with make_scheduler() as s:
-        client = wrapped(s, lambda request: events(PART, done=False), sync=True)
+        client = wrapped(s, lambda request: coming(PART, done=False), sync=True)
         request = client.build_request("POST", URL, json=BODY | {"stream": True})
         response = await asyncio.to_thread(client.send, request, stream=True)
         response.close()

@@ -260,6 +260,8 @@ def inner_clients(client: Any) -> list[Any]:
 
 async def close(client: Any) -> None:
     """Let go of its connections."""
+    if hasattr(client, "_api_client"):
+        await client.aio.aclose()  # aiohttp's sessions, too
     for inner in inner_clients(client):
         if hasattr(inner, "aclose"):
             await inner.aclose()

@@ -50,17 +50,18 @@ def make_ground(suite: Suite, checkout: Path | None) -> Ground:
     lacking = [path for path in suite.tests if not (source / path).exists()]
     if lacking:
         raise NoGround(f"{source} has no {', '.join(lacking)}")
-    python = VENVS / suite.name / "bin" / "python"
+    home = VENVS / (suite.name if checkout is None else f"{suite.name}-checkout")
+    python = home / "bin" / "python"
     extras = f"[{','.join(suite.extras)}]" if suite.extras else ""
     if checkout is not None:
         wanted = ["--editable", f"{checkout}{extras}"]
     else:
         wanted = [f"{suite.package}{extras}=={_version_of(source, suite)}"]
     wanted += suite.needs
-    stamp = VENVS / suite.name / ".installed"
+    stamp = home / ".installed"
     if not stamp.exists() or stamp.read_text() != "\n".join(wanted):
         print(f"  installing what {suite.name} needs", file=sys.stderr, flush=True)
-        venv.create(VENVS / suite.name, with_pip=True, clear=True)
+        venv.create(home, with_pip=True, clear=True)
         _pip(python, "install", str(ROOT), "hatchling", *wanted)
         stamp.write_text("\n".join(wanted))
     # Ours anew each time. Not in place: our folder of tests would stand in the way of theirs.

@@ -72,4 +72,5 @@ class Run:
             "-p", "scheduler_suites", "-p", "no:cacheprovider", *suite.args,
             *(f"--ignore={path}" for path in suite.ignore),
             "-n", str(workers if workers > 1 else 0), "--timeout", str(PER_TEST_S), "-q",
+            "--tb", "native",  # pytest's own looks into sources, and some of these bring that down
         ]  # fmt: skip

@@ -41,6 +41,13 @@ class Echo(BaseHTTPRequestHandler):
         else:
             self.rfile.read(int(self.headers.get("content-length", 0)))
 
+    def handle_one_request(self) -> None:
+        """Answer one more; who hangs up wants none."""
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _answer
 
     def log_message(self, format: str, *args: object) -> None:

@@ -15,7 +15,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from scheduler.core.calls import Attempt, attempt, is_within_call
+from scheduler.core.calls import (
+    Attempt,
+    UnderWay,
+    attempt,
+    attempt_around,
+    going_on_within,
+)
 from scheduler.core.intake import Intake
 from scheduler.core.tries import Tries
 from scheduler.errors import SchedulerError
@@ -75,12 +81,14 @@ class Tab:
         owner: What tells this scheduler from others: its store.
         counts: Whether parts are noted; else they are below one that is noted as a whole.
         is_open: Whether what is asked is still a part.
+        around: The attempt that the function is called in.
     """
 
     owner: object
     counts: bool = True
     is_open: bool = True
     outer: Tab | None = None
+    around: UnderWay | None = None
     _parts: list[Part] = field(default_factory=list)
     _under_way: set[asyncio.Task[Response]] = field(default_factory=set)
     _misses: bool = False
@@ -89,6 +97,7 @@ class Tab:
     @contextlib.contextmanager
     def kept(self) -> Iterator[Tab]:
         """What runs within the block is asked for by this function."""
+        self.around = attempt_around(self.owner)
         self.outer = _tab.get()
         while self.outer is not None and not self.outer.is_open:
             self.outer = self.outer.outer  # it would be kept for nothing
@@ -98,6 +107,22 @@ class Tab:
         finally:
             self.is_open = False
             _tab.reset(token)
+
+    @contextlib.contextmanager
+    def gone_on(self) -> Iterator[None]:
+        """As `kept`, for what the function left to be run by others: the body of a generator."""
+        with going_on_within(self.around):
+            token = _tab.set(self)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(ValueError):  # a coroutine that is dropped ends elsewhere
+                    _tab.reset(token)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether what begins now is still on the bill; in the scheduler's loop."""
+        return not self._is_billed
 
     def misses(self) -> None:
         """Something goes out of which nobody can say what it may cost."""
@@ -201,19 +226,20 @@ def _wait_ms(how: Attempt, number: int, now_ms: int) -> int | None:
     return None if number >= MOST_LIMITED else max(asked_ms or 0, 500 * 2**number)
 
 
-def tab_here(owner: object) -> Tab | None:
-    """Where what this code asks is noted, of the scheduler with this store; None: nowhere."""
-    tab = _tab.get()
-    while tab is not None and not (tab.owner is owner and tab.is_open):
-        tab = tab.outer
-    return tab if tab is not None and tab.counts else None
-
-
 def noted_here(owner: object) -> tuple[Tab | None, bool]:
-    """Where what this code asks is noted, if it is a part of a call under way; and whether it is
-    covered by a call that is noted as a whole, and just made.
+    """Where what this code asks is noted, if it is a part of a call under way of the scheduler with
+    this store; and whether it is covered by a call that is noted as a whole.
+
+    Neither: it is a call of its own. So is what a function asks when its bill was made.
     """  # noqa: D205
-    if not is_within_call(owner):
+    around = attempt_around(owner)
+    if around is None:
         return None, False
-    tab = tab_here(owner)
-    return tab, tab is None
+    tab, was_kept = _tab.get(), False
+    while tab is not None:
+        if tab.around is around:  # others are of calls around that one
+            if tab.is_open:
+                return (tab, False) if tab.counts else (None, True)
+            was_kept = True
+        tab = tab.outer
+    return None, not was_kept

@@ -26,7 +26,9 @@ from scheduler_suites_answers import bring_answers
 
 import scheduler
 from scheduler import Budget, Simulated
-from scheduler.prices.book import PriceBook, Tariff
+from scheduler.adapters import linked
+from scheduler.prices.book import PriceBook
+from scheduler.prices.tariff import Tariff
 
 MODE = os.environ.get("SUITES_MODE", "bare")
 RESULTS = Path(os.environ.get("SUITES_RESULTS", os.devnull))
@@ -89,9 +91,18 @@ def adopt(client: Any) -> None:
         if "already" not in str(error):  # such as one made of another's HTTP client
             note(refused=type(client).__name__, error=str(error))
         return
-    if wrapped is not client:
-        client.__dict__.clear()
-        client.__dict__.update(wrapped.__dict__)
+    assert wrapped is client, f"a {type(client).__name__} was copied into another object"
+
+
+_copied: Any = linked._copy
+
+
+def copy_back(client: Any, inner: Any, shadowed: Any) -> Any:
+    """The copy that `wrap` makes of a client, in the client's own place: what is hooked is this."""
+    made = _copied(client, inner, shadowed)
+    vars(client).clear()
+    linked._fill(client, made, shadowed, shadowed)
+    return client
 
 
 def patch(kind: type) -> None:
@@ -144,16 +155,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if is_controller(session.config):
         return
     served = tuple(os.environ.get("SUITES_SERVED", "").split())
+    if MODE == "instrumented":
+        session.config.stash[_UNDO] = scheduler.instrument(current)
     for target in os.environ["SUITES_CLIENTS"].split():
         module, _, name = target.partition(":")
         kind = getattr(importlib.import_module(module), name)
         if served:
             bring_answers(kind, served)
         if MODE == "wrapped":
+            linked._copy = copy_back
             patch(kind)
             patch_coming(kind)
-    if MODE == "instrumented":
-        session.config.stash[_UNDO] = scheduler.instrument(current)
 
 
 _UNDO: pytest.StashKey[Any] = pytest.StashKey()
