@@ -84,7 +84,7 @@ class Visit(ABC):
         try:
             return await self.place.run(function, *args)
         except BaseException as exc:
-            if _is_looped_own(exc, task):
+            if _is_loops_own(exc, task):
                 raise
             self._failure = thrown(exc)
         raise self.understood(self._failure)  # here, where it takes nothing else along
@@ -172,7 +172,7 @@ class Visit(ABC):
         self.place.wake()
 
 
-def _is_looped_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:
+def _is_loops_own(exc: BaseException, task: asyncio.Task[Any] | None) -> bool:
     """Whether an exception ends the task that it hits, and is no word of the call's."""
     if isinstance(exc, asyncio.CancelledError):
         return task is not None and bool(task.cancelling())

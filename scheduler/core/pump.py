@@ -60,7 +60,7 @@ from scheduler.stores.base import (
     TurnResult,
 )
 
-logger = logger_of("scheduler.core.pump")
+logger = logger_of("scheduler.pump")
 
 Batch = tuple[list[NewRequest], asyncio.Future[list[Submitted]]]
 
