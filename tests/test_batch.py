@@ -250,6 +250,48 @@ def test_a_line_file_is_made_for_its_owner_and_appended_to(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_file_that_is_replaced_by_a_copy_while_it_is_written_has_each_line_once(
+    tmp_path, monkeypatch
+):
+    path, fsync = tmp_path / "out.jsonl", os.fsync
+
+    def copied(fd):
+        monkeypatch.setattr(os, "fsync", fsync)
+        (tmp_path / "copy").write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        os.replace(tmp_path / "copy", path)
+        fsync(fd)
+
+    with LineFile(path) as file:
+        monkeypatch.setattr(os, "fsync", copied)
+        file.append([{"a": 1}, {"b": 2}])
+        file.append([{"c": 3}])
+
+    assert path.read_bytes() == b'{"a":1}\n{"b":2}\n{"c":3}\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(lambda fd: os.ftruncate(fd, 0), "was made shorter"),
+                         (lambda fd: os.write(fd, b'{"z":0}\n'), "was written to")],
+)  # fmt: skip
+def test_a_file_that_is_changed_while_it_is_written_is_known_to_be(
+    tmp_path, monkeypatch, change, told
+):
+    said, fsync = [], os.fsync
+
+    def changed(fd):
+        fsync(fd)
+        change(fd)
+
+    with LineFile(tmp_path / "out.jsonl", said.append) as file:
+        monkeypatch.setattr(os, "fsync", changed)
+        file.append([{"a": 1}])
+        monkeypatch.setattr(os, "fsync", fsync)
+
+        assert file.look()
+        assert file.is_changed
+        assert told in said[0]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

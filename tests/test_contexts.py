@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 import pytest
 
@@ -17,6 +17,7 @@ from scheduler import (
     StreamEvent,
 )
 from scheduler.events import Event
+from scheduler.guards.contexts import set_within
 from scheduler.testing import VirtualClock, run
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -136,3 +137,26 @@ def test_what_nobody_waits_for_and_subscribers_run_in_nobodys_context():
 
     run(main())
     assert set(heard) == {"nobody"}
+
+
+def test_a_variable_is_set_for_a_block_and_no_longer():
+    variable = ContextVar("variable", default=0)
+
+    with set_within(variable, 1):
+        assert variable.get() == 1
+
+    assert variable.get() == 0
+
+
+def test_a_block_may_be_ended_in_another_context():
+    variable = ContextVar("variable", default=0)
+
+    def pieces():
+        with set_within(variable, 1):
+            yield
+
+    dropped = pieces()
+    copy_context().run(next, dropped)
+    dropped.close()  # as the garbage collector does, wherever it runs
+
+    assert variable.get() == 0

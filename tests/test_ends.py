@@ -469,7 +469,7 @@ def test_a_provider_that_never_ends_closing_is_named_and_left(caplog, closing, i
 
     run(main())
 
-    (record,) = [each for each in caplog.records if each.name == "scheduler.core.ending"]
+    (record,) = [each for each in caplog.records if each.name == "scheduler.ending"]
     assert record.levelname == "WARNING"
     assert "provider 'first' goes on 10 s after it was told to close" in record.message
 

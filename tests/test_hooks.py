@@ -90,10 +90,10 @@ def untold():
 
 @pytest.fixture
 def told(caplog):
-    caplog.set_level(logging.WARNING, "scheduler.guards.hooks")
+    caplog.set_level(logging.WARNING, "scheduler.hooks")
 
     def names():
-        return [r.getMessage() for r in caplog.records if r.name == "scheduler.guards.hooks"]
+        return [r.getMessage() for r in caplog.records if r.name == "scheduler.hooks"]
 
     return names
 

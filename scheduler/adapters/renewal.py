@@ -7,12 +7,14 @@ it is sent.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
+
+from scheduler.guards.contexts import set_within
 
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _KEY, _COUNT = "idempotency-key", "x-stainless-retry-count"
@@ -255,15 +257,9 @@ def _with_body(options: Any, body: Mapping[str, Any] | None) -> Any:
 _asking: ContextVar[Asking | None] = ContextVar("scheduler_asking", default=None)
 
 
-@contextlib.contextmanager
-def asking(call: Asking | None) -> Iterator[None]:
+def asking(call: Asking | None) -> AbstractContextManager[None]:
     """Make a call within the block; None: something else."""
-    token = _asking.set(call)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # a coroutine that is dropped ends elsewhere
-            _asking.reset(token)
+    return set_within(_asking, call)
 
 
 def asked_now() -> Asking | None:

@@ -76,9 +76,10 @@ class LineFile:
 
     # Whose it is
 
-    def _note(self) -> None:
-        """Remember how this process left it."""
-        self._left = _state(os.fstat(self._fd))
+    def _note(self, size: int | None = None) -> None:
+        """Remember how this process left it, and of what size, whatever was done to it since."""
+        left = _state(os.fstat(self._fd))
+        self._left = left if size is None else (*left[:2], size, left[3])
 
     def look(self) -> bool:
         """Make sure that it is the file of this name; whether others had changed it.
@@ -121,17 +122,21 @@ class LineFile:
             OSError: The disk is full, or worse; the file ends with a whole line.
             ConfigError: Something else has its name now.
         """
-        texts = (line if isinstance(line, str) else line_text(line) for line in lines)
-        data = "".join(text + "\n" for text in texts).encode()
+        texts = [line if isinstance(line, str) else line_text(line) for line in lines]
         for _ in range(TRIES):
             self.look()
-            self._write(data)
+            size = self._write("".join(text + "\n" for text in texts).encode())
             if not self._is_elsewhere():
-                self._note()
+                self._note(size)
                 return
+            self.look()
+            # Whoever put another file there may have copied some of them into it already.
+            copied = {text for text, _ in self.lines()}
+            texts = [text for text in texts if text not in copied]
         raise OSError(errno.EBUSY, f"{self.path} is replaced again and again")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> int:
+        """Add some bytes; returns the size that the file has then."""
         end = os.fstat(self._fd).st_size
         view = memoryview(data)
         try:
@@ -142,6 +147,7 @@ class LineFile:
             os.ftruncate(self._fd, end)
             self._note()
             raise
+        return end + len(data)
 
     def _is_elsewhere(self) -> bool:
         """Whether the name leads to another file than the one that was written."""

@@ -15,9 +15,9 @@ raised, and `lost` makes a settlement of that.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -36,6 +36,7 @@ from scheduler.errors import (
     words_of,
 )
 from scheduler.events import Settled
+from scheduler.guards.contexts import set_within
 from scheduler.guards.hooks import PROGRAM_ENDS, complain, gave, raised
 from scheduler.guards.plain import logger_of
 from scheduler.limits import Heard, Report
@@ -46,7 +47,7 @@ from scheduler.providers.base import Send
 from scheduler.request import Request, RequestState, Response, Usage
 from scheduler.stores.base import Claimed, Outcome, Settlement
 
-logger = logger_of("scheduler.core.calls")
+logger = logger_of("scheduler.calls")
 
 MAX_AMOUNT = 10**18  # nano-dollars (a billion dollars) or tokens
 MAX_WHY = 300  # characters
@@ -88,15 +89,9 @@ if hasattr(os, "register_at_fork"):  # in the fork nothing is under way: its cal
     os.register_at_fork(after_in_child=lambda: _under_way.set(None))
 
 
-@contextlib.contextmanager
-def going_on_within(attempt: UnderWay | None) -> Iterator[None]:
+def going_on_within(attempt: UnderWay | None) -> AbstractContextManager[None]:
     """Run something within a call under way that is run by somebody else, such as its reader."""
-    token = _under_way.set(attempt)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # a coroutine that is dropped ends elsewhere
-            _under_way.reset(token)
+    return set_within(_under_way, attempt)
 
 
 def attempt_around(owner: object) -> UnderWay | None:

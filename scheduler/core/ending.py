@@ -19,7 +19,7 @@ from scheduler.providers.base import Provider
 from scheduler.request import Duration
 from scheduler.stores.base import Store
 
-logger = logger_of("scheduler.core.ending")
+logger = logger_of("scheduler.ending")
 
 CLOSE_S = 10.0  # how long providers may take to close, once nothing runs any more
 DRAIN = "5m"  # how long calls may take to finish when a scheduler is closed

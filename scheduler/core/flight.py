@@ -26,7 +26,7 @@ from scheduler.providers.base import Provider, Send
 from scheduler.request import RequestState
 from scheduler.stores.base import Claimed, Outcome, Settlement
 
-logger = logger_of("scheduler.core.flight")
+logger = logger_of("scheduler.flight")
 
 STUBBORN_S = 10.0  # a call that goes on for so long after it was cancelled is given up for lost
 CLOSED = "the scheduler was closed while the call was under way"

@@ -47,7 +47,7 @@ from scheduler.providers.base import Provider
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import NewRequest, Settlement, Store, Submitted, Turn, TurnResult
 
-logger = logger_of("scheduler.core.pump")
+logger = logger_of("scheduler.pump")
 
 
 class Pump:

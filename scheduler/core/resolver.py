@@ -27,7 +27,7 @@ from scheduler.providers.base import Provider
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement, Store, Unknown
 
-logger = logger_of("scheduler.core.resolver")
+logger = logger_of("scheduler.resolver")
 
 PAGE = 500
 LOOKS_AT_ONCE = 8

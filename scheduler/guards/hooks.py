@@ -18,7 +18,7 @@ from scheduler.errors import ConfigError, SchedulerError, brief
 from scheduler.guards.plain import logger_of, one_line
 from scheduler.money import parse_usd
 
-logger = logger_of("scheduler.guards.hooks")
+logger = logger_of("scheduler.hooks")
 
 T_ = TypeVar("T_")
 

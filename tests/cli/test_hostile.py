@@ -207,10 +207,10 @@ def test_a_bar_takes_nothing_in_a_name_for_markup(capsys):
 
 
 def test_logs_are_plain_lines_too(caplog):
-    for name in ("scheduler.core.calls", "scheduler.core.resolver", "scheduler.stores.sqlite"):
+    for name in ("scheduler.calls", "scheduler.resolver", "scheduler.stores.sqlite"):
         with caplog.at_level(logging.DEBUG):
             logger_of(name).warning("%s said %r: 100%% of %s", EVIL, EVIL, ValueError(EVIL))
-    logger_of("scheduler.core.calls").warning("plain %d%%", 5)
+    logger_of("scheduler.calls").warning("plain %d%%", 5)
 
     told = [each.getMessage() for each in caplog.records if each.name.startswith("scheduler")]
     assert len(told) == 4

@@ -298,7 +298,8 @@ async def test_a_caller_who_comes_as_another_process_gives_a_key_up_is_not_lost(
 
     async with ours, theirs, asyncio.timeout(60):
         given_up = theirs.submit(request)
-        await asyncio.sleep(0.1)
+        while given_up.parked is None:  # so that it is theirs
+            await asyncio.sleep(0.05)
         writing = asyncio.create_task(write())
         follows = ours.submit(request)
         while follows.parked is None:  # though the file changes all the time

@@ -25,6 +25,7 @@ from scheduler.core.calls import (
 from scheduler.core.intake import Intake
 from scheduler.core.tries import Tries
 from scheduler.errors import SchedulerError
+from scheduler.guards.contexts import set_within
 from scheduler.limits.retry import Retry
 from scheduler.providers.base import Send
 from scheduler.request import Request, RequestState, Response
@@ -111,13 +112,8 @@ class Tab:
     @contextlib.contextmanager
     def gone_on(self) -> Iterator[None]:
         """As `kept`, for what the function left to be run by others: the body of a generator."""
-        with going_on_within(self.around):
-            token = _tab.set(self)
-            try:
-                yield
-            finally:
-                with contextlib.suppress(ValueError):  # a coroutine that is dropped ends elsewhere
-                    _tab.reset(token)
+        with going_on_within(self.around), set_within(_tab, self):
+            yield
 
     @property
     def takes_more(self) -> bool:
