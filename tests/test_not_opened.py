@@ -103,6 +103,8 @@ OF_ITS_LOOP = {
     "part": "likewise",
     "provider_at": "likewise",
     "is_waiting": "likewise",
+    "keep_to": "the command line's: of those who write one file together",
+    "shares": "likewise",
     "redefine": "for one that is not opened: this one is, from its beginning",
 }
 

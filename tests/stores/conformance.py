@@ -435,6 +435,27 @@ class Conformance:
         bench.now_ms += 900
         assert [each.id for each in (await bench.turn()).expired] == [request_id]
 
+    async def test_what_is_amended_lent_and_new_in_one_turn_draws_on_its_own_budgets_each(
+        self, bench
+    ):
+        names = ["ann", "ben", "eve"]
+        await bench.define(*[Budget(name, "$0.0000001") for name in names])
+        ann, ben, eve = (bench.ids[name] for name in names)
+        first, second = (await bench.submit(new([ann]), new([ben]), slots=0)).submitted
+
+        await bench.turn(
+            None,
+            amend=[(first.id, new([ben], 20))],
+            lend=[(second.id, True)],
+            submit=[new([eve], 30)],
+        )
+
+        claimed = (await bench.turn()).claimed
+        got = sorted((each.ceiling_nusd, each.budgets) for each in claimed)
+        assert got == [(10, (ben,)), (20, (ben,)), (30, (eve,))]
+        assert [await bench.balance(name) for name in names] == [(0, 0), (0, 30), (0, 30)]
+        assert await bench.is_sound()
+
     async def test_what_runs_goes_back_to_the_lane_it_was_amended_to(self, bench):
         (claimed,) = (await bench.submit(new(key="k", priority=20, expires_at_ms=T0 + 500))).claimed
         urgent = new(key="k", priority=0)

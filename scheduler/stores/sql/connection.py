@@ -69,6 +69,7 @@ class SqliteConnection(Connection):
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
+        self._given: dict[str, int] = {}  # by table: the last id, whose row may not be written yet
 
     def read(self, sql: str, *values: object) -> list[Row]:
         """See `Connection.read`."""
@@ -96,4 +97,6 @@ class SqliteConnection(Connection):
             " sqlite_sequence WHERE name = ?), 0))",
             table,
         )
+        last = max(last, self._given.get(table, 0))
+        self._given[table] = last + count
         return range(last + 1, last + 1 + count)

@@ -60,7 +60,6 @@ _NEW_LANES = Insert(
     "lanes",
     {"id": INT, "worker_id": INT, "provider": TEXT, "budgets": TEXT, "priority": INT,
      "may_wait": INT, "model": TEXT, "service": TEXT},
-    "ON CONFLICT (id) DO NOTHING",
 )  # fmt: skip
 _WAITING = Update("lanes", "waiting = :waiting", "id = :id", {"waiting": INT, "id": INT})
 _MORE_WAITING = Update(
