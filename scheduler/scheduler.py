@@ -6,8 +6,18 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from scheduler.core.intake import OnExceeded
 from scheduler.core.marks import NO_MARKS, Marks, merge
@@ -20,6 +30,20 @@ C_ = TypeVar("C_")
 T_ = TypeVar("T_")
 P_ = ParamSpec("P_")
 Family = Literal["auto", "httpx", "httpx2"]
+
+
+class Decorator(Protocol):
+    """What `Scheduler.budgeted` gives."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P_, AsyncGenerator[T_, None]]
+    ) -> Callable[P_, AsyncGenerator[T_, None]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[P_, Awaitable[T_]]
+    ) -> Callable[P_, Coroutine[Any, Any, T_]]: ...
 
 
 class Scheduler(Shell):
@@ -167,8 +191,11 @@ class Scheduler(Shell):
         cost: Dollars | Callable[[Any], Dollars | None] | None = None,
         on_exceeded: OnExceeded | None = None,
         **marks: Unpack[Marks],
-    ) -> Callable[[Callable[P_, Awaitable[T_]]], Callable[P_, Coroutine[Any, Any, T_]]]:
+    ) -> Decorator:
         """Decorate an async function: it is called when there is money for it.
+
+        It may be an async generator, or give one back: that is read as always, and the function
+        has ended when that has.
 
         It may make any number of calls: those of wrapped or instrumented clients, of `call` and of
         other budgeted functions are parts of it, covered by its quote; what it asks with `run` or
@@ -191,4 +218,4 @@ class Scheduler(Shell):
         """
         from scheduler.adapters.functions import Budgeted
 
-        return Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks))
+        return cast(Decorator, Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks)))

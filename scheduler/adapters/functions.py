@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, cast
@@ -375,6 +375,8 @@ class Budgeted:
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, decorated: async, to be called in any event loop."""
+        if inspect.isasyncgenfunction(bare(function)):
+            return self._in_pieces(function)
         require_async(function)
 
         @wraps(function)
@@ -390,9 +392,30 @@ class Budgeted:
 
         return wrapped
 
+    def _in_pieces(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Likewise, for one that is an async generator."""
+
+        async def begin(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        named = bare(function)
+        begin.__module__, begin.__qualname__ = named.__module__, named.__qualname__
+        decorated = self(begin)
+
+        @wraps(function)
+        async def pieces(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            begun = decorated(*args, **kwargs)
+            args, kwargs = (), {}  # no frame of a refusal shows them: there may be keys among them
+            async with contextlib.aclosing(await begun) as stream:
+                async for each in stream:
+                    yield each
+
+        return pieces
+
     def in_threads(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Likewise; one that is not async is called in the thread that calls it."""
-        if inspect.iscoroutinefunction(bare(function)):
+        inner = bare(function)
+        if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
             return self(function)
 
         @wraps(function)

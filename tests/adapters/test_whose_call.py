@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from tests.test_parts import (
     QUOTE,
     URL,
     answer,
+    client_of,
     counts,
     scheduler,
     world,
@@ -162,6 +164,60 @@ def test_a_generator_that_is_left_or_fails_counts_its_function_once():
         assert sum(counts(s)) == 2 * QUOTE
 
     world(work)
+
+
+def test_a_function_may_be_an_async_generator_itself():
+    async def work(s, client):
+        @s.budgeted(quote="$0.01")
+        async def agent(times):
+            """Ask so often."""
+            for _ in range(times):
+                yield (await client.post(URL, json=BODY)).json()
+
+        assert await all_of(agent(2)) == [ANSWER, ANSWER]
+        assert counts(s) == (2 * COST, 0, 0)
+        assert agent.__doc__ == "Ask so often."
+
+        @s.budgeted(quote="$0.02")
+        async def around():
+            return await all_of(agent(3))
+
+        assert len(await around()) == 3
+        assert counts(s) == (5 * COST, 0, 0)
+
+        async with contextlib.aclosing(agent(3)) as stream:
+            await anext(stream)
+        await asyncio.sleep(1)
+        assert counts(s) == (5 * COST, QUOTE, 0)
+
+        await s.set_limit("team", "$0")
+        waiting = asyncio.create_task(anext(agent(1)))
+        await asyncio.sleep(1)
+        assert sum(s.stats().parked.values()) == 1
+        await s.set_limit("team", "$1")
+        assert await waiting == ANSWER
+
+    world(work)
+
+
+def test_so_it_may_in_the_loop_of_somebody_else():
+    with BlockingScheduler(scheduler("$0")) as s:
+
+        @s.budgeted(quote="$0.01")
+        async def agent():
+            async with client_of(s) as client:
+                yield (await client.post(URL, json=BODY)).json()
+
+        async def main():
+            turns, waiting = 0, asyncio.create_task(all_of(agent()))
+            while turns < 5:  # the loop goes on meanwhile
+                await asyncio.sleep(0.02)
+                turns += 1
+            await asyncio.to_thread(s.set_limit, "team", "$1")
+            return await waiting
+
+        assert asyncio.run(main()) == [ANSWER]
+        assert counts(s) == (COST, 0, 0)
 
 
 def test_what_a_generator_asks_in_a_thread_is_asked_for_its_function():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from decimal import Decimal
 from typing import assert_type
@@ -63,6 +64,10 @@ async def main() -> None:
             assert_type(error.needed, int)
 
 
+async def in_pieces(text: str) -> AsyncGenerator[bytes, None]:
+    yield text.encode()
+
+
 async def translate(text: str, *, model: str) -> bytes:
     return text.encode()
 
@@ -73,6 +78,8 @@ async def adopt(s: Scheduler) -> None:
         assert_type(await s.call(translate, "hi", model="m"), bytes)
     budgeted = s.budgeted(quote="$0.01", cost=lambda result: 0.005, job="nightly")(translate)
     assert_type(await budgeted("hi", model="m"), bytes)
+    async for piece in s.budgeted(quote="$0.01")(in_pieces)("hi"):
+        assert_type(piece, bytes)
     with instrument(s, on_exceeded="raise"):
         pass
 
