@@ -274,6 +274,7 @@ class HttpVisit(Visit):
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
         self._was_closed = False
+        self._is_lost = False  # a good answer, of which not all came
         self._options, self._tries = options, 0
         call_now = asked_now()
         is_own = call_now is not None and call_now.inner is client
@@ -298,7 +299,8 @@ class HttpVisit(Visit):
             return await sealed(self._attempt(request), self._secrets())
         except CallFailed as error:
             # No client asks again after a success, even if nobody can make anything of it.
-            if isinstance(error, BadAnswer) or self._has_tried_enough(error):
+            is_lost = self._is_lost or isinstance(error, BadAnswer)
+            if is_lost or self._has_tried_enough(error):
                 error.is_retryable = False
             raise
 
@@ -320,6 +322,7 @@ class HttpVisit(Visit):
         if self._unread is not None:
             await self.there(self._unread.let_go)
         self._unread = self._came = self._answer = self._failure = None
+        self._is_lost = False
         self._was_closed = self._client.is_closed
         began_s = time.perf_counter()
         response = await self._ask(request)
@@ -420,13 +423,20 @@ class HttpVisit(Visit):
             raise
         finally:
             await stream.aclose()
-        return put_back(self.family, response, pieces)
+        return self._whole(response, pieces)
+
+    def _whole(self, response: Any, pieces: list[bytes]) -> bytes:
+        try:
+            return put_back(self.family, response, pieces)
+        except Exception:  # what cannot be decoded, its reader finds out by themselves
+            self._answer, self._is_lost = response, True
+            raise
 
     def _broke_off(self, response: Any, pieces: list[bytes], exc: Exception) -> None:
         """Who wanted to read a good answer by themselves is not told before they do."""
         if response.is_success:
             put_back_broken(self.family, response, pieces, exc)
-            self._answer = response
+            self._answer, self._is_lost = response, True
 
     def explain(self, exc: BaseException) -> CallFailed:
         """What an exception of the client means."""
@@ -491,7 +501,13 @@ class HttpVisit(Visit):
         response, self._came = self._came, None
         tee = of_family(self.family, self.tee_kind)(self, response, self._transcript(request))
         self._unread = tee
-        await self.there(tee.read_first)
+        try:
+            await self.there(tee.read_first)
+        except CallFailed:
+            if isinstance(self._failure, Exception):
+                self._unread = None  # it is closed
+                self._broke_off(response, tee.first, self._failure)
+            raise
         ended: asyncio.Future[Answer] = tee.ended
         self._answer = response
         if tee.transcript.is_refused or tee.is_over:
@@ -619,7 +635,7 @@ class SyncHttpVisit(HttpVisit):
             raise
         finally:
             stream.close()
-        return put_back(self.family, response, pieces)
+        return self._whole(response, pieces)
 
 
 def _tell_cost(response: Any, cost_nusd: int, attempts: int) -> None:

@@ -25,7 +25,6 @@ from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
 from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
-from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
 _USUAL_RETRIES = 2
@@ -43,9 +42,8 @@ def link(client: Any, door: Door, is_said: bool = False) -> Any:
         is_said: As for `_hook`.
 
     Raises:
-        ConfigError: It is wrapped already, or has calls that take another way.
+        ConfigError: It is wrapped already.
     """
-    _refuse_if_elsewhere(client)
     inner, made = client._client, client
     shadowed = shadow(unwrapped(inner), door)
     _unhook(client)
@@ -54,16 +52,6 @@ def link(client: Any, door: Door, is_said: bool = False) -> Any:
     made._client = shadowed
     _hook(made, door, is_said)
     return made
-
-
-def _refuse_if_elsewhere(client: Any) -> None:
-    if hasattr(getattr(client, "_workload_identity_auth", None), "send_api_request"):
-        raise ConfigError(
-            "client",
-            f"a {type(client).__name__} with an X.509 identity sends its calls by a client of that "
-            "identity's own, so they cannot be counted; decorate the function that uses it by "
-            "s.budgeted(quote=…)",
-        )
 
 
 # The copy
@@ -225,6 +213,23 @@ async def _attempt_request_async(own: _Hooked, options: Any, **more: Any) -> Any
     return await _attempt_request(own, options, **more)
 
 
+def _send_request(own: _Hooked, request: Any, **options: Any) -> Any:
+    if not _sends_elsewhere(own.client):
+        return own.usual(request, **options)
+    return own.door.send_sync(own.client._client, request, options, own.usual)
+
+
+async def _send_request_async(own: _Hooked, request: Any, **options: Any) -> Any:
+    if not _sends_elsewhere(own.client):
+        return await own.usual(request, **options)
+    return await own.door.send(own.client._client, request, options, own.usual)
+
+
+def _sends_elsewhere(client: Any) -> bool:
+    """Whether a client sends by an HTTP client of its identity's own: X.509."""
+    return hasattr(getattr(client, "_workload_identity_auth", None), "send_api_request")
+
+
 def _prepare_options(own: _Hooked, options: Any) -> Any:
     note(own.client, options)
     return own.usual(options)
@@ -246,7 +251,6 @@ def _copied(own: _Hooked, *args: Any, **options: Any) -> Any:
     made, told = own.usual(*args, **options), own.is_said or "max_retries" in options
     if not isinstance(getattr(made, "_client", None), Budgeted):
         return link(made, own.door, told)  # it was given an HTTP client of its own
-    _refuse_if_elsewhere(made)
     _hook(made, own.door, told)
     return made
 
@@ -255,6 +259,7 @@ def _copied(own: _Hooked, *args: Any, **options: Any) -> Any:
 _OWN: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "request": (_request, _request_async),
     "_attempt_request": (_attempt_request, _attempt_request_async),
+    "_send_request": (_send_request, _send_request_async),
     "_prepare_options": (_prepare_options, _prepare_options_async),
     "_process_response": (_process_response, _process_response_async),
     "copy": (_copied, _copied),

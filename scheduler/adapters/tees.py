@@ -33,6 +33,7 @@ class Tee:
         is_over: There are no more.
         is_told: The scheduler has heard of its end.
         pieces: How many were handed over.
+        first: Those that came before anybody read.
     """
 
     # Its response holds it, and not the other way: so it is noticed when that is dropped.
@@ -45,7 +46,7 @@ class Tee:
         self._status, self._headers = response.status_code, response.headers
         self._response = ref(response)
         self._problem: Exception | None = None  # why it is only passed on
-        self._first: list[bytes] = []
+        self.first: list[bytes] = []
         self._chunks: Any = None
         self._cutter: Cutter | None = None
         self._decode, self._flush = _decoder_of(visit.family, response)
@@ -149,7 +150,7 @@ class AsyncTee(Tee):
         self._chunks = aiter(self._stream)
         try:
             while not self.has_begun:
-                self._first.append(await self._next())
+                self.first.append(await self._next())
         except BaseException as exc:
             self.named(exc)
             await self.let_go()
@@ -167,8 +168,8 @@ class AsyncTee(Tee):
 
     async def __anext__(self) -> bytes:
         shown = b""
-        while self._first and not shown:
-            shown = self._first.pop(0)
+        while self.first and not shown:
+            shown = self.first.pop(0)
         if not shown and not self.is_over:
             self.pace.asked()
             try:
@@ -179,7 +180,7 @@ class AsyncTee(Tee):
                 raise
             self.pieces += 1
             self.pace.given()
-        if self.is_over and not self._first:
+        if self.is_over and not self.first:
             self.end()
         if not shown:
             raise StopAsyncIteration  # the response closes itself then, and with it this
@@ -209,7 +210,7 @@ class SyncTee(Tee):
         self._chunks = iter(self._stream)
         try:
             while not self.has_begun:
-                self._first.append(self._next())
+                self.first.append(self._next())
         except BaseException as exc:
             self.named(exc)
             self.let_go()
@@ -227,8 +228,8 @@ class SyncTee(Tee):
 
     def __next__(self) -> bytes:
         shown = b""
-        while self._first and not shown:
-            shown = self._first.pop(0)
+        while self.first and not shown:
+            shown = self.first.pop(0)
         if not shown and not self.is_over:
             self.pace.asked()
             try:
@@ -239,7 +240,7 @@ class SyncTee(Tee):
                 raise
             self.pieces += 1
             self.pace.given()
-        if self.is_over and not self._first:
+        if self.is_over and not self.first:
             self.end()
         if not shown:
             raise StopIteration
@@ -306,6 +307,7 @@ def put_back_broken(family: Any, response: Any, pieces: Sequence[bytes], error: 
     """Let a response be read as far as it came, and then raise what its reader would have met."""
     elapsed = getattr(response.stream, "elapsed", None)
     response.stream = of_family(family, Replay)(pieces, elapsed, error)
+    response.is_closed = False
 
 
 def unread(family: Any, response: Any, took: timedelta) -> None:
