@@ -131,13 +131,20 @@ def _count_sessions(api: Any, door: Door) -> None:
     if find is None:
         api._use_aiohttp = lambda: False
         return
+    made: dict[int, Any] = {}  # one for each session, which it keeps
 
     @functools.wraps(find)
     async def get() -> Any:
         from scheduler.adapters.aio import Counted
 
         session = await find(held())
-        return None if session is None else Counted(session, door)
+        if session is None or isinstance(session, Counted):
+            return session
+        if id(session) not in made:
+            for each in [each for each, known in made.items() if known.closed]:
+                del made[each]
+            made[id(session)] = Counted(session, door)
+        return made[id(session)]
 
     api._get_aiohttp_session = get
     _leave_retries(api)

@@ -188,6 +188,99 @@ async def test_a_stream_that_was_read_before_anybody_saw_it_is_as_closed_as_it_c
         assert s.stats().posted_nusd == counted(s) > 0
 
 
+@ways
+@pytest.mark.parametrize("sync", [False, True])
+async def test_a_stream_that_is_lost_before_its_beginning_is_lost_where_it_is_read(way, sync):
+    import openai
+
+    server, error = Server("openai"), None
+    family = server.httpx
+    error = family.RemoteProtocolError("lost")
+
+    class Stream(family.SyncByteStream, family.AsyncByteStream):
+        def __iter__(self):
+            yield b": hello\n\n"
+            raise error
+
+        async def __aiter__(self):
+            for each in iter(self):
+                yield each
+
+    def answer(request):
+        server.seen.append(request)
+        headers = {"content-type": "text/event-stream"}
+        return family.Response(200, headers=headers, stream=Stream())
+
+    def read(client):
+        stream = client.chat.completions.create(**ASK, stream=True)
+        with pytest.raises(openai.APIConnectionError) as caught:
+            list(stream)
+        return stream, caught
+
+    client = server.client(sync=sync, max_retries=2)
+    client._client._transport = family.MockTransport(answer)
+    async with quick() as s:
+        with Adopted(s, way) as adopt:
+            client = adopt(client)
+            if sync:
+                stream, caught = await asyncio.to_thread(read, client)
+            else:
+                stream = await client.chat.completions.create(**ASK, stream=True)
+                with pytest.raises(openai.APIConnectionError) as caught:
+                    [chunk async for chunk in stream]
+
+        assert (len(server.seen), stream.response.is_closed) == (1, True)
+        assert caught.value.__cause__ is error
+        assert s.stats().failed == 1
+        assert counted(s) > 0
+
+
+@pytest.mark.skipif(not IS_NEWEST, reason="the previous version knows no such identity")
+@pytest.mark.parametrize("sync", [False, True])
+async def test_what_an_identity_sends_by_a_client_of_its_own_is_counted(sync):
+    server = Server("openai", 500, 200)
+
+    class Identity:
+        """As one with a certificate: it sends by itself."""
+
+        def __init__(self):
+            self.inner = server.inner(sync)
+
+        def send_api_request(self, request, **options):
+            return self.inner.send(request, **options)
+
+    client = server.client(sync=sync)
+
+    def send_request(request, *, stream, **options):
+        return client._workload_identity_auth.send_api_request(request, stream=stream)
+
+    async def send_request_async(request, **options):
+        return await send_request(request, **options)
+
+    async with quick() as s:
+        own = type(client)
+
+        class Identified(own):
+            _send_request = (
+                (lambda self, request, **more: send_request(request, **more))
+                if sync
+                else (lambda self, request, **more: send_request_async(request, **more))
+            )
+
+        client.__class__ = Identified
+        made = s.wrap(client)
+        assert type(made) is Identified
+        made._workload_identity_auth = client._workload_identity_auth = Identity()
+        part = made.chat.completions.with_raw_response
+        if sync:
+            raw = await asyncio.to_thread(part.create, **ASK)
+        else:
+            raw = await part.create(**ASK)
+
+        assert (raw.retries_taken, len(server.seen), s.stats().succeeded) == (1, 2, 1)
+        assert counted(s) > 0
+
+
 class Lost:
     """Some of a body, then nothing more."""
 
@@ -296,7 +389,9 @@ async def test_google_keeps_the_session_that_it_was_given(service):
         answer = await GOOGLE.ask(client, "Hi")
         chunks = [chunk async for chunk in await GOOGLE.stream(client, "In pieces")]
 
-        assert client._api_client._use_aiohttp()
+        api = client._api_client
+        assert api._use_aiohttp()
+        assert await api._get_aiohttp_session() is await api._get_aiohttp_session()
         assert len(sent) == 2
         assert len(GOOGLE.text(answer).split()) == 12
         assert len("".join(map(GOOGLE.chunk_text, chunks)).split()) == 12
