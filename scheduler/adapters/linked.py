@@ -16,7 +16,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from types import FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, cast
@@ -205,12 +205,13 @@ def _request(own: _Hooked, cast_to: Any, options: Any, **more: Any) -> Any:
 
 
 def _attempt_request(own: _Hooked, options: Any, **more: Any) -> Any:
-    note_span(own.client, more.get("call"))
-    return own.usual(options, **more)
+    with attempting(own.client, options, more.get("call")):
+        return own.usual(options, **more)
 
 
 async def _attempt_request_async(own: _Hooked, options: Any, **more: Any) -> Any:
-    return await _attempt_request(own, options, **more)
+    with attempting(own.client, options, more.get("call")):
+        return await own.usual(options, **more)
 
 
 def _send_request(own: _Hooked, request: Any, **options: Any) -> Any:
@@ -310,11 +311,19 @@ def note(client: Any, options: Any) -> None:
         call.options = copy.copy(options)
 
 
-def note_span(client: Any, span: Any) -> None:
-    """A client makes an attempt that it tells a tracer of."""
+@contextlib.contextmanager
+def attempting(client: Any, options: Any, span: Any) -> Iterator[None]:
+    """A client makes an attempt, maybe one that it tells a tracer of.
+
+    Middleware also makes some while a stream is read, when the call itself has come back.
+    """
     call = asked_now()
-    if call is not None and call.inner is client._client:
+    if call is None or call.inner is not client._client:
+        call = begin(client, options)[0] if getattr(client, "_middleware", None) else call
+    else:
         call.span = span
+    with asking(call):
+        yield
 
 
 def retries_told(retries_taken: int) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from scheduler.adapters.linked import begin, note, note_span, retries_told
+from scheduler.adapters.linked import attempting, begin, note, retries_told
 from scheduler.adapters.renewal import Asking, asking
 from scheduler.adapters.shadow import Budgeted
 
@@ -89,10 +89,14 @@ def _prepare_options(original: Any) -> Any:
 
 def _attempt_request(original: Any) -> Any:
     def attempt(client: Any, options: Any, **more: Any) -> Any:
-        note_span(client, more.get("call"))
-        return original(client, options, **more)
+        with attempting(client, options, more.get("call")):
+            return original(client, options, **more)
 
-    return attempt
+    async def attempt_async(client: Any, options: Any, **more: Any) -> Any:
+        with attempting(client, options, more.get("call")):
+            return await original(client, options, **more)
+
+    return attempt_async if inspect.iscoroutinefunction(original) else attempt
 
 
 def _process_response(original: Any) -> Any:
