@@ -89,6 +89,10 @@ class Scheduler(Shell):
             file keeps all; see `prune`.
         clock: Tells the time. None: the computer's clock.
         poll_interval: How often to look for changes by other processes.
+        role: ``"client"`` submits, and leaves the sending to other processes on the same file: what
+            it submits needs a key, and a provider known there by the same name and URL, else
+            `ConfigError`. ``"worker"`` sends what others submit, and takes in nothing. ``"both"``
+            does both.
 
     Use it as an async context manager. Everything runs in the event loop it was
     entered in.
