@@ -8,7 +8,7 @@ import pytest
 
 from scheduler import Scheduler
 from scheduler.core.callers.elsewhere import PAGE
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, ProviderOverloaded
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Request
 from scheduler.stores.sqlite import SqliteStore
@@ -108,6 +108,42 @@ async def test_a_client_submits_and_a_worker_sends(tmp_path):
                 w.submit(asked(99))
     assert [each.key for each in answers] == [f"k{n}" for n in range(20)]
     assert all(each.cost_nusd > 0 for each in answers)
+
+
+class Sluggish(SqliteStore):
+    """Takes its time before each turn, and until its caller hears of it."""
+
+    async def turn(self, turn):
+        await asyncio.sleep(0.03)
+        result = await super().turn(turn)
+        await asyncio.sleep(0.03)
+        return result
+
+
+async def test_while_a_turn_is_on_its_way_nobody_thinks_that_nothing_waits(tmp_path):
+    provider = Bench()
+    provider.service = "bench"
+    odd = ProviderOverloaded(500, "for now")
+
+    async def fail_at_first(request):
+        if len(provider.sent) < 3:
+            raise odd
+
+    provider.before = fail_at_first
+    async with Scheduler(
+        Sluggish(tmp_path / "s.db"), providers=provider, retry_wait_s=lambda attempt: 0.02
+    ) as s:
+        await s.enqueue([ask(1, key="k")])
+        went = []
+        while (await s.store.counts()).succeeded == 0:
+            stats = s.stats()
+            went.append(stats.queued + stats.running + sum(stats.parked.values()))
+            await asyncio.sleep(0.001)
+        await s.join()
+
+        assert set(went) == {1}
+        assert len(provider.sent) == 3
+        assert s.stats().queued == 0
 
 
 @pytest.mark.parametrize("why", ["no key", "streams", "refused rather", "send", "of one process"])

@@ -100,10 +100,24 @@ PUSHED_OUT = (
     3,
 )  # fmt: skip
 
+# For a while it is larger than a limit: it waits for a raise then, in no line, and joins it anew.
+LARGER_FOR_A_WHILE = (
+    ["100 tokens/1m, 10 requests/20s"] * 2,
+    [
+        Stream(need=5, priority=30, every_ms=7_000, at_once=2, count=40, runs_ms=500, share=10,
+               may_wait=False),
+        Stream(draws=(0, 1), need=100, first_ms=500, every_ms=300, at_once=2, count=5, runs_ms=4_000,
+               share=10, lost=2),
+    ],
+    [(3_000, 1, 3), (30_000, 1, 100)],
+    8,
+)  # fmt: skip
+
 
 @settings(THOROUGH, max_examples=300)
 @given(made=traffic())
 @example(made=PUSHED_OUT)
+@example(made=LARGER_FOR_A_WHILE)
 def test_whoever_waits_for_money_is_passed_within_the_bound(made):
     lived(made)
 

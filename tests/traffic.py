@@ -82,6 +82,12 @@ class _Asked:
     def __lt__(self, other: _Asked) -> bool:
         return self.order < other.order
 
+    def forget_line(self) -> None:
+        """It waits for a raise: it is in no line, and joins anew after that."""
+        self.since_ms.clear()
+        self.passed.clear()
+        self.left.clear()
+
 
 class _Sums:
     """One cap, counted from what was claimed and settled."""
@@ -265,6 +271,9 @@ class Traffic:
         self.budgets[number] = budget
         for sums, cap in zip(self.sums[number], budget.caps, strict=True):
             sums.redefine(cap)
+        for asked in self.asked.values():
+            if any(need > each.limit for each, need in _pairs(asked)):
+                asked.forget_line()
         self._define([number])
 
     def _heard(self, writer: int) -> None:
@@ -318,7 +327,7 @@ class Traffic:
             self._heard(position)
 
     def _count(self, work: dict[str, Any], result: TurnResult) -> None:
-        """Turns that do nothing are few: two a slot that leaves, five a second while calls run."""
+        """Turns that do nothing are few: two a slot that leaves."""
         self.turns += 1
         if work or result.claimed or result.expired:
             self.idle_turns, self._idle_since_ms = 0, self.now_ms
@@ -326,8 +335,7 @@ class Traffic:
         self.idle_turns += 1
         spans = [each.window.bucket_ms or 1000 for sums in self.sums for each in sums]
         slots = sum(2 + (self.now_ms - self._idle_since_ms) / span for span in spans)
-        polls = (self.now_ms - self._idle_since_ms) / POLL_MS if self.running else 0
-        most = 20 + 4 * len(self.stores) * len(self.streams) * slots + polls
+        most = 20 + 4 * len(self.stores) * len(self.streams) * slots
         assert self.idle_turns <= most, f"{self.idle_turns} turns did nothing"
 
     def _look(self) -> None:

@@ -13,7 +13,6 @@ from scheduler.shortfall import SEVERITY, ParkReason, Shortfall
 
 MAX_BYPASSED = 32
 MAX_BYPASS_MS = 30_000
-BEHIND_MS = 200  # how soon to look again at those that fit but must let a waiter go first
 
 
 def has_money(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int) -> bool:

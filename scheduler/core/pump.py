@@ -169,7 +169,7 @@ class Pump:
     @property
     def waiting(self) -> int:
         """Requests that wait, as far as this process is to see to them."""
-        return self._desk.waiting(self._clock.now_ms())
+        return self._desk.waiting
 
     @property
     def running(self) -> int:
@@ -398,6 +398,7 @@ class Pump:
         submitted anew in one turn.
         """  # noqa: D205
         steps = Steps()
+        self._desk.count_shared(result.waiting_shared, now_ms, is_all_told=False)
         await self._tell_waiting(gathered, result, now_ms, steps)
         await self._tell_submitted(gathered, result, steps)
         await self._tell_unsent(result, now_ms, steps)
@@ -406,6 +407,7 @@ class Pump:
             self._starting.start(claimed, now_ms)
             if steps.is_long():
                 await asyncio.sleep(0)
+        self._desk.count_shared(result.waiting_shared, now_ms, is_all_told=True)
         self._free_the_stuck(now_ms)
         self._resting.rest(self._nesting.parked())
         instants = (result.look_again_at_ms, self._desk.twins.due_ms)

@@ -361,6 +361,7 @@ class TurnResult:
         was_lost: Others had taken this process for dead: its keys may be theirs now.
         waiting: How many of its requests wait, told when it was lost, or when one was answered
             that had been queued again, here or by others; None: as known.
+        waiting_shared: How many wait in the shared lanes that this process serves.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -377,6 +378,7 @@ class TurnResult:
     answered: list[Finished] = field(default_factory=list)
     was_lost: bool = False
     waiting: int | None = None
+    waiting_shared: int = 0
 
 
 def in_use() -> ConfigError:

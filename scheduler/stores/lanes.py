@@ -74,6 +74,7 @@ class Lanes:
     Attributes:
         open: Those that are not shut, in which something waits.
         parked: How many wait in lanes that are shut, by reason.
+        waiting_shared: How many wait in shared lanes.
     """
 
     def __init__(self, forgets: Callable[[Lane], None] | None = None) -> None:
@@ -87,7 +88,7 @@ class Lanes:
         self._by_id: dict[int, Lane] = {}
         self._of_budget: dict[int, dict[int, Lane]] = {}
         self.open = Book()
-        self._waiting = 0
+        self._waiting = self.waiting_shared = 0
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
@@ -130,6 +131,7 @@ class Lanes:
         is_first = not lane.waiting or head_id < lane.head_id
         lane.waiting += count
         self._waiting += count
+        self.waiting_shared += count * lane.key.is_shared
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] += count
@@ -142,6 +144,7 @@ class Lanes:
         """`count` fewer requests wait in the lane."""
         lane.waiting -= count
         self._waiting -= count
+        self.waiting_shared -= count * lane.key.is_shared
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] -= count

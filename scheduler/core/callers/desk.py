@@ -79,6 +79,7 @@ class Desk:
         self._read_at_ms = 0
         self.shared: set[int] = set()
         self._delayed: list[int] = []  # heap: when shared ones that were tried here wait again
+        self._waiting_shared = 0
         self.waiters = Waiters()
         self.twins = Twins(store, intake, self.waiters, wake)
         self._again = Again(store, intake, self.waiters, keeper, queue)
@@ -184,14 +185,23 @@ class Desk:
         for holder in self.twins.late_of(request_id, now_ms):
             self._unsent.give_up(request_id, holder, now_ms)
 
-    def waiting(self, now_ms: int) -> int:
+    @property
+    def waiting(self) -> int:
         """How many requests wait: this process's, and those that any process may send."""
-        while self._delayed and self._delayed[0] <= now_ms:  # from then on its lane counts it
+        return self._tally.waiting + self._waiting_shared + len(self._delayed)
+
+    def count_shared(self, waiting: int, now_ms: int, *, is_all_told: bool) -> None:
+        """So many wait in shared lanes since a turn at that time.
+
+        Until all that it did was told, what came out of these lanes, or into them, counts here:
+        nobody is to think that nothing waits because a turn is on its way.
+        """
+        if not is_all_told:
+            self._waiting_shared = max(self._waiting_shared, waiting)
+            return
+        self._waiting_shared = waiting
+        while self._delayed and self._delayed[0] <= now_ms:  # its lane counts it
             heapq.heappop(self._delayed)
-        shared = 0
-        if self._store.is_shared:
-            shared = sum(lane.waiting for lane in self._store.lanes() if lane.key.is_shared)
-        return self._tally.waiting + shared + len(self._delayed)
 
     def _remember(self, ended: Attempt, now_ms: int) -> None:
         """Keep, for as long as its request waits for another, what became of an attempt."""

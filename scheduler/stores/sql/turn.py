@@ -158,6 +158,7 @@ class Transactions(Books):
                 " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?)",
                 self.worker_id,
             )
+        result.waiting_shared = self.lanes.waiting_shared
         result.lease_ms = self.seen_at_ms + self.lease_ms - sheet.now_ms
 
     def resolve(self, db: Connection, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
