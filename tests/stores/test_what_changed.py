@@ -193,3 +193,29 @@ async def test_a_thousand_models_that_were_seen_are_not_read_and_written_each_ti
         found[count] = steps
 
     assert found[MANY] <= 1.5 * found[FEW] + 5, found
+
+
+async def test_a_shared_lane_is_found_or_made_however_many_there_are(processes):
+    def shared(bench, name, **options):
+        made = new([bench.ids[name]], 10, key=f"{name} {options}", **options)
+        made.lane = made.lane._replace(is_shared=True)
+        return made
+
+    found = {}
+    for count in (FEW, MANY):
+        one, other = await processes(f"{count}.db", 1), await processes(f"{count}.db", 2)
+        names = [f"b{n}" for n in range(count)]
+        await one.define(*[Budget(each, "$1") for each in names])
+        other.ids = one.ids
+        claimed = (await one.submit(*[shared(one, each) for each in names], slots=count)).claimed
+        await one.settle(*[post(each, 1) for each in claimed])
+        await other.turn()
+        again, _ = await steps_of(other, submit=[shared(other, "b3", body="again", job="j")])
+        made, result = await steps_of(other, submit=[shared(other, "b4", priority=0)])
+        assert [each.budgets for each in result.claimed] == [(one.ids["b4"],)]
+        (lanes,) = other.store._db.execute("SELECT count(*) FROM lanes").fetchone()
+        assert lanes == count + 1
+        found[count] = again, made
+
+    for few, many in zip(found[FEW], found[MANY], strict=True):
+        assert many <= 1.5 * few + 5, found

@@ -57,7 +57,7 @@ CREATE TABLE lanes (
   model           TEXT    NOT NULL DEFAULT '',
   service         TEXT    NOT NULL DEFAULT ''  -- which one the provider's name means
 ) STRICT;
-CREATE INDEX lanes_of_worker ON lanes (worker_id);
+CREATE INDEX lanes_of_worker ON lanes (worker_id, budgets);
 CREATE UNIQUE INDEX lanes_shared ON lanes (provider, model, budgets, priority, may_wait, service)
   WHERE worker_id = 0;
 

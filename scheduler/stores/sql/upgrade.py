@@ -93,6 +93,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)"
         " WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed')",
         "ALTER TABLE lanes ADD COLUMN service TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX lanes_of_worker",
+        "CREATE INDEX lanes_of_worker ON lanes (worker_id, budgets)",
         "CREATE UNIQUE INDEX lanes_shared ON lanes"
         " (provider, model, budgets, priority, may_wait, service) WHERE worker_id = 0",
         "CREATE INDEX accounts_in_line ON accounts (budget_id) WHERE waiter IS NOT NULL",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from scheduler.admission.plan import LaneKey
 from scheduler.request import RequestState
 from scheduler.stores.base import ExpiredRequest, TurnResult
 from scheduler.stores.lanes import Lane
-from scheduler.stores.sql.codec import decode_budgets
+from scheduler.stores.sql.codec import decode_budgets, encode_budgets
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, Row
 from scheduler.stores.sql.sheet import Owner, Sheet
@@ -47,12 +48,12 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
     """Take over how these shared lanes are doing; None: all in which somebody waits."""
     db = sheet.db
     if ids is None:
-        rows = db.read(f"{_LANE} AND l.waiting > 0")
-    else:
-        wanted = list(ids)
-        if not wanted:
-            return
-        rows = db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted))
+        _learn(sheet, db.read(f"{_LANE} AND l.waiting > 0"))
+    elif wanted := list(ids):
+        _learn(sheet, db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted)))
+
+
+def _learn(sheet: Sheet, rows: Iterable[Sequence[Any]]) -> None:
     lanes = sheet.books.lanes
     for row in rows:
         lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row[:-1]
@@ -91,8 +92,8 @@ def _no_id() -> int:
 def _make_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
     lanes = sheet.books.lanes
     missing = list(dict.fromkeys(keys))
-    if any(key.is_shared for key in missing):
-        _find_shared(sheet)
+    if shared := [key for key in missing if key.is_shared]:
+        _find_shared(sheet, shared)
         missing = [key for key in missing if lanes.find(key) is None]
     ids = sheet.db.new_ids("lanes", len(missing)) if missing else ()
     for lane_id, key in zip(ids, missing, strict=True):
@@ -101,11 +102,15 @@ def _make_lanes(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
             sheet.news.lanes.add(lane_id)
 
 
-def _find_shared(sheet: Sheet) -> None:
-    """Shared lanes are one row each, whoever made it; in those that are not known nobody waits."""
-    rows = sheet.db.read(_LANE)
-    known = {lane.id for lane in sheet.books.lanes}
-    learn_shared(sheet, [row[0] for row in rows if row[0] not in known])
+def _find_shared(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
+    """Shared lanes are one row each, whoever made it."""
+    db = sheet.db
+    among, a_list = db.dialect.among, db.dialect.a_list
+    _learn(sheet, db.read(
+        f"{_LANE} AND l.provider {among} AND l.model {among} AND l.budgets {among}",
+        a_list({key.provider for key in keys}), a_list({key.model for key in keys}),
+        a_list({encode_budgets(key.budgets) for key in keys}),
+    ))  # fmt: skip
 
 
 def enter_lane(sheet: Sheet, row: Row, lane: Lane, *, is_new: bool = False) -> None:
