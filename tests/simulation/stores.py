@@ -163,7 +163,8 @@ class Handle(Store):
         self.is_shared, self.lease_ms = inner.is_shared, inner.lease_ms
         self.latest, self.lanes = inner.latest, inner.lanes
         self.shortfall, self.prepare = inner.shortfall, inner.prepare
-        self.finished = inner.finished
+        self.finished, self.serve = inner.finished, inner.serve
+        self.keeps_whole = inner.keeps_whole
         self.most_per_turn = inner.most_per_turn
         self.has_gates = False
 

@@ -49,7 +49,17 @@ def test_nothing_goes_wrong_between_processes_on_one_file(first):
     assert sum(report.answered for report in reports) > 20
 
 
-@pytest.mark.parametrize(("store", "seed"), [("memory", 816), ("sqlite", 181)])
+@pytest.mark.parametrize(
+    ("store", "seed"),
+    [
+        ("memory", 816),
+        ("sqlite", 33),
+        ("sqlite", 41),
+        ("sqlite", 49),
+        ("sqlite", 69),
+        ("sqlite", 181),
+    ],
+)
 def test_worlds_beyond_these_that_found_something_go_well(store, seed):
     live(range(seed, seed + 1), store)
 

@@ -193,6 +193,8 @@ class World:
         kind = self.rng.choice([SimulatedProvider, SimulatedProvider, Askable])
         self.provider = kind(self.rng, self.sending, self.within)
         purse = random.Random(f"{seed} {store} purse")  # so that other worlds are as without
+        if seed % 2:  # what has a key is sent by any process
+            self.provider.service = self.provider.name
         self.provider.purse = purse.choice([None, None, None, 10, 40])
         self.provider.tells = purse.random() < 0.5
         self.poor_since_s: dict[int, float] = {}  # futures that wait although there is credit

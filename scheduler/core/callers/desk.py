@@ -184,6 +184,8 @@ class Desk:
                 self._inbox.cancel(request_id)
         for holder in self.twins.late_of(request_id, now_ms):
             self._unsent.give_up(request_id, holder, now_ms)
+        if ended.claimed.is_shared and request_id not in self.elsewhere:
+            self._again.submit_all(request_id)  # they joined it here; anybody may send it next
 
     @property
     def waiting(self) -> int:

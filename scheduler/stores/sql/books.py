@@ -20,6 +20,7 @@ from scheduler.stores.base import StorePrompts
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_budget, was_removed
+from scheduler.stores.sql.rows import RUNNING, Row
 from scheduler.stores.views import budget_status
 
 
@@ -38,7 +39,7 @@ class Books:
         worker_id: 0: not registered, this process has only looked so far.
         kept: Requests that need not be read back.
         taken: Queued here, and may still be answered by whoever had them before.
-        claimed: Those of shared lanes that this process is sending.
+        claimed: Of those of shared lanes that this process sends: by which reservation.
         changes: The last change of others that was heard of, and of budgets' definitions.
         has_company: Others work on this store, who want to hear what has ended.
     """
@@ -51,7 +52,7 @@ class Books:
         self.lanes, self.gates = Lanes(), Gates()
         self.kept: dict[int, Request] = {}
         self.taken: set[int] = set()
-        self.claimed: set[int] = set()
+        self.claimed: dict[int, int] = {}
         self.jobs: dict[str, int] = {}
         self.admitted = 0
         self.was_lost = False  # others had taken this process for dead
@@ -71,6 +72,10 @@ class Books:
     def is_served(self, key: LaneKey) -> bool:
         """Whether this process may send what waits in a shared lane."""
         return self.services is None or self.services.get(key.provider) == key.service
+
+    def sends(self, row: Row) -> bool:
+        """Whether it is this process that sends a request out of a shared lane, not another since."""
+        return row.state == RUNNING and self.claimed.get(row.id) == row.reservation_id
 
     def forget_work(self) -> None:
         """This process has gone; opened again, it is another one."""

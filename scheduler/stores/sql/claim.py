@@ -89,7 +89,9 @@ def _start(sheet: Sheet, decided: Plan, result: TurnResult) -> None:
     for job_id, count in Counter(each.job_id for each in admitted).items():
         sheet.tallies[job_id, QUEUED] -= count
         sheet.tallies[job_id, RUNNING] += count
-    books.claimed.update(each.id for each in admitted if lanes[each.lane_id].lane.key.is_shared)
+    books.claimed.update(
+        (each.request_id, each.reservation_id) for each in result.claimed if each.is_shared
+    )
     for leaving in lanes.values():
         sheet.leave(leaving.lane, leaving.count)
     sheet.db.write_many(_RUNNING, running)

@@ -92,6 +92,8 @@ def _settle(sheet: Sheet, each: Settlement, hold: Hold, result: TurnResult) -> b
     if is_first:
         _move(sheet, hold, new, each, result)
     is_current = row.state == RUNNING and row.reservation_id == hold.id
+    if sheet.books.claimed.get(row.id) == hold.id:
+        del sheet.books.claimed[row.id]
     # Whatever its money, an answer is one: the request needs no other.
     is_answer = each.state is RequestState.SUCCEEDED and row.is_live
     if not (is_first or is_answer):
@@ -147,7 +149,6 @@ def _go_on(sheet: Sheet, row: Row, each: Settlement) -> None:
     """The request's current attempt has ended: it ends, too, or waits again."""
     sheet.tallies[row.job_id, RUNNING] -= 1
     sheet.tallies[row.job_id, each.state._value_] += 1
-    sheet.books.claimed.discard(row.id)
     if each.state is not RequestState.QUEUED:
         end(sheet, row, each.state)
     elif each.not_before_ms is not None and each.not_before_ms > sheet.now_ms:

@@ -91,6 +91,7 @@ class Sheet:
         tallies: By job and state, how many requests more there are.
         spent: What is added to the sums of what was ever posted.
         news: What others have to be told of.
+        more: By lane in which others count, too: how many more wait, of which its row does not know.
     """
 
     def __init__(self, db: Connection, books: Books, now_ms: int) -> None:
@@ -106,7 +107,7 @@ class Sheet:
         self.spent = Spent()
         self.news = changes.News()
         self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
-        self._more: Counter[int] = Counter()  # how many more wait in lanes others count, too
+        self.more: Counter[int] = Counter()
 
     # Gather
 
@@ -219,12 +220,12 @@ class Sheet:
 
     def _count(self, lane: Lane, more: int) -> None:
         if lane.key.is_shared:
-            self._more[lane.id] += more
+            self.more[lane.id] += more
             self.news.lanes.add(lane.id)
 
     def count_elsewhere(self, lane_id: int, more: int) -> None:
         """So many more wait in a lane that is not in the books."""
-        self._more[lane_id] += more
+        self.more[lane_id] += more
         self.news.lanes.add(lane_id)
 
     def leave_lines(self, request_id: int, budgets: tuple[int, ...]) -> None:
@@ -261,8 +262,8 @@ class Sheet:
         """Write all that is left. How this process's lanes are doing waits for its next turn."""
         self.write()
         self._write_accounts()
-        self.db.write_many(_MORE_WAITING, [(n, n, id_) for id_, n in self._more.items() if n])
-        self._more.clear()
+        self.db.write_many(_MORE_WAITING, [(n, n, id_) for id_, n in self.more.items() if n])
+        self.more.clear()
         self.db.write_many(_TALLIES, [(*key, n) for key, n in self.tallies.items() if n])
         self.tallies.clear()
         self.spent.write(self.db)

@@ -179,7 +179,7 @@ def _submit_known(
             return answer
     else:
         own = books.lanes.by_id(row.lane_id)
-        if own is not None and own.key.is_shared and row.id not in books.claimed:
+        if own is not None and own.key.is_shared and not books.sends(row):
             answer.is_elsewhere = True  # or nowhere yet
             return answer
         if own is not None:
@@ -239,7 +239,7 @@ def amend(sheet: Sheet, amendments: Sequence[tuple[int, NewRequest]]) -> None:
         old = None if row is None or not row.is_live else sheet.books.lanes.by_id(row.lane_id)
         if row is None or old is None:
             continue
-        if old.key.is_shared and not row.waits and row.id not in sheet.books.claimed:
+        if old.key.is_shared and not (row.waits or sheet.books.sends(row)):
             continue  # another process sends it
         _amend(sheet, row, old, new, lane)
 

@@ -64,7 +64,7 @@ def _learn(sheet: Sheet, rows: Iterable[Sequence[Any]]) -> None:
         if not sheet.books.is_served(key):
             continue  # by that name this process would ask somebody else
         lane = lanes.get(key, lambda lane_id=lane_id: lane_id)  # type: ignore[misc]
-        more = waiting - lane.waiting
+        more = waiting + sheet.more[lane_id] - lane.waiting
         if more < 0:
             lanes.remove(lane, sheet.now_ms, -more)
         # One that came may be older, or smaller, than those that are known.
@@ -189,7 +189,7 @@ def end(sheet: Sheet, row: Row, state: RequestState) -> None:
     if row.key is not None and (not row.worker_id or sheet.books.has_company):
         sheet.news.ended.append(row.id)
     sheet.books.kept.pop(row.id, None)
-    sheet.books.claimed.discard(row.id)
+    sheet.books.claimed.pop(row.id, None)
 
 
 def cancel(sheet: Sheet, request_id: int) -> bool:
