@@ -66,10 +66,10 @@ class SharedMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "benches"):
             return
-        self.finish()
-        for bench in self.benches:
-            self.run(bench.store.aclose())
-        self.stack.close()
+        with self.stack:
+            self.finish()
+            for bench in self.benches:
+                self.run(bench.store.aclose())
 
     def turn(self, who: int, slots, **work):
         bench = self.benches[who]
@@ -200,7 +200,7 @@ class SharedMachine(RuleBasedStateMachine):
 
 TestSharedLanes = SharedMachine.TestCase
 TestSharedLanes.settings = settings(
-    max_examples=30,
+    max_examples=60,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     stateful_step_count=25,
     deadline=None,
