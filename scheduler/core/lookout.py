@@ -15,7 +15,7 @@ from scheduler.core.tally import Tally
 from scheduler.guards.plain import logger_of
 from scheduler.stores.base import Store
 
-logger = logger_of("scheduler.core.pump")
+logger = logger_of("scheduler.pump")
 
 
 class Lookout:

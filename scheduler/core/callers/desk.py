@@ -37,7 +37,7 @@ from scheduler.stores.base import (
     Submitted,
 )
 
-logger = logger_of("scheduler.core.pump")
+logger = logger_of("scheduler.pump")
 
 READ_EVERY_MS = 1_000  # so often it is noted whose outcomes were read
 
