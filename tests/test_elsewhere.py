@@ -146,6 +146,44 @@ async def test_while_a_turn_is_on_its_way_nobody_thinks_that_nothing_waits(tmp_p
         assert s.stats().queued == 0
 
 
+class Noting(SqliteStore):
+    """Notes what is to be cancelled."""
+
+    async def turn(self, turn):
+        self.cancels = [*getattr(self, "cancels", ()), *turn.cancel]
+        return await super().turn(turn)
+
+
+async def test_who_joined_a_request_of_others_and_left_takes_it_from_nobody(tmp_path):
+    provider, began, go = Bench(), asyncio.Event(), asyncio.Event()
+    provider.service = "bench"
+
+    async def fail_at_first(request):
+        began.set()
+        await go.wait()
+        if len(provider.sent) == 1:
+            raise ProviderOverloaded(500, "for now")
+
+    provider.before = fail_at_first
+    client, worker = Bench(), Noting(tmp_path / "s.db")
+    client.service = "bench"
+    async with (
+        Scheduler(tmp_path / "s.db", providers=client, role="client", poll_interval=0.05) as here,
+        Scheduler(worker, providers=provider, poll_interval=0.05, retry_wait_s=lambda n: 0.02) as s,
+    ):
+        future = here.submit(ask(1, key="k"))
+        await asyncio.wait_for(began.wait(), 10)
+        joined, stays = s.submit(ask(1, key="k")), s.submit(ask(1, key="k"))
+        await asyncio.sleep(0.1)
+        joined.cancel()
+        go.set()
+
+        answers = await asyncio.wait_for(asyncio.gather(future, stays), 20)
+
+        assert [each.key for each in answers] == ["k", "k"]
+        assert (worker.cancels, len(provider.sent)) == ([], 2)
+
+
 @pytest.mark.parametrize("why", ["no key", "streams", "refused rather", "send", "of one process"])
 async def test_a_client_takes_nothing_that_no_other_process_could_send(tmp_path, why):
     provider = simulated()

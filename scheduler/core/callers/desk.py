@@ -178,14 +178,17 @@ class Desk:
         elif at_ms is not None:
             heapq.heappush(self._delayed, at_ms)
         self._remember(ended, now_ms)
+        is_of_others = ended.claimed.is_shared and request_id not in self.elsewhere
         for future in self.waiters.of(request_id):
             future.is_running = False
-            if future.cancelled():
+            if future.cancelled() and not is_of_others:
                 self._inbox.cancel(request_id)
         for holder in self.twins.late_of(request_id, now_ms):
             self._unsent.give_up(request_id, holder, now_ms)
-        if ended.claimed.is_shared and request_id not in self.elsewhere:
-            self._again.submit_all(request_id)  # they joined it here; anybody may send it next
+        if is_of_others:  # anybody may send it next: who joined it here asks again
+            for each in self.waiters.take(request_id):
+                if isinstance(each, RequestFuture) and not each.done():
+                    self._again.submit(each)
 
     @property
     def waiting(self) -> int:

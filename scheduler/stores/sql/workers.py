@@ -49,11 +49,11 @@ def _renew(sheet: Sheet) -> None:
     row = db.one("SELECT is_lost FROM workers WHERE id = ?", books.worker_id)
     books.was_lost = row is None or bool(row[0])
     if row is None:  # others took it for gone, and its lanes may have been pruned
-        kept = db.read("SELECT id FROM lanes WHERE worker_id = ?", books.worker_id)
-        missing = {lane.id for lane in books.lanes if not lane.key.is_shared} - {
-            id_ for (id_,) in kept
-        }
-        sheet.new_lanes += [lane for lane in books.lanes if lane.id in missing]
+        rows = db.read("SELECT id FROM lanes WHERE worker_id = ?", books.worker_id)
+        kept = {id_ for (id_,) in rows}
+        sheet.new_lanes += [
+            lane for lane in books.lanes if not lane.key.is_shared and lane.id not in kept
+        ]
     db.write(
         "INSERT INTO workers (id, host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
