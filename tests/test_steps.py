@@ -6,10 +6,11 @@ import asyncio
 import gc
 import weakref
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 
-from scheduler import Budget, DeadlineExceeded, Scheduler
+from scheduler import Budget, DeadlineExceeded, FunctionProvider, Scheduler
 from scheduler.core.steps import STEP
 from scheduler.errors import BudgetExceeded, SchedulerError
 from scheduler.stores.memory import MemoryStore
@@ -185,6 +186,34 @@ def test_other_work_has_its_turn_while_many_are_seen_to():
         assert (await urgent).cost_nusd == 60
 
     in_steps(do)
+
+
+@pytest.mark.parametrize("concurrency", [STEP + 6, 3 * STEP])
+def test_calls_that_end_together_are_settled_together(concurrency):
+    # The last are begun some steps after the first: a turn between their ends would be one more
+    # for each of both halves, from then on.
+    class Settles(MemoryStore):
+        counts: ClassVar[list[int]] = []
+
+        async def turn(self, turn):
+            self.counts.append(len(turn.settle))
+            return await super().turn(turn)
+
+    async def answer(request):
+        return {"text": "ok"}
+
+    async def main():
+        provider = FunctionProvider("f", answer, quote="0.001", cost="0.001")
+        async with Scheduler(
+            Settles(), providers=provider, clock=VirtualClock(), concurrency=concurrency
+        ) as s:
+            await asyncio.gather(*[s.submit(ask(n, budget=())) for n in range(2 * MANY)])
+
+    run(main())
+    begun = Settles.counts.index(concurrency)  # when so many had been answered that all may go
+    *full, last = filter(None, Settles.counts[begun:])
+    assert full == [concurrency] * len(full)
+    assert last <= concurrency
 
 
 # What is held on to

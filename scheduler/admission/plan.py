@@ -177,6 +177,7 @@ class Planner:
         self._scans: list[Scan] = []
         self._heads: list[tuple[int, int, int]] = []
         self._result = Plan()
+        self._has_all = False  # no lane is left that it has not seen
 
     def decide(self) -> Plan:
         """Go through the lineup."""
@@ -226,8 +227,14 @@ class Planner:
     def _next(self) -> Scan | None:
         """The lane whose turn it is."""
         heads, lineup = self._heads, self._lineup
-        while not self._is_cut and (top := lineup.top()) and not (heads and heads[0][:2] <= top):
-            self._look_at(lineup.pull(top[0]))
+        while not (self._has_all or self._is_cut):
+            top = lineup.top()
+            if top is None:
+                self._has_all = True
+            elif heads and heads[0][:2] <= top:
+                break
+            else:
+                self._look_at(lineup.pull(top[0]))
         if not heads:
             return None
         if (self._before + len(self._result.admitted)) % AGING == AGING - 1:

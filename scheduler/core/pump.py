@@ -65,7 +65,9 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._signal = asyncio.Event()
         tries = self._tries = Tries()
-        self._inbox = Inbox(self.tally, self.wake, store.most_per_turn, splits=not store.is_shared)
+        self._inbox = Inbox(
+            self.tally, self._signal.set, store.most_per_turn, splits=not store.is_shared
+        )
         self._flight = Flight(
             store, intake, retry, clock, tries, intake.concurrency(concurrency), self._inbox.landed
         )
@@ -320,8 +322,10 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
-                if not self._inbox.is_empty:  # others have their step first
-                    self._loop.call_soon(self.wake)
+                for _ in range(2):  # so long a call takes whose answer is there at once
+                    await asyncio.sleep(0)
+                if not self._inbox.is_empty:
+                    self._signal.set()
 
     async def _note_read(self) -> None:
         try:

@@ -325,11 +325,13 @@ class Shell(Tagging, Governing):
     ) -> RequestFuture:  # fmt: skip
         """As `submit`; not `is_shared`: what becomes of it happens in this process."""
         pump = self._pump_here()
-        new = self._prepare(request, on_exceeded)
+        new = self._prepare(pump, request, on_exceeded)
         if not is_shared:
             new.lane = new.lane.as_private()
-        self._check_room(1)
-        self._check_role(new)
+        if self.max_queue is not None:
+            self._check_room(1, self.max_queue)
+        if self.role != "both":
+            self._check_role(new)
         future = pump.submit(new)
         future.send = send
         return future
@@ -365,11 +367,13 @@ class Shell(Tagging, Governing):
         """
         pump, batch = self._pump_here(), []
         for request in requests:
-            new = self._prepare(request, None, is_checked=True)
+            new = self._prepare(pump, request, None, is_checked=True)
             new.retry_failed = retry_failed
-            self._check_role(new)
+            if self.role != "both":
+                self._check_role(new)
             batch.append(new)
-        self._check_room(len(batch))
+        if self.max_queue is not None:
+            self._check_room(len(batch), self.max_queue)
         return await pump.enqueue(batch)
 
     async def map(
@@ -417,12 +421,11 @@ class Shell(Tagging, Governing):
 
     def validate(self, request: Request) -> None:
         """Raise what `submit` would raise for a request, or its provider; queue nothing."""
-        self._prepare(request, None, is_checked=True)
+        self._prepare(self._open_pump(), request, None, is_checked=True)
 
     def _prepare(
-        self, request: Request, on_exceeded: OnExceeded | None, is_checked: bool = False
+        self, pump: Pump, request: Request, on_exceeded: OnExceeded | None, is_checked: bool = False
     ) -> NewRequest:
-        pump = self._open_pump()
         if pump.broken is not None:
             raise StoreError(f"the store failed earlier: {pump.broken}") from pump.broken
         marks = self.marks
@@ -473,10 +476,10 @@ class Shell(Tagging, Governing):
             raise WrongLoop
         return pump
 
-    def _check_room(self, more: int) -> None:
-        waiting = 0 if self.max_queue is None else self._open_pump().waiting
-        if self.max_queue is not None and waiting + more > self.max_queue:
-            raise QueueFull(waiting, self.max_queue)
+    def _check_room(self, more: int, most: int) -> None:
+        waiting = self._open_pump().waiting
+        if waiting + more > most:
+            raise QueueFull(waiting, most)
 
     # What nobody knows
 

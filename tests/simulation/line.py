@@ -61,7 +61,11 @@ class Line:
         self, decided: Plan, before: dict[int, _Balance], open_: set[LaneKey], now_ms: int
     ) -> None:
         store = self._world.inner
-        waiting = sorted((row for row in self._waiting() if row.lane.key not in open_), key=_order)
+        # Some stand in line although those behind them in their lane have it open: they want a place.
+        in_line = {each.request_id for account in self._accounts() for each in account.line
+                   if each.away_until_ms <= now_ms}  # fmt: skip
+        waits = [row for row in self._waiting() if row.lane.key not in open_ or row.id in in_line]
+        waiting = sorted(waits, key=_order)
         for candidate in decided.admitted:
             row = store._rows[candidate.id]
             for account in store._accounts_of(row.lane.key.budgets):

@@ -244,7 +244,8 @@ class Desk:
                 future.set_exception(ended.error)
             else:
                 self._again.submit(future)  # who cancelled it was somebody else
-        self._note(ended.claimed.request_id, holders)
+        if ended.claimed.request.key is not None:
+            self._note(ended.claimed.request_id, holders)
 
     # What was not
 
@@ -282,8 +283,9 @@ class Desk:
 
     def forget(self, request_id: int) -> None:
         """A request has ended, or is none of this process's business any more."""
-        self.elsewhere.forget(request_id)
-        self.shared.discard(request_id)
+        if self.shared or self.elsewhere:
+            self.elsewhere.forget(request_id)
+            self.shared.discard(request_id)
 
     def _ended(self, request_id: int) -> None:
         """Another process has ended a request."""

@@ -114,8 +114,7 @@ class Waiters:
 
 def context_of(futures: Sequence[RequestFuture]) -> Context | None:
     """Where a call runs: in a copy of its submitter's context; None: nobody waits for it."""
-    found = (
-        future.context for future in futures if future.context is not None and not future.done()
-    )
-    context = next(found, None)
-    return None if context is None else context.copy()
+    for future in futures:
+        if future.context is not None and not future.done():
+            return future.context.copy()
+    return None

@@ -268,7 +268,9 @@ class MemoryStore(Store):
             self._forget_oldest()
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
-        lane = row.lane = self._lane(row.lane.key)
+        lane = row.lane
+        if lane.id not in self._queues:  # it was empty for long, and is forgotten
+            lane = row.lane = self._lane(lane.key)
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
         heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
