@@ -384,8 +384,7 @@ class MemoryStore(Store):
 
     def _lane(self, key: LaneKey) -> Lane:
         lane = self._lanes.get(key, self._next_id)
-        if lane.id not in self._queues:
-            self._queues[lane.id] = []
+        self._queues.setdefault(lane.id, [])
         return lane
 
     def _forget_lane(self, lane: Lane) -> None:
