@@ -10,43 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, get_args
+from typing import Concatenate, ParamSpec, TypeVar
 
-from scheduler.admission.plan import LaneKey
-from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
-from scheduler.limits import Gates, GateStatus
-from scheduler.request import RequestState
-from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
 from scheduler.stores import forks
-from scheduler.stores.base import (
-    Archive,
-    Finished,
-    Known,
-    LaneStatus,
-    NewRequest,
-    Picture,
-    Settlement,
-    Store,
-    StorePrompts,
-    Turn,
-    TurnResult,
-    Unknown,
-    in_use,
-)
+from scheduler.stores.base import StorePrompts, in_use
 from scheduler.stores.file import (
     OLDEST_SQLITE,
     SCHEMA_VERSION,
@@ -62,32 +34,21 @@ from scheduler.stores.file import (
     wait_briefly,
     writing,
 )
-from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes
-from scheduler.stores.sql import gates as sqlite_gates
-from scheduler.stores.sql import listing as sqlite_listing
-from scheduler.stores.sql import prune as sqlite_prune
 from scheduler.stores.sql import upgrade as sqlite_upgrade
-from scheduler.stores.sql import views as sqlite_views
-from scheduler.stores.sql.codec import encode_request
 from scheduler.stores.sql.connection import Connection, SqliteConnection
-from scheduler.stores.sql.dialect import INT, Update
 from scheduler.stores.sql.look import Look, check_version, may_write
-from scheduler.stores.sql.turn import Transactions
+from scheduler.stores.sql.store import SqlStore
 from scheduler.stores.thread import Thread
 
 logger = logger_of("scheduler.stores.sqlite")
 
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
-PAGE = 1_000
-
-_DELIVERED = Update("requests", "is_delivered = 1", "id = :id", {"id": INT})
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SqliteStore(Store):
+class SqliteStore(SqlStore):
     """A store in a file; see the module.
 
     Args:
@@ -98,8 +59,6 @@ class SqliteStore(Store):
         store_prompts: What of a request is kept in the file; see `StorePrompts`.
     """
 
-    is_shared = True
-
     def __init__(
         self,
         path: Path,
@@ -108,13 +67,8 @@ class SqliteStore(Store):
         patience_s: float = PATIENCE_S,
         store_prompts: StorePrompts = "full",
     ) -> None:
-        if store_prompts not in get_args(StorePrompts):
-            known = ", ".join(get_args(StorePrompts))
-            raise ConfigError("store_prompts", f"{store_prompts!r} is not one of {known}")
+        super().__init__(store_prompts)
         self.path, self._create, self._patience_s = path, create, patience_s
-        self._transactions = Transactions(this_process(), self.lease_ms)
-        self._transactions.store_prompts = store_prompts
-        self._sweep = sqlite_prune.Sweep()
         self._connection: Thread | None = None
         self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
@@ -265,30 +219,6 @@ class SqliteStore(Store):
         except OSError as exc:
             raise StoreError(f"{self.path}: {exc.strerror or exc}") from exc
 
-    # The turn
-
-    def use(self, gates: Gates) -> None:
-        """See `Store.use`."""
-        self.gates = self._transactions.gates = gates
-
-    def serve(self, services: Mapping[str, str]) -> None:
-        """See `Store.serve`."""
-        self._transactions.services = dict(services)
-
-    @property
-    def keeps_whole(self) -> bool:  # type: ignore[override]
-        """See `Store.keeps_whole`."""
-        return self._transactions.store_prompts == "full"
-
-    def prepare(self, new: NewRequest) -> None:
-        """Write the request as JSON, on the caller's time."""
-        super().prepare(new)
-        new.payload = encode_request(new.request)
-
-    async def turn(self, turn: Turn) -> TurnResult:
-        """One transaction; see `Store.turn`."""
-        return await self._write(self._transactions.turn, turn)
-
     async def changed(self, now_ms: int) -> bool:
         """Whether another process committed; renews the lease when it is due."""
         version = await self._run(lambda db: int(db.execute("PRAGMA data_version").fetchone()[0]))
@@ -296,190 +226,3 @@ class SqliteStore(Store):
         self._version = version
         lease_due = now_ms - self._transactions.seen_at_ms >= self.lease_ms // 3
         return is_new or (lease_due and bool(self._transactions.worker_id))
-
-    def latest(self) -> list[BudgetStatus]:
-        """Budgets as of this process's last transaction."""
-        return self._transactions.statuses()
-
-    def balances(self, budgets: Collection[int]) -> list[BudgetStatus]:
-        """Those of these, as of this process's last transaction."""
-        return self._transactions.statuses(budgets)
-
-    def lanes(self) -> list[LaneStatus]:
-        """This process's lanes in which something waits."""
-        lanes = list(self._transactions.lanes)
-        return [
-            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in lanes if lane.waiting
-        ]
-
-    def shortfall(self, key: LaneKey) -> Shortfall | None:
-        """Why a lane is shut."""
-        lane = self._transactions.lanes.find(key)
-        return None if lane is None else lane.shortfall
-
-    async def limited(self, now_ms: int) -> list[GateStatus]:
-        """See `Store.limited`."""
-        return await self._read(sqlite_gates.statuses, now_ms)
-
-    # What nobody knows
-
-    async def suspended(
-        self, *, job: str | None = None, limit: int = PAGE, after_id: int = 0
-    ) -> list[Unknown]:
-        """See `Store.suspended`."""
-        return await self._read(sqlite_views.suspended, job, limit, after_id)
-
-    async def suspended_since(
-        self, since_ms: int, *, after_id: int = 0, limit: int = 10 * PAGE
-    ) -> list[tuple[int, int]]:
-        """See `Store.suspended_since`."""
-        return await self._read(sqlite_views.suspended_since, since_ms, after_id, limit)
-
-    async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
-        """See `Store.suspended_of`."""
-        return await self._read(sqlite_views.suspended_of, ids)
-
-    async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
-        """See `Store.resolve`."""
-        return await self._write(self._transactions.resolve, settlements, now_ms)
-
-    async def still_mine(self, ids: Sequence[int]) -> set[int]:
-        """See `Store.still_mine`."""
-        mine = await self._read(sqlite_views.lanes_of, self._transactions.worker_id, ids)
-        for taken in set(ids) - mine:
-            self._transactions.kept.pop(taken, None)
-        return mine
-
-    async def processes(self) -> frozenset[int]:
-        """See `Store.processes`."""
-        rows = await self._run(
-            lambda db: db.execute("SELECT id FROM workers WHERE is_lost = 0").fetchall()
-        )
-        return frozenset(worker_id for (worker_id,) in rows)
-
-    # Budgets and prices
-
-    async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
-        """See `Store.define`; what is as it was is only read."""
-        if await self._read(self._transactions.is_all_the_same, budgets):
-            return
-        await self._write(self._transactions.define, budgets, now_ms)
-
-    async def remove(self, name: str, now_ms: int) -> None:
-        """See `Store.remove`."""
-        await self._write(self._transactions.remove, name, now_ms)
-
-    async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
-        """See `Store.defined`."""
-        return await self._read(self._transactions.defined, list(names))
-
-    async def redefined(self, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
-        """See `Store.redefined`."""
-        return await self._read(self._transactions.redefined, now_ms)
-
-    async def budgets(self, now_ms: int) -> list[BudgetStatus]:
-        """See `Store.budgets`."""
-        return await self._read(self._transactions.read_budgets, now_ms)
-
-    async def pause(self, name: str, paused: bool, now_ms: int) -> None:
-        """See `Store.pause`."""
-        await self._write(self._transactions.pause, name, paused, now_ms)
-
-    async def prices(self) -> dict[str, str]:
-        """See `Store.prices`."""
-        return dict(
-            await self._run(lambda db: db.execute("SELECT model, price FROM prices").fetchall())
-        )
-
-    async def set_price(self, model: str, price: str | None) -> None:
-        """See `Store.set_price`."""
-        if price is None:
-            await self._run(lambda db: db.execute("DELETE FROM prices WHERE model = ?", (model,)))
-        else:
-            await self._run(
-                lambda db: db.execute("INSERT OR REPLACE INTO prices VALUES (?, ?)", (model, price))
-            )
-
-    # Looking
-
-    async def counts(self, job: str | None = None) -> Counts:
-        """See `Store.counts`."""
-        return await self._read(sqlite_views.counts, job)
-
-    async def queue(
-        self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
-        limit: int = PAGE, after_id: int = 0,
-    ) -> list[QueueRow]:  # fmt: skip
-        """See `Store.queue`."""
-        wanted = list(states)
-        return await self._read(sqlite_listing.queue, wanted, now_ms, job, limit, after_id)
-
-    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        """See `Store.spend`."""
-        return await self._read(sqlite_views.spend, by, since_ms)
-
-    async def audit(self, now_ms: int) -> Audit:
-        """See `Store.audit`."""
-        return await self._read(sqlite_views.audit, self._transactions, now_ms)
-
-    async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
-        """See `Store.finished`."""
-        async for each in self._paged(sqlite_views.finished_page, job, undelivered):
-            yield each
-
-    async def ended(self, job: str) -> AsyncIterator[Finished]:
-        """See `Store.ended`."""
-        async for each in self._paged(sqlite_views.ended_page, job):
-            yield each
-
-    async def _paged(
-        self, read: Callable[..., list[Finished]], *args: object
-    ) -> AsyncIterator[Finished]:
-        after_id = 0
-        while True:
-            page = await self._read(read, *args, after_id, PAGE)
-            for each in page:
-                yield each
-            if len(page) < PAGE:
-                return
-            after_id = page[-1].id
-
-    async def jobs(self) -> list[str]:
-        """See `Store.jobs`."""
-        return await self._read(sqlite_views.jobs)
-
-    async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
-        """See `Store.known`."""
-        return await self._read(sqlite_views.known, job, keys)
-
-    async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
-        """See `Store.outcomes`."""
-        return await self._read(sqlite_views.outcomes, ids)
-
-    async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
-        """See `Store.ended_since`."""
-        return await self._read(changes.ended_since, seq)
-
-    async def pictures(self, ids: Sequence[int]) -> list[Picture]:
-        """See `Store.pictures`."""
-        return await self._read(sqlite_views.pictures, ids)
-
-    async def forget(self, job: str, now_ms: int) -> None:
-        """See `Store.forget`."""
-        await self._write(self._transactions.forget, job, now_ms)
-
-    async def delivered(self, ids: Sequence[int]) -> None:
-        """See `Store.delivered`."""
-
-        def write(db: Connection) -> None:
-            db.write_many(_DELIVERED, [(each,) for each in ids])
-
-        await self._write(write)
-
-    async def prune(
-        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE,
-        archive: Archive | None = None,
-    ) -> list[Finished]:  # fmt: skip
-        """See `Store.prune`; the file does not shrink, its free pages are used again."""
-        return await self._write(sqlite_prune.prune, self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
-        )  # fmt: skip

@@ -96,6 +96,8 @@ def heard(db: Connection, since: int, me: int) -> tuple[int, News]:
 def tell(db: Connection, books: Books, news: News) -> None:
     """Write what this transaction changed, and drop what is old."""
     db.write_many(_ENDS, [(request_id,) for request_id in news.ended])
+    if news or news.ended:
+        db.tell(is_urgent=bool(news.defined))
     if not news:
         return
     number = db.value(

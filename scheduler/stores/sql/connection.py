@@ -5,14 +5,13 @@ transaction; whoever opened it commits. A statement is one round trip, so nothin
 for each of many rows: it reads by a list, and writes in bulk.
 
 Two transactions that write never overlap, and one that began later sees what the earlier ones wrote.
-SQLite's BEGIN IMMEDIATE sees to that; on PostgreSQL, at READ COMMITTED, ``SELECT
-pg_advisory_xact_lock(…)`` as a transaction's first statement does. Locks on the accounts alone
-do not suffice, as a trial with four workers on PostgreSQL 18 showed: who draws on no budget was sent
-twice, and a cancellation wrote over what another worker had just claimed, since a turn reads its
-requests before it knows whose accounts to lock. The numbers in `changes` and `ends` also follow
-commits only if no two are under way. In that trial a turn was 20 to 27 statements, half of them
-reads, however many requests it had: what cannot be waited for, so that round trips count, are the
-reads, while writes can be pipelined.
+SQLite's BEGIN IMMEDIATE sees to that, on PostgreSQL a lock that each takes first. Locks on the
+accounts alone do not suffice, as a trial with four workers on PostgreSQL 18 showed: who draws on no
+budget was sent twice, and a cancellation wrote over what another worker had just claimed, since a
+turn reads its requests before it knows whose accounts to lock. The numbers in `changes` and `ends`
+also follow commits only if no two are under way. A turn is 20 to 27 statements, half of them reads,
+however many requests it has: what cannot be waited for, so that round trips count, are the reads,
+while writes are sent along with the next read.
 """
 
 from __future__ import annotations
@@ -51,6 +50,13 @@ class Connection(ABC):
     @abstractmethod
     def new_ids(self, table: str, count: int) -> Sequence[int]:
         """So many ids for new rows, in ascending order, none of them given before."""
+
+    def now_ms(self, told_ms: int) -> int:
+        """The time: by the engine's clock if it has one, else what the caller was told."""
+        return told_ms
+
+    def tell(self, *, is_urgent: bool) -> None:
+        """Others have something to look at once this is committed: soon, or at once."""
 
     def one(self, sql: str, *values: object) -> Row | None:
         """The first row that a statement gives; None: it gives none."""

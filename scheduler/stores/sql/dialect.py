@@ -14,15 +14,7 @@ never summed with a float.
 >>> SQLITE.bulk(Update("requests", "cost_nusd = cost_nusd + :nusd", "id = :id", {"nusd": INT, "id": INT}))
 'UPDATE requests SET cost_nusd = cost_nusd + ? WHERE id = ?'
 
-PostgreSQL says the same with ``unnest`` of one array per column: ``= ANY(%s)`` for `among`,
-``unnest(%s::bigint[], …) AS k(…)`` for `rows`, a LATERAL join for `firsts`, and for a bulk write
-``INSERT … SELECT * FROM unnest(…)`` or ``UPDATE … FROM unnest(…) AS v(…)``, one statement each.
-The columns of ``v`` need names of their own (``v.v_id``), or ``WHERE id = :id`` would mean two.
-Everything here has run on it so, the whole schema and every view, with what psycopg needs besides:
-a percent sign in a text is doubled before ``?`` becomes ``%s``, and sums of whole numbers come back as
-NUMERIC, to be loaded as ints. In the schema INTEGER is BIGINT, a key that SQLite counts up is an
-identity column, of which `Connection.new_ids` takes ``nextval``, and an expression in an index has
-parentheses of its own. A text holds no NUL there: such keys are refused when they are submitted.
+`scheduler.stores.postgres.dialect` says the same with one array per column.
 
 So these hold for what is given to a connection, and the tests check it on SQLite: no bool for a
 number, no rows that are none, no two rows of one key in a bulk write (PostgreSQL would take either,
@@ -44,7 +36,7 @@ INT: Type = "int"
 TEXT: Type = "text"
 Value = int | str | None
 
-_NAMED = re.compile(r":([a-z_]+)")
+NAMED = re.compile(r":([a-z_]+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +88,7 @@ Bulk = Insert | Update | Delete
 
 
 def _check(bulk: Update | Delete, text: str) -> None:
-    named, told = _NAMED.findall(text), list(bulk.columns)
+    named, told = NAMED.findall(text), list(bulk.columns)
     assert named == told, f"{bulk.table}: {named} are asked for, {told} are given"
 
 
@@ -105,13 +97,6 @@ class Dialect(ABC):
 
     among: str
     """Membership in a list that is one value: ``f"id {dialect.among}"``, with `a_list`."""
-
-    @abstractmethod
-    def lock(self, alias: str) -> str:
-        """Behind a SELECT: lock a table's rows until the end, in the order of their ids.
-
-        PostgreSQL: ``ORDER BY a.id FOR NO KEY UPDATE OF a``.
-        """
 
     @abstractmethod
     def a_list(self, values: Iterable[Value]) -> object:
@@ -147,7 +132,7 @@ class Dialect(ABC):
 
 
 class Sqlite(Dialect):
-    """SQLite: a file has one writer at a time, so nothing is locked; a list is JSON.
+    """SQLite: a list is JSON.
 
     Its JSON ends a text at a NUL: texts that may hold one are not given as lists.
     """
@@ -156,10 +141,6 @@ class Sqlite(Dialect):
 
     def __init__(self) -> None:
         self._bulks: dict[Bulk, str] = {}
-
-    def lock(self, alias: str) -> str:
-        """See `Dialect.lock`."""
-        return ""
 
     def a_list(self, values: Iterable[Value]) -> object:
         """See `Dialect.a_list`."""
@@ -201,10 +182,10 @@ def _rendered(bulk: Bulk) -> str:
         marks = ", ".join("?" * len(bulk.columns))
         more = f" {bulk.more}" if bulk.more else ""
         return f"INSERT INTO {bulk.table} ({', '.join(bulk.columns)}) VALUES ({marks}){more}"
-    where = _NAMED.sub("?", bulk.where)
+    where = NAMED.sub("?", bulk.where)
     if isinstance(bulk, Delete):
         return f"DELETE FROM {bulk.table} WHERE {where}"
-    return f"UPDATE {bulk.table} SET {_NAMED.sub('?', bulk.sets)} WHERE {where}"
+    return f"UPDATE {bulk.table} SET {NAMED.sub('?', bulk.sets)} WHERE {where}"
 
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode

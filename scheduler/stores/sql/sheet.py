@@ -125,9 +125,7 @@ class Sheet:
         fresh: list[Account] = []
         if missing:
             self.accounts |= {budget_id: [] for budget_id in missing}
-            rows = db.read(
-                f"{_ACCOUNTS} {db.dialect.among}{db.dialect.lock('a')}", db.dialect.a_list(missing)
-            )
+            rows = db.read(f"{_ACCOUNTS} {db.dialect.among}", db.dialect.a_list(missing))
             for row in rows:
                 account = self._account(row)
                 fresh.append(account)
@@ -307,9 +305,9 @@ def begin(db: Connection, books: Books, now_ms: int) -> Sheet:
     """A sheet for a transaction; time never goes backwards in it, whatever the clock says.
 
     Not even when this process waited for the store while another one reserved. One
-    whose clock is far ahead is not followed.
+    whose clock is far ahead is not followed. An engine with a clock of its own goes by that.
     """
-    now_ms = max(now_ms, books.now_ms)
+    now_ms = max(db.now_ms(now_ms), books.now_ms)
     newest = db.one("SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1")
     if newest is not None and now_ms < newest[0] <= now_ms + MAX_BEHIND_MS:
         now_ms = newest[0]

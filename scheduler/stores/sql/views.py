@@ -1,4 +1,4 @@
-"""What people and programs ask of a SQLite store; nothing here writes."""
+"""What people and programs ask of a store; nothing here writes."""
 
 from __future__ import annotations
 
@@ -238,6 +238,11 @@ def _request(payload: str | None) -> Request | None:
     except StoreError as exc:
         logger.warning("%s", exc)
         return None
+
+
+def processes(db: Connection) -> frozenset[int]:
+    """`Store.processes`."""
+    return frozenset(row[0] for row in db.read("SELECT id FROM workers WHERE is_lost = 0"))
 
 
 def lanes_of(db: Connection, worker_id: int, ids: Sequence[int]) -> set[int]:

@@ -1,0 +1,271 @@
+"""A store in a database: each of its operations is one function, run within one transaction.
+
+What an engine adds is how a transaction is opened and ended (`SqlStore._read`, `SqlStore._write`),
+and what happens when that fails.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Concatenate, ParamSpec, TypeVar, get_args
+
+from scheduler.admission.plan import LaneKey
+from scheduler.budget import Budget
+from scheduler.errors import ConfigError
+from scheduler.limits import Gates, GateStatus
+from scheduler.request import RequestState
+from scheduler.shortfall import Shortfall
+from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.stores.base import (
+    Archive,
+    Finished,
+    Known,
+    LaneStatus,
+    NewRequest,
+    Picture,
+    Settlement,
+    Store,
+    StorePrompts,
+    Turn,
+    TurnResult,
+    Unknown,
+)
+from scheduler.stores.process import this_process
+from scheduler.stores.sql import changes, gates, listing, notes, views
+from scheduler.stores.sql import prune as pruning
+from scheduler.stores.sql.codec import encode_request
+from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.turn import Transactions
+
+PAGE = 1_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SqlStore(Store):
+    """See the module.
+
+    Args:
+        store_prompts: What of a request is kept in the database; see `StorePrompts`.
+    """
+
+    is_shared = True
+
+    def __init__(self, store_prompts: StorePrompts = "full") -> None:
+        if store_prompts not in get_args(StorePrompts):
+            known = ", ".join(get_args(StorePrompts))
+            raise ConfigError("store_prompts", f"{store_prompts!r} is not one of {known}")
+        self._transactions = Transactions(this_process(), self.lease_ms)
+        self._transactions.store_prompts = store_prompts
+        self._sweep = pruning.Sweep()
+
+    @abstractmethod
+    async def _read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function that sees one state of the database throughout, and writes nothing."""
+
+    @abstractmethod
+    async def _write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function in one transaction, alone among those that write."""
+
+    # The turn
+
+    def use(self, gates: Gates) -> None:
+        """See `Store.use`."""
+        self.gates = self._transactions.gates = gates
+
+    def serve(self, services: Mapping[str, str]) -> None:
+        """See `Store.serve`."""
+        self._transactions.services = dict(services)
+
+    @property
+    def keeps_whole(self) -> bool:  # type: ignore[override]
+        """See `Store.keeps_whole`."""
+        return self._transactions.store_prompts == "full"
+
+    def prepare(self, new: NewRequest) -> None:
+        """Write the request as JSON, on the caller's time."""
+        super().prepare(new)
+        new.payload = encode_request(new.request)
+
+    async def turn(self, turn: Turn) -> TurnResult:
+        """One transaction; see `Store.turn`."""
+        return await self._write(self._transactions.turn, turn)
+
+    def latest(self) -> list[BudgetStatus]:
+        """Budgets as of this process's last transaction."""
+        return self._transactions.statuses()
+
+    def balances(self, budgets: Collection[int]) -> list[BudgetStatus]:
+        """Those of these, as of this process's last transaction."""
+        return self._transactions.statuses(budgets)
+
+    def lanes(self) -> list[LaneStatus]:
+        """This process's lanes in which something waits."""
+        lanes = list(self._transactions.lanes)
+        return [
+            LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in lanes if lane.waiting
+        ]
+
+    def shortfall(self, key: LaneKey) -> Shortfall | None:
+        """Why a lane is shut."""
+        lane = self._transactions.lanes.find(key)
+        return None if lane is None else lane.shortfall
+
+    async def limited(self, now_ms: int) -> list[GateStatus]:
+        """See `Store.limited`."""
+        return await self._read(gates.statuses, now_ms)
+
+    # What nobody knows
+
+    async def suspended(
+        self, *, job: str | None = None, limit: int = PAGE, after_id: int = 0
+    ) -> list[Unknown]:
+        """See `Store.suspended`."""
+        return await self._read(views.suspended, job, limit, after_id)
+
+    async def suspended_since(
+        self, since_ms: int, *, after_id: int = 0, limit: int = 10 * PAGE
+    ) -> list[tuple[int, int]]:
+        """See `Store.suspended_since`."""
+        return await self._read(views.suspended_since, since_ms, after_id, limit)
+
+    async def suspended_of(self, ids: Sequence[int]) -> list[Unknown]:
+        """See `Store.suspended_of`."""
+        return await self._read(views.suspended_of, ids)
+
+    async def resolve(self, settlements: Sequence[Settlement], now_ms: int) -> list[bool]:
+        """See `Store.resolve`."""
+        return await self._write(self._transactions.resolve, settlements, now_ms)
+
+    async def still_mine(self, ids: Sequence[int]) -> set[int]:
+        """See `Store.still_mine`."""
+        mine = await self._read(views.lanes_of, self._transactions.worker_id, ids)
+        for taken in set(ids) - mine:
+            self._transactions.kept.pop(taken, None)
+        return mine
+
+    async def processes(self) -> frozenset[int]:
+        """See `Store.processes`."""
+        return await self._read(views.processes)
+
+    # Budgets and prices
+
+    async def define(self, budgets: Sequence[Budget], now_ms: int) -> None:
+        """See `Store.define`; what is as it was is only read."""
+        if await self._read(self._transactions.is_all_the_same, budgets):
+            return
+        await self._write(self._transactions.define, budgets, now_ms)
+
+    async def remove(self, name: str, now_ms: int) -> None:
+        """See `Store.remove`."""
+        await self._write(self._transactions.remove, name, now_ms)
+
+    async def defined(self, names: Iterable[str]) -> list[tuple[int, Budget]]:
+        """See `Store.defined`."""
+        return await self._read(self._transactions.defined, list(names))
+
+    async def redefined(self, now_ms: int) -> tuple[list[tuple[int, Budget]], list[str]]:
+        """See `Store.redefined`."""
+        return await self._read(self._transactions.redefined, now_ms)
+
+    async def budgets(self, now_ms: int) -> list[BudgetStatus]:
+        """See `Store.budgets`."""
+        return await self._read(self._transactions.read_budgets, now_ms)
+
+    async def pause(self, name: str, paused: bool, now_ms: int) -> None:
+        """See `Store.pause`."""
+        await self._write(self._transactions.pause, name, paused, now_ms)
+
+    async def prices(self) -> dict[str, str]:
+        """See `Store.prices`."""
+        return await self._read(notes.prices)
+
+    async def set_price(self, model: str, price: str | None) -> None:
+        """See `Store.set_price`."""
+        await self._write(notes.set_price, model, price)
+
+    # Looking
+
+    async def counts(self, job: str | None = None) -> Counts:
+        """See `Store.counts`."""
+        return await self._read(views.counts, job)
+
+    async def queue(
+        self, states: Iterable[RequestState], now_ms: int, *, job: str | None = None,
+        limit: int = PAGE, after_id: int = 0,
+    ) -> list[QueueRow]:  # fmt: skip
+        """See `Store.queue`."""
+        wanted = list(states)
+        return await self._read(listing.queue, wanted, now_ms, job, limit, after_id)
+
+    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
+        """See `Store.spend`."""
+        return await self._read(views.spend, by, since_ms)
+
+    async def audit(self, now_ms: int) -> Audit:
+        """See `Store.audit`."""
+        return await self._read(views.audit, self._transactions, now_ms)
+
+    async def finished(self, job: str, *, undelivered: bool = True) -> AsyncIterator[Finished]:
+        """See `Store.finished`."""
+        async for each in self._paged(views.finished_page, job, undelivered):
+            yield each
+
+    async def ended(self, job: str) -> AsyncIterator[Finished]:
+        """See `Store.ended`."""
+        async for each in self._paged(views.ended_page, job):
+            yield each
+
+    async def _paged(
+        self, read: Callable[..., list[Finished]], *args: object
+    ) -> AsyncIterator[Finished]:
+        after_id = 0
+        while True:
+            page = await self._read(read, *args, after_id, PAGE)
+            for each in page:
+                yield each
+            if len(page) < PAGE:
+                return
+            after_id = page[-1].id
+
+    async def jobs(self) -> list[str]:
+        """See `Store.jobs`."""
+        return await self._read(views.jobs)
+
+    async def known(self, job: str, keys: Sequence[str]) -> dict[str, Known]:
+        """See `Store.known`."""
+        return await self._read(views.known, job, keys)
+
+    async def outcomes(self, ids: Sequence[int]) -> list[Finished]:
+        """See `Store.outcomes`."""
+        return await self._read(views.outcomes, ids)
+
+    async def ended_since(self, seq: int) -> tuple[int, list[int] | None]:
+        """See `Store.ended_since`."""
+        return await self._read(changes.ended_since, seq)
+
+    async def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        """See `Store.pictures`."""
+        return await self._read(views.pictures, ids)
+
+    async def forget(self, job: str, now_ms: int) -> None:
+        """See `Store.forget`."""
+        await self._write(self._transactions.forget, job, now_ms)
+
+    async def delivered(self, ids: Sequence[int]) -> None:
+        """See `Store.delivered`."""
+        await self._write(notes.delivered, ids)
+
+    async def prune(
+        self, before_ms: int, now_ms: int, *, undelivered: bool = False, limit: int = PAGE,
+        archive: Archive | None = None,
+    ) -> list[Finished]:  # fmt: skip
+        """See `Store.prune`; a file does not shrink, its free pages are used again."""
+        return await self._write(pruning.prune, self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
+        )  # fmt: skip
