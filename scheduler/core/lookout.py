@@ -60,7 +60,7 @@ class Lookout:
         """
         try:
             while True:
-                await asyncio.sleep(self._poll_s)
+                await self._store.pause_for_others(self._poll_s)
                 if self._is_needed():
                     await self._look_safely()
         except (KeyboardInterrupt, SystemExit):

@@ -127,7 +127,10 @@ class Shell(Tagging, Governing):
             raise ConfigError("role", "a client needs a store that others share: a file")
         self.role = role
         self.concurrency, self.max_queue = concurrency, max_queue
-        self._clock: Clock = SystemClock() if clock is None else TrustedClock(clock)
+        if clock is None:
+            self._clock: Clock = self.store.clock or SystemClock()
+        else:
+            self._clock, self.store.clock = TrustedClock(clock), None
         if not isinstance(prices, PriceBook):
             prices = PriceBook(prices or {}, now_ms=self._clock.now_ms)
         self.prices = prices

@@ -18,7 +18,8 @@ import shlex
 
 MAX_LINE_CHARS = 4_000
 _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_IN_QUERY = re.compile(r"([?&;][^=&;#\s]+=)[^&;#\s]*")
+_NO_SECRETS = "schema|notify|patience|sslmode|service|host|port|dbname|target_session_attrs"
+_IN_QUERY = re.compile(rf"([?&;](?!(?:{_NO_SECRETS})=)[^=&;#\s]+=)[^&;#\s]*")
 _PASSWORD = re.compile(
     r"""(?ix) \b((?:\w*pass\w*|pwd?|\w*token|\w*secret|\w*key) \s*=\s*) (?:'[^']*'|"[^"]*"|\S+)"""
 )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scheduler.errors import ConfigError
 from scheduler.guards.plain import without_password
 from scheduler.stores.base import KEEP_FINISHED, Store, StorePrompts
+
+if TYPE_CHECKING:
+    from scheduler.stores.postgres.store import PostgresStore
+
+INSTALL = "pip install 'llm-budget-scheduler[postgres]'"
 
 
 def open_store(
@@ -20,9 +26,10 @@ def open_store(
 
     Args:
         url: ``memory://`` or None for one in memory; ``sqlite:///relative.db``,
-            ``sqlite:////absolute.db`` or a path for one in a file.
-        create: Whether opening may create the file. If not, a file that cannot be written may
-            be looked at all the same.
+            ``sqlite:////absolute.db`` or a path for one in a file; ``postgresql://…`` for one in
+            a database, with ``?schema=NAME`` of its own.
+        create: Whether opening may create it. If not, a file that cannot be written may be looked
+            at all the same.
         store_prompts: What of a request goes to the disk; see `StorePrompts`.
         keep_finished: Most outcomes of keys that one in memory keeps; a file keeps all.
 
@@ -38,6 +45,8 @@ def open_store(
             "keep_finished",
             "is of stores in memory; a file keeps what has ended until it is pruned",
         )
+    if isinstance(url, str) and url.startswith(("postgresql://", "postgres://")):
+        return _postgres()(url, create=create, store_prompts=store_prompts)
     from scheduler.stores.sqlite import SqliteStore
 
     if isinstance(url, Path):
@@ -49,5 +58,19 @@ def open_store(
         return SqliteStore(Path(url), create=create, store_prompts=store_prompts)
     url = without_password(url)  # in the frame as in the words: a traceback may show it
     raise ConfigError(
-        "store", f"{url!r} is not memory://, sqlite:///FILE.db or a path ending in .db"
+        "store",
+        f"{url!r} is not memory://, sqlite:///FILE.db, postgresql://… or a path ending in .db",
     )
+
+
+def _postgres() -> type[PostgresStore]:
+    try:
+        from scheduler.stores.postgres.store import PostgresStore
+    except ImportError as exc:
+        if (exc.name or "").partition(".")[0] != "psycopg":
+            raise
+        raise ConfigError(
+            "store", "for PostgreSQL psycopg 3 is needed, which is not installed: "
+            f"{INSTALL}",
+        ) from None  # fmt: skip
+    return PostgresStore

@@ -18,6 +18,7 @@ A store's promises, checked by one suite for all of them (`scheduler.testing`):
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
+from scheduler.clock import Clock
 from scheduler.errors import BudgetExceeded, ConfigError
 from scheduler.guards.texts import check_names
 from scheduler.ledger.account import Crossing
@@ -444,6 +446,16 @@ class Store(ABC):
 
     def serve(self, services: Mapping[str, str]) -> None:  # noqa: B027 - one process has no others
         """Have this process claim what is in shared lanes of these services, by provider's name."""
+
+    async def pause_for_others(self, seconds: float) -> None:
+        """Sleep so long; shorter, if the store hears that other processes changed something."""
+        await asyncio.sleep(seconds)
+
+    clock: Clock | None = None
+    """The clock by which the store itself goes, for those who tell it the time; None: it has none.
+
+    Set to None, it goes by what it is told.
+    """
 
     gates: Gates = Gates()
     """What holds requests back besides money; without rules, nothing."""

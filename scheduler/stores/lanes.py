@@ -320,6 +320,10 @@ class Lanes:
     def _note(self, lane: Lane) -> None:
         self._changed[lane.id] = lane
 
+    def tell(self, lane: Lane) -> None:
+        """Look at the next `take_changed` at whether a lane was told of as it is."""
+        self._note(lane)
+
     def take_changed(self) -> list[Lane]:
         """Lanes that were shut or opened, or are shut for another reason, since the last call.
 

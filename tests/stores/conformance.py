@@ -95,6 +95,8 @@ class Bench:
 class Conformance:
     """Inherit and provide the fixture ``store``: an open, empty store."""
 
+    odd_key = "a\0b"
+
     @pytest.fixture
     async def bench(self, store: Store) -> Bench:
         made = Bench(store)
@@ -767,7 +769,7 @@ class Conformance:
         assert [f.key for f in await bench.store.outcomes([first.submitted[1].id, 10_000])] == ["b"]
 
     async def test_what_is_known_of_keys_can_be_looked_up_without_submitting_them(self, bench):
-        odd = "a\0b"
+        odd = self.odd_key
         keys = [new([bench.ids["team"]], 90, key=key, job="j") for key in ("a", odd, "waits")]
         first = await bench.submit(*keys, new(key="other", job="k"), slots=2)
         await bench.settle(post(first.claimed[0], 1))

@@ -6,7 +6,7 @@ After a failed transaction the scheduler goes no further, so this never outlives
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.ledger.account import Account, Crossing
 from scheduler.limits import Gates
+from scheduler.limits.metered import Metered
 from scheduler.request import Request
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import StorePrompts
@@ -61,6 +62,7 @@ class Books:
         self.changes = self.definition_changes = 0
         self.has_company = False
         self.known_gates: set[tuple[str, str, bool]] = set()  # those that were read once
+        self.saved_gates: Sequence[Metered] = ()  # by the last transaction that did
         self.definitions: dict[int, Definition] = {}  # by budget, as last heard of
         self.stalest: deque[int] = deque()  # budgets, the one looked at longest ago first
         self._statuses: dict[int, BudgetStatus] = {}  # as of the last transaction

@@ -60,7 +60,7 @@ def read_stored(db: Connection, names: Iterable[str] | None = None) -> list[Stor
         plain = db.dialect.a_list(name for name in wanted if "\0" not in name)
         rows = db.read(f"{columns} WHERE name {db.dialect.among} ORDER BY id", plain)
         for name in wanted:
-            if "\0" in name:
+            if "\0" in name and db.dialect.takes_nul:
                 rows += db.read(f"{columns} WHERE name = ?", name)
     return [Stored(id_, name, text, bool(paused)) for id_, name, text, paused in rows]
 

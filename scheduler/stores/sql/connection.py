@@ -55,7 +55,7 @@ class Connection(ABC):
         """The time: by the engine's clock if it has one, else what the caller was told."""
         return told_ms
 
-    def tell(self, *, is_urgent: bool) -> None:
+    def tell(self, *, is_urgent: bool) -> None:  # noqa: B027 - not all engines can
         """Others have something to look at once this is committed: soon, or at once."""
 
     def one(self, sql: str, *values: object) -> Row | None:

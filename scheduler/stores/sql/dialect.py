@@ -98,6 +98,9 @@ class Dialect(ABC):
     among: str
     """Membership in a list that is one value: ``f"id {dialect.among}"``, with `a_list`."""
 
+    takes_nul = False
+    """Whether a text may hold a NUL; given by itself, never in a list."""
+
     @abstractmethod
     def a_list(self, values: Iterable[Value]) -> object:
         """Values of one type, as one value."""
@@ -138,6 +141,7 @@ class Sqlite(Dialect):
     """
 
     among = "IN (SELECT value FROM json_each(?))"
+    takes_nul = True
 
     def __init__(self) -> None:
         self._bulks: dict[Bulk, str] = {}

@@ -82,7 +82,7 @@ def load_gates(sheet: Sheet, names: Iterable[Name]) -> None:
 
 def save_gates(sheet: Sheet) -> None:
     """Write what others should know."""
-    changed = sheet.books.gates.take_dirty()
+    changed = sheet.books.saved_gates = sheet.books.gates.take_dirty()
     for gate in changed:
         gate.version += 1
         sheet.news.gates.add((gate.provider, gate.model, gate.is_front))

@@ -217,7 +217,7 @@ def read_by_keys(
     """Columns of the requests, as `r`, with these keys, each with its job's id."""
     # SQLite's JSON ends a text at a NUL: such names are asked for by value.
     plain = [each for each in keys if "\0" not in each[1]]
-    odd = [each for each in keys if "\0" in each[1]]
+    odd = [each for each in keys if "\0" in each[1] and db.dialect.takes_nul]
     found: list[tuple[Any, ...]] = []
     if plain:
         wanted = db.dialect.rows("k", {"job_id": INT, "key": TEXT})

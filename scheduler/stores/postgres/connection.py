@@ -1,0 +1,190 @@
+"""A transaction on PostgreSQL: what is written goes along with the next read, and with the commit.
+
+Who writes takes the store's lock first (`pg_advisory_xact_lock`, which ends with the transaction and
+so passes through any proxy), and reads at READ COMMITTED: each statement sees all that was committed
+before that lock was given. Who only reads sees one state throughout and waits for nobody.
+
+Time is the server's, read under the lock, so that clocks of machines which differ change nothing:
+leases and windows are judged by one clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from typing import Any
+
+import psycopg
+
+from scheduler.stores.postgres.dialect import POSTGRES, numbered
+from scheduler.stores.postgres.link import MORE_S, Link
+from scheduler.stores.sql.connection import Connection, Row
+from scheduler.stores.sql.dialect import Bulk
+
+WRITING_MS, READING_MS = 60_000, 600_000  # what one statement may take
+LOCK_MS = 30_000
+IDLE_MS = 10_000  # who stands still with the lock is cut off, or all would stand
+PAGE = 5_000
+COUNTED = ("accounts", "lanes", "requests", "reservations")  # of which ids are given here
+CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+_SETTINGS = {
+    "search_path": "$1",
+    "statement_timeout": "$2",
+    "lock_timeout": f"'{LOCK_MS}'",
+    "idle_in_transaction_session_timeout": f"'{IDLE_MS}'",
+    # What was answered is on the disk, whatever the server does otherwise.
+    "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
+    " ELSE current_setting('synchronous_commit') END",
+}
+_SET = ", ".join(f"set_config('{name}', {value}, true)" for name, value in _SETTINGS.items())
+_LAST = ", ".join(
+    f"(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {table}_id_seq)"
+    for table in COUNTED
+)
+_OPENING = f"SELECT {_SET}"
+_LOCKED = f"SELECT {_SET}, pg_advisory_xact_lock($3)"
+_STATE = f"SELECT {CLOCK}, {_LAST}"
+_MARK = (
+    "INSERT INTO commits (process, number, at_ms) VALUES ($1, $2, $3)"
+    " ON CONFLICT (process) DO UPDATE SET number = excluded.number, at_ms = excluded.at_ms"
+)
+
+
+def quoted(name: str) -> str:
+    """A name as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def lock_key(schema: str) -> int:
+    """The number of a store's lock, among all of its database."""
+    digest = sha256(f"llm-budget-scheduler {schema}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+class PostgresConnection(Connection):
+    """See the module.
+
+    Args:
+        link: The connection.
+        schema: Where the tables are.
+        uses_clock: Whether the time is the server's; else as callers tell it.
+
+    Attributes:
+        has_written: Anything at all.
+        is_committing: COMMIT was sent: if no answer comes, nobody knows.
+        told: None: others need not look. Else whether they should at once.
+    """
+
+    dialect = POSTGRES
+
+    def __init__(self, link: Link, schema: str, *, uses_clock: bool = True) -> None:
+        self._link, self._schema, self._uses_clock = link, schema, uses_clock
+        self._pipeline = link.pipeline()
+        self._clock_ms: int | None = None
+        self._last: dict[str, int] = {}
+        self.has_written = self.is_committing = False
+        self.told: bool | None = None
+
+    # Transactions
+
+    def begin(self, *, writes: bool) -> None:
+        """Open it; returns when it has the store to itself, if it writes."""
+        most_ms = WRITING_MS if writes else READING_MS
+        settings = (f"{quoted(self._schema)}, pg_temp", str(most_ms))
+        self._link.answer_s = most_ms / 1000 + MORE_S
+        self._pipeline.__enter__()
+        if writes:
+            self._execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            self._execute(_LOCKED, (*settings, lock_key(self._schema)))
+            clock_ms, *last = self._fetch(_STATE)[0]
+            self._clock_ms, self._last = clock_ms, dict(zip(COUNTED, last, strict=True))
+        else:
+            self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self._execute(_OPENING, settings)
+
+    def mark(self, process: str, number: int) -> None:
+        """Have it told, after a lost answer, whether this was committed."""
+        self._execute(_MARK, (process, number, self._clock_ms or 0))
+
+    def is_marked(self, process: str, number: int) -> bool:
+        """Whether the last transaction of that process which wrote was this one."""
+        rows = self._fetch("SELECT number FROM commits WHERE process = $1", (process,))
+        return rows == [(number,)]
+
+    def commit(self) -> None:
+        """End it."""
+        self._execute("COMMIT")
+        self.is_committing = True
+        self._pipeline.__exit__(None, None, None)
+
+    def roll_back(self) -> None:
+        """Leave it, whatever its state; what cannot be left is closed."""
+        try:
+            try:
+                self._pipeline.__exit__(None, None, None)
+            except psycopg.Error:
+                if self._link.closed:
+                    return
+            if self._link.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                self._link.execute("ROLLBACK")
+        except psycopg.Error:
+            self._link.close()
+
+    @property
+    def clock_ms(self) -> int | None:
+        """What the server's clock said when it began; None: it was not asked."""
+        return self._clock_ms
+
+    def now_ms(self, told_ms: int) -> int:
+        """See `Connection.now_ms`."""
+        return told_ms if self._clock_ms is None or not self._uses_clock else self._clock_ms
+
+    def tell(self, *, is_urgent: bool) -> None:
+        """See `Connection.tell`."""
+        self.told = bool(self.told) or is_urgent
+
+    # Statements
+
+    def read(self, sql: str, *values: object) -> list[Row]:
+        """See `Connection.read`."""
+        if not sql.startswith("SELECT"):
+            self.has_written = True  # and returns something
+        return self._fetch(numbered(sql), values)
+
+    def scan(self, sql: str, *values: object) -> Iterator[Row]:
+        """See `Connection.scan`."""
+        self._execute(f"DECLARE scanned NO SCROLL CURSOR FOR {numbered(sql)}", values)
+        while True:
+            rows = self._fetch(f"FETCH {PAGE} FROM scanned")
+            yield from rows
+            if len(rows) < PAGE:
+                self._execute("CLOSE scanned")
+                return
+
+    def write(self, sql: str, *values: object) -> None:
+        """See `Connection.write`."""
+        self.has_written = True
+        self._execute(numbered(sql), values)
+
+    def write_many(self, bulk: Bulk, rows: Sequence[Sequence[Any]]) -> None:
+        """See `Connection.write_many`."""
+        if rows:
+            self.write(self.dialect.bulk(bulk), *self.dialect.row_values(rows))
+
+    def new_ids(self, table: str, count: int) -> Sequence[int]:
+        """See `Connection.new_ids`."""
+        # Whoever writes is alone; what a transaction that is rolled back took stays taken.
+        last = self._last[table]
+        if count:
+            self._last[table] = last + count
+            self._execute(f"SELECT setval('{table}_id_seq', $1)", (last + count,))
+        return range(last + 1, last + 1 + count)
+
+    def _execute(self, sql: str, values: Sequence[object] = ()) -> psycopg.Cursor[Row]:
+        cursor = psycopg.RawCursor[Row](self._link)
+        cursor.execute(sql.encode(), values)
+        return cursor
+
+    def _fetch(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
+        return self._execute(sql, values).fetchall()

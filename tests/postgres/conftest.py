@@ -1,0 +1,61 @@
+"""One server for all tests, a schema for each."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from scheduler.stores.postgres.store import PostgresStore
+from tests.postgres.server import Server, running
+from tests.stores.conformance import T0
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server | None]:
+    """Ours; None: tests run on the one that TEST_POSTGRES_DSN names."""
+    if os.environ.get("TEST_POSTGRES_DSN"):
+        yield None
+        return
+    with running() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def dsn(server: Server | None) -> str:
+    return os.environ["TEST_POSTGRES_DSN"] if server is None else server.dsn
+
+
+@pytest.fixture
+def url(dsn: str) -> Iterator[str]:
+    """A store of the test's own."""
+    schema = f"test_{os.getpid()}_{next(_numbers)}"
+    yield f"{dsn}{'&' if '?' in dsn else '?'}schema={schema}"
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute("SET client_min_messages = error")
+        db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+Opened = Callable[..., PostgresStore]
+
+
+@pytest.fixture
+async def opened(url: str):
+    """Opens stores on the test's schema that go by the time they are told."""
+    made: list[PostgresStore] = []
+
+    async def open_(at_ms: int = T0, **options) -> PostgresStore:
+        store = PostgresStore(url, **options)
+        store.clock = None
+        made.append(store)
+        await store.open(at_ms)
+        return store
+
+    yield open_
+    for store in made:
+        await store.aclose()

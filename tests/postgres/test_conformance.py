@@ -1,0 +1,15 @@
+"""What every store promises, on PostgreSQL."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.stores.conformance import Conformance
+
+
+class TestPostgres(Conformance):
+    odd_key = "a\x01b"  # a NUL is refused
+
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
