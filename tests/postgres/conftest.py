@@ -32,13 +32,27 @@ def dsn(server: Server | None) -> str:
 
 
 @pytest.fixture
-def url(dsn: str) -> Iterator[str]:
-    """A store of the test's own."""
-    schema = f"test_{os.getpid()}_{next(_numbers)}"
-    yield f"{dsn}{'&' if '?' in dsn else '?'}schema={schema}"
+def fresh(dsn: str, server: Server | None) -> Iterator[Callable[[], str]]:
+    """URLs of stores that nobody has used."""
+    made: list[str] = []
+
+    def url() -> str:
+        made.append(f"test_{os.getpid()}_{next(_numbers)}")
+        return f"{dsn}{'&' if '?' in dsn else '?'}schema={made[-1]}"
+
+    yield url
+    if server is not None:
+        return  # it goes as a whole
     with psycopg.connect(dsn, autocommit=True) as db:
         db.execute("SET client_min_messages = error")
-        db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+        for schema in made:
+            db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@pytest.fixture
+def url(fresh: Callable[[], str]) -> str:
+    """A store of the test's own."""
+    return fresh()
 
 
 Opened = Callable[..., PostgresStore]

@@ -31,8 +31,8 @@ WAIT_S = 60.0
 class Server:
     """A server process, its data, and how to reach it."""
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self._programs, self.folder = programs, folder
+    def __init__(self, programs: Path, folder: Path, *, is_hasty: bool) -> None:
+        self._programs, self.folder, self._is_hasty = programs, folder, is_hasty
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         self.dsn = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{self.port}/postgres"
@@ -59,7 +59,10 @@ class Server:
         """Start it, and wait until it answers."""
         options = {
             "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
-            "max_connections": "200", "fsync": "on",
+            "max_connections": "200", "autovacuum_naptime": "5s",
+            # Killed it loses nothing all the same: what was written is the system's by then.
+            "fsync": "off" if self._is_hasty else "on",
+            "full_page_writes": "off" if self._is_hasty else "on",
         }  # fmt: skip
         words = [f"-c{name}={value}" for name, value in options.items()]
         with (self.folder.parent / "postgres.log").open("ab") as log:
@@ -104,14 +107,14 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Server]:
-    """A server that is there for as long as needed."""
+def running(*, is_hasty: bool = True) -> Iterator[Server]:
+    """A server that is there for as long as needed; a hasty one does not wait for the disk."""
     with tempfile.TemporaryDirectory(prefix="scheduler-postgres-") as name:
         place = Path(name)
         place.chmod(0o755)
         folder = place / "cluster"
         folder.mkdir(mode=0o755)
-        server = Server(_programs(place), folder)
+        server = Server(_programs(place), folder, is_hasty=is_hasty)
         server.make()
         server.start()
         try:

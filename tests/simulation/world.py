@@ -234,7 +234,7 @@ class World:
         ):
             self.path = Path(folder) / "s.db"
             self.inner = Surviving()
-            self.reader = sqlite3.connect(self.path)
+            self.open_reader()
             try:
                 run(self._main())
             except BaseException as exc:
@@ -245,9 +245,24 @@ class World:
             finally:
                 self.reader.close()
                 for computer in self.computers:
-                    if isinstance(computer.inner, InlineSqlite):
+                    if computer.inner is not self.inner:
                         computer.inner.drop()
         return self.report
+
+    # Where it is kept, if several processes share it
+
+    def store_of(self, process: Process, statement: Callable[[str], None]) -> Any:
+        """A store of that process's."""
+        return InlineSqlite(self.path, process, LEASE_MS, statement)
+
+    def open_reader(self) -> None:
+        """Have a look of the world's own at what is stored."""
+        self.reader = sqlite3.connect(self.path)
+
+    def read_state(self, question: str) -> str:
+        """The state of a key's request, as it is stored."""
+        sql = "SELECT state FROM requests WHERE key = ?"
+        return str(self.reader.execute(sql, (question,)).fetchone()[0])
 
     async def _main(self) -> None:
         rng = self.rng
@@ -293,10 +308,9 @@ class World:
         else:
             # Of the second one nobody can see whether it lives: its lease counts.
             host = "far" if number % 3 == 1 else "here"
-            inner = InlineSqlite(
-                self.path, Process(host, number + 1, "1"), LEASE_MS,
-                lambda sql: computer.statement(sql),
-            )  # fmt: skip
+            inner = self.store_of(
+                Process(host, number + 1, "1"), lambda sql: computer.statement(sql)
+            )
         computer = Computer(self, number, inner)
         self.computers.append(computer)
         try:
@@ -630,10 +644,7 @@ class World:
             return None
         if self.kind == "memory":
             return self.inner._keys["", question].state.value
-        row = self.reader.execute(
-            "SELECT state FROM requests WHERE key = ?", (question,)
-        ).fetchone()
-        return str(row[0])
+        return self.read_state(question)
 
     def open_claims(self, question: str) -> list[int]:
         return [

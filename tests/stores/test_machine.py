@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.request import RequestState
-from scheduler.stores.base import Outcome, Settlement
+from scheduler.stores.base import Outcome, Settlement, Store
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new
@@ -39,16 +39,16 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
-        self.benches = [
-            Bench(MemoryStore()),
-            Bench(SqliteStore(Path(self.folder.name) / "s.db")),
-        ]
+        self.benches = [Bench(MemoryStore()), Bench(self.database())]
         self.asked: dict[tuple[int, int], tuple[str, str]] = {}  # key and body of those with one
         self.requests: list[tuple[int, int]] = []  # ids in either store, in order of submission
         self.live: list[list] = []  # claims not settled for good, one per store
         self.assumed: list[tuple] = []  # unknown outcomes that were settled by assumption
         self.keys: dict[str, str] = {}
         self.removed: set[str] = set()
+
+    def database(self) -> Store:
+        return SqliteStore(Path(self.folder.name) / "s.db")
 
     def both(self, operation):
         return [self.runner.run(operation(position, b)) for position, b in enumerate(self.benches)]

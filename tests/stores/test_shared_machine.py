@@ -56,12 +56,18 @@ class SharedMachine(RuleBasedStateMachine):
         """A process, on the file that all share."""
         self.number += 1
         host = "here" if self.number % 2 else "far"  # of those far away only their silence tells
-        store = InlineSqlite(self.path, Process(host, self.number, "1"), LEASE_MS, lambda sql: None)
+        store = self.store_of(Process(host, self.number, "1"))
         bench = Bench(store)
         self.run(store.open(self.now_ms))
         if self.number > 2:
             bench.ids = self.benches[0].ids
         return bench
+
+    def store_of(self, process: Process):
+        return InlineSqlite(self.path, process, LEASE_MS, lambda sql: None)
+
+    def look(self, bench: Bench, sql: str) -> list[tuple]:
+        return bench.store._db.execute(sql).fetchall()
 
     def teardown(self) -> None:
         if not hasattr(self, "benches"):
@@ -112,7 +118,7 @@ class SharedMachine(RuleBasedStateMachine):
             self.submitted[each.id] = key.request.key
 
     @rule(who=WHO, slots=st.integers(0, 4))
-    def look(self, who, slots) -> None:
+    def take_a_turn(self, who, slots) -> None:
         self.turn(who, slots)
 
     @precondition(lambda self: any(self.sending))
@@ -167,10 +173,11 @@ class SharedMachine(RuleBasedStateMachine):
         bench = self.benches[0]
         bench.now_ms = self.now_ms
         assert self.run(bench.is_sound())
-        with_rows = bench.store._db.execute(
+        with_rows = self.look(
+            bench,
             "SELECT l.id, l.waiting, (SELECT count(*) FROM requests r WHERE r.lane_id = l.id"
-            " AND r.state = 'queued') FROM lanes l"
-        ).fetchall()
+            " AND r.state = 'queued') FROM lanes l",
+        )
         assert all(counted == real for _, counted, real in with_rows), with_rows
 
     def finish(self) -> None:
@@ -191,11 +198,11 @@ class SharedMachine(RuleBasedStateMachine):
         self.benches = [self.benches[left]]
 
     def left(self):
-        rows = self.benches[self.number % 2].store._db.execute(
+        return self.look(
+            self.benches[self.number % 2],
             "SELECT id, key, state FROM requests WHERE state NOT IN"
-            " ('succeeded', 'failed', 'cancelled', 'expired')"
+            " ('succeeded', 'failed', 'cancelled', 'expired')",
         )
-        return rows.fetchall()
 
 
 TestSharedLanes = SharedMachine.TestCase

@@ -75,6 +75,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.address, self._books, self._clock, self._connects = address, books, clock, connects
         self.is_direct = True
+        self.transaction = PostgresConnection
         self.uses_clock = uses_clock
         self.told: bool | None = None
         self._link: Link | None = None
@@ -146,7 +147,7 @@ class Session:
             before: again.Memo | None = None
             result: Any = None
             try:
-                db = PostgresConnection(
+                db = self.transaction(
                     self._connected(), self.address.schema, uses_clock=self.uses_clock
                 )
                 self._begin(db, writes=True)
@@ -186,7 +187,7 @@ class Session:
         while True:
             db: PostgresConnection | None = None
             try:
-                db = PostgresConnection(
+                db = self.transaction(
                     self._connected(), self.address.schema, uses_clock=self.uses_clock
                 )
                 self._begin(db, writes=False)
