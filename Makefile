@@ -20,7 +20,7 @@ TRY := -m pytest -p anyio -p pytest_timeout
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test recipes frameworks suites simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test postgres recipes frameworks suites simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,10 +30,14 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 
 test: $(DEV) $(PREVIOUS)  ## Run all tests (nine minutes on two cores)
 	$(OLD)/bin/python -m pytest -n $(JOBS) tests/sdks
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
+
+postgres: $(DEV)  ## Run the tests against a real PostgreSQL, started for them (four minutes)
+	$(BIN)/python -m pip install --quiet --editable . --group postgres-tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/postgres
 
 frameworks: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 frameworks: $(DEV) $(PREVIOUS) $(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed  ## Run each line of the table of frameworks (two minutes)
@@ -76,7 +80,7 @@ bench: $(DEV)  ## Measure speed against peers in the same run; tables, and bench
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test recipes frameworks  ## All that has to pass
+check: lint types test postgres recipes frameworks  ## All that has to pass
 
 format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff check --fix .

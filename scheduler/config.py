@@ -86,6 +86,8 @@ class DefaultsTable(_Strict):
 
 
 class _File(_Strict):
+    store: str | None = Field(default=None, repr=False)
+    store_env: str | None = None
     provider: dict[str, ProviderTable] = Field(default_factory=dict)
     route: dict[str, str] = Field(default_factory=dict)
     defaults: DefaultsTable = Field(default_factory=DefaultsTable)
@@ -97,12 +99,29 @@ class Config:
 
     Attributes:
         path: The file; None: there was none.
+        store: Where queue and ledger live; there may be a password in it.
+        store_env: The variable that says it.
     """
 
     path: Path | None = None
+    store: SecretStr | None = None
+    store_env: str | None = None
     tables: Mapping[str, ProviderTable] = field(default_factory=dict)
     routes: Mapping[str, str] = field(default_factory=dict)
     defaults: DefaultsTable = field(default_factory=DefaultsTable)
+
+    def store_url(self) -> str | None:
+        """Where queue and ledger live; None: it is not said.
+
+        Raises:
+            ConfigError: The variable that should say it is not set.
+        """
+        if self.store_env is not None:
+            url = os.environ.get(self.store_env)
+            if not url:
+                raise ConfigError(f"{self.path}: store_env", f"{self.store_env} is not set")
+            return url
+        return None if self.store is None else self.store.get_secret_value()
 
     def providers(self) -> list[Provider]:
         """Those of the file, the default first.
@@ -137,7 +156,10 @@ def load_config(path: str | Path | None = None) -> Config:
         raise ConfigError(
             f"{file}: defaults.provider", f"{default!r} is not configured (there are: {known})"
         )
-    return Config(file, read.provider, read.route, read.defaults)
+    store = None if read.store is None else SecretStr(read.store)
+    if store is not None and read.store_env is not None:
+        raise ConfigError(f"{file}: store", "and store_env cannot both be set")
+    return Config(file, store, read.store_env, read.provider, read.route, read.defaults)
 
 
 def _read(file: Path) -> _File | ConfigError:

@@ -7,14 +7,16 @@ an error that says where it was looked for.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from scheduler.cli.output import say
 from scheduler.errors import ConfigError
 from scheduler.guards.plain import shell_word, without_password
 
@@ -22,16 +24,44 @@ if TYPE_CHECKING:
     from scheduler.stores.base import Store
 
 DEFAULT_STORE = "./scheduler.db"
+DEFAULT_FILE = "scheduler.toml"  # as in `config`, which takes longer to load than all of this
 
 T = TypeVar("T")
 
+
+def which_store(ctx: Any, value: str) -> str:
+    """The store that is meant: that of ``scheduler.toml``, if nothing else was said.
+
+    A password that stands on the command line is hidden there.
+    """
+    source = ctx.get_parameter_source("store").name
+    if source == "DEFAULT":
+        return _configured(ctx.params.get("config")) or value
+    if source == "COMMANDLINE":
+        from scheduler.cli.concealing import conceal
+
+        if conceal(value):
+            say(
+                "note: who listed processes could see the password in --store. Put the URL into "
+                "SCHEDULER_STORE, or the password into PGPASSWORD or ~/.pgpass"
+            )
+    return value
+
+
+def _configured(config: object) -> str | None:
+    chosen = config or os.environ.get("SCHEDULER_CONFIG")
+    if chosen is None and not Path(DEFAULT_FILE).is_file():
+        return None  # nothing is loaded for it
+    from scheduler.config import load_config
+
+    return load_config(str(chosen) if chosen else None).store_url()
+
+
+STORE_HELP = "Queue and ledger: a path, sqlite:///FILE.db or postgresql://…"
 StoreOption = Annotated[
     str,
     typer.Option(
-        "--store",
-        envvar="SCHEDULER_STORE",
-        metavar="URL",
-        help="Queue and ledger: a path, or sqlite:///FILE.db.",
+        "--store", envvar="SCHEDULER_STORE", metavar="URL", help=STORE_HELP, callback=which_store
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
@@ -52,7 +82,7 @@ def store_path(url: str) -> Path | None:
 def store_named(url: str) -> str:
     """A store's name, the same from every folder."""
     path = store_path(url)
-    return url if path is None else str(path.resolve())
+    return without_password(url) if path is None else str(path.resolve())
 
 
 def store_option(url: str) -> str:

@@ -15,7 +15,7 @@ import typer
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
 from scheduler.cli.exits import Exit
 from scheduler.cli.helping import Command
-from scheduler.cli.look import DEFAULT_STORE, store_option
+from scheduler.cli.look import DEFAULT_STORE, STORE_HELP, store_option, which_store
 from scheduler.cli.options import (
     ENDING,
     FILES,
@@ -197,7 +197,8 @@ def run(
         typer.Option(
             envvar="SCHEDULER_STORE",
             metavar="URL",
-            help="Queue and ledger: a path, or sqlite:///FILE.db.",
+            help=STORE_HELP,
+            callback=which_store,
             rich_help_panel=KEEPING,
         ),
     ] = DEFAULT_STORE,

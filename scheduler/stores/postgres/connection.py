@@ -11,6 +11,7 @@ leases and windows are judged by one clock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import sha256
 from typing import Any
 
@@ -80,7 +81,8 @@ class PostgresConnection(Connection):
 
     def __init__(self, link: Link, schema: str, *, uses_clock: bool = True) -> None:
         self._link, self._schema, self._uses_clock = link, schema, uses_clock
-        self._pipeline = link.pipeline()
+        self._pipelining = ExitStack()
+        self._pipeline: psycopg.Pipeline | None = None
         self._clock_ms: int | None = None
         self._last: dict[str, int] = {}
         self.has_written = self.is_committing = False
@@ -93,7 +95,7 @@ class PostgresConnection(Connection):
         most_ms = WRITING_MS if writes else READING_MS
         settings = (f"{quoted(self._schema)}, pg_temp", str(most_ms))
         self._link.answer_s = most_ms / 1000 + MORE_S
-        self._pipeline.__enter__()
+        self._pipeline = self._pipelining.enter_context(self._link.pipeline())
         if writes:
             self._execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             self._execute(_LOCKED, (*settings, lock_key(self._schema)))
@@ -116,13 +118,13 @@ class PostgresConnection(Connection):
         """End it."""
         self._execute("COMMIT")
         self.is_committing = True
-        self._pipeline.__exit__(None, None, None)
+        self._pipelining.close()
 
     def roll_back(self) -> None:
         """Leave it, whatever its state; what cannot be left is closed."""
         try:
             try:
-                self._pipeline.__exit__(None, None, None)
+                self._pipelining.close()
             except psycopg.Error:
                 if self._link.closed:
                     return
@@ -187,4 +189,8 @@ class PostgresConnection(Connection):
         return cursor
 
     def _fetch(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
-        return self._execute(sql, values).fetchall()
+        cursor = self._execute(sql, values)
+        # Not just flushed: until a sync the server does not count the time it hears nothing more.
+        assert self._pipeline is not None
+        self._pipeline.sync()
+        return cursor.fetchall()

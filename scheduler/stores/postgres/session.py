@@ -160,7 +160,7 @@ class Session:
                     doubt, self._is_torn = None, True
                 before = again.memo(self._books)
                 if self._is_torn:
-                    again.mend(db, self._books, self._clock.now_ms())
+                    again.mend(db, self._books)
                 result = function(db, *args, **kwargs)
                 if db.has_written:
                     db.mark(self._process, number)

@@ -111,9 +111,9 @@ def restore(books: Books, before: Memo) -> None:
         gate.is_dirty = True
 
 
-def mend(db: Connection, books: Books, now_ms: int) -> None:
+def mend(db: Connection, books: Books) -> None:
     """Read how this process's lanes are doing, and open them all: nobody knows what was decided."""
-    sheet = begin(db, books, now_ms)
+    sheet = begin(db, books, books.now_ms)
     now_ms, old = sheet.now_ms, books.lanes
     me = books.worker_id
     there = (
