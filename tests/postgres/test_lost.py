@@ -287,6 +287,7 @@ async def test_nothing_is_kept_in_a_session(bench, monkeypatch):
     """As behind a proxy that gives each transaction another connection, wiped clean."""
     session = bench.store._session
     session._may_prepare = False
+    session.close()
     links = [session._connects(session.address) for _ in range(3)]
     for link in links:
         link.prepare_threshold = None
@@ -312,9 +313,8 @@ async def test_nothing_is_kept_in_a_session(bench, monkeypatch):
 
 
 async def test_a_forked_process_does_not_use_its_parents_connection(bench, monkeypatch):
-    monkeypatch.setattr(
-        "scheduler.stores.postgres.store.os.getpid", lambda here=os.getpid(): here + 1
-    )
+    here = os.getpid()
+    monkeypatch.setattr("scheduler.stores.postgres.store.os.getpid", lambda: here + 1)
     with pytest.raises(StoreError, match="before this process was forked"):
         await bench.turn()
     monkeypatch.undo()

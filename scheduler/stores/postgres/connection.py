@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from scheduler.clock import Clock
 from scheduler.stores.postgres.dialect import POSTGRES, numbered
 from scheduler.stores.postgres.link import MORE_S, Link
 from scheduler.stores.sql.connection import Connection, Row
@@ -69,7 +70,7 @@ class PostgresConnection(Connection):
     Args:
         link: The connection.
         schema: Where the tables are.
-        uses_clock: Whether the time is the server's; else as callers tell it.
+        clock: What the server's clock says about now; None: time is as callers tell it.
 
     Attributes:
         has_written: Anything at all.
@@ -79,8 +80,8 @@ class PostgresConnection(Connection):
 
     dialect = POSTGRES
 
-    def __init__(self, link: Link, schema: str, *, uses_clock: bool = True) -> None:
-        self._link, self._schema, self._uses_clock = link, schema, uses_clock
+    def __init__(self, link: Link, schema: str, clock: Clock | None = None) -> None:
+        self._link, self._schema, self._clock = link, schema, clock
         self._pipelining = ExitStack()
         self._pipeline: psycopg.Pipeline | None = None
         self._clock_ms: int | None = None
@@ -140,7 +141,9 @@ class PostgresConnection(Connection):
 
     def now_ms(self, told_ms: int) -> int:
         """See `Connection.now_ms`."""
-        return told_ms if self._clock_ms is None or not self._uses_clock else self._clock_ms
+        if self._clock is None:
+            return told_ms
+        return self._clock.now_ms() if self._clock_ms is None else self._clock_ms
 
     def tell(self, *, is_urgent: bool) -> None:
         """See `Connection.tell`."""

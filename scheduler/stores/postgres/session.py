@@ -105,6 +105,7 @@ class Session:
                         f"{self.address.shown}; 'scheduler run' makes it"
                     )
                 make(link, self.address)
+            self.newest()  # and the time
         except psycopg.Error as exc:
             raise self._translated(exc) from None
 
@@ -147,9 +148,7 @@ class Session:
             before: again.Memo | None = None
             result: Any = None
             try:
-                db = self.transaction(
-                    self._connected(), self.address.schema, uses_clock=self.uses_clock
-                )
+                db = self._transaction()
                 self._begin(db, writes=True)
                 if doubt is not None:
                     if db.is_marked(self._process, number):
@@ -187,9 +186,7 @@ class Session:
         while True:
             db: PostgresConnection | None = None
             try:
-                db = self.transaction(
-                    self._connected(), self.address.schema, uses_clock=self.uses_clock
-                )
+                db = self._transaction()
                 self._begin(db, writes=False)
                 result = function(db, *args, **kwargs)
                 db.commit()
@@ -224,6 +221,10 @@ class Session:
         except psycopg.Error as exc:
             self._left(None, exc)
             logger.debug("could not notify: %s", exc)
+
+    def _transaction(self) -> PostgresConnection:
+        clock = self._clock if self.uses_clock else None
+        return self.transaction(self._connected(), self.address.schema, clock)
 
     def _begin(self, db: PostgresConnection, *, writes: bool) -> None:
         db.begin(writes=writes)
