@@ -21,6 +21,7 @@ import httpx
 from scheduler.budget import Budget
 from scheduler.clock import SystemClock
 from scheduler.stats import Audit
+from scheduler.stores.base import Store
 from scheduler.stores.sqlite import SqliteStore
 
 WAIT_S = 40.0
@@ -104,24 +105,15 @@ class Children:
             child.communicate()
 
 
-@dataclass
-class File:
-    """The database, looked at from outside."""
-
-    path: Path
+class Place:
+    """Where queue and ledger are, looked at from outside."""
 
     def __call__(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{self.path}?mode=rw", uri=True, timeout=30)
-        ) as db:
-            return db.execute(sql, values).fetchall()
+        raise NotImplementedError
 
-    @property
-    def is_ready(self) -> bool:
-        try:
-            return bool(self("SELECT 1 FROM sqlite_master WHERE name = 'requests'"))
-        except sqlite3.OperationalError:
-            return False
+    def open(self) -> Store:
+        """A store there, to be opened."""
+        raise NotImplementedError
 
     def counted_nusd(self) -> int:
         """What the ledger counts: posted, under way, and unknown."""
@@ -144,9 +136,9 @@ class File:
     def audit(self) -> Audit:
         return self._with_store(lambda store, now_ms: store.audit(now_ms))
 
-    def _with_store(self, use: Callable[[SqliteStore, int], Any]) -> Any:
+    def _with_store(self, use: Callable[[Store, int], Any]) -> Any:
         async def main() -> Any:
-            store, now_ms = SqliteStore(self.path), SystemClock().now_ms()
+            store, now_ms = self.open(), SystemClock().now_ms()
             await store.open(now_ms)
             try:
                 return await use(store, now_ms)
@@ -156,7 +148,30 @@ class File:
         return asyncio.run(main())
 
 
-def check_ledger(file: File, provider: Server) -> None:
+@dataclass
+class File(Place):
+    """A database in a file."""
+
+    path: Path
+
+    def __call__(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.path}?mode=rw", uri=True, timeout=30)
+        ) as db:
+            return db.execute(sql, values).fetchall()
+
+    def open(self) -> Store:
+        return SqliteStore(self.path)
+
+    @property
+    def is_ready(self) -> bool:
+        try:
+            return bool(self("SELECT 1 FROM sqlite_master WHERE name = 'requests'"))
+        except sqlite3.OperationalError:
+            return False
+
+
+def check_ledger(file: Place, provider: Server) -> None:
     """The bill first: what is billed between the two looks is reserved before."""
     billed_nusd = provider.billed_nusd()
     assert file.counted_nusd() >= billed_nusd

@@ -1,4 +1,4 @@
-"""One process of several on a file: ``python -m tests.processes.worker '{…}'``.
+"""One process of several on a file, or a database: ``python -m tests.processes.worker '{…}'``.
 
 Asks its questions, and checks at every event that no budget is above its limit.
 """
@@ -15,13 +15,16 @@ from typing import Any
 import anyio
 
 from scheduler import OpenAI, Request, Scheduler, events
+from scheduler.stores import open_store
 from scheduler.stores import process as processes
-from scheduler.stores.sqlite import SqliteStore
+from scheduler.stores.sql.store import SqlStore
 from tests.stores import newest
 
 
-def store(options: dict[str, Any]) -> SqliteStore:
-    made = SqliteStore(Path(options["path"]))
+def store(options: dict[str, Any]) -> SqlStore:
+    place = options.get("store") or Path(options["path"])
+    made = open_store(place)
+    assert isinstance(made, SqlStore)
     if "lease_ms" in options:
         made.lease_ms = made._transactions.lease_ms = options["lease_ms"]
     if "host" in options:  # as in another container: nobody sees whether it lives
