@@ -86,13 +86,16 @@ class PostgresConnection(Connection):
         self._pipeline: psycopg.Pipeline | None = None
         self._clock_ms: int | None = None
         self._last: dict[str, int] = {}
+        self._state: psycopg.Cursor[Row] | None = None  # asked, and not looked at yet
+        self._ahead: dict[tuple[object, ...], psycopg.Cursor[Row]] = {}
+        self._syncs = 0
         self.has_written = self.is_committing = False
         self.told: bool | None = None
 
     # Transactions
 
     def begin(self, *, writes: bool) -> None:
-        """Open it; returns when it has the store to itself, if it writes."""
+        """Open it. Who writes has the store to itself from the first answer on."""
         most_ms = WRITING_MS if writes else READING_MS
         settings = (f"{quoted(self._schema)}, pg_temp", str(most_ms))
         self._link.answer_s = most_ms / 1000 + MORE_S
@@ -100,14 +103,28 @@ class PostgresConnection(Connection):
         if writes:
             self._execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             self._execute(_LOCKED, (*settings, lock_key(self._schema)))
-            clock_ms, *last = self._fetch(_STATE)[0]
-            self._clock_ms, self._last = clock_ms, dict(zip(COUNTED, last, strict=True))
+            self._state = self._execute(_STATE)
         else:
             self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._execute(_OPENING, settings)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was heard in it yet; before that nobody can have decided anything."""
+        return self._syncs > 0
+
+    def _look(self) -> None:
+        """What the store's state was when the lock was given."""
+        if self._state is not None:
+            if not self._syncs:
+                self._sync()
+            clock_ms, *last = self._state.fetchall()[0]
+            self._clock_ms, self._last = clock_ms, dict(zip(COUNTED, last, strict=True))
+            self._state = None
+
     def mark(self, process: str, number: int) -> None:
         """Have it told, after a lost answer, whether this was committed."""
+        self._look()
         self._execute(_MARK, (process, number, self._clock_ms or 0))
 
     def is_marked(self, process: str, number: int) -> bool:
@@ -137,13 +154,14 @@ class PostgresConnection(Connection):
     @property
     def clock_ms(self) -> int | None:
         """What the server's clock said when it began; None: it was not asked."""
+        self._look()
         return self._clock_ms
 
     def now_ms(self, told_ms: int) -> int:
         """See `Connection.now_ms`."""
         if self._clock is None:
             return told_ms
-        return self._clock.now_ms() if self._clock_ms is None else self._clock_ms
+        return self._clock.now_ms() if self.clock_ms is None else self.clock_ms
 
     def tell(self, *, is_urgent: bool) -> None:
         """See `Connection.tell`."""
@@ -155,7 +173,16 @@ class PostgresConnection(Connection):
         """See `Connection.read`."""
         if not sql.startswith("SELECT"):
             self.has_written = True  # and returns something
-        return self._fetch(numbered(sql), values)
+        cursor = self._ahead.pop((sql, *values), None) if self._ahead else None
+        return self._fetch(numbered(sql), values) if cursor is None else self._of(cursor)
+
+    def ahead(self, sql: str, *values: object) -> None:
+        """See `Connection.ahead`."""
+        self._ahead[sql, *values] = self._execute(numbered(sql), values)
+
+    def drop_ahead(self) -> None:
+        """See `Connection.drop_ahead`."""
+        self._ahead.clear()
 
     def scan(self, sql: str, *values: object) -> Iterator[Row]:
         """See `Connection.scan`."""
@@ -180,6 +207,7 @@ class PostgresConnection(Connection):
     def new_ids(self, table: str, count: int) -> Sequence[int]:
         """See `Connection.new_ids`."""
         # Whoever writes is alone; what a transaction that is rolled back took stays taken.
+        self._look()
         last = self._last[table]
         if count:
             self._last[table] = last + count
@@ -193,7 +221,19 @@ class PostgresConnection(Connection):
 
     def _fetch(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
         cursor = self._execute(sql, values)
-        # Not just flushed: until a sync the server does not count the time it hears nothing more.
+        self._sync()
+        return cursor.fetchall()
+
+    def _of(self, cursor: psycopg.Cursor[Row]) -> list[Row]:
+        """What was asked ahead."""
+        if cursor.pgresult is None:
+            self._sync()
+        return cursor.fetchall()
+
+    def _sync(self) -> None:
+        """Hear all answers. Not just flushed: until then the server does not count how long it
+        hears nothing more.
+        """  # noqa: D205
         assert self._pipeline is not None
         self._pipeline.sync()
-        return cursor.fetchall()
+        self._syncs += 1

@@ -149,7 +149,7 @@ class Session:
             result: Any = None
             try:
                 db = self._transaction()
-                self._begin(db, writes=True)
+                db.begin(writes=True)
                 if doubt is not None:
                     if db.is_marked(self._process, number):
                         db.roll_back()
@@ -163,13 +163,15 @@ class Session:
                 result = function(db, *args, **kwargs)
                 if db.has_written:
                     db.mark(self._process, number)
+                if db.clock_ms is not None:
+                    self._clock.is_(db.clock_ms)
                 db.commit()
             except BaseException as exc:
                 if db is not None and db.is_committing and before is not None and _is_lost(exc):
                     doubt = _Doubt(result, before)
                 elif before is not None and not isinstance(exc, SchedulerError):
                     again.restore(self._books, before)
-                    self._is_torn = True
+                    self._is_torn |= db is not None and db.has_begun
                 self._left(db, exc)
                 patience.wait(self._again(exc, is_in_doubt=doubt is not None))
             else:
@@ -187,7 +189,7 @@ class Session:
             db: PostgresConnection | None = None
             try:
                 db = self._transaction()
-                self._begin(db, writes=False)
+                db.begin(writes=False)
                 result = function(db, *args, **kwargs)
                 db.commit()
                 return result
@@ -225,11 +227,6 @@ class Session:
     def _transaction(self) -> PostgresConnection:
         clock = self._clock if self.uses_clock else None
         return self.transaction(self._connected(), self.address.schema, clock)
-
-    def _begin(self, db: PostgresConnection, *, writes: bool) -> None:
-        db.begin(writes=writes)
-        if db.clock_ms is not None:
-            self._clock.is_(db.clock_ms)
 
     # What fails
 

@@ -62,6 +62,7 @@ class PostgresStore(SqlStore):
         self._process_id = 0  # that it was opened in
         self._seen = (0, 0)  # the last change, and the last end
         self._notified_s = 0.0
+        self._notice: asyncio.TimerHandle | None = None  # that is due
         digest = sha256(self.address.schema.encode()).hexdigest()
         self._channel = f"scheduler_{digest[:16]}"
 
@@ -107,6 +108,8 @@ class PostgresStore(SqlStore):
             if await hand.run(lambda: self._transactions.worker_id):
                 await hand.run(session.write, self._leave)
                 self._tell_others()
+            if self._notice is not None:
+                self._notify()
         except StoreError as exc:
             logger.warning("could not sign off from %s: %s", self.address.shown, exc)
         finally:
@@ -150,16 +153,27 @@ class PostgresStore(SqlStore):
 
     def _tell_others(self) -> None:
         """Wake them, if what was committed matters to them."""
-        session, hand = self._session, self._hand
-        is_urgent, session.told = session.told, None
-        if is_urgent is None or not self.address.notify or hand is None:
+        is_urgent, self._session.told = self._session.told, None
+        if is_urgent is None or not self.address.notify or self._hand is None:
             return
-        now_s = asyncio.get_running_loop().time()
-        is_soon = not self._transactions.has_company or now_s - self._notified_s < NOTIFY_GAP_S
-        if is_soon and not is_urgent:
-            return
-        self._notified_s = now_s
-        hand.later(lambda: session.notify(self._channel))
+        if is_urgent:
+            self._notify()
+        elif self._transactions.has_company and self._notice is None:
+            loop = asyncio.get_running_loop()
+            due_s = self._notified_s + NOTIFY_GAP_S
+            if loop.time() >= due_s:
+                self._notify()
+            else:  # and with it all that is committed until then
+                self._notice = loop.call_at(due_s, self._notify)
+
+    def _notify(self) -> None:
+        if self._notice is not None:
+            self._notice.cancel()
+            self._notice = None
+        session = self._session
+        self._notified_s = asyncio.get_running_loop().time()
+        if self._hand is not None:
+            self._hand.later(lambda: session.notify(self._channel))
 
     async def changed(self, now_ms: int) -> bool:
         """Whether another process committed; renews the lease when it is due."""

@@ -22,6 +22,7 @@ KEPT_CHANGES = 4_096
 KEPT_ENDS = 100_000
 EVERY = 512  # transactions between two times that older rows are dropped
 
+HEARD = "SELECT seq, worker_id, what FROM changes WHERE seq > ? ORDER BY seq"
 _ENDS = Insert("ends", {"request_id": INT})
 
 
@@ -84,7 +85,7 @@ def newest(db: Connection) -> int:
 def heard(db: Connection, since: int, me: int) -> tuple[int, News]:
     """What others than this worker changed since then, and up to where."""
     news = News()
-    rows = db.read("SELECT seq, worker_id, what FROM changes WHERE seq > ? ORDER BY seq", since)
+    rows = db.read(HEARD, since)
     for _, worker_id, what in rows:
         if worker_id != me or not me:
             news.add(what)

@@ -51,6 +51,15 @@ class Connection(ABC):
     def new_ids(self, table: str, count: int) -> Sequence[int]:
         """So many ids for new rows, in ascending order, none of them given before."""
 
+    def ahead(self, sql: str, *values: object) -> None:  # noqa: B027 - not all engines can
+        """The same will be read soon, and nothing of it is written before: it may be asked now.
+
+        So what does not depend on each other takes one round trip.
+        """
+
+    def drop_ahead(self) -> None:  # noqa: B027
+        """Something else is written first: what was asked ahead is to be asked again."""
+
     def now_ms(self, told_ms: int) -> int:
         """The time: by the engine's clock if it has one, else what the caller was told."""
         return told_ms

@@ -211,6 +211,21 @@ def state_of(text: str) -> RequestState:
     return RequestState.QUEUED if text == DELAYED else _STATES[text]
 
 
+def ask_by_keys(db: Connection, columns: str, keys: Sequence[tuple[int, str]]) -> None:
+    """`read_by_keys` will be called for these."""
+    plain = [each for each in keys if "\0" not in each[1]]
+    if plain:
+        db.ahead(_by_keys(db, columns), *db.dialect.row_values(plain))
+
+
+def _by_keys(db: Connection, columns: str) -> str:
+    wanted = db.dialect.rows("k", {"job_id": INT, "key": TEXT})
+    return (
+        f"SELECT {columns} FROM {wanted} CROSS JOIN requests r"
+        " WHERE r.job_id = k.job_id AND r.key = k.key"
+    )
+
+
 def read_by_keys(
     db: Connection, columns: str, keys: Sequence[tuple[int, str]]
 ) -> list[tuple[Any, ...]]:
@@ -220,12 +235,7 @@ def read_by_keys(
     odd = [each for each in keys if "\0" in each[1] and db.dialect.takes_nul]
     found: list[tuple[Any, ...]] = []
     if plain:
-        wanted = db.dialect.rows("k", {"job_id": INT, "key": TEXT})
-        found += db.read(
-            f"SELECT {columns} FROM {wanted} CROSS JOIN requests r"
-            " WHERE r.job_id = k.job_id AND r.key = k.key",
-            *db.dialect.row_values(plain),
-        )
+        found += db.read(_by_keys(db, columns), *db.dialect.row_values(plain))
     for start in range(0, len(odd), 400):
         page = odd[start : start + 400]
         either = " OR ".join(["r.job_id = ? AND r.key = ?"] * len(page))

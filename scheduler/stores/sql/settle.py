@@ -47,6 +47,12 @@ _HOLDS = (
 )
 
 
+def ask_holds(db: Connection, ids: Sequence[int]) -> None:
+    """`read_holds` will be called for these."""
+    if ids:
+        db.ahead(f"{_HOLDS} WHERE h.id {db.dialect.among}", db.dialect.a_list(ids))
+
+
 def read_holds(sheet: Sheet, ids: Iterable[int]) -> dict[int, Hold]:
     """Gather what settling these reservations takes: they, their requests, and their accounts."""
     wanted = list(ids)

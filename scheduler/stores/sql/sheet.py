@@ -307,8 +307,8 @@ def begin(db: Connection, books: Books, now_ms: int) -> Sheet:
     Not even when this process waited for the store while another one reserved. One
     whose clock is far ahead is not followed. An engine with a clock of its own goes by that.
     """
-    now_ms = max(db.now_ms(now_ms), books.now_ms)
     newest = db.one("SELECT made_at_ms FROM reservations ORDER BY id DESC LIMIT 1")
+    now_ms = max(db.now_ms(now_ms), books.now_ms)
     if newest is not None and now_ms < newest[0] <= now_ms + MAX_BEHIND_MS:
         now_ms = newest[0]
     books.now_ms = now_ms

@@ -10,13 +10,16 @@ from scheduler.admission.plan import LaneKey
 from scheduler.request import RequestState
 from scheduler.stores.base import Known, NewRequest, Submitted
 from scheduler.stores.lanes import Lane
+from scheduler.stores.sql.books import Books
 from scheduler.stores.sql.codec import decode_request, encode_request
+from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import TEXT, Insert
 from scheduler.stores.sql.rows import (
     COLUMNS,
     QUEUED,
     SUCCEEDED,
     Row,
+    ask_by_keys,
     read_by_keys,
     read_finished,
     read_payloads,
@@ -54,13 +57,24 @@ class Asked:
 # Gather
 
 
+def ask_known(db: Connection, books: Books, batch: Sequence[NewRequest]) -> None:
+    """`read_known` will be called for these."""
+    jobs = books.jobs
+    if all(new.request.job in jobs for new in batch):
+        ask_by_keys(db, COLUMNS, _names(jobs, batch))
+
+
+def _names(jobs: Mapping[str, int], batch: Sequence[NewRequest]) -> list[tuple[int, str]]:
+    return list(dict.fromkeys(
+        (jobs[new.request.job], new.request.key) for new in batch if new.request.key is not None
+    ))  # fmt: skip
+
+
 def read_known(sheet: Sheet, batch: Sequence[NewRequest]) -> Asked:
     """Read what is stored under the batch's keys, and have its jobs."""
     job_ids = _have_jobs(sheet, {new.request.job for new in batch})
-    keys = dict.fromkeys(
-        (job_ids[new.request.job], new.request.key) for new in batch if new.request.key is not None
-    )
-    found = [sheet.meet(Row(*row)) for row in read_by_keys(sheet.db, COLUMNS, list(keys))]
+    rows = read_by_keys(sheet.db, COLUMNS, _names(job_ids, batch))
+    found = [sheet.meet(Row(*row)) for row in rows]
     know_lanes(sheet, (row for row in found if row.is_live))
     return Asked({(row.job_id, row.key): row for row in found if row.key is not None})
 

@@ -30,11 +30,13 @@ from scheduler.stores.sql.claim import claim
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.gates import know_gates, load_gates, save_gates
 from scheduler.stores.sql.rows import COLUMNS, Row, read_finished
-from scheduler.stores.sql.settle import read_holds, read_unknown, settle
+from scheduler.stores.sql.settle import ask_holds, read_holds, read_unknown, settle
 from scheduler.stores.sql.sheet import Sheet, begin
-from scheduler.stores.sql.submit import amend, answer, lend, read_known, submit
+from scheduler.stores.sql.submit import amend, answer, ask_known, lend, read_known, submit
 from scheduler.stores.sql.waiting import (
     MOST_DUE,
+    ask_due,
+    ask_next_due,
     budgets_of,
     cancel,
     drop,
@@ -52,6 +54,7 @@ class Transactions(Books):
 
     def turn(self, db: Connection, turn: Turn) -> TurnResult:
         """`Store.turn`."""
+        self._ask(db, turn)
         sheet = begin(db, self, turn.now_ms)
         result = TurnResult(crossings=self.untold)
         self.untold = []
@@ -65,6 +68,7 @@ class Transactions(Books):
         hear(self.gates, turn.settle, self.lanes, sheet.now_ms)
 
         # What has ended, and what is new
+        ask_due(sheet)
         holds = read_holds(sheet, (each.reservation_id for each in turn.settle))
         named = [*turn.cancel, *(each for each, _ in turn.amend), *(each for each, _ in turn.lend)]
         sheet.load_rows(named)
@@ -93,6 +97,13 @@ class Transactions(Books):
             workers.step_out_of_line(sheet, self.worker_id)
         self._end(sheet, result, is_more_due=len(due) >= MOST_DUE)
         return result
+
+    def _ask(self, db: Connection, turn: Turn) -> None:
+        """Ask for what a turn reads in any case, all at once."""
+        if self.worker_id:
+            db.ahead(changes.HEARD, self.changes)
+            ask_holds(db, [each.reservation_id for each in turn.settle])
+            ask_known(db, self, turn.submit)
 
     def _catch_up(self, sheet: Sheet, result: TurnResult) -> None:
         """Look at what others changed since the last turn, and at nothing else."""
@@ -145,9 +156,12 @@ class Transactions(Books):
         result.lanes = [
             LaneStatus(lane.key, lane.waiting, lane.shortfall) for lane in sheet.write_lanes()
         ]
+        db = sheet.db
+        sheet.write()
+        ask_next_due(db, self.worker_id)
         sheet.finish()
         instants = [
-            result.look_again_at_ms, self.lanes.due_ms, next_due_ms(sheet.db, self.worker_id),
+            result.look_again_at_ms, self.lanes.due_ms, next_due_ms(db, self.worker_id),
             sheet.now_ms if is_more_due else None,
         ]  # fmt: skip
         result.look_again_at_ms = min((each for each in instants if each is not None), default=None)

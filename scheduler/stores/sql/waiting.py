@@ -200,17 +200,28 @@ def cancel(sheet: Sheet, request_id: int) -> bool:
     return drop(sheet, row, RequestState.CANCELLED) is not None
 
 
+_MINE = "r.worker_id IN (0, ?)"
+_DUE = (
+    f"SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.state = 'delayed' AND {_MINE}"
+    " AND r.not_before_ms <= ? ORDER BY r.worker_id, r.not_before_ms LIMIT ?) d"
+    f" UNION ALL SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.expires_at_ms IS NOT"
+    f" NULL AND r.state IN ('queued', 'delayed') AND {_MINE} AND r.expires_at_ms <= ?"
+    " ORDER BY r.worker_id, r.expires_at_ms LIMIT ?) e"
+)
+
+
+def ask_due(sheet: Sheet) -> None:
+    """`read_due` will be called."""
+    sheet.db.ahead(_DUE, *_due(sheet))
+
+
+def _due(sheet: Sheet) -> tuple[int, ...]:
+    return (sheet.books.worker_id, sheet.now_ms, MOST_DUE) * 2
+
+
 def read_due(sheet: Sheet) -> list[Row]:
     """Those of this process's and of shared lanes whose time to be sent, or to end, has come."""
-    mine = "r.worker_id IN (0, ?)"
-    rows = sheet.db.read(
-        f"SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.state = 'delayed' AND {mine}"
-        " AND r.not_before_ms <= ? ORDER BY r.worker_id, r.not_before_ms LIMIT ?) d"
-        f" UNION ALL SELECT * FROM (SELECT {COLUMNS} FROM requests r WHERE r.expires_at_ms IS NOT"
-        f" NULL AND r.state IN ('queued', 'delayed') AND {mine} AND r.expires_at_ms <= ?"
-        " ORDER BY r.worker_id, r.expires_at_ms LIMIT ?) e",
-        sheet.books.worker_id, sheet.now_ms, MOST_DUE, sheet.books.worker_id, sheet.now_ms, MOST_DUE,
-    )  # fmt: skip
+    rows = sheet.db.read(_DUE, *_due(sheet))
     return [sheet.meet(Row(*row)) for row in rows]
 
 
@@ -254,15 +265,22 @@ def job_names(sheet: Sheet, ids: Iterable[int]) -> dict[int, str]:
     return known
 
 
+_NEXT_DUE = (
+    "SELECT (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = 0),"
+    " (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = ?),"
+    " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
+    "  AND state IN ('queued', 'delayed') AND worker_id = 0),"
+    " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
+    "  AND state IN ('queued', 'delayed') AND worker_id = ?)"
+)
+
+
+def ask_next_due(db: Connection, worker_id: int) -> None:
+    """`next_due_ms` will be called, and no request is changed before."""
+    db.ahead(_NEXT_DUE, worker_id, worker_id)
+
+
 def next_due_ms(db: Connection, worker_id: int) -> int | None:
     """When the next one's time comes."""
-    (found,) = db.read(
-        "SELECT (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = 0),"
-        " (SELECT min(not_before_ms) FROM requests WHERE state = 'delayed' AND worker_id = ?),"
-        " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
-        "  AND state IN ('queued', 'delayed') AND worker_id = 0),"
-        " (SELECT min(expires_at_ms) FROM requests WHERE expires_at_ms IS NOT NULL"
-        "  AND state IN ('queued', 'delayed') AND worker_id = ?)",
-        worker_id, worker_id,
-    )  # fmt: skip
+    (found,) = db.read(_NEXT_DUE, worker_id, worker_id)
     return min((each for each in found if each is not None), default=None)

@@ -25,6 +25,7 @@ def keep_lease(sheet: Sheet) -> None:
     books, now_ms = sheet.books, sheet.now_ms
     if books.worker_id and now_ms - books.seen_at_ms < books.lease_ms // 3:
         return
+    sheet.db.drop_ahead()  # what dead ones left may be changed first
     if books.worker_id:
         _renew(sheet)
     else:
