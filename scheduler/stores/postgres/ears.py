@@ -44,9 +44,14 @@ class Ears:
 
     async def wait(self, seconds: float) -> None:
         """Until somebody notifies, or that long."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), seconds)
-            await asyncio.sleep(GAP_S)
+        # Not `asyncio.wait_for`, which may take a cancellation for a timeout that was late.
+        timer = self._loop.call_later(seconds, self._heard.set)
+        try:
+            await self._heard.wait()
+            if self._loop.time() < timer.when():
+                await asyncio.sleep(GAP_S)
+        finally:
+            timer.cancel()
         self._heard.clear()
 
     def end(self) -> None:
