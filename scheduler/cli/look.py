@@ -57,7 +57,7 @@ def _configured(config: object) -> str | None:
     return load_config(str(chosen) if chosen else None).store_url()
 
 
-STORE_HELP = "Queue and ledger: a path, sqlite:///FILE.db or postgresql://…"
+STORE_HELP = "Queue and ledger: a path, sqlite:///FILE.db or postgresql://HOST/DB."
 StoreOption = Annotated[
     str,
     typer.Option(

@@ -4,10 +4,10 @@ r"""No text can break a store: what goes in one comes through here.
 line breaks, any script. Only half a character (a lone surrogate, as ``json.loads('"\\ud800"')``
 gives one) is refused, since neither a file nor a service can hold it; in what is asked it may
 stand, where it is JSON. *Words* are what others say (a provider's error, its id for a call): they
-are kept with such halves written out, and a NUL, which not every store can hold.
+are kept with such halves written out.
 
->>> words("broken \ud800\0"), words(17), words(None)
-('broken \\ud800\\x00', '17', None)
+>>> words("broken \ud800"), words(17), words(None)
+('broken \\ud800', '17', None)
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ def words(said: object) -> str | None:
     """What somebody else says, so that it can be stored."""
     if said is None:
         return None
-    text = (said if isinstance(said, str) else str(said)).replace("\0", "\\x00")
+    text = said if isinstance(said, str) else str(said)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

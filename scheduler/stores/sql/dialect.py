@@ -101,6 +101,10 @@ class Dialect(ABC):
     takes_nul = False
     """Whether a text may hold a NUL; given by itself, never in a list."""
 
+    def told(self, words: str | None) -> str | None:
+        """What others say, so that it can be stored: a NUL written out, where none can be."""
+        return words if words is None or self.takes_nul else words.replace("\0", "\\x00")
+
     @abstractmethod
     def a_list(self, values: Iterable[Value]) -> object:
         """Values of one type, as one value."""

@@ -145,9 +145,10 @@ def _move(
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
     *_, provider_id, why, _ = sheet.settled.get(hold.id, (None, None, None))
+    told = sheet.db.dialect.told
     sheet.settled[hold.id] = (
         new._value_, now_ms, *hold.cost, int(each.is_assumed),
-        words(each.provider_id) or provider_id, words(each.why) or why, hold.id,
+        told(words(each.provider_id)) or provider_id, told(words(each.why)) or why, hold.id,
     )  # fmt: skip
 
 
