@@ -124,7 +124,9 @@ class Shell(Tagging, Governing):
         else:
             self.store = open_store(store, store_prompts=store_prompts, keep_finished=keep_finished)
         if role == "client" and not self.store.is_shared:
-            raise ConfigError("role", "a client needs a store that others share: a file, or a database")
+            raise ConfigError(
+                "role", "a client needs a store that others share: a file, or a database"
+            )
         self.role = role
         self.concurrency, self.max_queue = concurrency, max_queue
         if clock is None:

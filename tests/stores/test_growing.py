@@ -125,7 +125,7 @@ async def pages(bench, read):
 @pytest.mark.parametrize("undelivered", [True, False])
 @pytest.mark.parametrize("nth", [0, 2, 5])
 async def test_each_page_of_a_jobs_outcomes_costs_a_page(bench, monkeypatch, undelivered, nth):
-    monkeypatch.setattr("scheduler.stores.sqlite.PAGE", 10)
+    monkeypatch.setattr("scheduler.stores.sql.store.PAGE", 10)
     ids = await finish(bench, 200, job="old", delivered=False)
     await finish(bench, 100, job="other", delivered=False)
     await bench.store.delivered(ids[::nth] if nth else [])
@@ -143,7 +143,7 @@ async def test_each_page_of_a_jobs_outcomes_costs_a_page(bench, monkeypatch, und
 
 
 async def test_pages_of_outcomes_tell_each_one_once_and_in_order(bench, monkeypatch):
-    monkeypatch.setattr("scheduler.stores.sqlite.PAGE", 7)
+    monkeypatch.setattr("scheduler.stores.sql.store.PAGE", 7)
     ids = await finish(bench, 40, job="old", delivered=False)
     chance = random.Random(5)
     await bench.store.delivered(chance.sample(ids, 23))

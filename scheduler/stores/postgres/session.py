@@ -26,6 +26,7 @@ from scheduler.stores.postgres.address import Address
 from scheduler.stores.postgres.clock import DatabaseClock
 from scheduler.stores.postgres.connection import CLOCK, PostgresConnection, quoted
 from scheduler.stores.postgres.link import (
+    MORE_S,
     PREPARED_SQLSTATES,
     Link,
     connect,
@@ -203,7 +204,9 @@ class Session:
         patience = _Patience(self.address.patience_s, self._stopped)
         while True:
             try:
-                row = self._connected().execute(self._newest).fetchone()
+                link = self._connected()
+                link.answer_s = MORE_S
+                row = link.execute(self._newest).fetchone()
                 assert row is not None
                 self._clock.is_(row[0])
                 return row[1], row[2]
