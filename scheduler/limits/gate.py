@@ -3,13 +3,17 @@
 Where no limit is known, the number of calls under way follows a cubic after a refusal, as TCP does
 (RFC 9438), but counted in answers, so that refusals stay rare at any rate: quickly back to
 where it was refused, a while there, then beyond, ever faster.
+
+Processes on one store find that number together. Each tells how many calls it has under way, and may
+have what the others leave: at least its equal share, and beyond that only while none that has fewer
+says that it waits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from scheduler.limits.meter import Counting, Limits, Meter, Seen, key_of, span_of
 from scheduler.limits.metered import Mark, Metered
@@ -26,7 +30,16 @@ FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no t
 LONGEST_ASKED_MS = 86_400_000
 MARGIN_MS = 20  # whoever comes back at the very instant may be too early by the other's clock
 LATENCY_WEIGHT = 0.1
+CLAIM_MS = 2_000  # so long others make way for who said that it waits; it may stand still
 NEVER = math.inf
+
+
+class Calls(NamedTuple):
+    """What a process tells others of its calls."""
+
+    under_way: int
+    sent_at_ms: int  # the last one
+    held_at_ms: int  # when one more would have gone, had there been room
 
 
 class Gate(Metered):
@@ -47,16 +60,49 @@ class Gate(Metered):
         self._answers = self._since_peak = 0
         self._refusals = 0
         self._latency_ms, self._next_ms = 0.0, 0.0
+        self._me = 0  # this process, as others know it
+        self._company: Collection[int] = ()
+        self._calls: dict[int, Calls] = {}  # of others, as they last told
+        self._sent_at_ms = self._held_at_ms = 0
 
     @property
     def is_known(self) -> bool:
         """Whether what limits requests is known."""
         return (self._is_known or bool(self.meters)) and not self._is_doubted
 
+    def _is_full(self, now_ms: int) -> bool:
+        """Whether no call of this process may go until some have ended."""
+        mine = len(self._marks) - self.resting
+        if not self._calls or self.is_known:
+            return mine >= self.window
+        if mine + 1 <= self.window / (1 + len(self._calls)):
+            return False
+        if mine + self.elsewhere >= self.window:
+            return True
+        is_held_ms, place = now_ms - CLAIM_MS, (mine, self._sent_at_ms)
+        return any(
+            each.held_at_ms > is_held_ms and each[:2] < place for each in self._calls.values()
+        )
+
+    def meet(self, me: int, company: Collection[int]) -> None:
+        """These processes work on the same store now."""
+        self._me, self._company = me, company
+        if not self.has_company and company and self._answers:
+            self.is_dirty = True  # they should know what this one has found out
+        self.has_company = bool(company)
+        self._others({each: count for each, count in self._calls.items() if each in company})
+
+    def _others(self, calls: dict[int, Calls]) -> None:
+        self._calls, self.elsewhere = calls, sum(each.under_way for each in calls.values())
+
     def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above; `NEVER`: once calls under way have ended."""
-        if len(self._marks) - self.resting >= self.window and not is_lent:
-            return NEVER
+        at_ms = NEVER if self._is_full(now_ms) and not is_lent else self._goes_at_ms(tokens, now_ms)
+        if self.has_company and at_ms > now_ms >= self._held_at_ms + CLAIM_MS // 4:
+            self._held_at_ms, self.is_dirty = now_ms, True
+        return at_ms
+
+    def _goes_at_ms(self, tokens: Tokens, now_ms: int) -> float:
         at_ms = float(self.paused_until_ms)
         if not self.is_known:
             at_ms = max(at_ms, self._next_ms)
@@ -68,6 +114,7 @@ class Gate(Metered):
             super().take(request_id, tokens, now_ms)
         else:
             self._mark(request_id, tokens, now_ms)
+        self._sent_at_ms, self._held_at_ms = now_ms, 0
         if self._peak and not self.is_known:
             step_ms = PACING * self._latency_ms / max(1.0, self.window)
             self._next_ms = max(self._next_ms, now_ms - step_ms) + step_ms
@@ -78,6 +125,8 @@ class Gate(Metered):
             super().hear(report)
         else:  # on the way of every request where no limit is known
             self._answered(report, self._marks.pop(report.request_id, None))
+        if self.has_company:
+            self.is_dirty = True
 
     def _learn(self, report: Report, mark: Mark | None) -> None:
         for seen in report.seen:
@@ -119,9 +168,10 @@ class Gate(Metered):
             self._may_grow(mark)
 
     def _may_grow(self, mark: Mark) -> None:
-        if self.window < self.cap and mark.running >= USED * self.window:
+        most = self.cap * (1 + len(self._calls))
+        if self.window < most and mark.running >= USED * self.window:
             self._since_peak += 1
-            self.window = min(self.cap, self._grown())
+            self.window = min(most, self._grown())
 
     def _grown(self) -> float:
         """How many calls at once, so many answers after the last refusal."""
@@ -147,7 +197,8 @@ class Gate(Metered):
         if self.is_known:
             super()._refused(report, mark, is_new)
         elif is_new:
-            running = min(self.window, max(len(self._marks) + 1, self.window / 2))
+            under_way = len(self._marks) + 1 + self.elsewhere
+            running = min(self.window, max(under_way, self.window / 2))
             is_again = self._peak and self._since_peak < running
             self._depth = DEEPER if is_again else DEPTH
             least, most = PLATEAU
@@ -162,13 +213,38 @@ class Gate(Metered):
         return self._is_known or any(meter.is_given for meter in self.meters.values())
 
     def dump(self) -> list[Any]:
-        """As above, and the pause."""
-        return [*super().dump(), self.paused_until_ms]
+        """As above, the pause, and how many calls at once."""
+        if not self._company:
+            return [*super().dump(), self.paused_until_ms]
+        found = (self.window, self._peak, self._depth, self._plateau, self._answers,
+                 self._since_peak, self._refusals, self._cut_at_ms, self._latency_ms,
+                 self._next_ms)  # fmt: skip
+        mine = Calls(len(self._marks) - self.resting, self._sent_at_ms, self._held_at_ms)
+        calls = {str(each): told for each, told in (*self._calls.items(), (self._me, mine))}
+        return [*super().dump(), self.paused_until_ms, found, calls]
 
     def load(self, state: Sequence[Any], now_ms: int, *, as_it_is: bool = False) -> None:
-        """As above, and the pause."""
+        """As above, the pause, and, from those who are there, how many calls at once."""
         super().load(state, now_ms, as_it_is=as_it_is)
         self.paused_until_ms = min(int(state[3]), now_ms + LONGEST_ASKED_MS)
+        if len(state) > 4 and self._company:
+            self._join(state[4], state[5], now_ms)
+
+    def _join(
+        self, found: Sequence[float], calls: Mapping[str, Sequence[int]], now_ms: int
+    ) -> None:
+        others = {int(each): Calls(*told) for each, told in calls.items()}
+        self._others({each: others[each] for each in others if each in self._company})
+        answers = int(found[4])
+        if answers < self._answers:  # it is of when this process was alone, and told nobody
+            self.is_dirty = True
+            return
+        window, peak, depth, self._plateau = float(found[0]), *found[1:3], int(found[3])
+        self.window, self._peak, self._depth = max(1.0, window), float(peak), float(depth)
+        self._answers, self._since_peak, self._refusals = answers, int(found[5]), int(found[6])
+        self._cut_at_ms = min(max(self._cut_at_ms, int(found[7])), now_ms)
+        self._latency_ms = float(found[8])
+        self._next_ms = min(float(found[9]), now_ms + LONGEST_PAUSE_MS)
 
     def status(self, now_ms: int) -> GateStatus | None:
         """What it holds back now; None: nothing."""

@@ -54,6 +54,8 @@ class Metered:
     closed: Closed | None = None
     is_front = False
     resting = 0  # of what goes through, what has lent its place
+    elsewhere = 0  # calls of other processes that are under way
+    has_company = False  # other processes want to know how many are here
 
     def __init__(self, provider: str, model: str, counting: Counting, limits: Limits) -> None:
         self.provider, self.model, self.counting = provider, model, counting
@@ -106,7 +108,10 @@ class Metered:
     def _mark(
         self, request_id: int, tokens: Tokens, now_ms: int, taken: tuple[Taken, ...] = ()
     ) -> None:
-        self._marks[request_id] = Mark(now_ms, len(self._marks) + 1 - self.resting, tokens, taken)
+        running = len(self._marks) + 1 - self.resting + self.elsewhere
+        self._marks[request_id] = Mark(now_ms, running, tokens, taken)
+        if self.has_company:
+            self.is_dirty = True
 
     def begun(self, request_id: int) -> None:
         """The answer to one has begun to come."""

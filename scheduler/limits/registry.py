@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from scheduler.limits.front import Front
 from scheduler.limits.gate import Gate
@@ -21,6 +21,7 @@ class Gates:
         self._fronts: dict[str, Front] = {}
         self._hurried: set[str] = set()  # to be tried at once
         self._pairs: dict[tuple[str, str], Pair] = {}
+        self._me, self._company = 0, frozenset[int]()
         self._dirty: list[Metered] = []  # those that differ from what processes have in common
 
     def add(self, rules: Mapping[str, ProviderRules]) -> None:
@@ -53,7 +54,17 @@ class Gates:
         limits = rules.model_limits.get(model, Limits())
         gate = Gate(provider, model, counting, limits, rules.concurrency, is_known)
         gate.noted = self._dirty.append
+        gate.meet(self._me, self._company)
         return front, gate
+
+    def meet(self, me: int, company: Collection[int]) -> None:
+        """These processes work on the same store now, and this is one of them."""
+        if (me, company) == (self._me, self._company):
+            return
+        self._me, self._company = me, frozenset(company)
+        for pair in self._pairs.values():
+            for gate in pair[1:]:
+                gate.meet(me, self._company)
 
     def front(self, provider: str) -> Front | None:
         """What stands before a provider; None: there are no rules for it."""

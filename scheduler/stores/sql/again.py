@@ -26,7 +26,7 @@ V = TypeVar("V")
 _GONE: Any = object()
 _COPIED = (
     "worker_id", "seen_at_ms", "now_ms", "admitted", "was_lost", "is_miscounted", "untold",
-    "changes", "definition_changes", "has_company",
+    "changes", "definition_changes", "company",
 )  # fmt: skip
 _TOLD_ANEW = ("?", "", None)  # as a lane was last told, if nobody knows what was
 _OPENED = Update(

@@ -42,7 +42,7 @@ class Books:
         taken: Queued here, and may still be answered by whoever had them before.
         claimed: Of those of shared lanes that this process sends: by which reservation.
         changes: The last change of others that was heard of, and of budgets' definitions.
-        has_company: Others work on this store, who want to hear what has ended.
+        company: Others who work on this store, and want to hear what has ended.
     """
 
     def __init__(self, process: Process, lease_ms: int) -> None:
@@ -60,7 +60,7 @@ class Books:
         self.is_miscounted = False  # fewer requests wait than this process believes
         self.untold: list[Crossing] = []  # of what was resolved since the last turn
         self.changes = self.definition_changes = 0
-        self.has_company = False
+        self.company: frozenset[int] = frozenset()
         self.known_gates: set[tuple[str, str, bool]] = set()  # those that were read once
         self.saved_gates: Sequence[Metered] = ()  # by the last transaction that did
         self.definitions: dict[int, Definition] = {}  # by budget, as last heard of
@@ -79,6 +79,16 @@ class Books:
         """Whether it is this process that sends a request out of a shared lane, not another since."""
         return row.state == RUNNING and self.claimed.get(row.id) == row.reservation_id
 
+    @property
+    def has_company(self) -> bool:
+        """Whether others work on this store."""
+        return bool(self.company)
+
+    def meet(self, company: Iterable[int]) -> None:
+        """These are the others who work on this store now."""
+        self.company = frozenset(company)
+        self.gates.meet(self.worker_id, self.company)
+
     def forget_work(self) -> None:
         """This process has gone; opened again, it is another one."""
         self.worker_id = self.seen_at_ms = 0
@@ -86,6 +96,7 @@ class Books:
         self.kept.clear()
         self.taken.clear()
         self.claimed.clear()
+        self.meet(())
 
     def cap_of(self, account_id: int, text: str) -> Cap:
         """A stored cap, read anew only if it was changed."""

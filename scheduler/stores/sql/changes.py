@@ -37,7 +37,7 @@ class News:
         lanes: Shared ones in which more or fewer wait.
         gates: Provider, model, and whether it is the provider's front.
         ended: Requests that ended, and that others may wait for.
-        is_company: A process began to work on the store.
+        is_company: A process began to work on the store, or left it.
         is_all: Nobody knows what changed: too much did.
     """
 

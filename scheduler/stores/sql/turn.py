@@ -112,7 +112,8 @@ class Transactions(Books):
             self.lanes.wake_all(sheet.now_ms)
             learn_shared(sheet, None)
             load_gates(sheet, self.known_gates)
-        self.has_company |= news.is_company
+        if news.is_company or news.is_all:
+            workers.know_company(sheet)
         load_gates(sheet, news.gates & self.known_gates)
         learn_shared(sheet, news.lanes)
         self._look_at_accounts(sheet, news)

@@ -84,7 +84,7 @@ def _reclaim(sheet: Sheet) -> None:
     for gone.
     """
     db, books, now_ms = sheet.db, sheet.books, sheet.now_ms
-    books.has_company = False
+    company = set()
     for worker_id, host, pid, started, seen_at_ms, is_lost in db.read(
         "SELECT id, host, pid, started, seen_at_ms, is_lost FROM workers WHERE id <> ?",
         books.worker_id,
@@ -94,7 +94,7 @@ def _reclaim(sheet: Sheet) -> None:
         if not is_gone:
             is_here = host == books.process.host and bool(started)
             if is_here or silent_ms <= books.lease_ms:
-                books.has_company = True
+                company.add(worker_id)
                 continue
             is_gone = silent_ms > GONE_MS
         if is_lost and not is_gone:
@@ -108,11 +108,20 @@ def _reclaim(sheet: Sheet) -> None:
         sheet.owners.clear()  # of which it was one
         step_out_of_line(sheet, worker_id)
         books.lanes.wake_all(now_ms)
+    books.meet(company)
     for (worker_id,) in db.read(
         "SELECT DISTINCT worker_id FROM reservations WHERE state = 'pending'"
         " AND worker_id NOT IN (SELECT id FROM workers)"
     ):
         suspend_all(sheet, worker_id, is_gone=True)
+
+
+def know_company(sheet: Sheet) -> None:
+    """Somebody came, or went."""
+    books = sheet.books
+    books.meet(each for (each,) in sheet.db.read(
+        "SELECT id FROM workers WHERE is_lost = 0 AND id <> ?", books.worker_id
+    ))  # fmt: skip
 
 
 def suspend_all(sheet: Sheet, worker_id: int, *, is_gone: bool) -> None:
@@ -213,6 +222,7 @@ def leave(sheet: Sheet) -> None:
     step_out_of_line(sheet, worker_id)
     suspend_all(sheet, worker_id, is_gone=True)
     sheet.write_lanes()
+    sheet.news.is_company = True
     sheet.finish()
     sheet.db.write("DELETE FROM workers WHERE id = ?", worker_id)
     sheet.books.forget_work()
