@@ -167,7 +167,7 @@ class Shell(Tagging, Governing):
         self._loop, self._process_id = asyncio.get_running_loop(), os.getpid()
         self.store.use(Gates(self._intake.rules(self.concurrency)))
         self._intake.shares = self.store.is_shared and self.store.keeps_whole
-        self.store.serve(self._intake.services)
+        self._serve()
         self._pump = Pump(
             self.store,
             self._intake,
@@ -529,7 +529,7 @@ class Shell(Tagging, Governing):
         if self._pump is not None:
             self.store.gates.add(self._intake.rules(self.concurrency, provider))
             self._pump.add(provider)
-            self.store.serve(self._intake.services)
+            self._serve()
         if self._resolver is not None:
             self._resolver.start()
 
@@ -542,7 +542,12 @@ class Shell(Tagging, Governing):
         else of what others submit.
         """  # noqa: D205
         self._intake.circle = circle
-        self.store.serve(self._intake.services)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Say what this process sends for others."""
+        sends = self.role != "client" and self._intake.shares
+        self.store.serve(self._intake.services, at_once=self.concurrency if sends else None)
 
     @property
     def shares(self) -> bool:

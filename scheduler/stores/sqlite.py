@@ -30,7 +30,15 @@ from scheduler.guards.plain import logger_of
 from scheduler.limits import Gates, GateStatus
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.stats import (
+    Audit,
+    BudgetStatus,
+    Counts,
+    QueueRow,
+    SpendRow,
+    Unserved,
+    WorkerStatus,
+)
 from scheduler.stores import forks
 from scheduler.stores.base import (
     Archive,
@@ -63,7 +71,7 @@ from scheduler.stores.file import (
     writing,
 )
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes
+from scheduler.stores.sql import changes, fleet
 from scheduler.stores.sql import gates as sqlite_gates
 from scheduler.stores.sql import listing as sqlite_listing
 from scheduler.stores.sql import prune as sqlite_prune
@@ -271,9 +279,9 @@ class SqliteStore(Store):
         """See `Store.use`."""
         self.gates = self._transactions.gates = gates
 
-    def serve(self, services: Mapping[str, str]) -> None:
+    def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
         """See `Store.serve`."""
-        self._transactions.services = dict(services)
+        self._transactions.serve(services, at_once)
 
     @property
     def keeps_whole(self) -> bool:  # type: ignore[override]
@@ -356,6 +364,14 @@ class SqliteStore(Store):
             lambda db: db.execute("SELECT id FROM workers WHERE is_lost = 0").fetchall()
         )
         return frozenset(worker_id for (worker_id,) in rows)
+
+    async def workers(self, now_ms: int) -> list[WorkerStatus]:
+        """See `Store.workers`."""
+        return await self._read(fleet.workers, self._transactions, now_ms)
+
+    async def unserved(self, now_ms: int, job: str | None = None) -> list[Unserved]:
+        """See `Store.unserved`."""
+        return await self._read(fleet.unserved, self._transactions, now_ms, job)
 
     # Budgets and prices
 
