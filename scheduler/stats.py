@@ -78,7 +78,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """One request as a list shows it."""
+    """One request as a list shows it.
+
+    Attributes:
+        service: What any process may ask in its place; empty: its own process asks.
+    """
 
     id: int
     key: str | None
@@ -95,6 +99,7 @@ class QueueRow:
     shortfall: Shortfall | None
     request: Request | None = None
     error: Mapping[str, Any] | None = None
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)

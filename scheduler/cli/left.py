@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
 from scheduler.batch.files import Replacement
 from scheduler.batch.held import Marks
@@ -16,6 +18,7 @@ from scheduler.clock import SystemClock
 from scheduler.errors import SchedulerError
 from scheduler.request import Request, RequestState
 from scheduler.scheduler import Scheduler
+from scheduler.stores.base import Store
 
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
@@ -44,7 +47,7 @@ async def write_left(
     """
     count = 0
     with Replacement(files.parked) as file:
-        async for requests in _queued(s, job, unkept, only):
+        async for requests in _queued(s.store, job, unkept, only):
             file.add(_text(s, request) for request in requests)
             count += len(requests)
         while requests := await feeding.rest():
@@ -87,13 +90,32 @@ async def count_foreign(s: Scheduler, job: str, feeding: Feeding) -> int:
     return count
 
 
+async def write_waiting(store: Store, job: str, path: Path, find: Asked) -> int:
+    """Write what waits of a job that is sent by others; returns how much that is.
+
+    Each line says whose it is, so that whoever runs the file sends nothing a second time.
+
+    Args:
+        store: Whose queue it is.
+        job: Whose requests.
+        path: Where to write.
+        find: Knows which provider a model leads to.
+    """
+    count = 0
+    with Replacement(path) as file:
+        async for requests in _queued(store, job, set(), None):
+            file.add(_text(find, request, {"scheduler": {"job": job}}) for request in requests)
+            count += len(requests)
+    return count
+
+
 async def _queued(
-    s: Scheduler, job: str, unkept: set[str], only: Marks | None
+    store: Store, job: str, unkept: set[str], only: Marks | None
 ) -> AsyncIterator[Sequence[Request]]:
     after_id = 0
     while True:
         now_ms = SystemClock().now_ms()
-        rows = await s.store.queue(WAITING, now_ms, job=job, limit=CHUNK, after_id=after_id)
+        rows = await store.queue(WAITING, now_ms, job=job, limit=CHUNK, after_id=after_id)
         if not rows:
             return
         after_id = rows[-1].id
@@ -103,10 +125,18 @@ async def _queued(
         yield [row.request for row in rows if row.request is not None]
 
 
-def _text(s: Scheduler, request: Request) -> str:
+class Asked(Protocol):
+    """Knows who is asked."""
+
+    def provider_for(self, request: Request) -> str:
+        """The name of the provider that a request goes to. Raises `ConfigError`."""
+
+
+def _text(find: Asked, request: Request, more: Mapping[str, object] | None = None) -> str:
     """A line that asks the same: to the letter, and of the same provider."""
     provider = request.provider
     with contextlib.suppress(SchedulerError):  # it was not read far enough to be checked
-        if s.provider_for(replace(request, provider=None)) == provider:
+        if find.provider_for(replace(request, provider=None)) == provider:
             provider = None
-    return json.dumps(input_line(request, provider), separators=(",", ":"))
+    line = {**input_line(request, provider), **(more or {})}
+    return json.dumps(line, separators=(",", ":"))

@@ -179,6 +179,7 @@ class Shell(Tagging, Governing):
             role=self.role,
         )
         self._pump.suspended = resolver.wake
+        self._pump.key_refused = lambda provider: self._serve()
         self._resolver = resolver
         providers = self._intake.providers.values()
         self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
@@ -546,8 +547,12 @@ class Shell(Tagging, Governing):
 
     def _serve(self) -> None:
         """Say what this process sends for others."""
+        stopped = frozenset() if self._pump is None else self._pump.stopped
+        services = {
+            name: each for name, each in self._intake.services.items() if name not in stopped
+        }
         sends = self.role != "client" and self._intake.shares
-        self.store.serve(self._intake.services, at_once=self.concurrency if sends else None)
+        self.store.serve(services, at_once=self.concurrency if sends else None)
 
     @property
     def shares(self) -> bool:
@@ -659,6 +664,8 @@ class Shell(Tagging, Governing):
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, at one provider or at all; what runs goes on, what waits stays."""
         self._pump_here().stop_admitting(provider)
+        if provider is not None:
+            self._serve()
 
     def cancel_running(self) -> None:
         """End all calls under way; what they reserved keeps counting, their requests stay queued."""
