@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.cli.output import iso, plural, table
 from scheduler.guards.plain import without_password
+from scheduler.request import RequestState
 
 if TYPE_CHECKING:
-    from scheduler.stats import Unserved, WorkerStatus
-
-FIX = "Start one: scheduler worker"
+    from scheduler.stats import QueueRow, Unserved, WorkerStatus
 
 
 def unserved_sentence(each: Unserved, store: str = "") -> str:
@@ -20,8 +19,15 @@ def unserved_sentence(each: Unserved, store: str = "") -> str:
     service = without_password(each.service)
     return (
         f"{plural(each.waiting, 'request')} {wait} for provider {each.provider!r} ({service}), which "
-        f"no live worker serves. {FIX}{store}, with its key, and that URL"
+        f"no live worker serves. Start one that has its key: scheduler worker{store}"
     )
+
+
+def is_unserved(row: QueueRow, unserved: Sequence[Unserved]) -> bool:
+    """Whether a request waits for a provider that nobody serves."""
+    return bool(row.service) and row.state is RequestState.QUEUED and any(
+        (row.provider, row.service) == (each.provider, each.service) for each in unserved
+    )  # fmt: skip
 
 
 def unserved_row(each: Unserved) -> dict[str, Any]:

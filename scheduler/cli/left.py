@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from scheduler.batch.files import Replacement
 from scheduler.batch.held import Marks
@@ -18,7 +18,7 @@ from scheduler.clock import SystemClock
 from scheduler.errors import SchedulerError
 from scheduler.request import Request, RequestState
 from scheduler.scheduler import Scheduler
-from scheduler.stores.base import Store
+from scheduler.stores.base import Known, Store
 
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
@@ -90,23 +90,33 @@ async def count_foreign(s: Scheduler, job: str, feeding: Feeding) -> int:
     return count
 
 
-async def write_waiting(store: Store, job: str, path: Path, find: Asked) -> int:
+async def write_waiting(store: Store, job: str, path: Path) -> int:
     """Write what waits of a job that is sent by others; returns how much that is.
 
     Each line says whose it is, so that whoever runs the file sends nothing a second time.
-
-    Args:
-        store: Whose queue it is.
-        job: Whose requests.
-        path: Where to write.
-        find: Knows which provider a model leads to.
     """
     count = 0
     with Replacement(path) as file:
         async for requests in _queued(store, job, set(), None):
-            file.add(_text(find, request, {"scheduler": {"job": job}}) for request in requests)
+            known = await store.known(job, [request.key or "" for request in requests])
+            file.add(
+                _line(as_submitted(request, known.get(request.key or "")), job)
+                for request in requests
+            )
             count += len(requests)
     return count
+
+
+def as_submitted(request: Request, known: Known | None) -> dict[str, Any]:
+    """A line that asks the same, to the letter: with the provider before the model, if it was so."""
+    digest = "" if known is None else known.digest
+    if not digest or request.digest() == digest:
+        return input_line(request)
+    return input_line(request, request.provider)
+
+
+def _line(line: Mapping[str, Any], job: str) -> str:
+    return json.dumps({**line, "scheduler": {"job": job}}, separators=(",", ":"))
 
 
 async def _queued(
@@ -125,18 +135,10 @@ async def _queued(
         yield [row.request for row in rows if row.request is not None]
 
 
-class Asked(Protocol):
-    """Knows who is asked."""
-
-    def provider_for(self, request: Request) -> str:
-        """The name of the provider that a request goes to. Raises `ConfigError`."""
-
-
-def _text(find: Asked, request: Request, more: Mapping[str, object] | None = None) -> str:
+def _text(s: Scheduler, request: Request) -> str:
     """A line that asks the same: to the letter, and of the same provider."""
     provider = request.provider
     with contextlib.suppress(SchedulerError):  # it was not read far enough to be checked
-        if find.provider_for(replace(request, provider=None)) == provider:
+        if s.provider_for(replace(request, provider=None)) == provider:
             provider = None
-    line = {**input_line(request, provider), **(more or {})}
-    return json.dumps(line, separators=(",", ":"))
+    return json.dumps(input_line(request, provider), separators=(",", ":"))

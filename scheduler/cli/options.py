@@ -196,6 +196,10 @@ KeptStoreOption = Annotated[
         rich_help_panel=KEEPING,
     ),
 ]
+OnExhaustedOption = Annotated[
+    str,
+    typer.Option(metavar="wait|stop", help="When the money is spent.", rich_help_panel=MONEY),
+]
 MODES = ("auto", "bar", "plain", "json", "none")
 ProgressOption = Annotated[
     str,
@@ -203,6 +207,14 @@ ProgressOption = Annotated[
         metavar="HOW", help=f"{', '.join(MODES[:-1])} or {MODES[-1]}.", rich_help_panel=TELLING
     ),
 ]
+
+
+def check_on_exhausted(word: str) -> None:
+    """Refuse what is nothing to do when the money is spent."""
+    if word not in ("wait", "stop"):
+        raise typer.BadParameter(
+            f"{word!r} is neither 'wait' nor 'stop'", param_hint="--on-exhausted"
+        )
 
 
 def check_progress(mode: str) -> None:

@@ -34,6 +34,7 @@ from scheduler.cli.options import (
     MaxPromptOption,
     MaxWaitOption,
     ModelOption,
+    OnExhaustedOption,
     OnUnknownOption,
     OutputOption,
     PatienceOption,
@@ -44,6 +45,7 @@ from scheduler.cli.options import (
     StrictOption,
     TimeoutOption,
     TokensOption,
+    check_on_exhausted,
     check_progress,
     config_option,
 )
@@ -86,10 +88,7 @@ def run(
         ),
     ] = False,
     budget: BudgetOption = None,
-    on_exhausted: Annotated[
-        str,
-        typer.Option(metavar="wait|stop", help="When the money is spent.", rich_help_panel=MONEY),
-    ] = "wait",
+    on_exhausted: OnExhaustedOption = "wait",
     max_cost: MaxCostOption = None,
     cap_output: CapOutputOption = None,
     fallback: Annotated[
@@ -140,7 +139,8 @@ def run(
     from scheduler.duration import parse_duration_ms
     from scheduler.limits.retry import BATCH_ATTEMPTS
 
-    _check_words(on_exhausted, progress)
+    check_on_exhausted(on_exhausted)
+    check_progress(progress)
     with open_input(input_file) as source:
         files = files_of(input_file, source, output)
         check_store(store)
@@ -177,22 +177,21 @@ def run(
     raise typer.Exit(outcome.exit)
 
 
-def _check_words(on_exhausted: str, progress: str) -> None:
-    if on_exhausted not in ("wait", "stop"):
-        raise typer.BadParameter(
-            f"{on_exhausted!r} is neither 'wait' nor 'stop'", param_hint="--on-exhausted"
-        )
-    check_progress(progress)
+def lasting(given: str) -> Path | None:
+    """The file that the command line names; None: something that passes, as stdin does.
+
+    What is under /dev and /proc has another name in each run, and no place beside it.
+    """
+    place = Path(given).absolute()
+    is_passing = any(place.is_relative_to(each) for each in ("/dev", "/proc"))
+    return None if given == "-" or is_passing else Path(given)
 
 
 def files_of(given: str, source: Source, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
     from scheduler.cli.delivery import Files, stem_of
 
-    # What is under /dev and /proc has another name in each run, and no place beside it.
-    place = Path(given).absolute()
-    is_passing = any(place.is_relative_to(each) for each in ("/dev", "/proc"))
-    path = None if given == "-" or is_passing else Path(given)
+    path = lasting(given)
     base = Path("stdin.jsonl") if path is None else path
     # Only an ordinary ending is left out: what differs in any other way stays apart.
     stem = stem_of(path, None)
@@ -210,11 +209,11 @@ def files_of(given: str, source: Source, output: str | None) -> Files:
         Path(f"{stem}.errors.jsonl"),
         Path(f"{stem}.parked.jsonl"),
     )
-    _check_outputs(files, source)
+    check_outputs(files, source)
     return files
 
 
-def _check_outputs(files: Files, source: Source) -> None:
+def check_outputs(files: Files, source: Source | None = None) -> None:
     """Nothing may be written over the input, which may be an earlier run's parked file."""
     from scheduler.batch.files import check_lines
 
@@ -224,7 +223,7 @@ def _check_outputs(files: Files, source: Source) -> None:
             problem = f"{path} is a folder"
         elif path.exists() and not path.is_file():
             raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
-        elif source.is_file(path):
+        elif source is not None and source.is_file(path):
             problem = f"{path} would be written, and is the input file itself; name another output"
         if problem is not None:
             raise typer.BadParameter(problem, param_hint="--output-file")

@@ -5,6 +5,7 @@ When it has ended, all of it is in the store: workers send it, whatever becomes 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
@@ -19,18 +20,30 @@ from scheduler.batch.lock import OutputLock
 from scheduler.batch.results import error_line
 from scheduler.batch.source import Source
 from scheduler.batch.wrong import ErrorFile
+from scheduler.cli.delivery import stem_of, stored
 from scheduler.cli.exits import Exit
-from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding, drawn_on
+from scheduler.cli.feeding import CHUNK, MAX_TOLD_BAD, Feeding, drawn_on
 from scheduler.cli.fleet import unserved_row, unserved_sentence
-from scheduler.cli.output import plural
-from scheduler.cli.stopping import Stopping
+from scheduler.cli.run import lasting
 from scheduler.clock import SystemClock
-from scheduler.errors import InputError
+from scheduler.errors import InputError, SchedulerError
 from scheduler.guards.signals import signals_to
 from scheduler.scheduler import Scheduler
 from scheduler.stats import Unserved
 
 ANOTHER_JOB = "another --job keeps both"
+
+
+def name_of(given: str) -> str:
+    """What an input is called in errors, the same from every folder."""
+    path = lasting(given)
+    return "-" if path is None else stored(path.resolve())
+
+
+def beside(given: str) -> Path | None:
+    """Where lines are told that are refused; None: on stderr alone."""
+    path = lasting(given)
+    return None if path is None else Path(f"{stem_of(path, None)}.errors.jsonl")
 
 
 @dataclass(slots=True)
@@ -83,7 +96,7 @@ class Submitting:
 
     def __init__(
         self, s: Scheduler, source: Source, options: LineOptions, errors: Path | None,
-        say: Callable[[str], None], store_option: str, *, retry_failed: bool = False,
+        say: Callable[[str], None], store_option: str, *, name: str, retry_failed: bool = False,
         is_strict: bool = False,
     ) -> None:  # fmt: skip
         self._s, self._source, self._job = s, source, options.job
@@ -91,8 +104,8 @@ class Submitting:
         self._is_strict = is_strict
         self.outcome = Submission()
         self._codes: Counter[str] = Counter()
-        self._wrong = _Wrong(errors, source.name, say)
-        self._stopping = Stopping(s, self.outcome, say, 0)
+        self._wrong = _Wrong(errors, name, say)
+        self._stopping = asyncio.Event()
         self._feeding = Feeding(s, source, options, self, retry_failed, ANOTHER_JOB)
 
     async def run(self) -> Submission:
@@ -101,8 +114,8 @@ class Submitting:
         budget = drawn_on(self._s, self._say)
         with signals_to(self._interrupted), self._wrong:
             if self._is_strict:
-                await self._feeding.check(stopping.event, budget)
-            await self._feeding.run(stopping.event, budget)
+                await self._feeding.check(stopping, budget)
+            await self._feeding.run(stopping, budget)
             outcome.is_read = self._feeding.is_read
             self._wrong.finish(None if outcome.is_read else self._feeding.read_to)
         outcome.queued = self._feeding.queued
@@ -120,12 +133,14 @@ class Submitting:
             self._say(unserved_sentence(each, self._store_option))
 
     def _interrupted(self, number: int) -> None:
-        if self._stopping.event.is_set():
+        if self._stopping.is_set():
             raise SystemExit(Exit.INTERRUPTED)
         self.outcome.exit = Exit.INTERRUPTED
-        self._stopping.stop(
+        self.outcome.message = (
             "stopping: what was read is in the queue, and is sent; the same command adds the rest"
         )
+        self._say(self.outcome.message)
+        self._stopping.set()
 
     # Lines in (see `Feeding`)
 
@@ -155,6 +170,8 @@ class Submitting:
 class _Wrong:
     """The file of lines that are wrong now; there is none while none is.
 
+    Where it cannot be written they are told, and the others are queued all the same.
+
     Args:
         path: Where it is; None: they are only told.
         source: The input's name in it.
@@ -165,7 +182,7 @@ class _Wrong:
         self._path, self._source, self._say = path, source, say
         self._stack = contextlib.ExitStack()
         self._file: ErrorFile | None = None
-        self._lines: list[str] = []
+        self._texts: list[str] = []
 
     @property
     def place(self) -> str:
@@ -178,35 +195,48 @@ class _Wrong:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._write()
         self._stack.close()
 
-    def _open(self, path: Path) -> ErrorFile:
-        self._stack.enter_context(OutputLock([path], self._say))
-        file = self._stack.enter_context(LineFile(path, self._say))
-        self._file = ErrorFile(file, self._source)
-        return self._file
+    def _open(self, path: Path) -> None:
+        try:
+            self._stack.enter_context(OutputLock([path], self._say))
+            file = self._stack.enter_context(LineFile(path, self._say))
+            self._file = ErrorFile(file, self._source)
+        except (SchedulerError, OSError) as exc:
+            self._give_up(exc)
+
+    def _give_up(self, error: Exception) -> None:
+        self._say(f"bad lines are only told here: {error}")
+        self._path, self._file = None, None
 
     def add(self, error: InputError, key: str, code: str) -> None:
         """One more."""
-        if self._path is None:
+        if self._file is None and self._path is not None:
+            self._open(self._path)
+        if self._file is None:
             return
-        file = self._file or self._open(self._path)
         place = (self._source, error.line)
         line = error_line(None, key, {"code": code, "message": str(error)}, place=place)
-        if (text := file.bad_line(line)) is not None:
-            file.append([text])
+        if (text := self._file.bad_line(line)) is not None:
+            self._texts.append(text)
+        if len(self._texts) >= CHUNK:
+            self._write()
+
+    def _write(self) -> None:
+        texts, self._texts = self._texts, []
+        if self._file is None or not texts:
+            return
+        try:
+            self._file.append(texts)
+        except (SchedulerError, OSError) as exc:
+            self._give_up(exc)
 
     def finish(self, read_to: int | None) -> None:
-        """Leave out what is wrong no more."""
+        """Leave out what is wrong no more; `read_to`: the last line that was read, None: all were."""
+        self._write()
         if self._file is not None:
-            self._file.tidy(Held(), read_to)
-
-
-def told(outcome: Submission, job: str, errors: Path | None, store_option: str) -> list[str]:
-    """What to say at the end."""
-    lines = [outcome.as_line()]
-    if outcome.refused and errors is not None and errors.exists():
-        lines.append(f"errors: {errors}")
-    if not outcome.is_read:
-        lines.append(f"the input was not read to its end; {plural(outcome.queued, 'line')} of it wait")
-    return lines
+            try:
+                self._file.tidy(Held(), read_to)
+            except OSError as exc:
+                self._give_up(exc)

@@ -94,6 +94,7 @@ class Pump:
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
+        self.has_turned = False  # one was
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
 
@@ -441,6 +442,7 @@ class Pump:
             self.tally.waiting = result.waiting + self._inbox.count
         if not self.store.is_shared:
             await self._desk.note_read()
+        self.has_turned = True
         self._tell_idle()
 
     async def _tell_waiting(

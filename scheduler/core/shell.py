@@ -547,12 +547,15 @@ class Shell(Tagging, Governing):
 
     def _serve(self) -> None:
         """Say what this process sends for others."""
-        stopped = frozenset() if self._pump is None else self._pump.stopped
-        services = {
-            name: each for name, each in self._intake.services.items() if name not in stopped
-        }
         sends = self.role != "client" and self._intake.shares
-        self.store.serve(services, at_once=self.concurrency if sends else None)
+        self.store.serve(self.serves, at_once=self.concurrency if sends else None)
+
+    @property
+    def serves(self) -> dict[str, str]:
+        """The services that it may ask for others, by provider's name."""
+        stopped = frozenset() if self._pump is None else self._pump.stopped
+        services = self._intake.services
+        return {name: each for name, each in services.items() if name not in stopped}
 
     @property
     def shares(self) -> bool:
@@ -630,6 +633,19 @@ class Shell(Tagging, Governing):
     def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
         """Call `callback` with every event of this kind; returns a way to stop it."""
         return self._announcer.on(kind, callback)
+
+    async def begun(self) -> None:
+        """Wait until it is known what others have left for this process.
+
+        Raises:
+            StoreError: Queue and ledger cannot be written.
+        """
+        pump = self._pump_here()
+        while not pump.has_turned:
+            if pump.is_closed:
+                raise SchedulerClosed
+            self.check()
+            await pump.turned()
 
     async def join(self) -> None:
         """Wait until nothing of this process waits or runs.
