@@ -31,6 +31,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.stats import Stats
 
 PAGE = 500
+PRICES_S = 2.0  # so often it is looked whether somebody set a price
 STILL = 3  # so many looks with nothing to do, one after the other, are an end of it
 WORKERS_RESULTS = "the results of their jobs"
 
@@ -137,7 +138,7 @@ class Serving:
         self._patience = Patience(stops, max_wait_ms, store_option)
         if not until_idle:
             self._patience.answered()  # whoever is down is waited for
-        self._still = 0
+        self._still, self._priced_s = 0, 0.0
 
     async def run(self, providers: Sequence[Provider]) -> Served:
         """Send what waits, until it is told to stop, or there is nothing more to do."""
@@ -187,6 +188,9 @@ class Serving:
 
     async def _look(self) -> None:
         """Show how things are; end when there is nothing more to do, or it was waited enough."""
+        if self._seconds > self._priced_s + PRICES_S:
+            self._priced_s = self._seconds
+            await self._s.learn_prices()  # else what it sends would count at its ceiling
         stats = self._s.stats()
         self._shown.update(self._snapshot(stats))
         now_s, now_ms = asyncio.get_running_loop().time(), SystemClock().now_ms()

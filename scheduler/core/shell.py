@@ -156,9 +156,7 @@ class Shell(Tagging, Governing):
         resolver = Resolver(self.store, self._intake, self._clock, self._resolved)
         await self.store.open(self._clock.now_ms())
         try:
-            for model, price in (await self.store.prices()).items():
-                if model not in self._given_prices:
-                    self.prices.set(model, price)
+            await self.learn_prices()
             await open_budgets(self.store, self._intake.book, self._wanted, self._clock.now_ms())
         except BaseException:
             await self.store.aclose()
@@ -481,6 +479,12 @@ class Shell(Tagging, Governing):
         waiting = self._open_pump().waiting
         if waiting + more > most:
             raise QueueFull(waiting, most)
+
+    async def learn_prices(self) -> None:
+        """Take over the prices that somebody put in the store; those that were given come first."""
+        for model, price in (await self.store.prices()).items():
+            if model not in self._given_prices and self.prices.own.get(model) != price:
+                self.prices.set(model, price)
 
     # What nobody knows
 
