@@ -117,27 +117,27 @@ class Collecting:
     # Waiting
 
     async def _wait(self) -> None:
-        is_first = True
-        while True:
-            if is_first or await self._store.changed(SystemClock().now_ms()):
+        """Write what ends, until nothing of the job waits or runs, or it was waited enough."""
+        looked_s = float("-inf")
+        while self._delivery.problem is None and not self._stopping.is_set():
+            is_new = await self._store.changed(SystemClock().now_ms())
+            if is_new or _now_s() > looked_s + SHOW_S:  # counting what is parked takes its time
+                looked_s = _now_s()
                 await self._delivery.collect()
                 await self._delivery.write()
-            counts = await self._store.counts(self._job)
-            await self._show(counts)
-            if self._delivery.problem is not None or not (counts.waiting + counts.running):
-                await self._delivery.collect()  # what ended since the last look
-                return
-            self._check_patience(counts)
+                counts = await self._store.counts(self._job)
+                await self._show(counts)
+                if not (counts.waiting + counts.running):
+                    await self._delivery.collect()  # what ended between the two looks
+                    return
+                self._check_patience(counts)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stopping.wait()
-            if self._stopping.is_set():
-                return
-            is_first = False
 
     def _check_patience(self, counts: Counts) -> None:
         most_ms, waited_ms = self._options.max_wait_ms, int((_now_s() - self._began_s) * 1000)
-        if most_ms is not None and waited_ms > most_ms and not self._stopping.is_set():
+        if most_ms is not None and waited_ms > most_ms:
             left = counts.waiting + counts.running
             self._end(
                 Exit.PARKED,
@@ -223,7 +223,9 @@ class Collecting:
                 Exit.FAILED,
                 f"cannot write results: {why}. They are safe in the store; the same command writes them",
             )
-        elif outcome.exit is Exit.DONE and outcome.left:
+        elif outcome.exit is not Exit.DONE:
+            pass
+        elif outcome.left:
             outcome.exit = Exit.PARKED
             await self._tell_unserved(SystemClock().now_ms())
         elif refused:
@@ -232,7 +234,7 @@ class Collecting:
                 f"{plural(refused, 'request')} ended since the key of whoever sent them was refused; "
                 "submit them again",
             )
-        elif outcome.exit is Exit.DONE and outcome.failed:
+        elif outcome.failed:
             outcome.exit = Exit.FAILED
         return outcome
 
