@@ -157,6 +157,19 @@ async def test_what_a_circle_shares_waits_for_its_own_command(fleet):
     assert await told(run) == [("p", OPENAI["p"], 1)]  # it is not this one's business
 
 
+async def test_what_a_dead_worker_was_sending_waits_for_one_that_lives(fleet):
+    me = this_process()
+    dead = await fleet.one(OPENAI, process=Process(me.host, 2**22 + 1, "1"))
+    await dead.submit(asks(OPENAI["p"], key="sent"), asks(OPENAI["p"], key="waits"), slots=1)
+    looking = await fleet.one(registers=False)
+    assert await told(looking) == [("p", OPENAI["p"], 2)]
+    assert await told(looking, new(key="x").request.job) == [("p", OPENAI["p"], 2)]
+    assert await told(looking, "default") == []
+
+    await fleet.one(OPENAI)
+    assert await told(looking) == []
+
+
 # Silence
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container
 
 from scheduler.stats import Unserved, WorkerStatus
 from scheduler.stores.process import Process, is_dead
@@ -39,34 +40,46 @@ def workers(db: Connection, books: Books, now_ms: int) -> list[WorkerStatus]:
 def unserved(db: Connection, books: Books, now_ms: int, job: str | None) -> list[Unserved]:
     """`Store.unserved`.
 
-    What only a circle may send is told by none of its lanes: it waits for its own command.
+    What only a circle may send is not told of: it waits for its own command. What a process had
+    claimed that is not live waits for another one to notice, so it counts, too.
     """
     lanes = db.read(
         "SELECT id, provider, service, waiting FROM lanes WHERE worker_id = 0 AND waiting > 0"
         " ORDER BY provider, service"
     )
-    lanes = [lane for lane in lanes if CIRCLE not in lane[2]]
-    served = _served(workers(db, books, now_ms)) if lanes else set()
-    lanes = [lane for lane in lanes if lane[1:3] not in served]
+    claimed = db.read(
+        "SELECT h.worker_id, l.provider, l.service, count(*) FROM reservations h"
+        " JOIN requests r ON r.id = h.request_id JOIN lanes l ON l.id = r.lane_id"
+        f" WHERE h.state = 'pending' AND l.worker_id = 0{'' if job is None else _OF_JOB}"
+        " GROUP BY h.worker_id, l.provider, l.service",
+        *(() if job is None else (job,)),
+    )
+    if not (lanes or claimed):
+        return []
+    live = [each for each in workers(db, books, now_ms) if each.is_live]
+    served = {item for each in live for item in each.serves.items() if item[0] not in each.own}
+    lanes = [lane for lane in lanes if _is_left(lane[1], lane[2], served)]
     waiting = {lane[0]: lane[3] for lane in lanes}
     if job is not None and lanes:
         waiting = dict(
             db.read(
-                "SELECT lane_id, count(*) FROM requests"
-                f" WHERE job_id = (SELECT id FROM jobs WHERE name = ?) AND {LIVE}"
-                f" AND state = 'queued' AND lane_id {db.dialect.among} GROUP BY lane_id",
+                f"SELECT r.lane_id, count(*) FROM requests r WHERE r.{LIVE}{_OF_JOB}"
+                f" AND r.state = 'queued' AND r.lane_id {db.dialect.among} GROUP BY r.lane_id",
                 job, db.dialect.a_list(waiting),
             )
         )  # fmt: skip
-    sums: dict[tuple[str, str], int] = {}
+    sums: Counter[tuple[str, str]] = Counter()
     for lane_id, provider, service, _ in lanes:
-        count = sums.get((provider, service), 0) + waiting.get(lane_id, 0)
-        sums[provider, service] = count
-    return [Unserved(*name, count) for name, count in sums.items() if count]
+        sums[provider, service] += waiting.get(lane_id, 0)
+    ids = {each.id for each in live}
+    for worker_id, provider, service, count in claimed:
+        if worker_id not in ids and _is_left(provider, service, served):
+            sums[provider, service] += count
+    return [Unserved(*name, count) for name, count in sorted(sums.items()) if count]
 
 
-def _served(those: Iterable[WorkerStatus]) -> set[tuple[str, str]]:
-    return {
-        item for each in those if each.is_live
-        for item in each.serves.items() if item[0] not in each.own
-    }  # fmt: skip
+_OF_JOB = " AND r.job_id = (SELECT id FROM jobs WHERE name = ?)"
+
+
+def _is_left(provider: str, service: str, served: Container[tuple[str, str]]) -> bool:
+    return CIRCLE not in service and (provider, service) not in served
