@@ -9,10 +9,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 
 from scheduler import Request, Scheduler
 from scheduler.batch.lock import OutputLock
+from scheduler.cli.delivery import Delivery
 from scheduler.cli.serving import able
 from scheduler.errors import ConfigError
 from scheduler.providers.openai import OpenAI
@@ -356,6 +358,33 @@ def test_waiting_ends_when_it_was_enough(fleet):
     assert "12 requests have no outcome yet" in done.stderr
     assert "which no live worker serves" in done.stderr
     assert len(lines("out.parked.jsonl")) == 12
+
+
+async def test_what_another_one_marked_as_delivered_meanwhile_is_written_all_the_same(
+    cli, monkeypatch
+):
+    provider = Simulated()
+    provider.service = "sim:"
+    async with Scheduler("scheduler.db", providers=provider, role="client") as s:
+        futures = [
+            s.submit(Request.chat("sim-small", "q", max_tokens=5, key=f"r{n}", job="j"))
+            for n in range(4)
+        ]
+        collecting = asyncio.create_task(
+            asyncio.to_thread(cli, "collect", "--job", "j", "-o", "out.jsonl", "--wait")
+        )
+
+        # Whoever collects the same job into other files is faster.
+        monkeypatch.setattr(Delivery, "collect", lambda self: asyncio.sleep(0))
+        while not await anyio.Path("out.jsonl").exists():
+            await asyncio.sleep(0.02)
+        async with Scheduler("scheduler.db", providers=provider, role="worker"):
+            await asyncio.gather(*futures)
+        await s.store.delivered([each.request_id for each in futures])
+        done = await collecting
+
+    assert done.exit_code == 0, done.stderr
+    assert ids("out.jsonl") == all_ids(4)
 
 
 def test_options_that_would_do_nothing_are_refused(fleet):
