@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scheduler.cli.choices import ProgressOption, check_progress
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, opened, store_option
 from scheduler.cli.options import (
@@ -15,10 +16,7 @@ from scheduler.cli.options import (
     FILES,
     TELLING,
     KeptStoreOption,
-    ProgressOption,
-    check_progress,
 )
-from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.cli.collecting import CollectOptions
@@ -80,11 +78,13 @@ def collect(
     done; 1: some failed; 75: some still wait or run.
     """
     from scheduler.cli.collecting import CollectOptions
+    from scheduler.cli.options import check_job
     from scheduler.cli.progress import progress as make_progress
     from scheduler.cli.summary import tell
     from scheduler.duration import parse_duration_ms
 
     check_progress(progress)
+    check_job(job)
     if max_wait is not None and not wait:
         raise typer.BadParameter("is of use with --wait only", param_hint="--max-wait")
     files = _files(job, output)
@@ -111,8 +111,6 @@ def _files(job: str, output: str) -> Files:
     files = Files(
         None, results, Path(f"{stem}.errors.jsonl"), Path(f"{stem}.parked.jsonl"), named=job
     )
-    if not job:
-        raise ConfigError("--job", "is empty")
     check_outputs(files)
     return files
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.batch.files import LineFile, lines_of
+from scheduler.batch.files import LineFile, lines_of, marked
 from scheduler.batch.held import Held, Marks, is_answer
 from scheduler.batch.results import error_line, line_text, result_line
 from scheduler.batch.wrong import ErrorFile
@@ -28,7 +27,6 @@ from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished, Store
 
 PAGE = 500
-MAX_MARKED_BYTES = 1 << 24  # of the first line of a file that may say whose it is
 
 
 @dataclass(slots=True)
@@ -110,18 +108,6 @@ async def job_of(store: Store, files: Files) -> tuple[str, bool]:
             if not is_part or counts.queued + counts.parked + counts.running:
                 job, is_part = each, True
     return job, is_part
-
-
-def marked(path: Path) -> str:
-    """The job that a file's first line says it is a part of; empty: it says none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if path.is_file():  # what can be read a second time
-            with path.open("rb") as file:
-                line = json.loads(file.readline(MAX_MARKED_BYTES))
-            extras = line.get("scheduler") if isinstance(line, dict) else None
-            job = extras.get("job") if isinstance(extras, dict) else None
-            return job if isinstance(job, str) else ""
-    return ""
 
 
 def answers_in(lines: Iterable[tuple[str, dict[str, Any]]]) -> Held:

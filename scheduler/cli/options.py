@@ -196,33 +196,6 @@ KeptStoreOption = Annotated[
         rich_help_panel=KEEPING,
     ),
 ]
-OnExhaustedOption = Annotated[
-    str,
-    typer.Option(metavar="wait|stop", help="When the money is spent.", rich_help_panel=MONEY),
-]
-MODES = ("auto", "bar", "plain", "json", "none")
-ProgressOption = Annotated[
-    str,
-    typer.Option(
-        metavar="HOW", help=f"{', '.join(MODES[:-1])} or {MODES[-1]}.", rich_help_panel=TELLING
-    ),
-]
-
-
-def check_on_exhausted(word: str) -> None:
-    """Refuse what is nothing to do when the money is spent."""
-    if word not in ("wait", "stop"):
-        raise typer.BadParameter(
-            f"{word!r} is neither 'wait' nor 'stop'", param_hint="--on-exhausted"
-        )
-
-
-def check_progress(mode: str) -> None:
-    """Refuse what is no way to show progress."""
-    if mode not in MODES:
-        raise typer.BadParameter(
-            f"{mode!r} is not one of {', '.join(MODES)}", param_hint="--progress"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +290,12 @@ def open_input(given: str) -> Source:
     from scheduler.batch.source import open_source
 
     return open_source(None if given == "-" else Path(given))
+
+
+def check_job(name: str) -> None:
+    """Refuse a job without a name. Raises `ConfigError`."""
+    if not name.strip():
+        raise ConfigError("--job", "is empty; nothing was done")
 
 
 def check_store(url: str) -> None:

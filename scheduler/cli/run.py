@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
+from scheduler.cli.choices import (
+    OnExhaustedOption,
+    ProgressOption,
+    check_on_exhausted,
+    check_progress,
+)
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, store_option
 from scheduler.cli.options import (
@@ -34,19 +40,15 @@ from scheduler.cli.options import (
     MaxPromptOption,
     MaxWaitOption,
     ModelOption,
-    OnExhaustedOption,
     OnUnknownOption,
     OutputOption,
     PatienceOption,
     PriceOption,
-    ProgressOption,
     RequestsOption,
     RetryFailedOption,
     StrictOption,
     TimeoutOption,
     TokensOption,
-    check_on_exhausted,
-    check_progress,
     config_option,
 )
 from scheduler.errors import ConfigError

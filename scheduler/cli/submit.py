@@ -103,11 +103,12 @@ def submit(
     is needed here: each request names its provider, and the workers have the keys.
     """
     from scheduler.budget import Budget
-    from scheduler.cli.options import Sending, check_store, open_input, parse_prices
+    from scheduler.cli.options import Sending, check_job, check_store, open_input, parse_prices
     from scheduler.cli.submitting import Submitting, beside, name_of
     from scheduler.request import Priority
     from scheduler.scheduler import Scheduler
 
+    check_job(job)
     with open_input(input_file) as source:
         check_store(store)
         sending = Sending(

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scheduler.cli.choices import (
+    OnExhaustedOption,
+    ProgressOption,
+    check_on_exhausted,
+    check_progress,
+)
 from scheduler.cli.helping import Command
 from scheduler.cli.look import DEFAULT_STORE, store_option
 from scheduler.cli.options import (
@@ -19,18 +25,15 @@ from scheduler.cli.options import (
     KeptStoreOption,
     MaxAttemptsOption,
     MaxWaitOption,
-    OnExhaustedOption,
     OnUnknownOption,
     PatienceOption,
     PriceOption,
-    ProgressOption,
     RequestsOption,
     TimeoutOption,
     TokensOption,
-    check_on_exhausted,
-    check_progress,
     config_option,
 )
+from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.cli.progress import Progress
@@ -103,6 +106,10 @@ def worker(
             "is of use with --until-idle only", param_hint="--max-wait, --on-exhausted"
         )
     check_store(store)
+    if store == "memory://":
+        raise ConfigError(
+            "--store", "memory:// is of one process; a worker needs one that others share"
+        )
     sending = Sending(
         config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
         max_attempts=max_attempts, patience=patience,

@@ -94,7 +94,7 @@ class Pump:
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
-        self.has_turned = False  # one was
+        self._has_turned = False  # one was
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
 
@@ -252,6 +252,11 @@ class Pump:
         waiter = self._loop.create_future()
         self._idle_waiters.append(waiter)
         await waiter
+
+    async def begun(self) -> None:
+        """Wait until the first transaction was acted on, if there is to be one."""
+        while not (self._has_turned or self.is_closed or self.broken is not None):
+            await self.turned()
 
     def end(self, *, within_s: float = 0.0) -> None:
         """Admit nothing more, end what runs, settle it, and come to an end.
@@ -442,7 +447,7 @@ class Pump:
             self.tally.waiting = result.waiting + self._inbox.count
         if not self.store.is_shared:
             await self._desk.note_read()
-        self.has_turned = True
+        self._has_turned = True
         self._tell_idle()
 
     async def _tell_waiting(

@@ -639,17 +639,9 @@ class Shell(Tagging, Governing):
         return self._announcer.on(kind, callback)
 
     async def begun(self) -> None:
-        """Wait until it is known what others have left for this process.
-
-        Raises:
-            StoreError: Queue and ledger cannot be written.
-        """
-        pump = self._pump_here()
-        while not pump.has_turned:
-            if pump.is_closed:
-                raise SchedulerClosed
-            self.check()
-            await pump.turned()
+        """Wait until it is known what others have left for this process. Raises `StoreError`."""
+        await self._pump_here().begun()
+        self.check()
 
     async def join(self) -> None:
         """Wait until nothing of this process waits or runs.

@@ -238,6 +238,13 @@ def test_more_expensive_ones_and_longer_prompts_are_refused_as_by_run(fleet):
 def test_a_job_in_memory_would_be_nobodys(fleet):
     done = submit(fleet, "--store", "memory://", code=3)
     assert "a store that others share" in done.stderr
+    assert "one that others share" in work(fleet, "--store", "memory://", code=3).stderr
+
+
+def test_a_job_has_a_name(fleet):
+    write(1)
+    assert "is empty" in fleet("submit", "p.jsonl", "--job", " ", code=3).stderr
+    assert "is empty" in fleet("collect", "-o", "out.jsonl", "--job", "", code=3).stderr
 
 
 def test_priorities_are_words_or_numbers(fleet):
