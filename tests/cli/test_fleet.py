@@ -20,7 +20,7 @@ from scheduler.errors import ConfigError
 from scheduler.providers.openai import OpenAI
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.providers.simulated.server import running_server
-from tests.cli.test_run import ids, line, lines, write
+from tests.cli.test_run import ids, line, lines, run, write
 
 KEY = "sk-0123456789abcdefghijklmnop"
 SIM = ("--base-url", "sim:")
@@ -193,6 +193,17 @@ def test_where_bad_lines_cannot_be_written_they_are_told(fleet):
 
     assert "bad lines are only told here" in done.stderr
     assert "2 queued · 0 known already · 1 refused" in done.stderr
+
+
+def test_what_comes_by_stdin_is_submitted_too_and_its_bad_lines_are_told(place):
+    text = "".join(json.dumps(line(n)) + "\n" for n in range(3)) + "{oops\n"
+
+    done = run("-", "--job", "j", *SIM, command="submit", stdin=text)
+
+    assert done.returncode == 1
+    assert ":4: not JSON" in done.stderr
+    assert "3 queued · 0 known already · 1 refused" in done.stderr
+    assert {path.name.partition("-")[0] for path in place.iterdir()} == {"scheduler.db"}
 
 
 def test_an_id_that_asked_something_else_is_refused_with_the_way_out(fleet):
