@@ -123,14 +123,23 @@ class Config:
             return url
         return None if self.store is None else self.store.get_secret_value()
 
-    def providers(self) -> list[Provider]:
+    def providers(self, *, with_keys: bool = True) -> list[Provider]:
         """Those of the file, the default first.
+
+        Args:
+            with_keys: Whether commands are run that print keys.
 
         Raises:
             ConfigError: A kind that is not known, a URL or a key that cannot be used.
         """
         names = sorted(self.tables, key=lambda name: name != self.defaults.provider)
-        return [make_provider(name, self.tables[name], str(self.path)) for name in names]
+        tables = dict(self.tables)
+        if not with_keys:
+            tables = {
+                name: table.model_copy(update={"api_key_command": None})
+                for name, table in tables.items()
+            }
+        return [make_provider(name, tables[name], str(self.path)) for name in names]
 
 
 def load_config(path: str | Path | None = None) -> Config:
@@ -222,6 +231,7 @@ def make_provider(name: str, table: ProviderTable, file: str = "") -> Provider:
         from scheduler.providers.simulated.provider import Simulated
 
         provider: Provider = Simulated(name)
+        provider.service = "sim:"  # any process can be one
     elif kind in KNOWN:
         provider = _make(name, kind, table, KNOWN[kind], where)
     else:

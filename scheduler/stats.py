@@ -78,7 +78,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """One request as a list shows it."""
+    """One request as a list shows it.
+
+    Attributes:
+        service: What any process may ask in its place; empty: its own process asks.
+    """
 
     id: int
     key: str | None
@@ -95,6 +99,44 @@ class QueueRow:
     shortfall: Shortfall | None
     request: Request | None = None
     error: Mapping[str, Any] | None = None
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A process that sends what others submit.
+
+    Attributes:
+        host: Its machine.
+        serves: The services it asks, by provider's name.
+        own: Providers of which it sends nothing but the work it shares with a few others, such as
+            the runs of one batch.
+        concurrency: Most calls at once.
+        since_ms: When it began.
+        seen_at_ms: When it last said that it is there.
+        running: Its calls under way.
+        is_live: It is there, as far as others can tell.
+    """
+
+    id: int
+    host: str
+    pid: int
+    serves: Mapping[str, str]
+    own: frozenset[str]
+    concurrency: int
+    since_ms: int
+    seen_at_ms: int
+    running: int
+    is_live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """Requests that wait for a provider that no live process serves."""
+
+    provider: str
+    service: str
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from scheduler.batch.lock import check_regular
 from scheduler.batch.results import line_text
 from scheduler.errors import ConfigError
 
+MAX_MARKED_BYTES = 1 << 24  # of the first line of a file that may say whose it is
 TRIES = 5  # how often a file that is replaced while it is written is opened again
 
 
@@ -199,6 +200,18 @@ def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if isinstance(line, dict):
                 yield text.decode().rstrip("\r\n"), line
+
+
+def marked(path: Path) -> str:
+    """The job that a file's first line says it is a part of; empty: it says none."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if path.is_file():  # what can be read a second time
+            with path.open("rb") as file:
+                line = json.loads(file.readline(MAX_MARKED_BYTES))
+            extras = line.get("scheduler") if isinstance(line, dict) else None
+            job = extras.get("job") if isinstance(extras, dict) else None
+            return job if isinstance(job, str) else ""
+    return ""
 
 
 def check_lines(path: Path) -> None:

@@ -22,6 +22,9 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own na
 COMMANDS = {
     "demo": "See all of it work, with no key and no cost.",
     "run": "Run a batch file within a budget; run it again to go on.",
+    "submit": "Put a batch file in a shared queue, for workers to send.",
+    "worker": "Send what others submit to a store, until told to stop.",
+    "collect": "Write the results of a job that workers send.",
     "quote": "Say what a batch will cost before it runs; sends nothing.",
     "status": "Show what waits and why, what runs, and what was spent.",
     "queue": "List requests, with why they wait and until when.",

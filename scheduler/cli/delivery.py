@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.batch.files import LineFile, lines_of
+from scheduler.batch.files import LineFile, lines_of, marked
 from scheduler.batch.held import Held, Marks, is_answer
 from scheduler.batch.results import error_line, line_text, result_line
 from scheduler.batch.wrong import ErrorFile
 from scheduler.cli.feeding import NOT_FINAL
 from scheduler.cli.output import say
-from scheduler.errors import ConfigError, InputError
+from scheduler.errors import ConfigError, DeadlineExceeded, InputError
 from scheduler.request import Request, RequestState, Response
 from scheduler.stores.base import Finished, Store
 
@@ -31,21 +31,32 @@ PAGE = 500
 
 @dataclass(slots=True)
 class Files:
-    """Where a run reads and writes. `results` None: stdout."""
+    """Where a run reads and writes.
 
-    input: Path | None  # None: stdin
+    Attributes:
+        input: None: stdin.
+        results: None: stdout.
+        named: The job, where it was submitted under a name of its own, and nothing is read.
+    """
+
+    input: Path | None
     results: Path | None
     errors: Path
     parked: Path
+    named: str = ""
 
     @property
     def source(self) -> str:
         """Names the input."""
+        if self.named:
+            return f"job {self.named}"
         return "-" if self.input is None else stored(self.input.resolve())
 
     @property
     def job(self) -> str:
         """Names the run, so that the same command goes on where it stopped."""
+        if self.named:
+            return self.named
         return f"{self.source} → {'-' if self.results is None else stored(self.results.resolve())}"
 
     @property
@@ -86,8 +97,11 @@ async def job_of(store: Store, files: Files) -> tuple[str, bool]:
     """The job whose requests an input has, and whether it is what another run of that job left."""
     job, is_part = files.job, False
     if files.input is not None:
-        wanted = stored(files.input.resolve())
-        for each in await store.jobs():
+        wanted, jobs = stored(files.input.resolve()), await store.jobs()
+        named = await asyncio.to_thread(marked, files.input)
+        if named in jobs:
+            return named, True
+        for each in jobs:
             if parked_of(each) != wanted:
                 continue
             counts = await store.counts(each)
@@ -103,6 +117,15 @@ def answers_in(lines: Iterable[tuple[str, dict[str, Any]]]) -> Held:
         if is_answer(line):
             held.read(line)
     return held
+
+
+UNSENT = {
+    RequestState.CANCELLED: {"code": "cancelled", "message": "it was cancelled by its caller"},
+    RequestState.EXPIRED: {
+        "code": DeadlineExceeded.__name__,
+        "message": "not sent in time: its deadline had passed",
+    },
+}
 
 
 @dataclass(slots=True)
@@ -122,13 +145,20 @@ class Delivery:
 
     Before that it takes nothing down but what is wrong with lines: outcomes are in the store.
 
+    Args:
+        files: Where they go.
+        say: Tells the user.
+        tells_unsent: Whether what was cancelled, or came too late, is told as an error.
+
     Attributes:
         problem: Why nothing can be written any more; None: it can.
         is_open: Whether this process writes.
     """
 
-    def __init__(self, files: Files, say: Callable[[str], None]) -> None:
-        self.files, self._say = files, say
+    def __init__(
+        self, files: Files, say: Callable[[str], None], *, tells_unsent: bool = False
+    ) -> None:
+        self.files, self._say, self._tells_unsent = files, say, tells_unsent
         self.problem: OSError | ConfigError | None = None
         self._ends = _Ends()
         self._held = Held()
@@ -307,10 +337,12 @@ class Delivery:
     def _take(self, each: Finished) -> None:
         if each.response is not None:
             self.succeeded(each.id, each.key, each.response, each.digest)
-        elif each.error is not None and each.error.get("type") != NOT_FINAL:
-            self.failed(
-                each.id, each.key, each.error, each.cost_nusd, each.attempts, each.digest
-            )  # fmt: skip
+            return
+        error = each.error
+        if error is None and self._tells_unsent:
+            error = UNSENT.get(each.state)
+        if error is not None and error.get("type") != NOT_FINAL:
+            self.failed(each.id, each.key, error, each.cost_nusd, each.attempts, each.digest)
 
     def _scan(self) -> None:
         self._errors.read()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from scheduler.batch.input import DUPLICATE, BadLine, BatchLine, LineOptions, read_source
@@ -27,6 +27,7 @@ from scheduler.errors import (
     StoreError,
     cut,
 )
+from scheduler.ledger.matching import DEFAULT
 from scheduler.request import Request, RequestState
 from scheduler.scheduler import Scheduler
 from scheduler.stores.base import Submitted
@@ -99,9 +100,20 @@ def is_sent_again(error: Mapping[str, Any] | None) -> bool:
     return error is not None and error.get("type") == NOT_FINAL
 
 
-def conflict(name: str, line: BatchLine) -> InputError:
-    """What to say of an id under which an earlier run asked something else."""
-    key, way_out = line.request.key, "--fresh forgets earlier answers, another -o keeps both"
+def drawn_on(s: Scheduler, say: Callable[[str], None]) -> Sequence[str] | None:
+    """The budgets that lines draw on: 'default', or, where there is none, none by name."""
+    if any(status.budget.name == DEFAULT for status in s.store.latest()):
+        return None
+    say(f"there is no budget {DEFAULT!r}: spend is tracked, not limited")
+    return ()
+
+
+ANOTHER_RUN = "--fresh forgets earlier answers, another -o keeps both"
+
+
+def conflict(name: str, line: BatchLine, way_out: str = ANOTHER_RUN) -> InputError:
+    """What to say of an id under which something else was asked before."""
+    key = line.request.key
     if line.named_by:
         problem = (
             f"{line.named_by} {key!r} was used before for another body; nothing was sent for "
@@ -161,6 +173,7 @@ class Feeding:
 
     Attributes:
         total: Lines read so far, bad ones too.
+        queued: Of these, those that were not known before.
         read_to: The number of the last one.
         is_read: Whether that is all of them.
     """
@@ -172,10 +185,11 @@ class Feeding:
         options: LineOptions,
         sink: Sink,
         retry_failed: bool = False,
+        way_out: str = ANOTHER_RUN,
     ) -> None:
-        self.total, self.read_to, self.is_read = 0, 0, False
+        self.total, self.queued, self.read_to, self.is_read = 0, 0, 0, False
         self._s, self._source, self._options, self._sink = scheduler, source, options, sink
-        self._retry_failed = retry_failed
+        self._retry_failed, self._way_out = retry_failed, way_out
         self._budget: Sequence[str] | None = None
         self._lines = _Chunks()
         self._columns: set[str] = set()
@@ -271,7 +285,7 @@ class Feeding:
             if answer.finished is not None and is_sent_again(answer.finished.error):
                 again.append(line)
             elif answer.is_conflict:
-                error = conflict(self._source.name, line)
+                error = conflict(self._source.name, line, self._way_out)
                 self._sink.bad(error, line.request.key or "", DUPLICATE)
             elif answer.finished is not None:
                 self._sink.known(answer.finished.state is RequestState.SUCCEEDED)
@@ -298,4 +312,8 @@ class Feeding:
 
     async def _enqueue(self, lines: Sequence[BatchLine], retry_failed: bool) -> list[Submitted]:
         requests = [line.request for line in lines]
-        return await self._s.enqueue(requests, retry_failed=retry_failed) if requests else []
+        if not requests:
+            return []
+        submitted = await self._s.enqueue(requests, retry_failed=retry_failed)
+        self.queued += sum(not each.is_known for each in submitted)
+        return submitted

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from scheduler.batch.files import Replacement
 from scheduler.batch.held import Marks
@@ -16,6 +18,7 @@ from scheduler.clock import SystemClock
 from scheduler.errors import SchedulerError
 from scheduler.request import Request, RequestState
 from scheduler.scheduler import Scheduler
+from scheduler.stores.base import Known, Store
 
 WAITING = (RequestState.QUEUED, RequestState.PARKED, RequestState.RUNNING)
 
@@ -44,7 +47,7 @@ async def write_left(
     """
     count = 0
     with Replacement(files.parked) as file:
-        async for requests in _queued(s, job, unkept, only):
+        async for requests in _queued(s.store, job, unkept, only):
             file.add(_text(s, request) for request in requests)
             count += len(requests)
         while requests := await feeding.rest():
@@ -87,13 +90,42 @@ async def count_foreign(s: Scheduler, job: str, feeding: Feeding) -> int:
     return count
 
 
+async def write_waiting(store: Store, job: str, path: Path) -> int:
+    """Write what waits of a job that is sent by others; returns how much that is.
+
+    Each line says whose it is, so that whoever runs the file sends nothing a second time.
+    """
+    count = 0
+    with Replacement(path) as file:
+        async for requests in _queued(store, job, set(), None):
+            known = await store.known(job, [request.key or "" for request in requests])
+            file.add(
+                _line(as_submitted(request, known.get(request.key or "")), job)
+                for request in requests
+            )
+            count += len(requests)
+    return count
+
+
+def as_submitted(request: Request, known: Known | None) -> dict[str, Any]:
+    """A line that asks the same, to the letter: with the provider before the model, if it was so."""
+    digest = "" if known is None else known.digest
+    if not digest or request.digest() == digest:
+        return input_line(request)
+    return input_line(request, request.provider)
+
+
+def _line(line: Mapping[str, Any], job: str) -> str:
+    return json.dumps({**line, "scheduler": {"job": job}}, separators=(",", ":"))
+
+
 async def _queued(
-    s: Scheduler, job: str, unkept: set[str], only: Marks | None
+    store: Store, job: str, unkept: set[str], only: Marks | None
 ) -> AsyncIterator[Sequence[Request]]:
     after_id = 0
     while True:
         now_ms = SystemClock().now_ms()
-        rows = await s.store.queue(WAITING, now_ms, job=job, limit=CHUNK, after_id=after_id)
+        rows = await store.queue(WAITING, now_ms, job=job, limit=CHUNK, after_id=after_id)
         if not rows:
             return
         after_id = rows[-1].id

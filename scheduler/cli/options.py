@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.look import STORE_HELP, which_store
 from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +89,115 @@ BaseUrlOption = Annotated[
         rich_help_panel=SENDING,
     ),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Send nothing if any line is bad.", rich_help_panel=FILES),
+]
+RetryFailedOption = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Send again what failed before.", rich_help_panel=FILES),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIMIT",
+        help="Sets the budget 'default', e.g. '$10/day'; its spend is kept.",
+        rich_help_panel=MONEY,
+    ),
+]
+MaxCostOption = Annotated[
+    str | None,
+    typer.Option(metavar="USD", help="Refuse requests that may cost more.", rich_help_panel=MONEY),
+]
+OnUnknownOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POLICY",
+        help="What a call counts that nobody heard back from: charge (all it reserved; the "
+        "default), input_only, or 'release after 1h'.",
+        rich_help_panel=MONEY,
+    ),
+]
+ConcurrencyOption = Annotated[
+    int,
+    typer.Option(
+        "--concurrency",
+        "-c",
+        min=1,
+        metavar="N",
+        help="Most calls at once.",
+        rich_help_panel=SENDING,
+    ),
+]
+RequestsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Of the default provider, over all models.",
+        rich_help_panel=SENDING,
+    ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="As the provider counts them.", rich_help_panel=SENDING),
+]
+MaxPromptOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Refuse longer prompts, by an estimate.",
+        rich_help_panel=SENDING,
+    ),
+]
+MaxAttemptsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Of a line that may cost something; default 6.",
+        rich_help_panel=SENDING,
+    ),
+]
+PatienceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN",
+        help="So long failures that cost nothing are no attempts; default 2m.",
+        rich_help_panel=SENDING,
+    ),
+]
+TimeoutOption = Annotated[
+    str | None,
+    typer.Option(metavar="SPAN", help="Of one attempt; default 10m.", rich_help_panel=SENDING),
+]
+MaxWaitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN",
+        help="Wait no longer, e.g. 2h, then exit 75.",
+        rich_help_panel=ENDING,
+    ),
+]
+GraceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="SPAN",
+        help="For running calls after Ctrl-C or SIGTERM.",
+        rich_help_panel=ENDING,
+    ),
+]
+KeptStoreOption = Annotated[
+    str,
+    typer.Option(
+        envvar="SCHEDULER_STORE",
+        metavar="URL",
+        help=STORE_HELP,
+        callback=which_store,
+        rich_help_panel=KEEPING,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +216,12 @@ class Sending:
     max_attempts: int | None = None
     patience: str | None = None
 
-    def settings(self, needs_key: bool = True) -> dict[str, Any]:
+    def settings(self, needs_key: bool = True, *, by_others: bool = False) -> dict[str, Any]:
         """Arguments for `Scheduler`: the file's, and over them these.
 
         Args:
             needs_key: Whether anything will be sent.
+            by_others: Whether it is sent by others, who have the keys.
 
         Raises:
             ConfigError: Something is wrong with either; nothing was sent.
@@ -125,7 +236,7 @@ class Sending:
             "patience": self.patience if self.patience is not None else defaults.patience,
         }
         return {name: value for name, value in tries.items() if value is not None} | {
-            "providers": self.providers(config, needs_key),
+            "providers": self.providers(config, needs_key, by_others=by_others),
             "routes": config.routes,
             "max_prompt_tokens": self.max_prompt_tokens or defaults.max_prompt_tokens,
             "max_cost": self.max_cost or defaults.max_cost,
@@ -134,18 +245,20 @@ class Sending:
             "on_exceeded": "fallback" if self.fallback else defaults.on_exceeded,
         }
 
-    def providers(self, config: Config, needs_key: bool = True) -> list[Provider]:
+    def providers(
+        self, config: Config, needs_key: bool = True, *, by_others: bool = False
+    ) -> list[Provider]:
         """The default provider, then those a model may name by a prefix or a route.
 
         A ``--base-url`` is the default; else the first of the file; else OpenAI.
         """
-        found = config.providers()
+        found = config.providers(with_keys=not by_others)
         if self.base_url is not None or not found:
             first = make_provider(self.base_url, self.timeout)
             found = [first, *(each for each in found if each.name != first.name)]
         if needs_key:
             require_key(found[0])
-        found += known_by_key({each.name for each in found})
+        found += known_by_key({each.name for each in found}, by_others=by_others)
         first = found[0]
         if self.max_requests_per_minute is not None or self.max_tokens_per_minute is not None:
             from scheduler.limits.meter import Limits
@@ -181,6 +294,12 @@ def open_input(given: str) -> Source:
     return open_source(None if given == "-" else Path(given))
 
 
+def check_job(name: str) -> None:
+    """Refuse a job without a name. Raises `ConfigError`."""
+    if not name.strip():
+        raise ConfigError("--job", "is empty; nothing was done")
+
+
 def check_store(url: str) -> None:
     """Refuse a store that could not be read again. Raises `ConfigError`."""
     from scheduler.cli.look import store_path
@@ -191,8 +310,11 @@ def check_store(url: str) -> None:
         raise ConfigError("--store", f"{path} is {what}, not a file; nothing was sent")
 
 
-def known_by_key(taken: set[str]) -> list[Provider]:
-    """Services whose key is in the environment, so that a model's prefix may name them."""
+def known_by_key(taken: set[str], *, by_others: bool = False) -> list[Provider]:
+    """Services whose key is in the environment, so that a model's prefix may name them.
+
+    Of what is sent by others, all that need one: they have it.
+    """
     from scheduler.config import ProviderTable
     from scheduler.config import make_provider as make
     from scheduler.providers.known import KNOWN
@@ -201,7 +323,7 @@ def known_by_key(taken: set[str]) -> list[Provider]:
         make(name, ProviderTable())
         for name, known in KNOWN.items()
         if name not in taken and known.base_url is not None
-        and any(os.environ.get(variable) for variable in known.key_variables)
+        and any(by_others or os.environ.get(variable) for variable in known.key_variables)
     ]  # fmt: skip
 
 

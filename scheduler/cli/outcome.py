@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from scheduler.batch.input import LineOptions
 from scheduler.cli.delivery import Files
-from scheduler.cli.exits import Exit
-from scheduler.money import decimal_usd
+from scheduler.cli.exits import Exit, exit_for
+from scheduler.cli.output import plural
+from scheduler.errors import SchedulerError
+from scheduler.money import decimal_usd, format_usd
 
 GRACE_S = 30.0  # from what ends a run until what still runs is cancelled
 
@@ -76,3 +79,28 @@ class Outcome:
             "parked": str(files.parked) if files.parked.exists() else None,
             "message": self.message,
         }
+
+    def tell_failure(self, error: Exception, say: Callable[[str], None]) -> None:
+        """An error ended the run; what was sent before has its outcome all the same.
+
+        Raises:
+            Exception: The error itself, where it is no error of the run, or nothing was sent.
+        """
+        sent = self.succeeded + self.failed
+        is_bug = not isinstance(error, SchedulerError | OSError)
+        if is_bug or not (sent or self.cost_nusd or self.reserved_nusd):
+            raise error
+        self.exit = exit_for(error) if isinstance(error, SchedulerError) else Exit.FAILED
+        kept = ""
+        if self.reserved_nusd:
+            kept = f" and {format_usd(self.reserved_nusd)} is kept reserved"
+        self.message = (
+            f"{of_itself(error)}. That ended the run; {plural(sent, 'request')} had an outcome by "
+            f"then, {format_usd(self.cost_nusd)} was spent{kept}. A rerun goes on from here"
+        )
+        say(f"error: {self.message}")
+
+
+def of_itself(error: Exception) -> str:
+    """An error's words; what they say of money holds for what it stopped, not for the run."""
+    return str(error).replace("othing was sent", "othing was sent of this")

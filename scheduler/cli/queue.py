@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli.fleet import is_unserved, worker_row, worker_table
 from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
@@ -20,11 +21,12 @@ from scheduler.cli.look import (
 from scheduler.cli.output import amount, emit_json, iso, say, table
 from scheduler.cli.resolve import unknown_row, unknown_table
 from scheduler.cli.status import sentence, shortfall_row
+from scheduler.guards.plain import without_password
 from scheduler.money import decimal_usd
 from scheduler.request import RequestState
 
 if TYPE_CHECKING:
-    from scheduler.stats import QueueRow
+    from scheduler.stats import QueueRow, Unserved, WorkerStatus
     from scheduler.stores.base import Store, Unknown
 
 SUSPENSE = "suspense"  # a state of attempts, whatever became of their requests
@@ -53,6 +55,9 @@ def queue(
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, metavar="N", help="Most rows.")
     ] = 100,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="List those who send requests instead.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,23 +65,27 @@ def queue(
 
     In the state 'suspense' are attempts whose outcome nobody knows: they keep counting.
     """
+    if workers:
+        _list_workers(store, as_json)
+        return
     words = [each.value for each in state or LIVE]
     states = [RequestState(word) for word in words if word != SUSPENSE]
 
-    async def read(opened: Store) -> tuple[list[QueueRow], list[Unknown]]:
+    async def read(opened: Store) -> tuple[list[QueueRow], list[Unknown], list[Unserved]]:
         # One more than shown tells whether there are more.
         rows = await opened.queue(states, now_ms(), job=job, limit=limit + 1) if states else []
-        if SUSPENSE not in words:
-            return rows, []
-        return rows, await opened.suspended(job=job, limit=limit + 1)
+        unknowns = []
+        if SUSPENSE in words:
+            unknowns = await opened.suspended(job=job, limit=limit + 1)
+        return rows, unknowns, await opened.unserved(now_ms(), job)
 
-    rows, unknowns = with_store(store, read)
+    rows, unknowns, unserved = with_store(store, read)
     if as_json:
-        shown = [queue_row(row) for row in rows[:limit]]
+        shown = [queue_row(row, unserved) for row in rows[:limit]]
         emit_json(shown + [unknown_row(each) for each in unknowns[:limit]])
     else:
         if rows:
-            print(queue_table(rows[:limit], now_ms(), store_option(store)))
+            print(queue_table(rows[:limit], now_ms(), store_option(store), unserved))
         if unknowns:
             print(unknown_table(unknowns[:limit], now_ms()))
             say("'scheduler resolve' says what one cost, once you have looked it up")
@@ -86,7 +95,22 @@ def queue(
         say(f"… and more; --limit {limit * 10} shows more of them")
 
 
-def queue_row(row: QueueRow) -> dict[str, Any]:
+def _list_workers(store: str, as_json: bool) -> None:
+    """Who sends what others submit: what they serve, since when, and when they were seen."""
+
+    async def read(opened: Store) -> list[WorkerStatus]:
+        return await opened.workers(now_ms())
+
+    found = with_store(store, read)
+    if as_json:
+        emit_json([worker_row(each) for each in found])
+    elif found:
+        print(worker_table(found, now_ms()))
+    else:
+        say("no worker serves this store")
+
+
+def queue_row(row: QueueRow, unserved: Sequence[Unserved] = ()) -> dict[str, Any]:
     """One request for programs."""
     return {
         "id": row.id,
@@ -95,6 +119,7 @@ def queue_row(row: QueueRow) -> dict[str, Any]:
         "state": row.state.value,
         "model": row.model,
         "provider": row.provider,
+        "served": not is_unserved(row, unserved),
         "priority": row.priority,
         "submitted_at": iso(row.submitted_at_ms),
         "attempts": row.attempts,
@@ -106,13 +131,15 @@ def queue_row(row: QueueRow) -> dict[str, Any]:
     }
 
 
-def queue_table(rows: Sequence[QueueRow], at_ms: int, store: str = "") -> str:
+def queue_table(
+    rows: Sequence[QueueRow], at_ms: int, store: str = "", unserved: Sequence[Unserved] = ()
+) -> str:
     """Requests for people; the reason is told once, where it changes."""
     from scheduler.duration import format_duration
 
     lines, told = [], ""
     for row in rows:
-        why = _why(row, at_ms, store)
+        why = _why(row, at_ms, store, unserved)
         lines.append(
             (
                 row.id,
@@ -131,7 +158,9 @@ def queue_table(rows: Sequence[QueueRow], at_ms: int, store: str = "") -> str:
     return table(columns, lines, right="id priority attempts age")
 
 
-def _why(row: QueueRow, at_ms: int, store: str) -> str:
+def _why(row: QueueRow, at_ms: int, store: str, unserved: Sequence[Unserved]) -> str:
     if row.shortfall is not None:
         return sentence(row.shortfall, at_ms, store)
+    if is_unserved(row, unserved):
+        return f"no live worker serves {row.provider!r} ({without_password(row.service)})"
     return str(row.error.get("message", "")) if row.error is not None else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,29 +12,47 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scheduler.batch.input import MAX_LINE_BYTES, LineOptions
-from scheduler.cli.exits import Exit
+from scheduler.cli.choices import (
+    OnExhaustedOption,
+    ProgressOption,
+    check_on_exhausted,
+    check_progress,
+)
 from scheduler.cli.helping import Command
-from scheduler.cli.look import DEFAULT_STORE, STORE_HELP, store_option, which_store
+from scheduler.cli.look import DEFAULT_STORE, store_option
 from scheduler.cli.options import (
-    ENDING,
     FILES,
     KEEPING,
     MONEY,
     SENDING,
     TELLING,
     BaseUrlOption,
+    BudgetOption,
     CapOutputOption,
+    ConcurrencyOption,
+    GraceOption,
     IdColumnOption,
+    KeptStoreOption,
     LimitOption,
+    MaxAttemptsOption,
+    MaxCostOption,
     MaxLineBytesOption,
+    MaxPromptOption,
+    MaxWaitOption,
     ModelOption,
+    OnUnknownOption,
     OutputOption,
+    PatienceOption,
     PriceOption,
+    RequestsOption,
+    RetryFailedOption,
+    StrictOption,
+    TimeoutOption,
+    TokensOption,
     config_option,
 )
-from scheduler.cli.output import say
 from scheduler.errors import ConfigError
-from scheduler.guards.plain import command, logger_of, without_password
+from scheduler.guards.plain import logger_of
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
@@ -43,7 +60,6 @@ if TYPE_CHECKING:
     from scheduler.cli.outcome import Outcome, RunOptions
     from scheduler.cli.progress import Progress
 
-MODES = ("auto", "bar", "plain", "json", "none")
 EXAMPLES = """\
 scheduler run prompts.jsonl -o results.jsonl --budget '$10/day'
 scheduler run prompts.jsonl --budget '$10/day' --on-exhausted stop
@@ -65,40 +81,17 @@ def run(
     limit: LimitOption = None,
     id_column: IdColumnOption = None,
     max_line_bytes: MaxLineBytesOption = MAX_LINE_BYTES,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Send nothing if any line is bad.", rich_help_panel=FILES),
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed", help="Send again what failed before.", rich_help_panel=FILES
-        ),
-    ] = False,
+    strict: StrictOption = False,
+    retry_failed: RetryFailedOption = False,
     fresh: Annotated[
         bool,
         typer.Option(
             "--fresh", help="Forget earlier outcomes, send all again.", rich_help_panel=FILES
         ),
     ] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIMIT",
-            help="Sets the budget 'default', e.g. '$10/day'; its spend is kept.",
-            rich_help_panel=MONEY,
-        ),
-    ] = None,
-    on_exhausted: Annotated[
-        str,
-        typer.Option(metavar="wait|stop", help="When the money is spent.", rich_help_panel=MONEY),
-    ] = "wait",
-    max_cost: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USD", help="Refuse requests that may cost more.", rich_help_panel=MONEY
-        ),
-    ] = None,
+    budget: BudgetOption = None,
+    on_exhausted: OnExhaustedOption = "wait",
+    max_cost: MaxCostOption = None,
     cap_output: CapOutputOption = None,
     fallback: Annotated[
         list[str] | None,
@@ -109,99 +102,19 @@ def run(
         ),
     ] = None,
     price: PriceOption = None,
-    on_unknown: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POLICY",
-            help="What a call counts that nobody heard back from: charge (all it reserved; the "
-            "default), input_only, or 'release after 1h'.",
-            rich_help_panel=MONEY,
-        ),
-    ] = None,
+    on_unknown: OnUnknownOption = None,
     base_url: BaseUrlOption = None,
     config: Annotated[str | None, config_option(SENDING)] = None,
-    concurrency: Annotated[
-        int,
-        typer.Option(
-            "--concurrency",
-            "-c",
-            min=1,
-            metavar="N",
-            help="Most calls at once.",
-            rich_help_panel=SENDING,
-        ),
-    ] = 64,
-    max_requests_per_minute: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Of the default provider, over all models.",
-            rich_help_panel=SENDING,
-        ),
-    ] = None,
-    max_tokens_per_minute: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="As the provider counts them.", rich_help_panel=SENDING
-        ),
-    ] = None,
-    max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Refuse longer prompts, by an estimate.",
-            rich_help_panel=SENDING,
-        ),
-    ] = None,
-    max_attempts: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Of a line that may cost something; default 6.",
-            rich_help_panel=SENDING,
-        ),
-    ] = None,
-    patience: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="So long failures that cost nothing are no attempts; default 2m.",
-            rich_help_panel=SENDING,
-        ),
-    ] = None,
-    timeout: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", help="Of one attempt; default 10m.", rich_help_panel=SENDING),
-    ] = None,
-    max_wait: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="Wait no longer, e.g. 2h, then exit 75.",
-            rich_help_panel=ENDING,
-        ),
-    ] = None,
-    grace: Annotated[
-        str,
-        typer.Option(
-            metavar="SPAN",
-            help="For running calls after Ctrl-C or SIGTERM.",
-            rich_help_panel=ENDING,
-        ),
-    ] = "30s",
-    store: Annotated[
-        str,
-        typer.Option(
-            envvar="SCHEDULER_STORE",
-            metavar="URL",
-            help=STORE_HELP,
-            callback=which_store,
-            rich_help_panel=KEEPING,
-        ),
-    ] = DEFAULT_STORE,
+    concurrency: ConcurrencyOption = 64,
+    max_requests_per_minute: RequestsOption = None,
+    max_tokens_per_minute: TokensOption = None,
+    max_prompt_tokens: MaxPromptOption = None,
+    max_attempts: MaxAttemptsOption = None,
+    patience: PatienceOption = None,
+    timeout: TimeoutOption = None,
+    max_wait: MaxWaitOption = None,
+    grace: GraceOption = "30s",
+    store: KeptStoreOption = DEFAULT_STORE,
     store_prompts: Annotated[
         str,
         typer.Option(
@@ -210,12 +123,7 @@ def run(
             rich_help_panel=KEEPING,
         ),
     ] = "full",
-    progress: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW", help=f"{', '.join(MODES[:-1])} or {MODES[-1]}.", rich_help_panel=TELLING
-        ),
-    ] = "auto",
+    progress: ProgressOption = "auto",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Write a summary as JSON to stdout.", rich_help_panel=TELLING),
@@ -229,10 +137,12 @@ def run(
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
     from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
+    from scheduler.cli.summary import tell
     from scheduler.duration import parse_duration_ms
     from scheduler.limits.retry import BATCH_ATTEMPTS
 
-    _check_words(on_exhausted, progress)
+    check_on_exhausted(on_exhausted)
+    check_progress(progress)
     with open_input(input_file) as source:
         files = files_of(input_file, source, output)
         check_store(store)
@@ -265,29 +175,25 @@ def run(
         }
         shown = make_progress(progress)
         outcome = asyncio.run(_run(settings, budget, source, files, options, shown))
-    _tell(outcome, files, as_json)
+    tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
 
 
-def _check_words(on_exhausted: str, progress: str) -> None:
-    if on_exhausted not in ("wait", "stop"):
-        raise typer.BadParameter(
-            f"{on_exhausted!r} is neither 'wait' nor 'stop'", param_hint="--on-exhausted"
-        )
-    if progress not in MODES:
-        raise typer.BadParameter(
-            f"{progress!r} is not one of {', '.join(MODES)}", param_hint="--progress"
-        )
+def lasting(given: str) -> Path | None:
+    """The file that the command line names; None: something that passes, as stdin does.
+
+    What is under /dev and /proc has another name in each run, and no place beside it.
+    """
+    place = Path(given).absolute()
+    is_passing = any(place.is_relative_to(each) for each in ("/dev", "/proc"))
+    return None if given == "-" or is_passing else Path(given)
 
 
 def files_of(given: str, source: Source, output: str | None) -> Files:
     """Where to read and write. Raises a usage error for what cannot be."""
     from scheduler.cli.delivery import Files, stem_of
 
-    # What is under /dev and /proc has another name in each run, and no place beside it.
-    place = Path(given).absolute()
-    is_passing = any(place.is_relative_to(each) for each in ("/dev", "/proc"))
-    path = None if given == "-" or is_passing else Path(given)
+    path = lasting(given)
     base = Path("stdin.jsonl") if path is None else path
     # Only an ordinary ending is left out: what differs in any other way stays apart.
     stem = stem_of(path, None)
@@ -305,11 +211,11 @@ def files_of(given: str, source: Source, output: str | None) -> Files:
         Path(f"{stem}.errors.jsonl"),
         Path(f"{stem}.parked.jsonl"),
     )
-    _check_outputs(files, source)
+    check_outputs(files, source)
     return files
 
 
-def _check_outputs(files: Files, source: Source) -> None:
+def check_outputs(files: Files, source: Source | None = None) -> None:
     """Nothing may be written over the input, which may be an earlier run's parked file."""
     from scheduler.batch.files import check_lines
 
@@ -319,7 +225,7 @@ def _check_outputs(files: Files, source: Source) -> None:
             problem = f"{path} is a folder"
         elif path.exists() and not path.is_file():
             raise ConfigError("output", f"{path} is no regular file; '-' writes to stdout")
-        elif source.is_file(path):
+        elif source is not None and source.is_file(path):
             problem = f"{path} would be written, and is the input file itself; name another output"
         if problem is not None:
             raise typer.BadParameter(problem, param_hint="--output-file")
@@ -348,13 +254,13 @@ async def _run(
     joins = is_whole and not options.is_fresh and files.results is not None
     pen = Pen(files.outputs, work, shown.say, joins=joins)
     # The outputs are locked before anything is touched.
-    with _not_told_twice(), pen:
+    with not_told_twice(), pen:
         async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
             return await BatchRun(s, source, files, options, shown, pen).run()
 
 
 @contextlib.contextmanager
-def _not_told_twice() -> Iterator[None]:
+def not_told_twice() -> Iterator[None]:
     """Who is parked is told by a run itself, and not on the logger as well."""
     logger = logger_of("scheduler.parked")
     level = logger.level
@@ -363,52 +269,3 @@ def _not_told_twice() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _tell(outcome: Outcome, files: Files, as_json: bool) -> None:
-    from scheduler.cli.output import emit_json, plural
-    from scheduler.duration import format_duration
-    from scheduler.money import format_usd
-
-    parts = [f"{outcome.succeeded + outcome.known + outcome.elsewhere:,} succeeded"]
-    shares = [
-        f"{count:,} of them {where}"
-        for count, where in (
-            (outcome.known, "before"), (outcome.elsewhere, "by another process"),
-        ) if count
-    ]  # fmt: skip
-    if shares:
-        parts[0] += f" ({', '.join(shares)})"
-    if outcome.failed + outcome.failed_elsewhere:
-        parts.append(f"{outcome.failed + outcome.failed_elsewhere:,} failed")
-    if outcome.known_failed:
-        parts.append(f"{outcome.known_failed:,} failed before (--retry-failed sends them again)")
-    if outcome.bad:
-        parts.append(plural(outcome.bad, "bad line"))
-    if outcome.left:
-        parts.append(f"{outcome.left:,} left")
-    parts.append(f"{format_usd(outcome.cost_nusd)} spent")
-    if outcome.reserved_nusd:
-        parts.append(
-            f"{format_usd(outcome.reserved_nusd)} kept reserved (outcome unknown: "
-            "'scheduler queue --state suspense')"
-        )
-    if outcome.overruns:
-        parts.append(f"{plural(outcome.overruns, 'call')} above their ceiling")
-    parts.append(f"in {format_duration(int(outcome.seconds * 1000))}")
-    say(" · ".join(parts))
-    if files.results is not None and files.results.exists():
-        say(f"results: {files.results}")
-    if files.has_errors:
-        say(f"errors: {files.errors}")
-    if outcome.left or outcome.exit in (Exit.PARKED, Exit.INTERRUPTED, Exit.CREDENTIALS):
-        if files.parked.exists():
-            say(f"not done yet: {files.parked}")
-        say(f"resume: {_resume_command()}")
-    if as_json:
-        emit_json(outcome.as_json(files))
-
-
-def _resume_command() -> str:
-    words = [word for word in sys.argv[1:] if word not in ("--fresh", "--retry-failed")]
-    return command("scheduler", *map(without_password, words))

@@ -24,30 +24,23 @@ from scheduler.batch.pen import Pen
 from scheduler.batch.source import Source
 from scheduler.cli.company import JOINED, LEAVES, UNWRITTEN, WRITES, Company
 from scheduler.cli.delivery import Delivery, Files, job_of, move_aside
-from scheduler.cli.exits import Exit, exit_for
-from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding
+from scheduler.cli.exits import Exit
+from scheduler.cli.feeding import MAX_TOLD_BAD, Feeding, drawn_on
 from scheduler.cli.left import count_foreign, write_left
-from scheduler.cli.outcome import Outcome, RunOptions
+from scheduler.cli.outcome import Outcome, RunOptions, of_itself
 from scheduler.cli.output import plural
-from scheduler.cli.patience import Patience, worst
+from scheduler.cli.patience import Patience
 from scheduler.cli.progress import Progress, Snapshot
+from scheduler.cli.refusals import Refusals
+from scheduler.cli.snapshots import Work, snapshot
+from scheduler.cli.stopping import TICK_S, Stopping
 from scheduler.clock import SystemClock
 from scheduler.core.calls import describe, has_spoken
 from scheduler.duration import format_duration
-from scheduler.errors import (
-    BudgetUnknown,
-    CredentialsRefused,
-    InputError,
-    ProviderError,
-    SchedulerError,
-)
-from scheduler.guards.signals import HANG_UP, signals_to
-from scheduler.money import format_usd
+from scheduler.errors import CredentialsRefused, InputError, SchedulerError
+from scheduler.guards.signals import signals_to
 from scheduler.scheduler import Scheduler
-from scheduler.stats import CapStatus, Stats
-
-TICK_S = 0.1
-ALL_REFUSED = 20  # so many refusals and no answer say that it is not the prompts
+from scheduler.stats import Stats
 
 
 class BatchRun:
@@ -71,14 +64,12 @@ class BatchRun:
         self._delivery = Delivery(files, progress.say)
         self._company = Company(scheduler, pen, self._delivery, self.outcome)
         self._patience = Patience(options.stops, options.max_wait_ms, options.store_option)
-        self._stopping = asyncio.Event()  # no more is read or admitted
-        self._interrupts = 0
-        self._news = ""  # the last that was said of what waits
+        self._stopping = Stopping(scheduler, self.outcome, progress.say, options.grace_s)
+        self._refusals = Refusals(
+            scheduler, self._stopping, self.outcome, progress.say, str(files.errors)
+        )
         self._failure: Exception | None = None  # what ended it
         self._budget: Sequence[str] | None = None
-        self._locked: set[str] = set()  # providers to which nothing more goes
-        self._refusals: Counter[str] = Counter()  # of providers that have answered nothing else
-        self._answered: set[str] = set()  # providers that have
         self._codes: Counter[str] = Counter()
         self._seen = Marks()  # ids of the input, where it is part of a job
         self._is_superseded = False
@@ -90,9 +81,9 @@ class BatchRun:
         loop = asyncio.get_running_loop()
         self._started_s = loop.time()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(signals_to(self._interrupted))
+            stack.enter_context(signals_to(self._stopping.interrupted))
             stack.callback(self.progress.close)
-            self._choose_budget()
+            self._budget = drawn_on(self.s, self.progress.say)
             await self._choose_job()
             self._company.job, self._company.is_part = self._job, self._is_part
             self.s.keep_to(self._pen.circle)
@@ -103,7 +94,7 @@ class BatchRun:
                 self.options.retry_failed,
             )  # fmt: skip
             if self.options.is_strict:  # before anything is forgotten, moved or written
-                await self._feeding.check(self._stopping, self._budget)
+                await self._feeding.check(self._stopping.event, self._budget)
             if self.options.is_fresh:
                 await self.s.store.forget(self._job, SystemClock().now_ms())
                 move_aside(self.files)
@@ -112,7 +103,7 @@ class BatchRun:
             else:
                 self.progress.say(JOINED)
                 await self._delivery.peek()
-            feeding = asyncio.create_task(self._feeding.run(self._stopping, self._budget))
+            feeding = asyncio.create_task(self._feeding.run(self._stopping.event, self._budget))
             try:
                 await self._watch(feeding, stack)
             except Exception as exc:
@@ -151,17 +142,16 @@ class BatchRun:
         running = self.s.stats().running
         with contextlib.suppress(Exception):  # it may be the telling that went wrong
             if running:  # what went wrong is told in any case, at the end
-                self._stop(
-                    f"the run ends: {_of_itself(error)}; {plural(running, 'running call')} are let "
+                self._stopping.stop(
+                    f"the run ends: {of_itself(error)}; {plural(running, 'running call')} are let "
                     f"finish, for up to {format_duration(int(self.options.grace_s * 1000))}"
                 )
-        self._stopping.set()
-        self.s.stop_admitting()
+        self._stopping.stop_silently()
 
     async def _end(self) -> None:
         """Let finish what runs, within bounds; settle it, write it, and what is left."""
         try:
-            await self._let_finish()
+            await self._stopping.let_finish(self._delivery.write)
         except SchedulerError as exc:  # the store failed, and with it what ran
             self._failure = self._failure or exc
         for step in (self._deliver_rest, self._write_parked) if self._pen.is_held else ():
@@ -169,17 +159,6 @@ class BatchRun:
                 await step()
             except (SchedulerError, OSError) as exc:
                 self._failure = self._failure or exc
-
-    async def _let_finish(self) -> None:
-        loop = asyncio.get_running_loop()
-        until_s, is_cancelled = loop.time() + self.options.grace_s, False
-        while self.s.stats().running:
-            if loop.time() > until_s and not is_cancelled:
-                is_cancelled = True
-                self._cancel_running()
-            await asyncio.sleep(TICK_S)
-            self.s.check()
-            await self._delivery.write()
 
     async def _deliver_rest(self) -> None:
         is_all = self._feeding.is_read and self.options.lines.limit is None
@@ -249,50 +228,20 @@ class BatchRun:
         if not event.state.is_final:
             return
         if event.response is not None:
-            self._answered.add(event.provider)
+            self._refusals.answered(event.provider)
             self.outcome.succeeded += 1
             self._delivery.succeeded(event.request_id, event.key, event.response, event.digest)
         elif event.error is not None:
             if isinstance(event.error, CredentialsRefused):
                 self._unkept.add(event.key or "")
-                self._lock(event.provider, f"{event.error}. Check the key of {event.provider!r}")
+                self._refusals.key_refused(event.provider, event.error)
                 return
             self.outcome.failed += 1
             self._delivery.failed(
                 event.request_id, event.key, describe(event.error),
                 getattr(event.error, "cost_nusd", 0), event.attempts, event.digest,
             )  # fmt: skip
-            self._count_refusal(event.provider, event.error)
-
-    def _count_refusal(self, provider: str, error: SchedulerError) -> None:
-        """One refusal is about its prompt; when there is nothing else, it is about the caller."""
-        if provider in self._answered or not isinstance(error, ProviderError):
-            return
-        if error.status not in (401, 403):
-            self._answered.add(provider)
-            return
-        self._refusals[provider] += 1
-        if self._refusals[provider] >= ALL_REFUSED:
-            self._lock(
-                provider,
-                f"all of the first {ALL_REFUSED} answers of {provider!r} were refusals ({error}). Check "
-                f"what the key may do, and the network; they are in {self.files.errors}, and "
-                "--retry-failed sends them again",
-            )
-
-    def _lock(self, provider: str, problem: str) -> None:
-        """A provider refuses the caller: nothing more goes to it, others go on."""
-        if provider in self._locked:
-            return
-        self._locked.add(provider)
-        self.outcome.exit = Exit.CREDENTIALS
-        message = f"{problem}; a rerun goes on from here"
-        if self._locked >= set(self.s.providers):
-            self._stop(message)
-            return
-        self.outcome.message = self.outcome.message or message
-        self.progress.say(message)
-        self.s.stop_admitting(provider)
+            self._refusals.failed(event.provider, event.error)
 
     def _on_expired(self, event: events.Expired) -> None:
         if event.job != self._job:
@@ -301,15 +250,6 @@ class BatchRun:
         self._delivery.failed(event.request_id, event.key, describe(event.error), 0, 0, "")
 
     # Watching
-
-    def _choose_budget(self) -> None:
-        """Requests draw on the budget 'default', or, where there is none, on none by name."""
-        names = [status.budget.name for status in self.s.store.latest()]
-        self._budget = None if "default" in names else ()
-        if self._budget is None:
-            return
-        with contextlib.suppress(BudgetUnknown):
-            self.progress.say("there is no budget 'default': spend is tracked, not limited")
 
     async def _watch(self, feeding: asyncio.Task[None], stack: contextlib.ExitStack) -> None:
         while not (feeding.done() and await self._is_over()):
@@ -329,7 +269,7 @@ class BatchRun:
         """See what other processes did for this batch; write it, if that falls to this one."""
         if not await self._company.look(asyncio.get_running_loop().time()):
             return
-        if self._pen.is_held or self._stopping.is_set() or await self._company.is_done():
+        if self._pen.is_held or self._stopping.event.is_set() or await self._company.is_done():
             return
         if self._pen.take():
             self.progress.say(WRITES)
@@ -344,7 +284,7 @@ class BatchRun:
             why = getattr(problem, "strerror", None) or problem
             if self.outcome.exit is Exit.DONE:
                 self.outcome.exit = Exit.FAILED
-            self._stop(
+            self._stopping.stop(
                 f"cannot write results: {why}. They are safe in the store and will be written by the "
                 "next run"
             )
@@ -354,110 +294,46 @@ class BatchRun:
         if stats.running or self._delivery.is_pending:
             return False
         waiting = stats.queued + sum(stats.parked.values())
-        if self._locked:
+        if locked := self._refusals.locked:
             lanes = self.s.store.lanes()
-            waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in self._locked)
-        if self._stopping.is_set():
+            waiting -= sum(lane.waiting for lane in lanes if lane.key.provider in locked)
+        if self._stopping.event.is_set():
             return True
         return waiting <= 0 and await self._company.is_done()
 
     def _check_patience(self, stats: Stats, is_fed: bool) -> None:
         """Say why nothing moves; end when it was waited for long enough."""
-        if self._stopping.is_set():
+        if self._stopping.event.is_set():
             return
         now_s, now_ms = asyncio.get_running_loop().time(), SystemClock().now_ms()
         enough = self._patience.enough(stats, now_s, now_ms, is_fed=is_fed)
         if enough is not None:
             self.outcome.exit = Exit.PARKED
-            self._stop(enough)
+            self._stopping.stop(enough)
             return
         news = self._patience.news(stats, now_ms)
         if news is not None:
-            self._news = news
+            self._stopping.news = news
             self.progress.say(news)
 
-    def _stop(self, message: str) -> None:
-        """Read and admit no more; what runs finishes."""
-        self.outcome.message = self.outcome.message or message
-        if message != self._news:  # said a moment ago
-            self.progress.say(message)
-        self._stopping.set()
-        self.s.stop_admitting()
-
-    def _interrupted(self, number: int) -> None:
-        if number == HANG_UP and self._interrupts:
-            return  # the system and the shell both tell of it
-        self._interrupts += 1
-        stats = self.s.stats()
-        if self._interrupts == 1:
-            self.outcome.exit = Exit.INTERRUPTED
-            grace_s = self.options.grace_s
-            self._stop(
-                f"stopping: {stats.running} running calls ({format_usd(stats.reserved_nusd)} "
-                "reserved) are let finish; interrupt again to cancel them, which happens by itself after "
-                f"{format_duration(int(grace_s * 1000))}"
-            )
-            asyncio.get_running_loop().call_later(grace_s, self._cancel_running)
-        elif self._interrupts == 2:
-            self._cancel_running()
-        else:
-            raise SystemExit(Exit.INTERRUPTED)
-
-    def _cancel_running(self) -> None:
-        stats = self.s.stats()
-        if stats.running:
-            self.progress.say(
-                f"cancelling {stats.running} running calls; {format_usd(stats.reserved_nusd)} "
-                "stays reserved, since the provider may bill them"
-            )
-            self.s.cancel_running()
-
     def _snapshot(self, stats: Stats) -> Snapshot:
-        now_s = asyncio.get_running_loop().time() - self._started_s
         told = self.outcome
-        done = told.succeeded + told.known + told.elsewhere
-        failed = told.failed + told.known_failed + told.failed_elsewhere + told.bad
-        parked = sum(stats.parked.values())
-        ended = self.outcome.succeeded + self.outcome.failed
-        left = self._feeding.total - done - failed
-        eta_ms = (
-            int(left * now_s / ended * 1000)
-            if ended and self._feeding.is_read and not parked
-            else None
-        )
-        return Snapshot(
-            at_ms=SystemClock().now_ms(),
-            done=done,
-            failed=failed,
+        work = Work(
+            done=told.succeeded + told.known + told.elsewhere,
+            failed=told.failed + told.known_failed + told.failed_elsewhere + told.bad,
+            ended=told.succeeded + told.failed,
             total=self._feeding.total,
             is_read=self._feeding.is_read,
-            running=stats.running,
-            parked=parked,
-            shortfall=worst(stats.shortfalls),
-            posted_nusd=stats.posted_nusd,
-            reserved_nusd=stats.reserved_nusd + stats.suspense_nusd,
-            cap=self._tightest_cap(stats),
-            per_hour_nusd=int(stats.posted_nusd / now_s * 3600) if now_s > 1 else 0,
-            eta_ms=eta_ms,
-            limited=stats.limited[0].sentence if stats.queued and stats.limited else "",
         )
-
-    def _tightest_cap(self, stats: Stats) -> CapStatus | None:
-        caps = [
-            cap
-            for status in stats.budgets
-            if status.budget.name == "default"
-            for cap in status.caps
-            if cap.limit is not None and cap.cap.unit == "usd"
-        ]
-        return min(caps, key=lambda cap: cap.available or 0, default=None)
+        return snapshot(stats, work, asyncio.get_running_loop().time() - self._started_s)
 
     def _finish(self) -> Outcome:
         outcome, stats = self.outcome, self.s.stats()
         outcome.seconds = asyncio.get_running_loop().time() - self._started_s
         outcome.cost_nusd, outcome.overruns = stats.posted_nusd, stats.overruns
         outcome.reserved_nusd = stats.reserved_nusd + stats.suspense_nusd
-        self._tell_failure()
+        if self._failure is not None:
+            outcome.tell_failure(self._failure, self.progress.say)
         if outcome.exit is not Exit.DONE and self._company.goes_on:
             self.progress.say(LEAVES)
         if outcome.exit is Exit.DONE:
@@ -475,27 +351,3 @@ class BatchRun:
                 outcome.exit, outcome.message = Exit.PARKED, UNWRITTEN
                 self.progress.say(outcome.message)
         return outcome
-
-    def _tell_failure(self) -> None:
-        """An error ended the run; what was sent before has its outcome all the same."""
-        error, outcome = self._failure, self.outcome
-        if error is None:
-            return
-        sent = outcome.succeeded + outcome.failed
-        is_bug = not isinstance(error, SchedulerError | OSError)
-        if is_bug or not (sent or outcome.cost_nusd or outcome.reserved_nusd):
-            raise error
-        outcome.exit = exit_for(error) if isinstance(error, SchedulerError) else Exit.FAILED
-        kept = ""
-        if outcome.reserved_nusd:
-            kept = f" and {format_usd(outcome.reserved_nusd)} is kept reserved"
-        outcome.message = (
-            f"{_of_itself(error)}. That ended the run; {plural(sent, 'request')} had an outcome by "
-            f"then, {format_usd(outcome.cost_nusd)} was spent{kept}. A rerun goes on from here"
-        )
-        self.progress.say(f"error: {outcome.message}")
-
-
-def _of_itself(error: Exception) -> str:
-    """An error's words; what they say of money holds for what it stopped, not for the run."""
-    return str(error).replace("othing was sent", "othing was sent of this")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli.budget import budget_rows, budget_table
+from scheduler.cli.fleet import unserved_row, unserved_sentence, worker_row, worker_table
 from scheduler.cli.helping import Command
 from scheduler.cli.look import (
     DEFAULT_STORE,
@@ -31,7 +32,7 @@ from scheduler.money import decimal_usd, format_usd
 if TYPE_CHECKING:
     from scheduler.limits import GateStatus
     from scheduler.shortfall import Shortfall
-    from scheduler.stats import BudgetStatus, Counts, SpendRow
+    from scheduler.stats import BudgetStatus, Counts, SpendRow, Unserved, WorkerStatus
     from scheduler.stores.base import Store
 
 SAMPLE = 200  # parked requests looked at to tell why they wait
@@ -50,6 +51,8 @@ class Picture:
     limited: tuple[GateStatus, ...]
     budgets: tuple[BudgetStatus, ...]
     spend: tuple[SpendRow, ...]
+    workers: tuple[WorkerStatus, ...] = ()
+    unserved: tuple[Unserved, ...] = ()
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +70,7 @@ def status(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what waits and why, what runs, the budgets, and what was spent."""
+    """Show what waits and why, what runs, the budgets, what was spent, and who sends."""
     if watch:
         _watch(store, job, as_json)
         return
@@ -104,6 +107,8 @@ async def look(
         limited=tuple(await store.limited(at_ms)),
         budgets=tuple(await store.budgets(at_ms)),
         spend=tuple(await store.spend("model") if spend is None else spend),
+        workers=tuple(await store.workers(at_ms)),
+        unserved=tuple(await store.unserved(at_ms, job)),
     )
 
 
@@ -140,6 +145,8 @@ def status_row(picture: Picture) -> dict[str, Any]:
             }
             for each in picture.limited
         ],
+        "workers": [worker_row(each) for each in picture.workers],
+        "unserved": [unserved_row(each) for each in picture.unserved],
         "budgets": [row for budget in picture.budgets for row in budget_rows(budget)],
         "spend": {
             "attempts": sum(row.attempts for row in picture.spend),
@@ -226,10 +233,13 @@ def describe(picture: Picture, width: int | None = None) -> str:
         )
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
+    lines += [f"unserved  {unserved_sentence(each, store)}" for each in picture.unserved]
     if picture.budgets:
         table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
         table = ["budgets   none: spend is tracked, not limited"]
+    if picture.workers:
+        table += ["", *worker_table(picture.workers, picture.at_ms).split("\n")]
     return "\n".join([*facts(lines, width), *map(plain_line, table)])
 
 

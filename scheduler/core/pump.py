@@ -25,7 +25,7 @@ from scheduler.admission.plan import LaneKey
 from scheduler.clock import Clock
 from scheduler.core.alarm import Alarm
 from scheduler.core.callers.desk import Desk
-from scheduler.core.calls import caller_of_one_more
+from scheduler.core.calls import Attempt, caller_of_one_more
 from scheduler.core.flight import STUBBORN_S, Flight
 from scheduler.core.future import RequestFuture
 from scheduler.core.inbox import Gathered, Inbox
@@ -40,7 +40,7 @@ from scheduler.core.steps import Steps
 from scheduler.core.tally import Tally
 from scheduler.core.telling import Telling
 from scheduler.core.tries import Tries
-from scheduler.errors import SchedulerClosed, SchedulerError, StoreError
+from scheduler.errors import CredentialsRefused, SchedulerClosed, SchedulerError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.limits.retry import Retry
 from scheduler.providers.base import Provider
@@ -68,8 +68,10 @@ class Pump:
         self._inbox = Inbox(
             self.tally, self._signal.set, store.most_per_turn, splits=not store.is_shared
         )
+        self._is_worker = role == "worker"
+        self.key_refused: Callable[[str], object] = lambda provider: None
         self._flight = Flight(
-            store, intake, retry, clock, tries, intake.concurrency(concurrency), self._inbox.landed
+            store, intake, retry, clock, tries, intake.concurrency(concurrency), self._landed
         )
         self._desk = Desk(
             store, intake, clock, self._inbox, self._flight, tries, self.tally, announcer, self,
@@ -92,6 +94,7 @@ class Pump:
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._turning = False  # a transaction is under way
+        self._has_turned = False  # one was
         self._told_to_end = asyncio.Event()
         self._drain_timer: asyncio.TimerHandle | None = None
 
@@ -144,6 +147,25 @@ class Pump:
         done = self._inbox.add_batch(batch)
         parts = await asyncio.shield(asyncio.gather(*done))
         return [submitted for part in parts for submitted in part]
+
+    def _landed(self, ended: Attempt) -> None:
+        """A call has ended, or was given back unsent.
+
+        Where a worker's key is refused, that says nothing of the request: it is left to others who
+        may have a better one, and this process asks that provider nothing more.
+        """
+        refused = isinstance(ended.error, CredentialsRefused)
+        if refused and self._is_worker and ended.claimed.is_shared:
+            ended.settlement.try_again()
+            provider = self._flight.provider_of(ended.claimed)
+            self.stop_admitting(provider)
+            self.key_refused(provider)
+        self._inbox.landed(ended)
+
+    @property
+    def stopped(self) -> frozenset[str]:
+        """Providers to which nothing more goes."""
+        return frozenset(self._opening.stopped)
 
     def add(self, provider: Provider) -> None:
         """There is one provider more."""
@@ -230,6 +252,11 @@ class Pump:
         waiter = self._loop.create_future()
         self._idle_waiters.append(waiter)
         await waiter
+
+    async def begun(self) -> None:
+        """Wait until the first transaction was acted on, if there is to be one."""
+        while not (self._has_turned or self.is_closed or self.broken is not None):
+            await self.turned()
 
     def end(self, *, within_s: float = 0.0) -> None:
         """Admit nothing more, end what runs, settle it, and come to an end.
@@ -420,6 +447,7 @@ class Pump:
             self.tally.waiting = result.waiting + self._inbox.count
         if not self.store.is_shared:
             await self._desk.note_read()
+        self._has_turned = True
         self._tell_idle()
 
     async def _tell_waiting(

@@ -161,9 +161,7 @@ class Shell(Tagging, Governing):
         resolver = Resolver(self.store, self._intake, self._clock, self._resolved)
         await self.store.open(self._clock.now_ms())
         try:
-            for model, price in (await self.store.prices()).items():
-                if model not in self._given_prices:
-                    self.prices.set(model, price)
+            await self.learn_prices()
             await open_budgets(self.store, self._intake.book, self._wanted, self._clock.now_ms())
         except BaseException:
             await self.store.aclose()
@@ -172,7 +170,7 @@ class Shell(Tagging, Governing):
         self._loop, self._process_id = asyncio.get_running_loop(), os.getpid()
         self.store.use(Gates(self._intake.rules(self.concurrency)))
         self._intake.shares = self.store.is_shared and self.store.keeps_whole
-        self.store.serve(self._intake.services)
+        self._serve()
         self._pump = Pump(
             self.store,
             self._intake,
@@ -184,6 +182,7 @@ class Shell(Tagging, Governing):
             role=self.role,
         )
         self._pump.suspended = resolver.wake
+        self._pump.key_refused = lambda provider: self._serve()
         self._resolver = resolver
         providers = self._intake.providers.values()
         self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
@@ -486,6 +485,12 @@ class Shell(Tagging, Governing):
         if waiting + more > most:
             raise QueueFull(waiting, most)
 
+    async def learn_prices(self) -> None:
+        """Take over the prices that somebody put in the store; those that were given come first."""
+        for model, price in (await self.store.prices()).items():
+            if model not in self._given_prices and self.prices.own.get(model) != price:
+                self.prices.set(model, price)
+
     # What nobody knows
 
     async def suspended(self, *, job: str | None = None, limit: int = 1000) -> list[Unknown]:
@@ -534,7 +539,7 @@ class Shell(Tagging, Governing):
         if self._pump is not None:
             self.store.gates.add(self._intake.rules(self.concurrency, provider))
             self._pump.add(provider)
-            self.store.serve(self._intake.services)
+            self._serve()
         if self._resolver is not None:
             self._resolver.start()
 
@@ -547,7 +552,19 @@ class Shell(Tagging, Governing):
         else of what others submit.
         """  # noqa: D205
         self._intake.circle = circle
-        self.store.serve(self._intake.services)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Say what this process sends for others."""
+        sends = self.role != "client" and self._intake.shares
+        self.store.serve(self.serves, at_once=self.concurrency if sends else None)
+
+    @property
+    def serves(self) -> dict[str, str]:
+        """The services that it may ask for others, by provider's name."""
+        stopped = frozenset() if self._pump is None else self._pump.stopped
+        services = self._intake.services
+        return {name: each for name, each in services.items() if name not in stopped}
 
     @property
     def shares(self) -> bool:
@@ -626,6 +643,11 @@ class Shell(Tagging, Governing):
         """Call `callback` with every event of this kind; returns a way to stop it."""
         return self._announcer.on(kind, callback)
 
+    async def begun(self) -> None:
+        """Wait until it is known what others have left for this process. Raises `StoreError`."""
+        await self._pump_here().begun()
+        self.check()
+
     async def join(self) -> None:
         """Wait until nothing of this process waits or runs.
 
@@ -659,6 +681,8 @@ class Shell(Tagging, Governing):
     def stop_admitting(self, provider: str | None = None) -> None:
         """Start nothing new, at one provider or at all; what runs goes on, what waits stays."""
         self._pump_here().stop_admitting(provider)
+        if provider is not None:
+            self._serve()
 
     def cancel_running(self) -> None:
         """End all calls under way; what they reserved keeps counting, their requests stay queued."""

@@ -44,7 +44,15 @@ from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, To
 from scheduler.shortfall import Shortfall
 
 if TYPE_CHECKING:
-    from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+    from scheduler.stats import (
+        Audit,
+        BudgetStatus,
+        Counts,
+        QueueRow,
+        SpendRow,
+        Unserved,
+        WorkerStatus,
+    )
 
 KEEP_FINISHED = (
     100_000  # outcomes of keys that a store in memory keeps, unless it is told otherwise
@@ -444,8 +452,16 @@ class Store(ABC):
         """
         self.gates = gates
 
-    def serve(self, services: Mapping[str, str]) -> None:  # noqa: B027 - one process has no others
-        """Have this process claim what is in shared lanes of these services, by provider's name."""
+    def serve(  # noqa: B027 - one process has no others
+        self, services: Mapping[str, str], *, at_once: int | None = None
+    ) -> None:
+        """Have this process claim what is in shared lanes of these services, by provider's name.
+
+        Args:
+            services: What it may send.
+            at_once: So many calls at once, as others are told; None: it sends nothing, and only
+                follows what waits there.
+        """
 
     async def pause_for_others(self, seconds: float) -> None:
         """Sleep so long; shorter, if the store hears that other processes changed something."""
@@ -620,6 +636,14 @@ class Store(ABC):
     async def processes(self) -> frozenset[int]:
         """The processes that look after requests here, as far as they are not taken for dead."""
         return frozenset()
+
+    async def workers(self, now_ms: int) -> list[WorkerStatus]:
+        """The processes that send what others submit, also those that seem to be lost."""
+        return []
+
+    async def unserved(self, now_ms: int, job: str | None = None) -> list[Unserved]:
+        """What waits for a provider that no live process serves; of one job, or of all."""
+        return []
 
     # Results kept for files
 

@@ -107,6 +107,7 @@ def restore(books: Books, before: Memo) -> None:
         assert isinstance(each, Undoable)
         each.undo()
     books.jobs = {}  # some may not be there
+    books.is_told = False  # nor may what this process serves
     for gate in books.saved_gates:
         gate.is_dirty = True
 

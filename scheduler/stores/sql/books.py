@@ -5,6 +5,7 @@ After a failed transaction the scheduler goes no further, so this never outlives
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +51,9 @@ class Books:
         self.worker_id = self.seen_at_ms = self.now_ms = 0
         self.store_prompts: StorePrompts = "full"
         self.services: Mapping[str, str] | None = None  # by provider's name; None: any
+        self.at_once: int | None = None  # calls that are made for others; None: none are
+        self.since_ms = 0
+        self.is_told = True  # others know what this process serves
         self.lanes, self.gates = Lanes(), Gates()
         self.kept: dict[int, Request] = {}
         self.taken: set[int] = set()
@@ -74,6 +78,18 @@ class Books:
     def is_served(self, key: LaneKey) -> bool:
         """Whether this process may send what waits in a shared lane."""
         return self.services is None or self.services.get(key.provider) == key.service
+
+    def serve(self, services: Mapping[str, str], at_once: int | None) -> None:
+        """Send what waits for these from now on; asked from any thread."""
+        self.services, self.at_once = dict(services), at_once
+        self.is_told = False
+
+    def about(self) -> str | None:
+        """What others are told of it, as it is stored."""
+        if self.at_once is None or not self.services:
+            return None
+        told = {"serves": self.services, "at_once": self.at_once, "since_ms": self.since_ms}
+        return json.dumps(told)
 
     def sends(self, row: Row) -> bool:
         """Whether it is this process that sends a request out of a shared lane, not another since."""

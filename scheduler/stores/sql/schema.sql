@@ -9,7 +9,8 @@ CREATE TABLE workers (
   pid        INTEGER NOT NULL,
   started    TEXT    NOT NULL,  -- tells a process from a later one with the same pid
   seen_at_ms INTEGER NOT NULL,
-  is_lost    INTEGER NOT NULL DEFAULT 0  -- silent for longer than its lease: its keys may be taken
+  is_lost    INTEGER NOT NULL DEFAULT 0, -- silent for longer than its lease: its keys may be taken
+  about      TEXT                        -- JSON: what it sends for others; NULL: nothing
 ) STRICT;
 
 CREATE TABLE budgets (

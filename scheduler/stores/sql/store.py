@@ -16,7 +16,15 @@ from scheduler.errors import ConfigError
 from scheduler.limits import Gates, GateStatus
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, QueueRow, SpendRow
+from scheduler.stats import (
+    Audit,
+    BudgetStatus,
+    Counts,
+    QueueRow,
+    SpendRow,
+    Unserved,
+    WorkerStatus,
+)
 from scheduler.stores.base import (
     Archive,
     Finished,
@@ -32,7 +40,7 @@ from scheduler.stores.base import (
     Unknown,
 )
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes, gates, listing, notes, views
+from scheduler.stores.sql import changes, fleet, gates, listing, notes, views
 from scheduler.stores.sql import prune as pruning
 from scheduler.stores.sql.codec import encode_request
 from scheduler.stores.sql.connection import Connection
@@ -79,9 +87,9 @@ class SqlStore(Store):
         """See `Store.use`."""
         self.gates = self._transactions.gates = gates
 
-    def serve(self, services: Mapping[str, str]) -> None:
+    def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
         """See `Store.serve`."""
-        self._transactions.services = dict(services)
+        self._transactions.serve(services, at_once)
 
     @property
     def keeps_whole(self) -> bool:  # type: ignore[override]
@@ -153,6 +161,14 @@ class SqlStore(Store):
     async def processes(self) -> frozenset[int]:
         """See `Store.processes`."""
         return await self._read(views.processes)
+
+    async def workers(self, now_ms: int) -> list[WorkerStatus]:
+        """See `Store.workers`."""
+        return await self._read(fleet.workers, self._transactions, now_ms)
+
+    async def unserved(self, now_ms: int, job: str | None = None) -> list[Unserved]:
+        """See `Store.unserved`."""
+        return await self._read(fleet.unserved, self._transactions, now_ms, job)
 
     # Budgets and prices
 

@@ -122,6 +122,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX reservations_made ON reservations (made_at_ms)",
         *_SPENT,
     ),
+    4: ("ALTER TABLE workers ADD COLUMN about TEXT",),
 }
 """From a version to the statements that lead to the next one."""
 

@@ -23,22 +23,26 @@ NOBODY_ASKS = {
 def keep_lease(sheet: Sheet) -> None:
     """Keep this process's lease, if that is due; take back what dead ones left."""
     books, now_ms = sheet.books, sheet.now_ms
-    if books.worker_id and now_ms - books.seen_at_ms < books.lease_ms // 3:
+    silent_ms = now_ms - books.seen_at_ms if books.worker_id else 0
+    if books.worker_id and books.is_told and silent_ms < books.lease_ms // 3:
         return
     sheet.db.drop_ahead()  # what dead ones left may be changed first
+    books.is_told = True  # first: it may serve something else by the time this is written
     if books.worker_id:
         _renew(sheet)
     else:
         _register(sheet)
     books.seen_at_ms = now_ms
-    _reclaim(sheet)
+    _reclaim(sheet, was_away=silent_ms > books.lease_ms)
 
 
 def _register(sheet: Sheet) -> None:
     db, books, me = sheet.db, sheet.books, sheet.books.process
+    books.since_ms = sheet.now_ms
     books.worker_id = db.value(
-        "INSERT INTO workers (host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?) RETURNING id",
-        me.host, me.pid, me.started, sheet.now_ms,
+        "INSERT INTO workers (host, pid, started, seen_at_ms, about) VALUES (?, ?, ?, ?, ?)"
+        " RETURNING id",
+        me.host, me.pid, me.started, sheet.now_ms, books.about(),
     )  # fmt: skip
     sheet.news.is_company = True
     books.changes = changes.newest(db)
@@ -56,9 +60,10 @@ def _renew(sheet: Sheet) -> None:
             lane for lane in books.lanes if not lane.key.is_shared and lane.id not in kept
         ]
     db.write(
-        "INSERT INTO workers (id, host, pid, started, seen_at_ms) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (id) DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0",
-        books.worker_id, me.host, me.pid, me.started, sheet.now_ms,
+        "INSERT INTO workers (id, host, pid, started, seen_at_ms, about) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0,"
+        " about = excluded.about",
+        books.worker_id, me.host, me.pid, me.started, sheet.now_ms, books.about(),
     )  # fmt: skip
     _recount(sheet)
 
@@ -76,12 +81,18 @@ def _recount(sheet: Sheet) -> None:
             lane.passed_id = 0
 
 
-def _reclaim(sheet: Sheet) -> None:
+def _reclaim(sheet: Sheet, *, was_away: bool) -> None:
     """End dead processes: what they may have sent is unknown, the rest waits for its key.
 
-    Or, in a shared lane, for whoever comes. On this machine a process is there or not. Elsewhere
-    only its silence tells: after its lease others may take its keys over; after a day it is taken
-    for gone.
+    Or, in a shared lane, for whoever comes. On this machine it is seen that a process has gone.
+    One that is silent for longer than its lease is lost, wherever it is, since it sends nothing of
+    what it had claimed: others may take its keys over. One that nobody can see is taken for gone
+    after a day.
+
+    Args:
+        sheet: The transaction.
+        was_away: This process itself stood still, and with it perhaps the whole machine: then
+            those that are on it are given the time to say that they are there.
     """
     db, books, now_ms = sheet.db, sheet.books, sheet.now_ms
     company = set()
@@ -93,10 +104,10 @@ def _reclaim(sheet: Sheet) -> None:
         is_gone = is_dead(books.process, Process(host, pid, started))
         if not is_gone:
             is_here = host == books.process.host and bool(started)
-            if is_here or silent_ms <= books.lease_ms:
+            if silent_ms <= books.lease_ms or (is_here and was_away):
                 company.add(worker_id)
                 continue
-            is_gone = silent_ms > GONE_MS
+            is_gone = silent_ms > GONE_MS and not is_here
         if is_lost and not is_gone:
             continue
         suspend_all(sheet, worker_id, is_gone=is_gone)
