@@ -23,7 +23,7 @@ from scheduler import (
     Simulated,
 )
 from scheduler.adapters import shapes
-from scheduler.providers.simulated.server import running_server
+from tests.warm import running_server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 ASKED = {"model": "sim-small", "messages": MESSAGES, "max_tokens": 12}

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests import warm
 from tests.processes.everything.check import Findings, check_files, check_ledger
 from tests.processes.everything.faults import FAULTS, Fault
 from tests.processes.everything.lines import KINDS, MAX_LINE_BYTES, PLAIN, Kind, batch, write
 from tests.processes.everything.wire import KEY, PRICE
-from tests.processes.harness import File, wait_for
+from tests.processes.harness import File, look, wait_for
 
 LINES = 2_000
 RUN_S = 75  # until a run that should have ended is given up
@@ -33,7 +33,7 @@ RUN_S = 75  # until a run that should have ended is given up
 def bad_server() -> Iterator[str]:
     """Its base URL."""
     words = [sys.executable, "-m", "tests.processes.everything.server"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with warm.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield json.loads(process.stdout.readline())["url"]
@@ -77,7 +77,7 @@ class World:
             **os.environ, "SCHEDULER_STORE": f"sqlite:///{self.file.path}", "OPENAI_API_KEY": KEY,
         }  # fmt: skip
         environment.pop("ANTHROPIC_API_KEY", None)
-        self.process = subprocess.Popen(
+        self.process = warm.Popen(
             [sys.executable, "-m", "scheduler", *words], cwd=self.folder, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -110,7 +110,7 @@ class World:
         return self.server("/billed")
 
     def server(self, path: str) -> dict[str, Any]:
-        return httpx.get(self.url.removesuffix("/v1") + path, timeout=10).json()
+        return look(self.url.removesuffix("/v1") + path)
 
     def findings(self, is_exact: bool) -> Findings:
         """All that is wrong, after a run."""
