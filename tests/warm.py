@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,11 @@ LOADED = (
     "scheduler.stores.sqlite",
     "typer._adapters",
 )
-AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_")  # variables that are read only then
+# What an interpreter reads when it starts; and of that, what can be done later just as well.
+AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_")
+AS_WELL_LATER = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER", "PYTHONWARNINGS"}
 AS_IT_STARTED = dict(os.environ)
+ROOT = Path(__file__).parent.parent
 HEADER = struct.Struct("!I")
 IS_POSSIBLE = sys.platform == "linux"
 
@@ -150,11 +154,20 @@ def _is_forkable(words: list[Any], environment: dict[Any, Any]) -> bool:
         return False
     if words[1].startswith("-") and (words[1] not in ("-m", "-c") or len(words) < 3):
         return False
+    if "PYTHONWARNINGS" in environment and not environment["PYTHONWARNINGS"].isalpha():
+        return False  # more than one word
+    places = [Path(place) for place in environment.get("PYTHONPATH", "").split(os.pathsep)]
+    if any((place / "scheduler").exists() and place != ROOT for place in places):
+        return False  # another package than the one that is loaded
     return _at_start(environment) == _at_start(AS_IT_STARTED)
 
 
 def _at_start(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(AT_START)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(AT_START) and name not in AS_WELL_LATER
+    }
 
 
 class _Server:
@@ -163,11 +176,12 @@ class _Server:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
+        ours = {k: v for k, v in AS_IT_STARTED.items() if k not in AS_WELL_LATER}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                env=AS_IT_STARTED | {"PYTHONFAULTHANDLER": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                cwd=Path(__file__).parent.parent,
+                env=ours | {"PYTHONFAULTHANDLER": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                cwd=ROOT,
             )  # fmt: skip
 
     def fork(self, what: dict[str, Any], fds: list[int]) -> None:
@@ -263,6 +277,10 @@ def _become(what: dict[str, Any], fds: list[int]) -> None:
     time.tzset()
     sys.stdin, sys.stdout, sys.stderr = (_stream(n) for n in range(3))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    if told := os.environ.get("PYTHONWARNINGS"):
+        warnings.simplefilter(told)  # type: ignore[arg-type]
+        sys.warnoptions.append(told)
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     first, *rest = what["words"]
     if first == "-m":
         sys.path[0], sys.argv = os.getcwd(), rest
@@ -284,7 +302,7 @@ def _stream(number: int) -> Any:
     if number == 0:
         return io.TextIOWrapper(open(0, "rb", closefd=False), like.encoding, like.errors, "\n")
     raw: Any = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115
-    is_raw = like.write_through  # as PYTHONUNBUFFERED wants it
+    is_raw = bool(os.environ.get("PYTHONUNBUFFERED"))
     buffer = raw if is_raw else io.BufferedWriter(raw)
     is_flushed = number == 2 or raw.isatty()
     return io.TextIOWrapper(buffer, like.encoding, like.errors, "\n", is_flushed, is_raw)
