@@ -109,6 +109,7 @@ class Broken:
 async def break_at(rig: Rig, path: Path, after: int, fault: Fault) -> Broken:
     """Do the work; after so many answers the disk begins to count to its fault."""
     done = Broken(World())
+    rig.disk.forget()
 
     def step() -> None:
         done.answered += 1
