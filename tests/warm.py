@@ -70,7 +70,8 @@ class Popen(subprocess.Popen[Any]):
         is_plain = not (shell or before or passed) and executable in (None, sys.executable)
         is_plain = is_plain and group in (None, -1) and set(identity) <= {None, -1}
         environment = dict(os.environ if env is None else env)
-        if not (IS_POSSIBLE and is_plain and _is_forkable(words, environment)):
+        where = os.fspath(cwd) if cwd is not None else os.getcwd()
+        if not (IS_POSSIBLE and is_plain and _is_forkable(words, environment, where)):
             super()._execute_child(args, *how)  # type: ignore[misc]
             return
         ours, theirs = socket.socketpair()
@@ -78,7 +79,6 @@ class Popen(subprocess.Popen[Any]):
             given if given != -1 else n for n, given in enumerate(streams[::2][:1] + streams[3::2])
         ]
         what = {"words": words[1:], "env": environment, "session": session, "umask": umask}
-        where = os.fspath(cwd) if cwd is not None else os.getcwd()
         try:
             os.stat(where)
             _server().fork({**what, "cwd": where}, [*fds, theirs.fileno()])
@@ -146,7 +146,7 @@ def running_server(*options: str) -> Iterator[str]:
             process.terminate()
 
 
-def _is_forkable(words: list[Any], environment: dict[Any, Any]) -> bool:
+def _is_forkable(words: list[Any], environment: dict[Any, Any], where: str) -> bool:
     texts = [*words, *environment, *environment.values()]
     if not all(isinstance(each, str) and "\0" not in each for each in texts):
         return False
@@ -156,9 +156,10 @@ def _is_forkable(words: list[Any], environment: dict[Any, Any]) -> bool:
         return False
     if "PYTHONWARNINGS" in environment and not environment["PYTHONWARNINGS"].isalpha():
         return False  # more than one word
-    places = [Path(place) for place in environment.get("PYTHONPATH", "").split(os.pathsep)]
-    if any((place / "scheduler").exists() and place != ROOT for place in places):
-        return False  # another package than the one that is loaded
+    for place in [where, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]:
+        has_one = any(Path(place, name).exists() for name in ("scheduler", "scheduler.py"))
+        if has_one and Path(place).resolve() != ROOT:
+            return False  # another package than the one that is loaded
     return _at_start(environment) == _at_start(AS_IT_STARTED)
 
 
@@ -299,12 +300,13 @@ def _become(what: dict[str, Any], fds: list[int]) -> None:
 def _stream(number: int) -> Any:
     """A standard stream, as the interpreter makes it."""
     like = (sys.stdin, sys.stdout, sys.stderr)[number]
+    raw: Any = open(number, "rb" if number == 0 else "wb", buffering=0, closefd=False)  # noqa: SIM115
+    raw.name = like.name
     if number == 0:
-        return io.TextIOWrapper(open(0, "rb", closefd=False), like.encoding, like.errors, "\n")
-    raw: Any = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        return io.TextIOWrapper(io.BufferedReader(raw), like.encoding, like.errors, "\n")
     is_raw = bool(os.environ.get("PYTHONUNBUFFERED"))
     buffer = raw if is_raw else io.BufferedWriter(raw)
-    is_flushed = number == 2 or raw.isatty()
+    is_flushed = not is_raw and (number == 2 or raw.isatty())
     return io.TextIOWrapper(buffer, like.encoding, like.errors, "\n", is_flushed, is_raw)
 
 
