@@ -28,8 +28,8 @@ help:  ## Show this list
 demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a raise, an exact account
 	@$(BIN)/python -m scheduler demo
 
-test: $(DEV) $(PREVIOUS)  ## Run all tests (nine minutes on two cores)
-	$(OLD)/bin/python -m pytest -n $(JOBS) tests/sdks
+test: $(DEV) $(PREVIOUS)  ## Run all tests (five minutes on two cores)
+	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/sdks
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)

@@ -22,7 +22,7 @@ PRICES = {"sim-small": "0.15/0.60"}  # in dollars a million tokens; real models 
 
 async def main(url: str) -> None:
     async with Scheduler(budgets=Budget("team", "2 requests, $1"), prices=PRICES) as s:
-        client = AsyncOpenAI(base_url=url, api_key="any", timeout=0.2)
+        client = AsyncOpenAI(base_url=url, api_key="any", timeout=0.5)
         client = s.wrap(client)  # this is the line
 
         async def ask(question: str) -> object:
@@ -31,7 +31,9 @@ async def main(url: str) -> None:
             )
 
         calls = [asyncio.create_task(ask(f"Question {n}")) for n in range(6)]
-        await asyncio.sleep(0.6)
+        while sum(call.done() for call in calls) < 2:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)  # longer than that timeout
         done = sum(call.done() for call in calls)
         parked = sum(s.stats().parked.values())
         print(

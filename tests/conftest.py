@@ -14,12 +14,17 @@ from scheduler.answer import Answer
 from scheduler.errors import CallFailed
 from scheduler.providers.base import Provider
 from scheduler.request import Quote, Request, Usage
+from tests import warm
 
 
 def pytest_collection_finish() -> None:
     """Keep what all tests import out of collections: some tests collect, and SDKs are large."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    warm.end()
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
@@ -46,7 +48,7 @@ def test_a_program_of_the_readme_prints_what_stands_below_it(program, output, tm
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_exists(command):
     words = [sys.executable, "-m", *command.split(), "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = warm.run(words, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
 

@@ -26,6 +26,7 @@ from scheduler.cli.feeding import Feeding
 from scheduler.cli.left import write_left
 from scheduler.errors import ConfigError, OutputInUse
 from scheduler.request import Response
+from tests import warm
 
 
 def rows(path):
@@ -243,7 +244,7 @@ HOLD = """
 
 def holder(*paths):
     words = [sys.executable, "-c", textwrap.dedent(HOLD), *map(str, paths)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = warm.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

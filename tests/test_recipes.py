@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text()
@@ -48,9 +49,9 @@ def run(program: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     """Run a program in a folder, without a network."""
     path = folder / "recipe.py"
     path.write_text(program)
-    words = [path] if "# %%" not in program else ["-c", NOTEBOOK, path]
+    words = [str(path)] if "# %%" not in program else ["-c", NOTEBOOK, str(path)]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONWARNINGS": "error"}
-    return subprocess.run(
+    return warm.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=60, check=False,
         cwd=folder, env=os.environ | offline | variables,
     )  # fmt: skip
@@ -263,14 +264,14 @@ with scheduler.open(
 def test_killed_and_run_again_it_asks_only_for_what_has_no_answer(tmp_path):
     with running_server("--latency", "20ms") as url:
         words = [sys.executable, "-c", CRASHING, url]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        with warm.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
             assert process.stdout is not None
             while process.stdout.readline() != "50\n":
                 assert process.poll() is None
             process.kill()
             answered = 50 + len(process.stdout.read().splitlines())
 
-        done = subprocess.run(
+        done = warm.run(
             words, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
         )
         billed = httpx.get(f"{url.removesuffix('/v1')}/billed").json()["calls"]

@@ -6,7 +6,6 @@ import os
 import pickle
 import sqlite3
 import stat
-import subprocess
 import sys
 import threading
 import traceback
@@ -20,6 +19,7 @@ from scheduler import Budget, Request, Scheduler, events
 from scheduler.errors import CallFailed, ConfigError
 from scheduler.providers.answers import read_answer
 from scheduler.providers.openai import OpenAI
+from tests import warm
 
 MARKER = "marker-7f3a9c"
 KEY = f"sk-{MARKER}-Zm9vYmFyYmF6cXV4"
@@ -106,7 +106,7 @@ def environment(**more):
 
 def run(folder, *words, umask=-1, **more):
     """A command; gives its code and all that it wrote to its two streams."""
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "scheduler", *words], cwd=folder, env=environment(**more),
         capture_output=True, timeout=60, umask=umask, check=False,
     )  # fmt: skip

@@ -24,11 +24,11 @@ from scheduler import (
     StreamEvent,
 )
 from scheduler.core.stream import ROOM
-from scheduler.providers.simulated.server import running_server
 from scheduler.providers.sse import EventParser
 from scheduler.providers.streaming import Assembly, read_stream, streamed_body
 from scheduler.request import CHAT, MESSAGES, RESPONSES
 from scheduler.testing import VirtualClock, run
+from tests.warm import running_server
 
 PRICES = {"sim-small": "0.15/0.60"}
 

@@ -264,7 +264,8 @@ def test_pytests_timeout_ends_a_parked_test_at_no_cost(here, method):
     here.write("llm.py", limit=NOTHING)
     (here.path / "test_it.py").write_text(PYTEST.replace("{method}", method))
 
-    done = here.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py")
+    words = ("-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "test_it.py")
+    done = here.run("-m", "pytest", *words, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
     assert done.returncode == 1
     assert "Timeout" in done.stdout + done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,8 @@ from scheduler import (
     Simulated,
 )
 from scheduler.adapters import shapes
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 ASKED = {"model": "sim-small", "messages": MESSAGES, "max_tokens": 12}
@@ -229,7 +229,7 @@ async def main():
 asyncio.run(main())
 """
     for store in ("None", f"{str(tmp_path / 's.db')!r}"):
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-c", program.replace("STORE", store)],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip

@@ -19,7 +19,8 @@ import pytest
 import scheduler
 from scheduler import BlockingScheduler, Budget, Request, Scheduler, SchedulerClosed, Simulated
 from scheduler.providers.simulated.bill import SIMULATED_PRICES
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 PROMPTLY_S = 5.0  # with much room, for slow machines; it takes tenths
 
@@ -40,7 +41,7 @@ def spend(s: BlockingScheduler) -> dict[str, int]:
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a program, which has to end by itself."""
-    return subprocess.run(
+    return warm.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=90, check=False
     )
 
@@ -305,9 +306,7 @@ except KeyboardInterrupt:
 def interrupt(how: str, url: str, store: str = "", limit: str = "$0", latency: str = "0s") -> str:
     """Interrupt a program that waits; what it prints."""
     words = [sys.executable, "-c", INTERRUPTED, how, url, store, limit, latency]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "waits\n"

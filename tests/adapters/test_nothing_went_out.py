@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from scheduler import Budget, Scheduler
-from scheduler.providers.simulated.server import running_server
 from scheduler.testing import run
 from tests.test_parts import ANSWER, BODY, COST, URL, client_of, counts, scheduler
+from tests.warm import running_server
 
 TIMES = 7  # more than it takes for a provider to be taken for down
 

@@ -10,6 +10,7 @@ import pytest
 from scheduler.budget import Budget, parse_caps
 from scheduler.cli.budget import explained, explanation
 from scheduler.stores import open_store
+from tests import warm
 
 
 def at_ms(text):
@@ -237,7 +238,7 @@ def test_an_audit_exits_1_when_a_balance_is_off(cli, filled):
 def test_the_module_runs_as_the_command(filled):
     words = [sys.executable, "-m", "scheduler", "budget", "list", "--json", "--store", str(filled)]
 
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    done = warm.run(words, capture_output=True, text=True, timeout=60, check=True)
 
     assert json.loads(done.stdout)[0]["name"] == "default"
 
@@ -247,7 +248,7 @@ def test_a_reader_that_goes_away_is_no_error(filled):
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as gone:
-        done = subprocess.run(words, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = warm.run(words, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60)
 
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr

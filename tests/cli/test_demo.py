@@ -9,6 +9,7 @@ import pytest
 from scheduler.cli.demo import write_prompts
 from scheduler.cli.demo_account import Seen, account, limit_rows
 from scheduler.stats import Audit, Discrepancy, SpendRow
+from tests import warm
 
 SPEND = [SpendRow("sim-small", 50, 400, 0, 0, 900), SpendRow("sim-large", 10, 600, 0, 0, 100)]
 CLEAN = Audit(2, 60)
@@ -63,7 +64,7 @@ def test_an_account_in_which_one_number_is_off_is_not_exact(change, wrong):
 def test_the_demo_shows_parking_a_reset_a_raise_and_an_exact_account(tmp_path):
     words = [sys.executable, "-m", "scheduler", "demo", "--fast", "--dir", str(tmp_path / "demo")]
 
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    done = warm.run(words, capture_output=True, text=True, timeout=90)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"parked: budget 'default': .* missing of .*; resumes ", done.stderr)
@@ -100,7 +101,7 @@ def test_a_limit_that_was_passed_is_told():
 def test_a_demo_that_is_asked_to_end_leaves_no_process_behind(tmp_path):
     folder = tmp_path / "demo"
     words = [sys.executable, "-m", "scheduler", "demo", "--dir", str(folder)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         url = next(re.search(r"listens at (\S+)", line)[1] for line in process.stderr
                    if "listens at" in line)  # fmt: skip
         process.terminate()

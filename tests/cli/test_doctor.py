@@ -1,12 +1,12 @@
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
 from scheduler.cli import doctor
 from scheduler.cli.doctor import Verdict
+from tests import warm
 
 CHECKS = [
     "python",
@@ -171,8 +171,8 @@ def test_debugging_shows_where_an_error_comes_from(tmp_path):
     words = [sys.executable, "-m", "scheduler", "status", "--store", str(tmp_path / "x.db")]
     env = {**os.environ, "SCHEDULER_DEBUG": "1"}
 
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env)
-    quiet = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    told = warm.run(words, capture_output=True, text=True, timeout=60, env=env)
+    quiet = warm.run(words, capture_output=True, text=True, timeout=60)
 
     assert told.returncode == quiet.returncode == 3
     assert "Traceback" in told.stderr

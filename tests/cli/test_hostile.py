@@ -25,6 +25,7 @@ from scheduler.cli.status import sentence
 from scheduler.errors import PriceUnknown, ProviderRefused
 from scheduler.guards.plain import about, logger_of, one_line, shell_word
 from scheduler.shortfall import ParkReason, Shortfall
+from tests import warm
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred\nerror: forged line\r\n\x9b2J\u202egnp\u2066\u200b\u2028\ttab\x7f [bold]:skull: é€"
 ODD = "--x [red]$(touch owned)`touch owned`;'\"\\ é€"
@@ -106,7 +107,7 @@ def hostile_store(tmp_path_factory):
 
 
 def command(folder, *words, **more):
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "scheduler", *words], cwd=folder, capture_output=True, timeout=60,
         check=False, env={**os.environ, "SCHEDULER_STORE": "scheduler.db", **more},
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import urllib.request
 from contextlib import ExitStack
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 KEY = "sk-test-1234567890"
 PRICE = ("--price", "sim-small=0.15/0.60")
@@ -34,7 +34,7 @@ def write(models, **more):
 
 
 def run(*words, command="run"):
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-m", "scheduler", command, "p.jsonl", *words],
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_an_empty_purse_at_the_provider_ends_a_run_that_may_not_wait_and_loses_n
     write(["sim-small"] * 30)
     with running_server("--fail", f"{fault}=1") as url:
         done = run("--base-url", url, *PRICE, "--on-exhausted", "stop")
-        status = subprocess.run([sys.executable, "-m", "scheduler", "status", "--json"],
+        status = warm.run([sys.executable, "-m", "scheduler", "status", "--json"],
                                 capture_output=True, text=True, check=True)  # fmt: skip
 
     assert done.returncode == 75, done.stderr

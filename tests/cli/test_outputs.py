@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 SIM = ("--base-url", "sim:", "--budget", "$1")
@@ -46,7 +47,7 @@ def write(*each, name: str = "p.jsonl") -> None:
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+    process = warm.Popen(
         [*COMMAND, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     STARTED.append(process)
@@ -54,9 +55,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def run(*words: str):
-    return subprocess.run(
-        [*COMMAND, *words], capture_output=True, text=True, timeout=60, check=False
-    )
+    return warm.run([*COMMAND, *words], capture_output=True, text=True, timeout=60, check=False)
 
 
 def ids(name: str) -> list[str]:
@@ -367,7 +366,7 @@ def test_what_a_run_is_not_given_any_more_is_told_and_is_no_work_of_its_own(kept
 
 
 def test_what_a_slow_pipe_has_brought_is_sent_before_more_comes():
-    process = subprocess.Popen(
+    process = warm.Popen(
         [*COMMAND, "run", "-", "-o", "out.jsonl", *SIM], stdin=subprocess.PIPE,
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -1,10 +1,8 @@
 """To look at a store nothing has to be written; and a store's password is shown to nobody."""
 
-import ctypes
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 
@@ -14,6 +12,7 @@ import pytest
 from scheduler import Budget, Request, Scheduler, Simulated
 from scheduler.errors import ConfigError, StoreError
 from scheduler.stores import open_store
+from tests import warm
 from tests.test_hidden_keys import frames
 from tests.test_secrets import MARKER, shown
 
@@ -31,18 +30,32 @@ OVERRIDES = (1, 2, 3)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER: what
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files have other rights there")
 
 
-def drop_overrides():
-    """In a new process: rights of files hold for root, too."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    for each in OVERRIDES:
-        prctl(24, each, 0, 0, 0)  # PR_CAPBSET_DROP
+# Rights of files hold for root, too, in a process that begins with this.
+POWERLESS = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and those beyond 32
+assert libc.capget(header, sets) == 0
+for each in {OVERRIDES}:
+    for number in range(3):
+        sets[number] &= ~(1 << each)
+assert libc.capset(header, sets) == 0
+"""
+COMMAND = """
+import sys
+sys.argv[0] = "scheduler"
+from scheduler.cli.entry import main
+main()
+"""
 
 
 def limited(folder, *words):
     """A command of somebody for whom the rights of files hold."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scheduler", *words], cwd=folder, capture_output=True, text=True,
-        preexec_fn=drop_overrides if os.geteuid() == 0 else None, timeout=60, check=False,
+    program = POWERLESS + COMMAND if os.geteuid() == 0 else COMMAND
+    done = warm.run(
+        [sys.executable, "-c", program, *words], cwd=folder, capture_output=True, text=True,
+        timeout=60, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -82,7 +95,7 @@ else:
     db.executemany("INSERT INTO much VALUES (?)", [("x" * 5000,)] * 500)
 os._exit(9)
 """
-    subprocess.run([sys.executable, "-c", script], check=False)
+    warm.run([sys.executable, "-c", script], check=False)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ URLS = [
 def test_a_stores_password_is_shown_to_nobody(url, tmp_path):
     for words in ("status", "queue", "doctor", "status --json", "audit --json", "budget list", "spend",
                   "prune --before 1d")[:4]:  # fmt: skip
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "scheduler", *words.split(), "--store", url], cwd=tmp_path,
             capture_output=True, check=False, env={**os.environ, "SCHEDULER_DEBUG": "1"},
         )  # fmt: skip

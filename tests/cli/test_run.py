@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 COMMAND = [sys.executable, "-m", "scheduler"]
 
@@ -47,7 +48,7 @@ def run(*words: str, command: str = "run", stdin: str | None = None):
     words = (command, *words)
     if command == "run" and "--base-url" not in words:
         words = (*words, "--base-url", "sim:")
-    return subprocess.run(
+    return warm.run(
         [*COMMAND, *words], capture_output=True, text=True, timeout=60, input=stdin, check=False
     )
 
@@ -485,7 +486,7 @@ def test_a_results_file_removed_while_it_runs_is_written_again_by_the_next_run(p
 
 
 def test_an_interrupt_does_not_wait_for_whoever_writes_to_stdin(place):
-    process = subprocess.Popen(
+    process = warm.Popen(
         [*COMMAND, "run", "-", "-o", "out.jsonl", "--base-url", "sim:"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -506,9 +507,7 @@ def test_an_interrupt_does_not_wait_for_whoever_writes_to_stdin(place):
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return warm.Popen([*COMMAND, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, seconds: float = 20) -> None:

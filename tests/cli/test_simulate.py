@@ -8,13 +8,14 @@ import pytest
 
 from scheduler.cli.simulate import pairs
 from scheduler.errors import ConfigError
+from tests import warm
 
 
 def test_the_simulated_provider_answers_and_keeps_its_own_bill():
     words = [sys.executable, "-m", "scheduler", "simulate", "--port", "0", "--json",
              "--output-tokens", "7", "--price", "mine=1000/2000"]  # fmt: skip
     question = {"model": "mine", "messages": [{"role": "user", "content": "hello"}]}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process, httpx.Client(trust_env=False) as client:
         try:
             url = json.loads(process.stdout.readline())["url"].removesuffix("/v1")

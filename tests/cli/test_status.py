@@ -10,6 +10,7 @@ import pytest
 from scheduler.budget import Unit
 from scheduler.cli.status import sentence
 from scheduler.shortfall import ParkReason, Shortfall
+from tests import warm
 
 NOW_MS = 1_796_000_000_000
 
@@ -148,7 +149,7 @@ def test_the_queue_tells_why_a_request_failed(cli, filled):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_watching_looks_again_and_ctrl_c_ends_it_well(filled, options):
     words = [sys.executable, "-m", "scheduler", "status", "--watch", "--store", str(filled)]
-    process = subprocess.Popen([*words, *options], stdout=subprocess.PIPE, text=True)
+    process = warm.Popen([*words, *options], stdout=subprocess.PIPE, text=True)
     with process:
         marks = 0
         for line in process.stdout:

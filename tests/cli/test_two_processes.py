@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+from tests import warm
 from tests.processes.harness import wait_for
 
 RUN = """
@@ -31,7 +32,7 @@ asyncio.run(main(*sys.argv[1:]))
 def running(store, spec):
     """A process that asks six questions at $0.30 each."""
     words = [sys.executable, "-c", RUN, str(store), spec]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = warm.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import urllib.request
 
-from scheduler.providers.simulated.server import running_server
+from tests import warm
+from tests.warm import running_server
 
 ASK = """
 import asyncio, sys
@@ -26,7 +27,7 @@ def test_three_processes_share_a_limit_and_none_is_refused(tmp_path):
     with running_server("--rpm", "1200", "--latency", "50ms") as url:
         words = [sys.executable, "-c", ASK, str(tmp_path / "scheduler.db"), url]
         asking = [
-            subprocess.Popen([*words, f"p{n}"], stdout=subprocess.PIPE, text=True) for n in range(3)
+            warm.Popen([*words, f"p{n}"], stdout=subprocess.PIPE, text=True) for n in range(3)
         ]
         answers = [each.communicate(timeout=90)[0].strip() for each in asking]
         with urllib.request.urlopen(url.removesuffix("/v1") + "/billed") as told:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from scheduler.budget import Budget
 from scheduler.clock import SystemClock
 from scheduler.stats import Audit
 from scheduler.stores.base import Store
 from scheduler.stores.sqlite import SqliteStore
+from tests import warm
 
 WAIT_S = 40.0
 
@@ -38,6 +37,12 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -
     raise AssertionError(f"waited {seconds:g} s for {what}")
 
 
+def look(url: str) -> Any:
+    """What is told there, as JSON; without a client's TLS, which takes longer than all else."""
+    with urllib.request.urlopen(url, timeout=10) as told:
+        return json.load(told)
+
+
 @dataclass
 class Server:
     """A simulated provider that can be killed and started again on the same port."""
@@ -50,13 +55,13 @@ class Server:
     def start(self) -> None:
         port = () if not self.url else ("--port", self.url.rpartition(":")[2].partition("/")[0])
         words = [sys.executable, "-m", "scheduler.providers.simulated.server", *self.options, *port]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        self.process = warm.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = json.loads(self.process.stdout.readline())["url"]
 
     def bill(self) -> dict[str, Any]:
         """What it has billed since it was started."""
-        return httpx.get(self.url.removesuffix("/v1") + "/billed", timeout=10).json()
+        return look(self.url.removesuffix("/v1") + "/billed")
 
     def billed_nusd(self) -> int:
         """What it and those before it have billed."""
@@ -91,11 +96,9 @@ class Children:
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
-        child = subprocess.Popen(
-            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment,
-        )  # fmt: skip
+        child = warm.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self.running.append(child)
         return child
 

@@ -16,24 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests import warm
 from tests.processes.everything.check import Findings, check_files, check_ledger
 from tests.processes.everything.faults import FAULTS, Fault
 from tests.processes.everything.lines import KINDS, MAX_LINE_BYTES, PLAIN, Kind, batch, write
 from tests.processes.everything.wire import KEY, PRICE
-from tests.processes.harness import File, wait_for
+from tests.processes.harness import File, look, wait_for
 
-LINES = 2_000
-RUN_S = 75  # until a run that should have ended is given up
+LINES = 1_300  # a third of them plain, which bad ones must not disturb
+RUN_S = 240  # until a run that should have ended is given up
 
 
 @contextlib.contextmanager
 def bad_server() -> Iterator[str]:
     """Its base URL."""
     words = [sys.executable, "-m", "tests.processes.everything.server"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with warm.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield json.loads(process.stdout.readline())["url"]
@@ -60,7 +60,7 @@ class World:
         self.results, self.errors = self.folder / "out.jsonl", self.folder / "out.errors.jsonl"
         self.file = File(self.folder / "scheduler.db")
         (self.folder / "scheduler.toml").write_text(
-            f'[provider.other]\nkind = "openai"\nbase_url = "{self.url}"\ntimeout = "4s"\n'
+            f'[provider.other]\nkind = "openai"\nbase_url = "{self.url}"\ntimeout = "6s"\n'
         )
 
     def start(self) -> subprocess.Popen[str]:
@@ -69,7 +69,7 @@ class World:
         free = ("--price", "omni-moderation-latest=0/0")
         return self.popen(
             "run", str(self.source), "-o", str(self.results), "--base-url", self.url, "--budget",
-            "$1000", "--timeout", "4s", "--max-line-bytes", str(MAX_LINE_BYTES), *prices, *free,
+            "$1000", "--max-attempts", "5", "--timeout", "6s", "--max-line-bytes", str(MAX_LINE_BYTES), *prices, *free,
         )  # fmt: skip
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
@@ -77,7 +77,7 @@ class World:
             **os.environ, "SCHEDULER_STORE": f"sqlite:///{self.file.path}", "OPENAI_API_KEY": KEY,
         }  # fmt: skip
         environment.pop("ANTHROPIC_API_KEY", None)
-        self.process = subprocess.Popen(
+        self.process = warm.Popen(
             [sys.executable, "-m", "scheduler", *words], cwd=self.folder, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -110,7 +110,7 @@ class World:
         return self.server("/billed")
 
     def server(self, path: str) -> dict[str, Any]:
-        return httpx.get(self.url.removesuffix("/v1") + path, timeout=10).json()
+        return look(self.url.removesuffix("/v1") + path)
 
     def findings(self, is_exact: bool) -> Findings:
         """All that is wrong, after a run."""
@@ -147,7 +147,7 @@ class World:
         return f"{found}\n\nthe runs said:\n" + "\n--\n".join(each[-3_000:] for each in self.said)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_every_good_line_is_answered_once_and_every_bad_one_explained_once(tmp_path):
     faults = tuple(fault for fault in FAULTS if not fault.wants_credit)
     with bad_server() as url:
@@ -162,7 +162,7 @@ def test_every_good_line_is_answered_once_and_every_bad_one_explained_once(tmp_p
     assert not found.found, world.tell(found)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_and_also_when_the_run_is_killed_in_the_middle(tmp_path):
     """What was in flight may be paid twice; it is answered once all the same.
 
@@ -188,7 +188,7 @@ def test_and_also_when_the_run_is_killed_in_the_middle(tmp_path):
             found.add("run", f"it ended with {code}")
         world.check_rerun(found)
     assert counted_nusd >= bill["billed_nusd"]
-    assert 300 < killed_after < LINES * 0.9
+    assert LINES / 5 < killed_after < LINES * 0.9
     assert not found.found, world.tell(found)
 
 

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from tests import warm
+
 BEGINNING = """
 import asyncio, sys
 from scheduler import Budget, FunctionProvider, Quote, Request, Scheduler
@@ -148,7 +150,7 @@ def test_the_interpreter_ends_and_the_next_one_goes_on(name, tmp_path):
 
 
 def run(program: str, path: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return warm.run(
         [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=20,
         check=False,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from scheduler.providers import descriptors
+from tests import warm
 
 resource = pytest.importorskip("resource")
 
@@ -34,7 +35,7 @@ asyncio.run(main())
 def url():
     words = [sys.executable, "-m", "scheduler", "simulate", "-p", "0", "--latency", "100ms",
              "--price", "m=1/1", "--json"]  # fmt: skip
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield json.loads(server.stdout.readline())["url"]
     finally:
@@ -45,7 +46,7 @@ def url():
 
 @pytest.mark.parametrize(("soft", "hard", "warnings"), [(64, 64, 1), (64, 4096, 0), (256, 256, 1)])
 def test_calls_at_once_stay_below_the_limit_of_files(url, tmp_path, soft, hard, warnings):
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", RUN, url, str(soft), str(hard), str(tmp_path / "s.db")],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

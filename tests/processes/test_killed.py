@@ -21,7 +21,7 @@ def is_there(file, child):
     return bool(found) or child.poll() is not None
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_dozens_of_times_a_batch_loses_nothing_and_overspends_nothing(
     tmp_path, file, children
 ):
@@ -39,9 +39,13 @@ def test_killed_dozens_of_times_a_batch_loses_nothing_and_overspends_nothing(
         for number in range(KILLS):
             child = children.start(*words)
             wait_for(lambda: is_there(file, child), "a start")  # noqa: B023
-            until_s = time.monotonic() + rng.random()
+            # The first after a raise is killed in its work, however slow the machine is.
+            goal = provider.bill()["calls"] + (rng.randint(1, 20) if number % 4 == 0 else 0)
+            wait_for(lambda: provider.bill()["calls"] >= goal, "some calls")  # noqa: B023
+            until_s = time.monotonic() + rng.uniform(0, 0.6)
             while time.monotonic() < until_s:
                 check_ledger(file, provider)
+                time.sleep(0.02)
             child.kill()
             child.communicate()
             sent_twice_at_most += file.in_flight()
@@ -53,7 +57,7 @@ def test_killed_dozens_of_times_a_batch_loses_nothing_and_overspends_nothing(
         file.define(Budget("default", "$1"))
 
         last = children.start(*words)
-        _, errors = last.communicate(timeout=120)
+        _, errors = last.communicate(timeout=240)
 
         assert last.returncode == 0, f"seed {seed}: {errors}"
         assert sorted(results(out)) == sorted(f"r{n}" for n in range(PROMPTS)), f"seed {seed}"

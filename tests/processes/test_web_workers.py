@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 from decimal import Decimal
@@ -18,8 +17,9 @@ import httpx
 import pytest
 
 from scheduler.budget import parse_caps
-from scheduler.providers.simulated.server import running_server
+from tests import warm
 from tests.processes.harness import wait_for
+from tests.warm import running_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LATENCY = ("--latency", "100ms", "--output-tokens", "20", "--output-sigma", "0")
@@ -38,7 +38,7 @@ def workers(count, folder, file, provider_url):
         "--workers", str(count), "--timeout-graceful-shutdown", "2",
     ]  # fmt: skip
     with log.open("w") as out:
-        process = subprocess.Popen(
+        process = warm.Popen(
             [sys.executable, *words], stdout=out, stderr=out, env=environment,
             start_new_session=True,
         )  # fmt: skip
@@ -108,7 +108,7 @@ class Looker:
 def scheduler(*words, file):
     """What a command says, in another process."""
     command = [sys.executable, "-m", "scheduler", *words, "--store", str(file.path), "--json"]
-    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=20).stdout)
+    return json.loads(warm.run(command, capture_output=True, check=True, timeout=20).stdout)
 
 
 @pytest.mark.timeout(60)

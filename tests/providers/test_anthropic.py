@@ -9,7 +9,7 @@ from scheduler import Anthropic, Budget, ProviderRefused, Request, Scheduler
 from scheduler.prices.rates import Rates
 from scheduler.prices.usage import extract_usage
 from scheduler.providers.anthropic_chat import Untranslatable, to_chat, to_messages
-from scheduler.providers.simulated.server import running_server
+from tests.warm import running_server
 
 KEY = "sk-ant-secret-123456"
 PRICES = {"sim-small": "0.15/0.60"}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ from scheduler import ConfigError, OpenAI, PriceUnknown, Request, Scheduler
 from scheduler.config import load_config
 from scheduler.errors import ProviderRefused
 from scheduler.providers.address import read_address
+from tests import warm
 
 pytestmark = pytest.mark.anyio
 
@@ -275,7 +275,7 @@ def test_the_command_line_takes_the_url_as_azures_page_shows_it(server, monkeypa
     Path("p.jsonl").write_text(json.dumps({"model": "gpt-4o", "messages": [
         {"role": "user", "content": "hi"}], "max_tokens": 5}) + "\n")  # fmt: skip
     url = f"{server.url}/openai/deployments/prod/chat/completions?{V}"
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "scheduler", "run", "p.jsonl", "--base-url", url],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from scheduler.providers.simulated.server import running_server
+from tests.warm import running_server
 
 pytestmark = pytest.mark.filterwarnings("default")  # what they warn of is theirs
 

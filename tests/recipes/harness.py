@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.budget import parse_caps
+from tests import warm
 from tests.processes.harness import File, Server, server, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ class Place:
 
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run Python here, to its end."""
-        return subprocess.run(
+        return warm.run(
             [sys.executable, *words], capture_output=True, text=True, timeout=110, check=False,
             cwd=self.path, env=self.environment | more,
         )  # fmt: skip
@@ -58,7 +59,7 @@ class Place:
         """Python with these words, in a group of processes of which none outlives the block."""
         log = self.path / f"log-{len(list(self.path.glob('log-*')))}"
         with log.open("w") as out:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 [sys.executable, *words], stdout=out, stderr=out, cwd=self.path,
                 env=self.environment | more, start_new_session=True,
             )  # fmt: skip

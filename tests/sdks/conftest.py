@@ -13,8 +13,8 @@ import pytest
 
 from scheduler import Budget, Scheduler
 from scheduler.providers.simulated.bill import SIMULATED_PRICES
-from scheduler.providers.simulated.server import running_server
 from tests.sdks.kits import Kit, close
+from tests.warm import running_server
 
 
 @dataclass

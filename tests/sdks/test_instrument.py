@@ -381,23 +381,6 @@ async def test_google_goes_by_aiohttp_and_is_counted(service):
         assert s.stats().posted_nusd == counted(s) == service.since("billed_nusd") > 0
 
 
-async def test_litellms_aiohttp_beneath_httpx_is_counted_once(service):
-    litellm = pytest.importorskip("litellm")
-
-    async with make_scheduler() as s:
-        with scheduler.instrument(s):
-            for streams in (False, True):
-                answer = await litellm.acompletion(
-                    f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
-                    max_tokens=30, num_retries=0, stream=streams,
-                )  # fmt: skip
-                if streams:
-                    assert [chunk async for chunk in answer]
-
-        assert s.stats().succeeded == service.since("calls") == 2
-        assert counted(s) == service.since("billed_nusd") > 0
-
-
 # What cannot be reached is said
 
 

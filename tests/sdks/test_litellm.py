@@ -7,9 +7,10 @@ import os
 
 import pytest
 
-from scheduler import BudgetExceeded, ConfigError, PriceUnknown
+import scheduler
+from scheduler import BudgetExceeded, ConfigError, DeadlineExceeded, PriceUnknown, refusal_of
 from tests.sdks.conftest import counted, make_scheduler, until
-from tests.sdks.kits import IS_NEWEST
+from tests.sdks.kits import IS_NEWEST, MODEL, said
 
 pytestmark = [
     pytest.mark.anyio,
@@ -37,10 +38,6 @@ def options(service):
         "max_tokens": 30,
         "max_retries": 0,
     }
-
-
-def said(prompt):
-    return [{"role": "user", "content": prompt}]
 
 
 async def test_acompletion_parks_and_is_settled_by_its_usage(litellm, options, service):
@@ -296,3 +293,32 @@ async def test_one_call_is_one_request_whatever_the_sdk_would_do(litellm, option
             with pytest.raises(litellm.InternalServerError):
                 await s.call(function, messages=said("Hi"), **asked)
             assert failing.since("received") - before == 1
+
+
+async def test_litellms_aiohttp_beneath_httpx_is_counted_once(litellm, service):
+    async with make_scheduler() as s:
+        with scheduler.instrument(s):
+            for streams in (False, True):
+                answer = await litellm.acompletion(
+                    f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
+                    max_tokens=30, num_retries=0, stream=streams,
+                )  # fmt: skip
+                if streams:
+                    assert [chunk async for chunk in answer]
+
+        assert s.stats().succeeded == service.since("calls") == 2
+        assert counted(s) == service.since("billed_nusd") > 0
+
+
+async def test_litellm_raises_its_own_behind_which_it_stands(litellm, service):
+    async with make_scheduler(0) as s:
+        with (
+            scheduler.instrument(s), s.tag(max_wait=0.05),
+            pytest.raises(Exception, match="not sent in time") as caught,
+        ):  # fmt: skip
+            await litellm.acompletion(
+                f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
+                max_tokens=30, num_retries=0, max_retries=0,
+            )  # fmt: skip
+
+    assert isinstance(refusal_of(caught.value), DeadlineExceeded)

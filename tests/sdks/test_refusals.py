@@ -7,10 +7,9 @@ import asyncio
 import pytest
 import tenacity
 
-import scheduler
-from scheduler import BudgetExceeded, CallFailed, DeadlineExceeded, refusal_of
+from scheduler import BudgetExceeded, CallFailed, refusal_of
 from tests.sdks.conftest import make_scheduler
-from tests.sdks.kits import MODEL, OPENAI, said
+from tests.sdks.kits import MODEL, OPENAI
 
 pytestmark = [
     pytest.mark.anyio,
@@ -113,22 +112,6 @@ async def test_pydantic_ai_raises_its_own_of_which_it_is_the_cause(service):
 
     assert isinstance(refusal_of(caught.value), BudgetExceeded)
     assert not isinstance(caught.value, BudgetExceeded)
-
-
-async def test_litellm_raises_its_own_behind_which_it_stands(service):
-    litellm = pytest.importorskip("litellm")
-
-    async with make_scheduler(0) as s:
-        with (
-            scheduler.instrument(s), s.tag(max_wait=0.05),
-            pytest.raises(Exception, match="not sent in time") as caught,
-        ):  # fmt: skip
-            await litellm.acompletion(
-                f"openai/{MODEL}", said("Hi"), api_base=f"{service.url}/v1", api_key="k",
-                max_tokens=30, num_retries=0, max_retries=0,
-            )  # fmt: skip
-
-    assert isinstance(refusal_of(caught.value), DeadlineExceeded)
 
 
 async def test_tenacity_around_an_sdk_says_which_refusal_it_was(service):

@@ -269,6 +269,11 @@ class Disk(apsw.VFS):
         self._synced: dict[str, bytes | None] = {}
         self._changes: dict[str, list[Change]] = {}
 
+    def forget(self) -> None:
+        """What there was before is of no interest any more."""
+        self._synced.clear()
+        self._changes.clear()
+
     def arm(self, fault: Fault | None) -> None:
         self.fault, self._matched = fault, 0
 

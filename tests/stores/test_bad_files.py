@@ -16,6 +16,7 @@ from scheduler.budget import Budget
 from scheduler.errors import StoreError, StoreLocked
 from scheduler.stores import file as stores_file
 from scheduler.stores.sqlite import SqliteStore
+from tests import warm
 from tests.stores import newest
 from tests.stores.conformance import T0, new
 from tests.stores.disk import World, bench_on, work
@@ -113,7 +114,7 @@ def test_a_file_that_may_not_be_written_is_a_clear_error(path, file_mode, folder
         path.chmod(file_mode)
     path.parent.chmod(folder_mode)
     try:
-        said = subprocess.run(
+        said = warm.run(
             [sys.executable, "-c", POWERLESS, str(path)], capture_output=True, text=True, timeout=30
         )
     finally:
@@ -185,7 +186,7 @@ sys.stdin.readline()
 def holding(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that has the file to itself until its input ends."""
     command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with warm.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout.readline() == b"held\n"
             yield holder

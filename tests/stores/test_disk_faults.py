@@ -22,6 +22,7 @@ from scheduler.budget import Budget
 from scheduler.errors import StoreError
 from scheduler.request import Request
 from scheduler.stores.sqlite import SqliteStore
+from tests import warm
 from tests.conftest import Bench as Provider
 from tests.conftest import ask
 from tests.stores import newest
@@ -108,6 +109,7 @@ class Broken:
 async def break_at(rig: Rig, path: Path, after: int, fault: Fault) -> Broken:
     """Do the work; after so many answers the disk begins to count to its fault."""
     done = Broken(World())
+    rig.disk.forget()
 
     def step() -> None:
         done.answered += 1
@@ -271,7 +273,7 @@ def test_a_batch_on_a_full_disk_ends_with_a_clear_error_and_finishes_when_there_
             f"sys.argv = {words}\n"
             "runpy.run_module('scheduler', run_name='__main__')"
         )
-        return subprocess.run(
+        return warm.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30
         )
 
