@@ -25,6 +25,7 @@ from scheduler.adapters.dialects import asks
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
 from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
+from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
 _USUAL_RETRIES = 2
@@ -45,13 +46,18 @@ def link(client: Any, door: Door, is_said: bool = False) -> Any:
         ConfigError: It is wrapped already.
     """
     inner, made = client._client, client
-    shadowed = shadow(unwrapped(inner), door)
     _unhook(client)
+    shadowed = _counted(client, shadow(unwrapped(inner), door))
     if not isinstance(getattr(type(client), "_client", None), property) and not _is_patched(client):
         made = _copy(client, inner, shadowed)
     made._client = shadowed
     _hook(made, door, is_said)
     return made
+
+
+def _counted(client: Any, shadowed: Any) -> Any:
+    """The HTTP client that a client of ours has; if its identity sends by another one, its own."""
+    return shadowed.original if _sends_elsewhere(client) else shadowed
 
 
 # The copy
@@ -175,7 +181,7 @@ class _Own(functools.partial[Any]):
 def _hook(client: Any, door: Door, is_said: bool) -> None:
     """Have a client, whose HTTP client goes through the door, note what it asks."""
     is_async = inspect.iscoroutinefunction(client._prepare_options)
-    setattr(client, _HOOKED, {name: vars(client).get(name) for name in _OWN})
+    setattr(client, _HOOKED, (door, {name: vars(client).get(name) for name in _OWN}))
     for name, functions in _OWN.items():
         usual = getattr(client, name, None)
         if usual is not None:
@@ -184,8 +190,16 @@ def _hook(client: Any, door: Door, is_said: bool) -> None:
 
 
 def _unhook(client: Any) -> None:
-    """Let a client that was wrapped for another scheduler, which is closed, be as it was."""
-    for name, value in vars(client).pop(_HOOKED, {}).items():
+    """Let a client that was wrapped for another scheduler, which is closed, be as it was.
+
+    Raises:
+        ConfigError: That one is not.
+    """
+    door, usual = vars(client).get(_HOOKED, (None, {}))
+    if door is not None and not door.scheduler.is_closed:
+        raise ConfigError("client", "is wrapped already; use it as it is")
+    vars(client).pop(_HOOKED, None)
+    for name, value in usual.items():
         if value is None:
             vars(client).pop(name, None)
         else:
@@ -215,15 +229,20 @@ async def _attempt_request_async(own: _Hooked, options: Any, **more: Any) -> Any
 
 
 def _send_request(own: _Hooked, request: Any, **options: Any) -> Any:
-    if not _sends_elsewhere(own.client):
+    if _is_counted_below(own.client):
         return own.usual(request, **options)
     return own.door.send_sync(own.client._client, request, options, own.usual)
 
 
 async def _send_request_async(own: _Hooked, request: Any, **options: Any) -> Any:
-    if not _sends_elsewhere(own.client):
+    if _is_counted_below(own.client):
         return await own.usual(request, **options)
     return await own.door.send(own.client._client, request, options, own.usual)
+
+
+def _is_counted_below(client: Any) -> bool:
+    """Whether what a client sends goes through the door by its HTTP client."""
+    return isinstance(client._client, Budgeted) and not _sends_elsewhere(client)
 
 
 def _sends_elsewhere(client: Any) -> bool:
@@ -250,7 +269,11 @@ async def _process_response_async(own: _Hooked, **more: Any) -> Any:
 
 def _copied(own: _Hooked, *args: Any, **options: Any) -> Any:
     made, told = own.usual(*args, **options), own.is_said or "max_retries" in options
-    if not isinstance(getattr(made, "_client", None), Budgeted):
+    inner = getattr(made, "_client", None)
+    is_same = inner is own.client._client and hasattr(made, "_send_request")
+    if isinstance(inner, Budgeted):
+        made._client = _counted(made, inner)
+    elif not is_same:
         return link(made, own.door, told)  # it was given an HTTP client of its own
     _hook(made, own.door, told)
     return made
