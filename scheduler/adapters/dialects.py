@@ -192,7 +192,7 @@ def read_call(path: str, content: bytes) -> Call | None:
         path: Of its URL, without the query.
         content: Its whole body.
     """
-    body = _decode(content)
+    body = decoded(content)
     if body is None:
         return None
     hosted = _hosted(path)
@@ -214,7 +214,8 @@ def read_call(path: str, content: bytes) -> Call | None:
     return Call(url, body, dialect, needed in body)
 
 
-def _decode(content: bytes) -> dict[str, Any] | None:
+def decoded(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is; None: it is none."""
     try:
         body = from_json(content)
     except ValueError:

@@ -21,7 +21,7 @@ from functools import cached_property
 from types import FunctionType, MethodType, NoneType
 from typing import Any, NamedTuple, cast
 
-from scheduler.adapters.dialects import asks
+from scheduler.adapters.dialects import asks, decoded
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
 from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
@@ -349,6 +349,11 @@ def attempting(client: Any, options: Any, span: Any) -> Iterator[None]:
         yield
 
 
+def is_linked(client: Any) -> bool:
+    """Whether a client has methods of its own that note what is asked."""
+    return _HOOKED in vars(client)
+
+
 def retries_told(retries_taken: int) -> int:
     """How often a call was sent again, which the SDK's own loop does not know."""
     call = asked_now()
@@ -356,7 +361,12 @@ def retries_told(retries_taken: int) -> int:
 
 
 def _body(options: Any) -> Any:
+    """What is asked; some write it down themselves."""
     body, more = options.json_data, getattr(options, "extra_json", None)
+    if body is None:
+        body = getattr(options, "content", None)
+    if isinstance(body, bytes | bytearray):
+        return decoded(bytes(body))
     return {**body, **more} if isinstance(body, dict) and isinstance(more, dict) else body
 
 

@@ -197,7 +197,7 @@ class Asking(Renewal):
         if self.options is None:
             return await post(request)
         self.is_made = False
-        prepared = await self._client._prepare_options(_with_body(self.options, body))
+        prepared = await self._client._prepare_options(_asking_for(self.options, request, body))
         made = self._build(prepared, request, retries)
         await self._client._prepare_request(made)
         self._trace(made, request)
@@ -214,7 +214,7 @@ class Asking(Renewal):
         if self.options is None:
             return post(request)
         self.is_made = False
-        prepared = self._client._prepare_options(_with_body(self.options, body))
+        prepared = self._client._prepare_options(_asking_for(self.options, request, body))
         made = self._build(prepared, request, retries)
         self._client._prepare_request(made)
         self._trace(made, request)
@@ -246,11 +246,17 @@ def _told(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"stream": False, **options}
 
 
-def _with_body(options: Any, body: Mapping[str, Any] | None) -> Any:
-    """The same options, but for what they ask."""
+def _asking_for(options: Any, request: Any, body: Mapping[str, Any] | None) -> Any:
+    """The same options, but for what they ask, if that is something else: that body, as requested."""
     made = copy.copy(options)
-    if body is not None and isinstance(made.json_data, Mapping):
+    if body is None:
+        return made
+    if isinstance(made.json_data, Mapping):
         made.json_data, made.extra_json = dict(body), None
+    elif isinstance(made.json_data, bytes | bytearray):
+        made.json_data = request.content
+    elif isinstance(getattr(made, "content", None), bytes | bytearray):
+        made.content = request.content
     return made
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from scheduler.adapters.linked import attempting, begin, note, retries_told
+from scheduler.adapters.linked import attempting, begin, is_linked, note, retries_told
 from scheduler.adapters.renewal import Asking, asking
 from scheduler.adapters.shadow import Budgeted
 
@@ -68,7 +68,9 @@ class Sdks:
         return request if inspect.iscoroutinefunction(original) else request_sync
 
     def _passes(self, client: Any) -> bool:
-        return self.is_over or isinstance(client._client, Budgeted)  # which notes that itself
+        if self.is_over or isinstance(client._client, Budgeted):
+            return True
+        return is_linked(client)  # which notes that itself
 
     def _begin(self, client: Any, options: Any) -> tuple[Asking | None, Any]:
         for kind in type(client).__mro__:

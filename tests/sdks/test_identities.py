@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+import scheduler
 from scheduler import ConfigError
 from tests.sdks.conftest import counted
 from tests.sdks.kits import IS_NEWEST
@@ -116,3 +117,14 @@ async def test_one_that_is_wrapped_is_not_wrapped_again_until_its_scheduler_is_c
         await ask(server, second.wrap(made), sync)
 
         assert second.stats().succeeded == len(server.seen) == 1
+
+
+@ways
+async def test_one_that_is_wrapped_in_an_instrumented_process_is_counted_once(sync):
+    server = Tokens(500, 500, 200)
+    _, client = identified(server, sync, workload_identity=identity())
+    async with quick() as s:
+        with scheduler.instrument(s):
+            await ask(server, s.wrap(client), sync)
+
+        assert (len(server.seen), s.stats().succeeded) == (3, 1)
