@@ -16,7 +16,7 @@ import re
 from scheduler.providers.sse import MAX_EVENT_BYTES
 from scheduler.providers.streaming import Transcript
 
-_LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\r|\n)")
+_END = re.compile(rb"\r\n|\r|\n")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.S)
 _USAGE = b'"usage"'
 _OF_EVENT = (b"data", b"event", b"id")
@@ -32,7 +32,8 @@ class Cutter:
 
     def __init__(self, transcript: Transcript) -> None:
         self._transcript, self._assembly = transcript, transcript.assembly
-        self._rest = b""  # of a line that has not ended
+        self._rest: list[bytes] = []  # of a line that has not ended
+        self._left = 0  # how much that is
         self._event: list[bytes] = []  # lines of an event that has not ended
         self._size = 0  # of these
         self._shown: list[bytes] = []
@@ -53,22 +54,29 @@ class Cutter:
                 self._went.append(b"\n")
                 chunk = chunk[1:]
             self._went = None
-        text, end = self._rest + chunk, 0
-        for found in _LINE.finditer(text):
-            end = found.end()
-            went = self._line(found[0], found[1])
-            if found[0][-1:] == b"\r" and end == len(text):
+        start = 0
+        for found in _END.finditer(chunk):
+            text = b"".join([*self._rest, chunk[start : found.start()]])
+            self._rest.clear()
+            self._left, start = 0, found.end()
+            try:
+                went = self._line(text + found[0], text)
+            except Exception:  # nobody can read on, and nothing is to be lost
+                self._rest.append(chunk[start:])
+                raise
+            if found[0] == b"\r" and start == len(chunk):
                 self._went = went
-        self._rest = text[end:]
-        if len(self._rest) + self._size > MAX_EVENT_BYTES:
+        self._rest.append(chunk[start:])
+        self._left += len(chunk) - start
+        if self._left + self._size > MAX_EVENT_BYTES:
             raise ValueError(f"an event of more than {MAX_EVENT_BYTES:,} bytes")
         return self._take()
 
     def close(self) -> bytes:
         """What is left to show, now that no more comes."""
-        if self._rest or self._event:
-            self._event.append(self._rest)
-            self._rest = b""
+        if self._left or self._event:
+            self._event.append(b"".join(self._rest))
+            self._rest.clear()
             self._end(is_last=True)
         self._release(is_last_word=True)
         return self._take()
@@ -76,8 +84,8 @@ class Cutter:
     def all_left(self) -> bytes:
         """All that was not shown yet, as it came: nobody can tell what it is."""
         self._release(is_last_word=False)
-        self._shown += [*self._event, self._rest]
-        self._event, self._rest = [], b""
+        self._shown += [*self._event, *self._rest]
+        self._event, self._rest = [], []
         return self._take()
 
     def _take(self) -> bytes:
@@ -92,19 +100,20 @@ class Cutter:
             self._event.append(line)
             self._size += len(line)
             return self._event if text else self._end()
-        self._transcript.feed(line)  # a comment, or a blank line: it is not kept waiting
         went = self._later if self._usage else self._shown
-        went.append(line)
+        went.append(line)  # a comment, or a blank line: it is not kept waiting
+        self._transcript.feed(line)
         return went
 
     def _end(self, *, is_last: bool = False) -> list[bytes]:
         """An event is complete: show it, or do not; gives where its last line went."""
-        lines, self._event, self._size = self._event, [], 0
+        lines = self._event
         before, had_ended = self._assembly.events, self._assembly.has_ended
         was_done = self._assembly.is_done
         self._transcript.feed(b"".join(lines))
         if is_last:
             self._transcript.end()
+        self._event, self._size = [], 0
         self._release(is_last_word=self._assembly.is_done and not was_done)
         if self._assembly.events == before or self._transcript.is_refused:
             self._shown += lines

@@ -371,6 +371,38 @@ async def test_an_event_without_end_is_passed_on(monkeypatch):
         assert s.stats().posted_nusd == 0 < s.stats().suspense_nusd
 
 
+@pytest.mark.timeout(60)  # by the square of its size it would take hours
+async def test_a_long_event_is_looked_through_once():
+    def long(asked):
+        yield from (chunk("a" * 2_000_000), chunk("", '"stop"'))
+        if asked:
+            yield told()
+        yield DONE
+
+    bare, seen, stats = await seen_by_both(httpx2, False, STREAMED, long, "raw", cut=10_000)
+
+    assert b"".join(seen[0]) == b"".join(bare[0])
+    assert stats.posted_nusd == 30_000
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40, 100_000])
+@pytest.mark.parametrize("at", range(5))
+async def test_nothing_is_lost_where_nobody_can_read_on(monkeypatch, cut, at):
+    usual, left = Transcript.feed, iter([False] * at + [True] * 99)
+
+    def feed(self, data):
+        if next(left):
+            raise RecursionError
+        return usual(self, data)
+
+    monkeypatch.setattr(Transcript, "feed", feed)
+    bare, seen, stats = await seen_by_both(httpx2, False, STREAMED, with_fields, "raw", cut=cut)
+
+    shown = b"".join(seen[0]).replace(NULL.encode(), b"").replace(f"id: 3\n{told()}".encode(), b"")
+    assert shown == b"".join(bare[0])
+    assert stats.posted_nusd == 0 < stats.suspense_nusd
+
+
 @FAMILIES
 @SYNC
 async def test_the_response_is_the_one_that_the_clients_own_hooks_have_seen(family, sync):
