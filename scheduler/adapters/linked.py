@@ -24,10 +24,11 @@ from typing import Any, NamedTuple, cast
 from scheduler.adapters.dialects import asks, decoded
 from scheduler.adapters.http import Door
 from scheduler.adapters.renewal import Asking, asked_now, asking
-from scheduler.adapters.shadow import Budgeted, shadow, unwrapped
+from scheduler.adapters.shadow import Alike, Budgeted, shadow, through, unwrapped
 from scheduler.errors import ConfigError
 
 NEEDED = ("_client", "request", "_prepare_options", "_build_request", "_process_response")
+_SENDING = ("_send_request", "_attempt_request")  # by one of these, of some, all is sent
 _USUAL_RETRIES = 2
 _AMAZONS = "anthropic.lib.bedrock"  # whose streams come in a form that cannot be followed
 _HOOKED = "_scheduler_hooked"  # where a client keeps what its own methods stand for
@@ -220,12 +221,20 @@ def _request(own: _Hooked, cast_to: Any, options: Any, **more: Any) -> Any:
 
 def _attempt_request(own: _Hooked, options: Any, **more: Any) -> Any:
     with attempting(own.client, options, more.get("call")):
-        return own.usual(options, **more)
+        return _attempt_of(own, is_async=False)(options, **more)
 
 
 async def _attempt_request_async(own: _Hooked, options: Any, **more: Any) -> Any:
     with attempting(own.client, options, more.get("call")):
-        return await own.usual(options, **more)
+        return await _attempt_of(own, is_async=True)(options, **more)
+
+
+def _attempt_of(own: _Hooked, *, is_async: bool) -> Any:
+    """How a client makes an attempt: all that is sent is sent right there."""
+    if _is_counted_below(own.client):
+        return own.usual
+    counted = through(own.client._client, own.door, is_async)
+    return MethodType(own.usual.__func__, Alike(own.client, {"_client": counted}))
 
 
 def _send_request(own: _Hooked, request: Any, **options: Any) -> Any:
@@ -270,11 +279,10 @@ async def _process_response_async(own: _Hooked, **more: Any) -> Any:
 def _copied(own: _Hooked, *args: Any, **options: Any) -> Any:
     made, told = own.usual(*args, **options), own.is_said or "max_retries" in options
     inner = getattr(made, "_client", None)
-    is_same = inner is own.client._client and hasattr(made, "_send_request")
     if isinstance(inner, Budgeted):
         made._client = _counted(made, inner)
-    elif not is_same:
-        return link(made, own.door, told)  # it was given an HTTP client of its own
+    elif not any(isinstance(getattr(made, name, None), MethodType) for name in _SENDING):
+        return link(made, own.door, told)  # its HTTP client, of its own, is all that can be counted
     _hook(made, own.door, told)
     return made
 

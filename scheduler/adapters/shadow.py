@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from scheduler.adapters.http import Door, family_of
@@ -23,6 +24,44 @@ class Budgeted:
     __slots__ = ("door", "original")
     door: Door
     original: Any
+
+
+class Alike:
+    """Another object but for some of its members; what is set on it is set on that.
+
+    Args:
+        original: The other one.
+        instead: Members, by name.
+    """
+
+    __slots__ = ("_instead", "_original")
+
+    def __init__(self, original: Any, instead: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_original", original)
+        object.__setattr__(self, "_instead", instead)
+
+    def __getattr__(self, name: str) -> Any:
+        instead = self._instead
+        return instead[name] if name in instead else getattr(self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._original, name, value)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[misc]
+        return type(self._original)
+
+
+def through(client: Any, door: Door, is_async: bool) -> Any:
+    """What sends as an HTTP client does, by that very client, but through a door."""
+
+    async def send(request: Any, **options: Any) -> Any:
+        return await door.send(client, request, options, client.send)
+
+    def send_sync(request: Any, **options: Any) -> Any:
+        return door.send_sync(client, request, options, client.send)
+
+    return Alike(client, {"send": send if is_async else send_sync})
 
 
 def shadow(client: Any, door: Door) -> Any:

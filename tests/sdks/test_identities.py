@@ -1,4 +1,4 @@
-"""Clients that are allowed by an X.509 identity are counted, and keep the HTTP client they have."""
+"""Clients whose HTTP client is not a counted one are counted all the same: by what they send."""
 
 from __future__ import annotations
 
@@ -102,6 +102,60 @@ async def test_a_copy_with_an_http_client_of_its_own_is_counted(sync):
         await ask(server, s.wrap(client).copy(http_client=other, api_key="k"), sync)
 
         assert s.stats().succeeded == len(server.seen) == 2
+
+
+@ways
+@methods
+@pytest.mark.parametrize("package", ["openai", "anthropic"])
+async def test_a_copy_keeps_the_http_client_that_it_is_given(sync, method, package):
+    first, other = Server(package), Server(package, 500, 200)
+    inner = other.inner(sync)
+    async with quick() as s:
+        client = s.wrap(first.client(sync=sync))
+        made = getattr(client, method)(http_client=inner)
+        assert made._client is inner
+        await ask(other, made, sync)
+
+        assert (len(first.seen), len(other.seen), s.stats().succeeded) == (0, 2, 1)
+        other.statuses[:] = [500, 200]
+        again = made.copy(timeout=3)
+        assert again._client is inner
+        await ask(other, again, sync)
+        assert (len(other.seen), s.stats().succeeded) == (4, 2)
+        await ask(other, first.client(sync=sync).copy(http_client=inner), sync)
+        assert s.stats().succeeded == 2  # what others send by it is not counted
+
+
+@ways
+async def test_a_copy_keeps_it_with_middleware_too(sync):
+    first, other = Server("anthropic"), Server("anthropic", 500, 200)
+    inner, seen = other.inner(sync), []
+
+    def middleware(request, call_next):
+        seen.append(request.retries_taken)
+        return call_next(request)
+
+    async def middleware_async(request, call_next):
+        return await middleware(request, call_next)
+
+    way = middleware if sync else middleware_async
+    async with quick() as s:
+        client = s.wrap(first.client(sync=sync, middleware=[way]))
+        made = client.with_options(http_client=inner)
+        made._calculate_retry_timeout = lambda *args, **more: 0
+        await ask(other, made, sync)
+        assert (seen, len(other.seen), s.stats().succeeded) == ([0, 1], 2, 1)
+
+
+async def test_a_stream_of_such_a_copy_is_settled_by_what_it_tells():
+    other = Server("openai")
+    async with quick() as s:
+        made = s.wrap(Server("openai").client()).copy(http_client=other.inner())
+        chunks = [chunk async for chunk in await other.ask(made, stream=True)]
+        await s.join()
+
+        assert len(chunks) == 1  # nobody asked for the usage
+        assert s.stats().posted_nusd == counted(s) > 0
 
 
 @ways
