@@ -47,8 +47,8 @@ class Alike:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._original, name, value)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._original)
 
 
