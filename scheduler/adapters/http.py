@@ -273,6 +273,7 @@ class HttpVisit(Visit):
         self._good: Any = None  # one that is an answer
         self._answer: Any = None  # what came back last, as its client gives it
         self._unread: Any = None  # a stream that nobody was given, with its connection
+        self._broken: Exception | None = None  # by what that ended before anything of it was seen
         self._was_closed = False
         self._is_lost = False  # a good answer, of which not all came
         self._options, self._tries = options, 0
@@ -321,7 +322,7 @@ class HttpVisit(Visit):
             )  # fmt: skip
         if self._unread is not None:
             await self.there(self._unread.let_go)
-        self._unread = self._came = self._answer = self._failure = None
+        self._unread = self._came = self._answer = self._failure = self._broken = None
         self._is_lost = False
         self._was_closed = self._client.is_closed
         began_s = time.perf_counter()
@@ -365,7 +366,7 @@ class HttpVisit(Visit):
                 400, "the request is signed as it is, so no other model can be asked by it; nothing "
                 "was sent", "signed",
             )  # fmt: skip
-        return await self.there(self._post_once, http, body)
+        return await self.there(self._post_once, http, body, request)
 
     @property
     def _can_sign(self) -> bool:
@@ -396,14 +397,33 @@ class HttpVisit(Visit):
 
     # What a client does where it is: a sync one in its thread
 
-    async def _post_once(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+    async def _post_once(self, request: Any, body: Mapping[str, Any] | None, asked: Request) -> Any:
         response = await self._post_anew(request, body)
         renewal = self._renewal
         if renewal is not None and renewal.cures(response):
             await response.aclose()
             response = await self._post_anew(request, body)
         self._came = response
+        if self._is_to_follow(response):
+            self._unread = self._tee(response, asked)
+            try:
+                await self._unread.read_first()
+            except Exception as exc:
+                self._broken = exc
         return response
+
+    def _is_to_follow(self, response: Any) -> bool:
+        """Whether it is a stream that begins right away.
+
+        Not in a while: what has come of a connection that breaks is there to be read only until
+        then.
+        """
+        is_events = is_stream(response.status_code, response.headers)
+        return self._is_streamed and is_events and not response.is_stream_consumed
+
+    def _tee(self, response: Any, request: Request) -> Tee:
+        made: Tee = of_family(self.family, self.tee_kind)(self, response, self._transcript(request))
+        return made
 
     async def _post_anew(self, request: Any, body: Mapping[str, Any] | None) -> Any:
         is_stale, retries = self._is_stale(body), self._tries
@@ -499,10 +519,14 @@ class HttpVisit(Visit):
     async def _follow(self, request: Request) -> Answer:
         """Hand a stream over to its reader as it comes; settle when they are through."""
         response, self._came = self._came, None
-        tee = of_family(self.family, self.tee_kind)(self, response, self._transcript(request))
-        self._unread = tee
+        tee: Any = self._unread
         try:
-            await self.there(tee.read_first)
+            if tee is None:  # all of it was read already, and is nothing
+                tee = self._unread = self._tee(response, request)
+                await self.there(tee.read_first)
+            elif self._broken is not None:
+                self._failure = self._broken
+                raise self.understood(self._broken)
         except CallFailed:
             if isinstance(self._failure, Exception):
                 self._unread = None  # it is closed
@@ -610,12 +634,18 @@ class SyncHttpVisit(HttpVisit):
 
     tee_kind = SyncTee
 
-    def _post_once(self, request: Any, body: Mapping[str, Any] | None) -> Any:
+    def _post_once(self, request: Any, body: Mapping[str, Any] | None, asked: Request) -> Any:
         response, renewal = self._post_anew(request, body), self._renewal
         if renewal is not None and renewal.cures(response):
             response.close()
             response = self._post_anew(request, body)
         self._came = response
+        if self._is_to_follow(response):
+            self._unread = self._tee(response, asked)
+            try:
+                self._unread.read_first()
+            except Exception as exc:
+                self._broken = exc
         return response
 
     def _post_anew(self, request: Any, body: Mapping[str, Any] | None) -> Any:

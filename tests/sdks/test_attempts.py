@@ -458,3 +458,33 @@ async def test_nothing_keeps_googles_client_alive_but_who_uses_it():
 
     assert gone() is None
     assert inner is not None
+
+
+@ways
+async def test_what_came_of_a_connection_that_breaks_is_read_before_it_is_gone(way):
+    """As of aiohttp's: whoever reads after that gets the error alone."""
+    server = Server("openai")
+    family, loop = server.httpx, asyncio.get_running_loop()
+
+    class Breaking(family.AsyncByteStream):
+        is_gone = False
+
+        async def __aiter__(self):
+            if not self.is_gone:
+                yield STREAM.encode()
+            raise family.ReadError("the other side hung up")
+
+    def answer(request):
+        stream = Breaking()
+        loop.call_soon(setattr, stream, "is_gone", True)
+        headers = {"content-type": "text/event-stream"}
+        return family.Response(200, headers=headers, stream=stream)
+
+    client = server.client(max_retries=0)
+    client._client._transport = family.MockTransport(answer)
+    with BlockingScheduler(quick()) as s, Adopted(s, way) as adopt:
+        stream = await server.ask(adopt(client), stream=True)
+        assert [chunk.choices[0].delta.content async for chunk in stream] == ["yes"]
+        await stream.close()
+        await asyncio.to_thread(s.join)
+        assert s.stats().succeeded == 1
