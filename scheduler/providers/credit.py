@@ -24,7 +24,8 @@ Collected in November 2026 from the providers' own pages on errors:
     xAI         403 "… used all available credits or reached its monthly spending limit"
     LiteLLM     400, 422 or 429 budget_exceeded, ExceededBudget, "Budget has been exceeded! Current
                 cost: …", "No deployments available - crossed budget …"
-    Portkey     412; Telnyx 422 budget_exceeded; TensorZero, Bifrost, Vercel 402 or 429
+    Portkey     412, which is a failed precondition elsewhere; Telnyx 422 budget_exceeded;
+                TensorZero, Bifrost, Vercel 402 or 429
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ WORDS = (
 _RATE_WORDS = re.compile(
     r"per (minute|second|hour|day)|retry in \d|try again in|too many requests|\b[rt]pm\b", re.I
 )
+_WRONG = "invalid_request_error"
 _HELD = "in_flight_budget_exhausted"
 _TOO_LARGE = "weight_exceeds_budget"
 _OPENAI_QUOTA = "exceeded your current quota"
@@ -162,6 +164,11 @@ class Credit(StrEnum):
     FINE = "fine"  # it is about something else
 
 
+def _is_precondition(codes: set[str], text: str) -> bool:
+    """Whether a 412 is what HTTP means by it, or says that the request is wrong."""
+    return _WRONG in codes or any("precondition" in each for each in (*codes, text))
+
+
 def credit_of(status: int, codes: frozenset[str], message: str) -> Credit:
     """What a refusal says about money.
 
@@ -183,7 +190,7 @@ def credit_of(status: int, codes: frozenset[str], message: str) -> Credit:
     if _TOO_LARGE in known or _TOO_LARGE in text:
         return Credit.TOO_LARGE
     is_rate = _RATE_WORDS.search(text) is not None
-    if status in (402, 412) or known & CODES:
+    if status == 402 or known & CODES or (status == 412 and not _is_precondition(known, text)):
         return Credit.GONE
     if "credit_limit" in known:
         return Credit.GONE if "credit" in text and not is_rate else Credit.FINE
