@@ -33,6 +33,7 @@ COMMANDS = {
     "spend": "Sum what was spent by model, job or budget.",
     "audit": "Recompute every balance from the reservations.",
     "prune": "Forget old requests and their answers; no balance changes.",
+    "move": "Go on with a file's budgets, spend and queue in PostgreSQL.",
     "prices": "Show prices; set your own, which come first.",
     "doctor": "Check what a run needs, and say how to adopt your SDKs.",
     "simulate": "Serve a simulated provider, to try any client against.",

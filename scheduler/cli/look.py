@@ -38,14 +38,20 @@ def which_store(ctx: Any, value: str) -> str:
     if source == "DEFAULT":
         return _configured(ctx.params.get("config")) or value
     if source == "COMMANDLINE":
-        from scheduler.cli.concealing import conceal
-
-        if conceal(value):
-            say(
-                "note: who listed processes could see the password in --store. Put the URL into "
-                "SCHEDULER_STORE, or the password into PGPASSWORD or ~/.pgpass"
-            )
+        hide_password(value)
     return value
+
+
+def hide_password(url: str) -> str:
+    """Hide a password in the URL, if it stands on the command line."""
+    from scheduler.cli.concealing import conceal
+
+    if conceal(url):
+        say(
+            "note: who listed processes could see the password in the URL. Put the URL into "
+            "SCHEDULER_STORE, or the password into PGPASSWORD or ~/.pgpass"
+        )
+    return url
 
 
 def _configured(config: object) -> str | None:
