@@ -173,6 +173,22 @@ async def test_what_changes_budgets_happens_once_too(bench, at):
     assert await bench.balance() == (7, 0)
 
 
+@pytest.mark.parametrize("at", ["before it", "after it"])
+async def test_a_page_is_pruned_once_and_the_next_one_follows_it(bench, at):
+    result = await bench.submit(*[new([bench.ids["team"]], 1, key=f"k{n}") for n in range(7)])
+    await bench.settle(*[post(each, 1) for each in result.claimed])
+    before_ms, found = bench.now_ms + 1, []
+    bench.now_ms += 10
+    Failing(bench, at)
+
+    while page := await bench.store.prune(before_ms, bench.now_ms, undelivered=True, limit=2):
+        found += [each.key for each in page]
+
+    assert sorted(found) == [f"k{n}" for n in range(6)]  # the newest one stays
+    assert await bench.balance() == (7, 0)
+    assert await bench.is_sound()
+
+
 async def test_two_processes_that_lose_their_connections_run_nothing_twice(opened):
     one, two = Bench(await opened()), Bench(await opened())
     await one.define(Budget("team", "$1"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar, get_args
 
 from scheduler.admission.plan import LaneKey
@@ -283,5 +284,12 @@ class SqlStore(Store):
         archive: Archive | None = None,
     ) -> list[Finished]:  # fmt: skip
         """See `Store.prune`; a file does not shrink, its free pages are used again."""
-        return await self._write(pruning.prune, self._transactions, self._sweep, before_ms, now_ms, undelivered, limit, archive,
-        )  # fmt: skip
+
+        def page(db: Connection) -> tuple[list[Finished], pruning.Sweep]:
+            sweep = replace(self._sweep)  # what is tried again goes on from the same place
+            return pruning.prune(
+                db, self._transactions, sweep, before_ms, now_ms, undelivered, limit, archive
+            ), sweep  # fmt: skip
+
+        found, self._sweep = await self._write(page)
+        return found
