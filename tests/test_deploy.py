@@ -53,6 +53,8 @@ def parsed(words):
     """What our own parser makes of a command line; raises what it would tell."""
     assert Path(words[0]).name == "scheduler"
     name, *rest = words[1:]
+    if "--config" in rest:  # it is read, and is not there
+        rest[rest.index("--config") + 1] = str(DEPLOY.parent / "scheduler.toml")
     command = GROUP.get_command(typer.Context(GROUP), name)
     return name, command.make_context(name, rest).params
 

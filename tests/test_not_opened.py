@@ -105,6 +105,9 @@ OF_ITS_LOOP = {
     "is_waiting": "likewise",
     "keep_to": "the command line's: of those who write one file together",
     "shares": "likewise",
+    "serves": "likewise: of those who send what others submit",
+    "begun": "likewise",
+    "learn_prices": "likewise",
     "redefine": "for one that is not opened: this one is, from its beginning",
 }
 

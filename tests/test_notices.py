@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from scheduler import Budget, DeadlineExceeded, Scheduler
-from scheduler.cli.run import _not_told_twice
+from scheduler.cli.run import not_told_twice
 from scheduler.errors import ProviderOverloaded, ProviderRefused, TransportFailed
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
@@ -313,7 +313,7 @@ def test_a_run_of_the_command_tells_it_itself_and_leaves_the_logger_as_it_was(to
         async with opened() as s:
             await parked(s, ceiling=150)
 
-    with _not_told_twice():
+    with not_told_twice():
         run(main())
     assert told() == []
     run(main())

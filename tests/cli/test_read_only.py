@@ -1,5 +1,6 @@
 """To look at a store nothing has to be written; and a store's password is shown to nobody."""
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -194,8 +195,8 @@ def test_one_copy_at_most_is_made_and_none_is_left(folder, monkeypatch):
 
 
 URLS = [
-    f"postgresql://ann:{MARKER}@db.example.com/queue", f"postgres://{MARKER}@h/q",
-    f"postgresql://ann:x@{MARKER}@h/q", f"postgresql://h/q?sslmode=require&password={MARKER}",
+    f"postgresql://ann:{MARKER}@127.0.0.1:1/queue", f"postgres://{MARKER}@127.0.0.1:1/q",
+    f"postgresql://ann:x@{MARKER}@h/q", f"postgresql://127.0.0.1:1/q?user=u&password={MARKER}",
     f"mysql+x://ann:{MARKER}@h", f"sqlite://ann:{MARKER}@h/file.db", f"ann:{MARKER}@h/q",
     f"host=h user=ann password={MARKER}", f"host=h password='{MARKER} x' user=u",
     f"POSTGRESQL://ann:{MARKER}@h:x/q",
@@ -214,6 +215,6 @@ def test_a_stores_password_is_shown_to_nobody(url, tmp_path):
         assert MARKER.encode() not in done.stdout + done.stderr
 
     with pytest.raises((ConfigError, StoreError)) as caught:
-        open_store(url)
+        asyncio.run(open_store(url).open(0))
     assert MARKER not in shown(caught.value)
     assert [each for each in frames(caught.value) if MARKER in each[2]] == []

@@ -52,6 +52,8 @@ def parse(url: str) -> Address:
     shown = without_password(url)
     place, _, query = url.partition("?")
     del url
+    if place.count("@") > 1:  # libpq would take a part of the password for the host, and say it
+        raise ConfigError("store", f"{shown}: an @ in a user's name or password is written %40")
     own: dict[str, str] = {}
     rest = []
     for each in query.split("&") if query else ():
