@@ -46,7 +46,13 @@ def open_store(
             "is of stores in memory; a file keeps what has ended until it is pruned",
         )
     if isinstance(url, str) and url.startswith(("postgresql://", "postgres://")):
-        return _postgres()(url, create=create, store_prompts=store_prompts)
+        kind = _postgres()
+        try:
+            return kind(url, create=create, store_prompts=store_prompts)
+        except ConfigError as exc:
+            problem = exc.with_traceback(None)  # its frames hold the URL, and this one does
+        url = without_password(url)
+        raise problem
     from scheduler.stores.sqlite import SqliteStore
 
     if isinstance(url, Path):
