@@ -134,11 +134,12 @@ def test_one_that_stands_still_beyond_its_lease_is_replaced_and_comes_back_harml
     os.kill(zombie.pid, signal.SIGSTOP)
     assert pending(file) == sending
 
-    other = fleet.worker("-c", "6", "--until-idle", lease_ms=1_500)
+    other = fleet.worker("-c", "6", lease_ms=1_500)
+    wait_for(lambda: file.states() == {"succeeded": 12}, "all of them")
+    other.terminate()
     _, errors = other.communicate(timeout=60)
 
     assert other.returncode == 0, errors
-    assert file.states() == {"succeeded": 12}
     unknown = file("SELECT id, why FROM reservations WHERE state = 'suspense' ORDER BY id")
     silent = "its process was silent for longer than its lease"
     assert unknown == [(each, silent) for each in sending]
