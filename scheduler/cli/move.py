@@ -42,7 +42,7 @@ def move(
         typer.Option(
             metavar="URL",
             envvar="SCHEDULER_MOVE_TO",
-            help="A database without a store: postgresql://HOST/DB?schema=NAME.",
+            help="A database without a store: postgresql://HOST/DB.",
             callback=hide_password,
         ),
     ],
