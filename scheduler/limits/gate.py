@@ -12,7 +12,7 @@ says that it waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scheduler.limits.meter import Counting, Limits, Meter, Seen, key_of, span_of
@@ -30,7 +30,6 @@ FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 30_000  # after a refusal that says no t
 LONGEST_ASKED_MS = 86_400_000
 MARGIN_MS = 20  # whoever comes back at the very instant may be too early by the other's clock
 LATENCY_WEIGHT = 0.1
-CLAIM_MS = 2_000  # so long others make way for who said that it waits; it may stand still
 NEVER = math.inf
 
 
@@ -39,7 +38,7 @@ class Calls(NamedTuple):
 
     under_way: int
     sent_at_ms: int  # the last one
-    held_at_ms: int  # when one more would have gone, had there been room
+    waits: int  # whether more would go
 
 
 class Gate(Metered):
@@ -63,14 +62,16 @@ class Gate(Metered):
         self._me = 0  # this process, as others know it
         self._company: Collection[int] = ()
         self._calls: dict[int, Calls] = {}  # of others, as they last told
-        self._sent_at_ms = self._held_at_ms = 0
+        self._sent_at_ms = 0
+        self.waits = False  # more would go, as others were told
+        self.held: Callable[[Gate], None] | None = None  # told when more would go
 
     @property
     def is_known(self) -> bool:
         """Whether what limits requests is known."""
         return (self._is_known or bool(self.meters)) and not self._is_doubted
 
-    def _is_full(self, now_ms: int) -> bool:
+    def _is_full(self) -> bool:
         """Whether no call of this process may go until some have ended."""
         mine = len(self._marks) - self.resting
         if not self._calls or self.is_known:
@@ -79,10 +80,8 @@ class Gate(Metered):
             return False
         if mine + self.elsewhere >= self.window:
             return True
-        is_held_ms, place = now_ms - CLAIM_MS, (mine, self._sent_at_ms)
-        return any(
-            each.held_at_ms > is_held_ms and each[:2] < place for each in self._calls.values()
-        )
+        place = mine, self._sent_at_ms
+        return any(each.waits and each[:2] < place for each in self._calls.values())
 
     def meet(self, me: int, company: Collection[int]) -> None:
         """These processes work on the same store now."""
@@ -97,9 +96,9 @@ class Gate(Metered):
 
     def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above; `NEVER`: once calls under way have ended."""
-        at_ms = NEVER if self._is_full(now_ms) and not is_lent else self._goes_at_ms(tokens, now_ms)
-        if self.has_company and at_ms > now_ms >= self._held_at_ms + CLAIM_MS // 4:
-            self._held_at_ms, self.is_dirty = now_ms, True
+        at_ms = NEVER if self._is_full() and not is_lent else self._goes_at_ms(tokens, now_ms)
+        if self.has_company and at_ms > now_ms and self.held is not None:
+            self.held(self)
         return at_ms
 
     def _goes_at_ms(self, tokens: Tokens, now_ms: int) -> float:
@@ -114,7 +113,7 @@ class Gate(Metered):
             super().take(request_id, tokens, now_ms)
         else:
             self._mark(request_id, tokens, now_ms)
-        self._sent_at_ms, self._held_at_ms = now_ms, 0
+        self._sent_at_ms = now_ms
         if self._peak and not self.is_known:
             step_ms = PACING * self._latency_ms / max(1.0, self.window)
             self._next_ms = max(self._next_ms, now_ms - step_ms) + step_ms
@@ -219,7 +218,7 @@ class Gate(Metered):
         found = (self.window, self._peak, self._depth, self._plateau, self._answers,
                  self._since_peak, self._refusals, self._cut_at_ms, self._latency_ms,
                  self._next_ms)  # fmt: skip
-        mine = Calls(len(self._marks) - self.resting, self._sent_at_ms, self._held_at_ms)
+        mine = Calls(len(self._marks) - self.resting, self._sent_at_ms, self.waits)
         calls = {str(each): told for each, told in (*self._calls.items(), (self._me, mine))}
         return [*super().dump(), self.paused_until_ms, found, calls]
 

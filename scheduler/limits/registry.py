@@ -22,6 +22,8 @@ class Gates:
         self._hurried: set[str] = set()  # to be tried at once
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._me, self._company = 0, frozenset[int]()
+        self._held: set[Gate] = set()  # where more would go, as of the last turn
+        self._held_now: set[Gate] = set()
         self._dirty: list[Metered] = []  # those that differ from what processes have in common
 
     def add(self, rules: Mapping[str, ProviderRules]) -> None:
@@ -53,7 +55,7 @@ class Gates:
         is_known = bool(front.meters)
         limits = rules.model_limits.get(model, Limits())
         gate = Gate(provider, model, counting, limits, rules.concurrency, is_known)
-        gate.noted = self._dirty.append
+        gate.noted, gate.held = self._dirty.append, self._held_now.add
         gate.meet(self._me, self._company)
         return front, gate
 
@@ -78,6 +80,11 @@ class Gates:
 
     def take_dirty(self) -> list[Metered]:
         """Gates that changed since the last call, to be told to other processes."""
+        # Said when it begins and when it ends, so that those who wait do not wake each other.
+        for held in self._held ^ self._held_now:
+            held.waits, held.is_dirty = held in self._held_now, True
+        self._held = set(self._held_now)
+        self._held_now.clear()
         # One by one: an answer that begins meanwhile may note another.
         dirty = [self._dirty.pop() for _ in range(len(self._dirty))]
         for gate in dirty:

@@ -170,6 +170,19 @@ def test_who_comes_later_learns_what_one_had_found_out_alone_and_spoils_it_not()
     assert gates[0]._answers == gates[1]._answers > 1_000
 
 
+def test_those_who_wait_do_not_wake_each_other():
+    fleet = Fleet(2, 40)
+    fleet.run(60_000)
+    versions = []
+    for n in range(40):  # nothing comes back for ten seconds
+        for each in fleet.processes:
+            each.turn(fleet.now_ms + 250 * n)
+        versions.append(fleet.row[0])
+
+    assert fleet.processes[0].gates.of("p", "m")[1].waits
+    assert len(set(versions[4:])) == 1
+
+
 def test_a_row_of_an_older_version_and_nonsense_are_read():
     fleet = Fleet(2, 40)
     fleet.run(60_000)
