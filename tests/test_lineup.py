@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.admission.plan import MOST_LOOKS, LaneKey, LaneView, Planner, plan
@@ -82,6 +82,12 @@ LIMITS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=3,
 SLOTS = st.dictionaries(st.sampled_from(["p", "q", "r"]), st.integers(0, 9))
 
 
+# Where the most urgent one has no place, the oldest of those that are less urgent than the next one.
+NO_PLACE = [(LaneKey("p", (1,), 0), [0] * 6, 1), (LaneKey("p", (1,), 2), [0, 0], 1),
+            (LaneKey("p", (1,), 3), [0], 1), (LaneKey("q", (1,), 1), [0], 1)]  # fmt: skip
+
+
+@example([(0, 0)] * 3, NO_PLACE, {"p": 7}, 9, 1)
 @given(LIMITS, LANES, SLOTS, st.integers(0, 40), st.integers(1, 5))
 def test_a_walk_decides_as_a_look_at_all_lanes(limits, lanes, slots, before, at_once):
     world = World(limits, lanes)

@@ -237,9 +237,12 @@ class Planner:
                 self._look_at(lineup.pull(top[0]))
         if not heads:
             return None
-        if (self._before + len(self._result.admitted)) % AGING == AGING - 1:
+        first = self._scans[heads[0][2]]
+        is_for_aged = (self._before + len(self._result.admitted)) % AGING == AGING - 1
+        if is_for_aged and has_place(first.view.key, self._free):  # else nobody goes in its stead
             return self._scans[self._take_aged()]
-        return self._scans[heapq.heappop(heads)[2]]
+        heapq.heappop(heads)
+        return first
 
     def _take_aged(self) -> int:
         """Remove and return the oldest lane of those that are less urgent than the first."""

@@ -24,6 +24,7 @@ from tests.processes.harness import (
     Children,
     Place,
     check_ledger,
+    freeze,
     results,
     server,
     wait_for,
@@ -189,8 +190,7 @@ def test_a_worker_stopped_beyond_its_lease_sends_nothing_that_others_took_over(b
         base.define(Budget("team", "$1"))
         zombie = start(children, base, provider.url, **options("far"))
         wait_for(lambda: base.states().get("succeeded", 0) >= 3, "answers")
-        wait_for(lambda: base.in_flight() >= 2, "calls under way")
-        os.kill(zombie.pid, signal.SIGSTOP)
+        freeze(zombie, base, provider, 2)
         in_flight, answered = base.in_flight(), base.states()["succeeded"]
         time.sleep(LEASE_MS / 1000 + 0.3)
 

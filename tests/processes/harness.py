@@ -89,6 +89,21 @@ def server(*options: str) -> Iterator[Server]:
             made.process.communicate()
 
 
+def freeze(process: subprocess.Popen[str], file: Any, provider: Server, least: int) -> None:
+    """Stop a process while at least so many of its calls are under way, and all of them have left."""
+    until_s = time.monotonic() + WAIT_S
+    while time.monotonic() < until_s:
+        if file.in_flight() >= least:
+            process.send_signal(signal.SIGSTOP)
+            with contextlib.suppress(sqlite3.OperationalError):  # it holds the file
+                ((made,),) = file("SELECT count(*) FROM reservations WHERE state <> 'voided'")
+                if file.in_flight() >= least and provider.bill()["received"] == made:
+                    return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+    raise AssertionError(f"waited {WAIT_S:g} s for {least} calls that have left")
+
+
 @dataclass
 class Children:
     """Processes that end with the test."""

@@ -12,6 +12,7 @@ import pytest
 from scheduler.budget import Budget
 from tests.processes.harness import (
     check_ledger,
+    freeze,
     results,
     server,
     wait_for,
@@ -67,8 +68,7 @@ def test_a_process_stopped_beyond_its_lease_sends_nothing_that_others_took_over(
         file.define(Budget("team", "$1"))
         zombie = children.start("-m", "tests.processes.worker", options("far", provider.url))
         wait_for(lambda: file.is_ready and file.states().get("succeeded", 0) >= 3, "answers")
-        wait_for(lambda: file.in_flight() >= 2, "calls under way")
-        os.kill(zombie.pid, signal.SIGSTOP)
+        freeze(zombie, file, provider, 2)
         in_flight = file.in_flight()
         answered = file.states()["succeeded"]
         time.sleep(LEASE_MS / 1000 + 0.3)
