@@ -35,7 +35,7 @@ test: $(DEV) $(PREVIOUS)  ## Run all tests (eight minutes on two cores)
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
 
-postgres: $(DEV)  ## Run the tests against a real PostgreSQL, started for them (four minutes)
+postgres: $(DEV)  ## Run the tests against a real PostgreSQL, started for them (two minutes)
 	$(BIN)/python -m pip install --quiet --editable . --group postgres-tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/postgres
 
