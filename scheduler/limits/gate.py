@@ -60,7 +60,6 @@ class Gate(Metered):
         self._refusals = 0
         self._latency_ms, self._next_ms = 0.0, 0.0
         self._me = 0  # this process, as others know it
-        self._company: Collection[int] = ()
         self._calls: dict[int, Calls] = {}  # of others, as they last told
         self._sent_at_ms = 0
         self.waits = False  # more would go, as others were told
@@ -85,10 +84,9 @@ class Gate(Metered):
 
     def meet(self, me: int, company: Collection[int]) -> None:
         """These processes work on the same store now."""
-        self._me, self._company = me, company
-        if not self.has_company and company and self._answers:
+        if not self.company and company and self._answers:
             self.is_dirty = True  # they should know what this one has found out
-        self.has_company = bool(company)
+        self._me, self.company = me, company
         self._others({each: count for each, count in self._calls.items() if each in company})
 
     def _others(self, calls: dict[int, Calls]) -> None:
@@ -97,7 +95,7 @@ class Gate(Metered):
     def opens_at_ms(self, tokens: Tokens, now_ms: int, is_lent: bool = False) -> float:
         """As above; `NEVER`: once calls under way have ended."""
         at_ms = NEVER if self._is_full() and not is_lent else self._goes_at_ms(tokens, now_ms)
-        if self.has_company and at_ms > now_ms and self.held is not None:
+        if self.company and at_ms > now_ms and self.held is not None:
             self.held(self)
         return at_ms
 
@@ -124,7 +122,7 @@ class Gate(Metered):
             super().hear(report)
         else:  # on the way of every request where no limit is known
             self._answered(report, self._marks.pop(report.request_id, None))
-        if self.has_company:
+        if self.company:
             self.is_dirty = True
 
     def _learn(self, report: Report, mark: Mark | None) -> None:
@@ -213,7 +211,7 @@ class Gate(Metered):
 
     def dump(self) -> list[Any]:
         """As above, the pause, and how many calls at once."""
-        if not self._company:
+        if not self.company:
             return [*super().dump(), self.paused_until_ms]
         found = (self.window, self._peak, self._depth, self._plateau, self._answers,
                  self._since_peak, self._refusals, self._cut_at_ms, self._latency_ms,
@@ -226,15 +224,17 @@ class Gate(Metered):
         """As above, the pause, and, from those who are there, how many calls at once."""
         super().load(state, now_ms, as_it_is=as_it_is)
         self.paused_until_ms = min(int(state[3]), now_ms + LONGEST_ASKED_MS)
-        if len(state) > 4 and self._company:
+        if len(state) > 4 and self.company:
             self._join(state[4], state[5], now_ms)
 
     def _join(
         self, found: Sequence[float], calls: Mapping[str, Sequence[int]], now_ms: int
     ) -> None:
         others = {int(each): Calls(*told) for each, told in calls.items()}
-        self._others({each: others[each] for each in others if each in self._company})
+        self._others({each: others[each] for each in others if each in self.company})
         answers = int(found[4])
+        if self.is_known:
+            return  # nothing is to be found: each has as many at once as it was told
         if answers < self._answers:  # it is of when this process was alone, and told nobody
             self.is_dirty = True
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Metered:
     is_front = False
     resting = 0  # of what goes through, what has lent its place
     elsewhere = 0  # calls of other processes that are under way
-    has_company = False  # other processes want to know how many are here
+    company: Collection[int] = ()  # other processes, which want to know how many are here
 
     def __init__(self, provider: str, model: str, counting: Counting, limits: Limits) -> None:
         self.provider, self.model, self.counting = provider, model, counting
@@ -110,7 +110,7 @@ class Metered:
     ) -> None:
         running = len(self._marks) + 1 - self.resting + self.elsewhere
         self._marks[request_id] = Mark(now_ms, running, tokens, taken)
-        if self.has_company:
+        if self.company:
             self.is_dirty = True
 
     def begun(self, request_id: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from scheduler import Scheduler
 from scheduler.limits import Gates, Heard, ProviderRules, Report
+from scheduler.limits.meter import Limits
 from scheduler.request import Tokens
 from tests.conftest import Bench, ask
 
@@ -168,6 +169,19 @@ def test_who_comes_later_learns_what_one_had_found_out_alone_and_spoils_it_not()
     gates = [each.gates.of("p", "m")[1] for each in (first, second)]
     assert gates[0].window == gates[1].window == known
     assert gates[0]._answers == gates[1]._answers > 1_000
+
+
+def test_who_knows_its_limits_takes_nothing_over_from_one_that_may_make_fewer_calls():
+    def gate(concurrency):
+        rules = ProviderRules(Limits(requests_per_minute=600), concurrency=concurrency)
+        return Gates({"p": rules}).of("p", "m")[1]
+
+    small, large = gate(8), gate(64)
+    small.meet(1, frozenset({2}))
+    large.meet(2, frozenset({1}))
+    large.load(json.loads(json.dumps(small.dump())), 0)
+
+    assert large.window == 64
 
 
 def test_those_who_wait_do_not_wake_each_other():

@@ -43,9 +43,6 @@ class Postgres(Dialect):
 
     among = "= ANY(?)"
 
-    def __init__(self) -> None:
-        self._bulks: dict[Bulk, str] = {}
-
     def a_list(self, values: Iterable[Value]) -> object:
         """See `Dialect.a_list`."""
         return array(values)
@@ -70,14 +67,8 @@ class Postgres(Dialect):
             f" (SELECT i.* FROM {table} AS i WHERE {where} ORDER BY {order} LIMIT ?) AS t"
         )
 
-    def bulk(self, bulk: Bulk) -> str:
-        """See `Dialect.bulk`."""
-        text = self._bulks.get(bulk)
-        if text is None:
-            text = self._bulks[bulk] = self._rendered(bulk)
-        return text
-
-    def _rendered(self, bulk: Bulk) -> str:
+    def rendered(self, bulk: Bulk) -> str:
+        """See `Dialect.rendered`."""
         if isinstance(bulk, Insert):
             rows, names = self.rows("v", bulk.columns), ", ".join(bulk.columns)
             more = f" {bulk.more}" if bulk.more else ""

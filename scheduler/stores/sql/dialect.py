@@ -101,6 +101,9 @@ class Dialect(ABC):
     takes_nul = False
     """Whether a text may hold a NUL; given by itself, never in a list."""
 
+    def __init__(self) -> None:
+        self._bulks: dict[Bulk, str] = {}
+
     def told(self, words: str | None) -> str | None:
         """What others say, so that it can be stored: a NUL written out, where none can be."""
         return words if words is None or self.takes_nul else words.replace("\0", "\\x00")
@@ -133,9 +136,16 @@ class Dialect(ABC):
             order: Of a group's rows, as ``i.id``. What comes out is in any order.
         """
 
-    @abstractmethod
     def bulk(self, bulk: Bulk) -> str:
         """The statement for a bulk write."""
+        text = self._bulks.get(bulk)
+        if text is None:
+            text = self._bulks[bulk] = self.rendered(bulk)
+        return text
+
+    @abstractmethod
+    def rendered(self, bulk: Bulk) -> str:
+        """The same, put together anew."""
 
 
 class Sqlite(Dialect):
@@ -146,9 +156,6 @@ class Sqlite(Dialect):
 
     among = "IN (SELECT value FROM json_each(?))"
     takes_nul = True
-
-    def __init__(self) -> None:
-        self._bulks: dict[Bulk, str] = {}
 
     def a_list(self, values: Iterable[Value]) -> object:
         """See `Dialect.a_list`."""
@@ -177,23 +184,16 @@ class Sqlite(Dialect):
             f" (SELECT i.id FROM {table} AS i WHERE {where} ORDER BY {order} LIMIT ?)"
         )
 
-    def bulk(self, bulk: Bulk) -> str:
-        """See `Dialect.bulk`."""
-        text = self._bulks.get(bulk)
-        if text is None:
-            text = self._bulks[bulk] = _rendered(bulk)
-        return text
-
-
-def _rendered(bulk: Bulk) -> str:
-    if isinstance(bulk, Insert):
-        marks = ", ".join("?" * len(bulk.columns))
-        more = f" {bulk.more}" if bulk.more else ""
-        return f"INSERT INTO {bulk.table} ({', '.join(bulk.columns)}) VALUES ({marks}){more}"
-    where = NAMED.sub("?", bulk.where)
-    if isinstance(bulk, Delete):
-        return f"DELETE FROM {bulk.table} WHERE {where}"
-    return f"UPDATE {bulk.table} SET {NAMED.sub('?', bulk.sets)} WHERE {where}"
+    def rendered(self, bulk: Bulk) -> str:
+        """See `Dialect.rendered`."""
+        if isinstance(bulk, Insert):
+            marks = ", ".join("?" * len(bulk.columns))
+            more = f" {bulk.more}" if bulk.more else ""
+            return f"INSERT INTO {bulk.table} ({', '.join(bulk.columns)}) VALUES ({marks}){more}"
+        where = NAMED.sub("?", bulk.where)
+        if isinstance(bulk, Delete):
+            return f"DELETE FROM {bulk.table} WHERE {where}"
+        return f"UPDATE {bulk.table} SET {NAMED.sub('?', bulk.sets)} WHERE {where}"
 
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
