@@ -28,7 +28,7 @@ from collections.abc import (
     Iterable,
     Mapping,
     Sequence,
-)
+)  # fmt: skip
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -207,6 +207,7 @@ class Settlement:
         provider_id: The provider's own id for the call, if it gave one before it was lost.
         why: What is known of an unknown outcome, for people.
         report: What the attempt told about its provider; None: nothing.
+        text: The response as text, if a store has written it already.
     """
 
     reservation_id: int
@@ -224,6 +225,7 @@ class Settlement:
     provider_id: str | None = None
     why: str | None = None
     report: Report | None = None
+    text: str | None = None
 
     @property
     def used_nothing_up(self) -> bool:

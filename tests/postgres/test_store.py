@@ -14,12 +14,13 @@ import pytest
 
 from scheduler import Request, Scheduler
 from scheduler.budget import Budget
-from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreTooNew
+from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
 from scheduler.guards.plain import without_password
+from scheduler.request import RequestState
 from scheduler.stores import open_store
-from scheduler.stores.file import SCHEMA_VERSION
 from scheduler.stores.postgres.address import parse
 from scheduler.stores.postgres.connection import PostgresConnection
+from scheduler.stores.postgres.schema import VERSION
 from scheduler.stores.postgres.store import PostgresStore
 from scheduler.stores.process import Process
 from tests.conftest import Bench as BenchProvider
@@ -134,9 +135,63 @@ async def test_looking_makes_nothing(url):
 async def test_a_newer_schema_is_refused(opened, url):
     await opened()
     with psycopg.connect(plain(url), autocommit=True) as db:
-        db.execute(f"UPDATE {parse(url).schema}.store SET version = {SCHEMA_VERSION + 1}")
+        db.execute(f"UPDATE {parse(url).schema}.store SET version = {VERSION + 1}")
     with pytest.raises(StoreTooNew):
         await PostgresStore(url).open(T0)
+
+
+# As a store of version 5 had it.
+_FIVE = """
+DROP INDEX requests_queued, reservations_made;
+CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
+CREATE INDEX reservations_made ON reservations (made_at_ms);
+ALTER TABLE requests RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold,
+  autovacuum_analyze_scale_factor);
+ALTER TABLE reservations RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold,
+  autovacuum_analyze_scale_factor);
+ALTER TABLE accounts RESET (fillfactor);
+ALTER TABLE balances RESET (fillfactor);
+ALTER TABLE lanes RESET (fillfactor);
+ALTER TABLE tallies RESET (fillfactor);
+ALTER TABLE spent RESET (fillfactor);
+ALTER TABLE spent_of_budgets RESET (fillfactor);
+UPDATE store SET version = 5
+"""
+
+
+def laid_out(url):
+    """Indexes and options of all tables."""
+    schema = parse(url).schema
+    with psycopg.connect(plain(url)) as db:
+        indexes = db.execute("SELECT indexdef FROM pg_indexes WHERE schemaname = %s", (schema,))
+        found = {row[0].replace(f"{schema}.", "") for row in indexes.fetchall()}
+        options = db.execute(
+            "SELECT relname, reloptions FROM pg_class WHERE relnamespace = %s::regnamespace"
+            " AND reloptions IS NOT NULL",
+            (schema,),
+        )
+        return found, {(name, *sorted(each)) for name, each in options.fetchall()}
+
+
+async def test_an_older_schema_is_brought_up_to_date_while_nobody_works_on_it(opened, url):
+    old = await opened()
+    bench = Bench(old)
+    await bench.define(TEAM)
+    await bench.submit(new([bench.ids["team"]], 5, key="a"))
+    wanted = laid_out(url)
+    with psycopg.connect(plain(url), autocommit=True) as db:
+        db.execute(f"SET search_path TO {parse(url).schema}")
+        db.execute(_FIVE)
+        db.execute("UPDATE workers SET seen_at_ms = extract(epoch FROM now()) * 1000")
+
+    assert laid_out(url) != wanted
+    with pytest.raises(StoreLocked, match=r"version 5, .* 1 processes of the older one"):
+        await PostgresStore(url).open(T0)
+    await old.aclose()
+    store = await opened()
+
+    assert laid_out(url) == wanted
+    assert [row.key for row in await store.queue([RequestState.QUEUED], T0)] == ["a"]
 
 
 async def test_a_schema_of_another_program_is_left_alone(url):
@@ -311,18 +366,18 @@ async def test_nobody_is_told_who_need_not_look(opened, monkeypatch):
 def counted(monkeypatch):
     """Statements by their beginning, and round trips."""
     counts: Counter[str] = Counter()
-    execute, fetch = PostgresConnection._execute, PostgresConnection._fetch
+    execute, expect_all = PostgresConnection._execute, PostgresConnection._expect_all
 
     def executing(self, sql, values=()):
         counts[sql[:90]] += 1
         return execute(self, sql, values)
 
-    def fetching(self, sql, values=()):
+    def expecting(self):
         counts["(round trips)"] += 1
-        return fetch(self, sql, values)
+        return expect_all(self)
 
     monkeypatch.setattr(PostgresConnection, "_execute", executing)
-    monkeypatch.setattr(PostgresConnection, "_fetch", fetching)
+    monkeypatch.setattr(PostgresConnection, "_expect_all", expecting)
     return counts
 
 

@@ -10,7 +10,7 @@ leases and windows are judged by one clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from typing import Any
@@ -88,7 +88,7 @@ class PostgresConnection(Connection):
         self._last: dict[str, int] = {}
         self._state: psycopg.Cursor[Row] | None = None  # asked, and not looked at yet
         self._ahead: dict[tuple[object, ...], psycopg.Cursor[Row]] = {}
-        self._syncs = 0
+        self._has_heard = False
         self.has_written = self.is_committing = False
         self.told: bool | None = None
 
@@ -111,14 +111,12 @@ class PostgresConnection(Connection):
     @property
     def has_begun(self) -> bool:
         """Whether anything was heard in it yet; before that nobody can have decided anything."""
-        return self._syncs > 0
+        return self._has_heard
 
     def _look(self) -> None:
         """What the store's state was when the lock was given."""
         if self._state is not None:
-            if not self._syncs:
-                self._sync()
-            clock_ms, *last = self._state.fetchall()[0]
+            clock_ms, *last = self._of(self._state)[0]
             self._clock_ms, self._last = clock_ms, dict(zip(COUNTED, last, strict=True))
             self._state = None
 
@@ -171,10 +169,8 @@ class PostgresConnection(Connection):
 
     def read(self, sql: str, *values: object) -> list[Row]:
         """See `Connection.read`."""
-        if not sql.startswith("SELECT"):
-            self.has_written = True  # and returns something
         cursor = self._ahead.pop((sql, *values), None) if self._ahead else None
-        return self._fetch(numbered(sql), values) if cursor is None else self._of(cursor)
+        return self.ask(sql, *values)() if cursor is None else self._of(cursor)
 
     def ahead(self, sql: str, *values: object) -> None:
         """See `Connection.ahead`."""
@@ -183,6 +179,14 @@ class PostgresConnection(Connection):
     def drop_ahead(self) -> None:
         """See `Connection.drop_ahead`."""
         self._ahead.clear()
+
+    def ask(self, sql: str, *values: object) -> Callable[[], list[Row]]:
+        """See `Connection.ask`: what is written behind it is done while this is worked on."""
+        if not sql.startswith("SELECT"):
+            self.has_written = True  # and returns something
+        cursor = self._execute(numbered(sql), values)
+        self._expect_all()
+        return lambda: self._hear(cursor)
 
     def scan(self, sql: str, *values: object) -> Iterator[Row]:
         """See `Connection.scan`."""
@@ -221,19 +225,25 @@ class PostgresConnection(Connection):
 
     def _fetch(self, sql: str, values: Sequence[object] = ()) -> list[Row]:
         cursor = self._execute(sql, values)
-        self._sync()
-        return cursor.fetchall()
+        self._expect_all()
+        return self._hear(cursor)
 
     def _of(self, cursor: psycopg.Cursor[Row]) -> list[Row]:
         """What was asked ahead."""
         if cursor.pgresult is None:
-            self._sync()
-        return cursor.fetchall()
+            self._expect_all()
+        return self._hear(cursor)
 
-    def _sync(self) -> None:
-        """Hear all answers. Not just flushed: until then the server does not count how long it
-        hears nothing more.
+    def _expect_all(self) -> None:
+        """Have all answers sent that are due. Not just flushed: until then the server does not count
+        how long it hears nothing more.
         """  # noqa: D205
         assert self._pipeline is not None
-        self._pipeline.sync()
-        self._syncs += 1
+        self._link.expect_all(self._pipeline)
+
+    def _hear(self, cursor: psycopg.Cursor[Row]) -> list[Row]:
+        """Wait for this answer, and not for what was asked behind it."""
+        assert self._pipeline is not None
+        self._link.hear(self._pipeline, cursor)
+        self._has_heard = True
+        return cursor.fetchall()

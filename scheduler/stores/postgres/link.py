@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.generators import fetch_many
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumperUnknown
 
@@ -41,6 +42,23 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """See `psycopg.Connection.wait`."""
         return super().wait(_bounded(gen, self.answer_s), *args, **kwargs)
+
+    # psycopg hears all answers of a pipeline or none. What it has no name for is kept here.
+
+    def expect_all(self, pipeline: psycopg.Pipeline) -> None:
+        """Have the server send all answers that are due, without waiting for them."""
+        pipeline._enqueue_sync()
+        self.wait(pipeline._communicate_gen())
+
+    def hear(self, pipeline: psycopg.Pipeline, cursor: psycopg.Cursor[Any]) -> None:
+        """Wait until this one's answer is there; what was asked behind it may take its time."""
+        while cursor.pgresult is None:
+            self.wait(_next_answer(pipeline))
+
+
+def _next_answer(pipeline: psycopg.Pipeline) -> Generator[Any, Any, None]:
+    answer = yield from fetch_many(pipeline.pgconn)
+    pipeline._process_results(pipeline.result_queue.popleft(), answer)
 
 
 def _bounded(gen: Generator[Any, Any, Any], seconds: float) -> Generator[Any, Any, Any]:

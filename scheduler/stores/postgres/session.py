@@ -33,7 +33,7 @@ from scheduler.stores.postgres.link import (
     is_direct,
     may_try_again,
 )
-from scheduler.stores.postgres.schema import check_server, make, version_of
+from scheduler.stores.postgres.schema import VERSION, check_server, make, upgrade, version_of
 from scheduler.stores.sql import again
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.turn import Transactions
@@ -99,7 +99,10 @@ class Session:
         link = self._connected()
         try:
             check_server(link, self.address)
-            if not version_of(link, self.address):
+            version = version_of(link, self.address)
+            if version and version < VERSION:
+                upgrade(link, self.address, self._books.lease_ms)
+            elif not version:
                 if not create:
                     raise StoreError(
                         f"there is no store in the schema {self.address.schema!r} of "

@@ -9,6 +9,7 @@ told likewise, in `ends`, to whoever waits for what another process sends.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,22 +95,27 @@ def heard(db: Connection, since: int, me: int) -> tuple[int, News]:
     return (rows[-1][0] if rows else since), news
 
 
-def tell(db: Connection, books: Books, news: News) -> None:
-    """Write what this transaction changed, and drop what is old."""
+def tell(db: Connection, books: Books, news: News) -> Callable[[], None]:
+    """Write what this transaction changed; what is returned drops what is old."""
     db.write_many(_ENDS, [(request_id,) for request_id in news.ended])
     if news or news.ended:
         db.tell(is_urgent=bool(news.defined))
     if not news:
-        return
-    number = db.value(
+        return lambda: None
+    numbers = db.ask(
         "INSERT INTO changes (worker_id, what) VALUES (?, ?) RETURNING seq",
         books.worker_id, news.dump(),
     )  # fmt: skip
-    if books.changes == number - 1:
-        books.changes = number  # one's own is no news
-    if number % EVERY == 0:
-        db.write("DELETE FROM changes WHERE seq <= ?", number - KEPT_CHANGES)
-        db.write("DELETE FROM ends WHERE seq <= (SELECT max(seq) FROM ends) - ?", KEPT_ENDS)
+
+    def drop_old() -> None:
+        number = numbers()[0][0]
+        if books.changes == number - 1:
+            books.changes = number  # one's own is no news
+        if number % EVERY == 0:
+            db.write("DELETE FROM changes WHERE seq <= ?", number - KEPT_CHANGES)
+            db.write("DELETE FROM ends WHERE seq <= (SELECT max(seq) FROM ends) - ?", KEPT_ENDS)
+
+    return drop_old
 
 
 def ended_since(db: Connection, since: int) -> tuple[int, list[int] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scheduler.admission.plan import LaneView, Plan, Planner
 from scheduler.request import Request, RequestState
@@ -15,7 +15,7 @@ from scheduler.stores.sql.codec import decode_request, encode_budgets
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.gates import know_fronts
 from scheduler.stores.sql.heads import Heads, Waiting
-from scheduler.stores.sql.rows import QUEUED, RUNNING, read_payloads
+from scheduler.stores.sql.rows import QUEUED, RUNNING, ask_payloads
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.waiting import drop
 
@@ -68,10 +68,9 @@ def _start(sheet: Sheet, decided: Plan, result: TurnResult) -> None:
     if not admitted:
         return
     books, now_ms = sheet.books, sheet.now_ms
-    requests = _asked(sheet, admitted, is_taken=True)
     ids = sheet.db.new_ids("reservations", len(admitted))
     lanes = {id_: _Leaving(sheet, id_) for id_ in {each.lane_id for each in admitted}}
-    running, reserved = [], []
+    running, reserved, ways = [], [], []
     for each, reservation_id in zip(admitted, ids, strict=True):
         lane, (nusd, tokens, _) = lanes[each.lane_id], each.needs
         lane.count += 1
@@ -81,21 +80,31 @@ def _start(sheet: Sheet, decided: Plan, result: TurnResult) -> None:
             reservation_id, each.id, books.worker_id, each.job_id, lane.text, each.model, "pending",
             now_ms, nusd, tokens,
         ))  # fmt: skip
-        result.claimed.append(Claimed(
-            each.id, reservation_id, requests[each.id], each.attempts + 1, nusd, tokens,
-            each.cost_nusd, each.submitted_at_ms, parked_ms, each.digest, lane.budgets, now_ms,
-            lane.lane.key.is_shared,
+        ways.append((
+            each.attempts + 1, nusd, tokens, each.cost_nusd, each.submitted_at_ms, parked_ms,
+            each.digest, lane.budgets, now_ms, lane.lane.key.is_shared,
         ))  # fmt: skip
     for job_id, count in Counter(each.job_id for each in admitted).items():
         sheet.tallies[job_id, QUEUED] -= count
         sheet.tallies[job_id, RUNNING] += count
-    books.claimed.update(
-        (each.request_id, each.reservation_id) for each in result.claimed if each.is_shared
-    )
     for leaving in lanes.values():
         sheet.leave(leaving.lane, leaving.count)
+    requests = _ask(sheet, admitted, is_taken=True)
     sheet.db.write_many(_RUNNING, running)
     sheet.db.write_many(_RESERVED, reserved)
+
+    def hear() -> None:
+        asked = requests()
+        result.claimed = [
+            Claimed(each.id, reservation_id, asked[each.id], *way)
+            for each, reservation_id, way in zip(admitted, ids, ways, strict=True)
+        ]
+
+    sheet.hear = hear
+    books.claimed.update(
+        (each.id, reservation_id) for each, reservation_id in zip(admitted, ids, strict=True)
+        if lanes[each.lane_id].lane.key.is_shared
+    )  # fmt: skip
 
 
 class _Leaving:
@@ -115,7 +124,7 @@ def _refuse(sheet: Sheet, decided: Plan, turn: Turn, result: TurnResult) -> None
     refused: Sequence[Waiting] = [each for each, _ in decided.refused]  # type: ignore[misc]
     if not refused:
         return
-    requests = _asked(sheet, refused, is_taken=False)
+    requests = _ask(sheet, refused, is_taken=False)()
     sheet.load_rows(each.id for each in refused)
     for candidate, lack in decided.refused:
         request = requests[candidate.id]
@@ -124,16 +133,18 @@ def _refuse(sheet: Sheet, decided: Plan, turn: Turn, result: TurnResult) -> None
             drop(sheet, sheet.rows[candidate.id], RequestState.FAILED, json.dumps(refusal(lack)))
 
 
-def _asked(sheet: Sheet, those: Sequence[Waiting], *, is_taken: bool) -> dict[int, Request]:
-    """What these requests ask: as it was kept here, else as it is stored."""
+def _ask(
+    sheet: Sheet, those: Sequence[Waiting], *, is_taken: bool
+) -> Callable[[], dict[int, Request]]:
+    """What these requests ask, to be had later: as it was kept here, else as it is stored."""
     books = sheet.books
-    payloads = read_payloads(sheet.db, [each.id for each in those if each.id not in books.kept])
-    found = {}
-    for each in those:
-        request = books.kept.get(each.id)
-        if request is None:
-            request = decode_request(payloads[each.id])  # type: ignore[arg-type]
-        elif is_taken and books.store_prompts == "full":
-            del books.kept[each.id]  # it can be read back
-        found[each.id] = request
-    return found
+    kept = {each.id: books.kept[each.id] for each in those if each.id in books.kept}
+    payloads = ask_payloads(sheet.db, [each.id for each in those if each.id not in kept])
+    if is_taken and books.store_prompts == "full":
+        for each in kept:
+            del books.kept[each]  # it can be read back
+
+    def had() -> dict[int, Request]:
+        return kept | {each: decode_request(text) for each, text in payloads().items()}  # type: ignore[arg-type]
+
+    return had

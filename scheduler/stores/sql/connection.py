@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from scheduler.stores.sql.dialect import SQLITE, Bulk, Dialect
@@ -56,6 +56,11 @@ class Connection(ABC):
 
         So what does not depend on each other takes one round trip.
         """
+
+    def ask(self, sql: str, *values: object) -> Callable[[], list[Row]]:
+        """The rows as they are now, to be had later: the engine may go on meanwhile."""
+        rows = self.read(sql, *values)
+        return lambda: rows
 
     def drop_ahead(self) -> None:  # noqa: B027
         """Something else is written first: what was asked ahead is to be asked again."""

@@ -98,6 +98,9 @@ class Dialect(ABC):
     among: str
     """Membership in a list that is one value: ``f"id {dialect.among}"``, with `a_list`."""
 
+    queued_at = "i.id"
+    """A row's place in its lane, as the index of those that are queued has it."""
+
     takes_nul = False
     """Whether a text may hold a NUL; given by itself, never in a list."""
 

@@ -34,7 +34,7 @@ _COLUMNS = (
     " t.cost_nusd, t.submitted_at_ms, t.parked_mark_ms, t.parked_ms, t.job_id, t.model, t.digest"
 )
 _QUEUED = (
-    "i.lane_id = g.lane_id AND i.state = 'queued' AND i.id >= g.from_id"
+    "i.lane_id = g.lane_id AND i.state = 'queued' AND {at} >= g.from_id"
     " AND (i.expires_at_ms IS NULL OR i.expires_at_ms > ?)"
 )
 _GROUPS = {"lane_id": INT, "from_id": INT, "reach": INT}
@@ -72,7 +72,8 @@ class _Pages:
 
     def __init__(self, sheet: Sheet, page: int, where: str) -> None:
         self._sheet, self._page = sheet, page
-        self._where = f"{_QUEUED}{where}"
+        self._at = sheet.db.dialect.queued_at
+        self._where = _QUEUED.format(at=self._at) + where
         self._rows: dict[int, deque[Row]] = {}
         self._from: dict[int, int] = {}
         self._reach: dict[int, int] = {}
@@ -107,13 +108,14 @@ class _Pages:
             each for each, size in self._sizes.items() if size and len(self._rows[each]) * 2 <= size
         ]
         db, page = self._sheet.db, self._page
-        rows = db.read(
-            db.dialect.firsts(_COLUMNS, _GROUPS, "requests", self._where, "i.id"),
+        found = db.ask(
+            db.dialect.firsts(_COLUMNS, _GROUPS, "requests", self._where, self._at),
             *db.dialect.row_values([(each, self._from[each], self._reach[each]) for each in low]),
             self._sheet.now_ms, page,
         )  # fmt: skip
+        self._sheet.write_ended()
         counts = dict.fromkeys(low, 0)
-        for row in sorted(rows):
+        for row in sorted(found()):
             self._rows[row[1]].append(row)
             self._from[row[1]] = row[0] + 1
             counts[row[1]] += 1
@@ -127,7 +129,7 @@ class Heads:
 
     def __init__(self, sheet: Sheet, lanes: Sequence[Lane], places: int) -> None:
         self._sheet, self._lanes = sheet, lanes
-        page = max(FEW, min(2 * MANY, places // max(1, len(lanes)) + 2))
+        page = max(FEW, min(2 * MANY, places // max(1, len(lanes))) + 2)
         self._plain = _Pages(sheet, page, "")
         self._small = _Pages(sheet, page, f" AND {_SIZE.format('i')} <= g.reach")
         self._short: dict[int, _Short] = {}  # lanes of a provider that is short of credit
@@ -184,10 +186,11 @@ class Heads:
 
     def _read_larger(self) -> None:
         db, size = self._sheet.db, _SIZE.format("i")
+        queued = _QUEUED.format(at=db.dialect.queued_at)
         rows = db.read(
             db.dialect.firsts(
                 _COLUMNS, {**_GROUPS, "to_id": INT}, "requests",
-                f"{_QUEUED} AND i.id < g.to_id AND {size} > g.reach", f"{size}, i.id",
+                f"{queued} AND i.id < g.to_id AND {size} > g.reach", f"{size}, i.id",
             ),
             *db.dialect.row_values([
                 (lane_id, 0, each.reach, FAR_MS if each.is_over else each.lane.passed_id)

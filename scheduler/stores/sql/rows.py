@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,11 @@ class Row:
     payload: str | None = KEPT
     is_changed: bool = False
     is_settled: bool = False
+
+    @property
+    def has_only_ended(self) -> bool:
+        """Whether it ran, and no more: nobody who looks for those that wait needs to know yet."""
+        return self.is_settled and not self.is_changed and self.ended_at_ms is not None
 
     @property
     def needs(self) -> Needs:
@@ -174,10 +179,16 @@ def update_rows(db: Connection, rows: Iterable[Row]) -> None:
 
 def read_payloads(db: Connection, ids: Sequence[int]) -> dict[int, str | None]:
     """What these requests ask, as text; None: it is not kept."""
+    return ask_payloads(db, ids)()
+
+
+def ask_payloads(db: Connection, ids: Sequence[int]) -> Callable[[], dict[int, str | None]]:
+    """The same, to be had later."""
     if not ids:
-        return {}
+        return dict
     sql = f"SELECT id, payload FROM requests WHERE id {db.dialect.among}"
-    return {row[0]: row[1] for row in db.read(sql, db.dialect.a_list(ids))}
+    found = db.ask(sql, db.dialect.a_list(ids))
+    return lambda: dict(found())
 
 
 FINISHED = "r.id, r.key, r.state, r.error, r.cost_nusd, r.attempts, a.response, r.digest"

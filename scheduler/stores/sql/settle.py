@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler.guards.texts import words
@@ -47,19 +47,30 @@ _HOLDS = (
 )
 
 
-def ask_holds(db: Connection, ids: Sequence[int]) -> None:
+Ids = Sequence[tuple[int, int]]  # of reservations, and of their requests
+
+
+def ask_holds(db: Connection, ids: Ids) -> None:
     """`read_holds` will be called for these."""
     if ids:
-        db.ahead(f"{_HOLDS} WHERE h.id {db.dialect.among}", db.dialect.a_list(ids))
+        db.ahead(_holds(db), *_wanted(db, ids))
 
 
-def read_holds(sheet: Sheet, ids: Iterable[int]) -> dict[int, Hold]:
+def _holds(db: Connection) -> str:
+    # By both, or an engine may go through all requests there are, in the order of their ids.
+    return f"{_HOLDS} WHERE h.id {db.dialect.among} AND r.id {db.dialect.among}"
+
+
+def _wanted(db: Connection, ids: Ids) -> Iterator[object]:
+    return map(db.dialect.a_list, zip(*ids, strict=True))
+
+
+def read_holds(sheet: Sheet, ids: Ids) -> dict[int, Hold]:
     """Gather what settling these reservations takes: they, their requests, and their accounts."""
-    wanted = list(ids)
-    if not wanted:
+    if not ids:
         return {}
     db = sheet.db
-    rows = db.read(f"{_HOLDS} WHERE h.id {db.dialect.among}", db.dialect.a_list(wanted))
+    rows = db.read(_holds(db), *_wanted(db, ids))
     holds = {}
     for row in rows:
         id_, state, is_assumed, nusd, tokens, budgets, made_at_ms = row[:7]
@@ -75,6 +86,13 @@ def read_holds(sheet: Sheet, ids: Iterable[int]) -> dict[int, Hold]:
     )
     know_lanes(sheet, (hold.row for hold in holds.values()))
     return holds
+
+
+def write_answers(settlements: Iterable[Settlement]) -> None:
+    """Write their responses as text, if they are to be kept."""
+    for each in settlements:
+        if each.response is not None and each.response.key is not None:
+            each.text = encode_response(each.response)
 
 
 def settle(
@@ -118,7 +136,7 @@ def _settle(sheet: Sheet, each: Settlement, hold: Hold, result: TurnResult) -> b
         else:
             _answered_late(sheet, row)
         if each.response is not None and row.key is not None:
-            sheet.responses.append((row.id, encode_response(each.response)))
+            sheet.responses.append((row.id, each.text or encode_response(each.response)))
     # Of one without a key it is of no use once it has ended, unless it is asked about.
     if row.key is None and not row.is_live and new is not ReservationState.SUSPENSE:
         row.payload = None
@@ -144,11 +162,16 @@ def _move(
         if old is not ReservationState.PENDING and account.cap.window.span_ms:
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
-    *_, provider_id, why, _ = sheet.settled.get(hold.id, (None, None, None))
-    told = sheet.db.dialect.told
+    provider_id: object = None
+    why: object = None
+    if hold.id in sheet.settled:
+        *_, provider_id, why, _ = sheet.settled[hold.id]
+    if each.provider_id is not None or each.why is not None:
+        told = sheet.db.dialect.told
+        provider_id = told(words(each.provider_id)) or provider_id
+        why = told(words(each.why)) or why
     sheet.settled[hold.id] = (
-        new._value_, now_ms, *hold.cost, int(each.is_assumed),
-        told(words(each.provider_id)) or provider_id, told(words(each.why)) or why, hold.id,
+        new._value_, now_ms, *hold.cost, int(each.is_assumed), provider_id, why, hold.id
     )  # fmt: skip
 
 
@@ -171,6 +194,7 @@ def _answered_late(sheet: Sheet, row: Row) -> None:
     sheet.books.is_miscounted |= old is RequestState.QUEUED
     if row.state == QUEUED:
         leave_lane(sheet, row)
+        row.is_changed = True  # whoever looks for those that wait must not find it
     sheet.tallies[row.job_id, old._value_] -= 1
     sheet.tallies[row.job_id, SUCCEEDED] += 1
     end(sheet, row, RequestState.SUCCEEDED)

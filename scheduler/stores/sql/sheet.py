@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from scheduler.ledger.account import Account, Tally, Waiter
@@ -92,6 +92,7 @@ class Sheet:
         spent: What is added to the sums of what was ever posted.
         news: What others have to be told of.
         more: By lane in which others count, too: how many more wait, of which its row does not know.
+        hear: Takes what was asked and can wait until all is written.
     """
 
     def __init__(self, db: Connection, books: Books, now_ms: int) -> None:
@@ -106,6 +107,7 @@ class Sheet:
         self.responses: list[tuple[int, str]] = []
         self.spent = Spent()
         self.news = changes.News()
+        self.hear: Callable[[], None] = lambda: None
         self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
         self.more: Counter[int] = Counter()
 
@@ -244,6 +246,11 @@ class Sheet:
 
     def write(self) -> None:
         """Write requests, lanes' rows, reservations and answers, so that they can be read again."""
+        self.write_waiting()
+        self.write_ended()
+
+    def write_waiting(self) -> None:
+        """Write as much as whoever looks for those that wait has to see."""
         db, books = self.db, self.books
         if self.new_lanes:
             db.write_many(_NEW_LANES, [lane_row(books.worker_id, each) for each in self.new_lanes])
@@ -251,6 +258,11 @@ class Sheet:
         if self.new:
             insert_rows(db, self.new)
             self.new = []
+        update_rows(db, (row for row in self.rows.values() if not row.has_only_ended))
+
+    def write_ended(self) -> None:
+        """Write what has ended."""
+        db = self.db
         update_rows(db, self.rows.values())
         db.write_many(_RESERVATIONS, list(self.settled.values()))
         db.write_many(_RESPONSES, self.responses)
@@ -265,7 +277,9 @@ class Sheet:
         self.db.write_many(_TALLIES, [(*key, n) for key, n in self.tallies.items() if n])
         self.tallies.clear()
         self.spent.write(self.db)
-        changes.tell(self.db, self.books, self.news)
+        drop_old = changes.tell(self.db, self.books, self.news)
+        self.hear()
+        drop_old()
         self.books.saw(self.accounts, self.now_ms)
 
     def _write_accounts(self) -> None:

@@ -215,12 +215,15 @@ def _submit_known(
     return Submitted(row.id)
 
 
-# What was asked, once the rest is written
+# What was asked, once what waits is written
 
 
 def answer(sheet: Sheet, asked: Asked) -> None:
     """Add outcomes and requests to what was found out of known keys."""
+    if not (asked.ended or asked.held or asked.again):
+        return
     db, books = sheet.db, sheet.books
+    sheet.write()
     finished = read_finished(db, [each.id for each in asked.ended])
     for each in asked.ended:
         each.finished = finished.get(each.id)

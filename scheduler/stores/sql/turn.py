@@ -30,7 +30,7 @@ from scheduler.stores.sql.claim import claim
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.gates import know_gates, load_gates, save_gates
 from scheduler.stores.sql.rows import COLUMNS, Row, read_finished
-from scheduler.stores.sql.settle import ask_holds, read_holds, read_unknown, settle
+from scheduler.stores.sql.settle import ask_holds, read_holds, read_unknown, settle, write_answers
 from scheduler.stores.sql.sheet import Sheet, begin
 from scheduler.stores.sql.submit import amend, answer, ask_known, lend, read_known, submit
 from scheduler.stores.sql.waiting import (
@@ -55,6 +55,7 @@ class Transactions(Books):
     def turn(self, db: Connection, turn: Turn) -> TurnResult:
         """`Store.turn`."""
         self._ask(db, turn)
+        write_answers(turn.settle)  # while the engine is at it, or somebody else's turn is
         sheet = begin(db, self, turn.now_ms)
         result = TurnResult(crossings=self.untold)
         self.untold = []
@@ -69,7 +70,7 @@ class Transactions(Books):
 
         # What has ended, and what is new
         ask_due(sheet)
-        holds = read_holds(sheet, (each.reservation_id for each in turn.settle))
+        holds = read_holds(sheet, _ids(turn.settle))
         named = [*turn.cancel, *(each for each, _ in turn.amend), *(each for each, _ in turn.lend)]
         sheet.load_rows(named)
         due = read_due(sheet)
@@ -86,7 +87,7 @@ class Transactions(Books):
         result.submitted = submit(sheet, turn.submit, asked)
         expire(sheet, sheet.rows.values(), result)
 
-        sheet.write()
+        sheet.write_waiting()
         answer(sheet, asked)
 
         # Who goes
@@ -102,7 +103,7 @@ class Transactions(Books):
         """Ask for what a turn reads in any case, all at once."""
         if self.worker_id:
             db.ahead(changes.HEARD, self.changes)
-            ask_holds(db, [each.reservation_id for each in turn.settle])
+            ask_holds(db, _ids(turn.settle))
             ask_known(db, self, turn.submit)
 
     def _catch_up(self, sheet: Sheet, result: TurnResult) -> None:
@@ -182,7 +183,7 @@ class Transactions(Books):
         unknown = read_unknown(db, [each.reservation_id for each in settlements])
         wanted = [each for each in settlements if each.reservation_id in unknown]
         result = TurnResult()
-        holds = read_holds(sheet, unknown)
+        holds = read_holds(sheet, _ids(wanted))
         done = iter(settle(sheet, wanted, holds, result))
         self.untold += result.crossings
         sheet.finish()
@@ -262,3 +263,7 @@ class Transactions(Books):
     def read_budgets(self, db: Connection, now_ms: int) -> list[BudgetStatus]:
         """`Store.budgets`; writes nothing."""
         return defining.read_budgets(begin(db, self, now_ms))
+
+
+def _ids(settlements: Iterable[Settlement]) -> list[tuple[int, int]]:
+    return [(each.reservation_id, each.request_id) for each in settlements]

@@ -143,10 +143,10 @@ def suspend_all(sheet: Sheet, worker_id: int, *, is_gone: bool) -> None:
         worker_id: The process's.
         is_gone: It will certainly not come back. False: it may only be slow.
     """
-    ids = sheet.db.read(
-        "SELECT id FROM reservations WHERE worker_id = ? AND state = 'pending'", worker_id
-    )
-    holds = read_holds(sheet, (row[0] for row in ids))
+    holds = read_holds(sheet, sheet.db.read(
+        "SELECT id, request_id FROM reservations WHERE worker_id = ? AND state = 'pending'",
+        worker_id,
+    ))  # fmt: skip
     lost = []
     for hold in holds.values():
         ends = is_gone and hold.row.key is None
@@ -166,22 +166,24 @@ def suspend_all(sheet: Sheet, worker_id: int, *, is_gone: bool) -> None:
 def _cancel_keyless(sheet: Sheet, worker_id: int) -> None:
     """End what waits without a key: with its process went whoever wanted it."""
     sheet.write()
+    db = sheet.db
+    ids = [id_ for (id_,) in db.read("SELECT id FROM lanes WHERE worker_id = ?", worker_id)]
+    if not ids:
+        return
+    lanes = db.dialect.a_list(ids)
     for state in (QUEUED, DELAYED):
         # Written into the statement, so that the index of that state serves.
-        those = (
-            f"state = '{state}' AND key IS NULL AND lane_id IN"
-            " (SELECT id FROM lanes WHERE worker_id = ?)"
-        )
-        found = sheet.db.read(
+        those = f"state = '{state}' AND key IS NULL AND lane_id {db.dialect.among}"
+        found = db.read(
             f"SELECT lane_id, job_id, count(*) FROM requests WHERE {those} GROUP BY lane_id, job_id",
-            worker_id,
+            lanes,
         )
         if not found:
             continue
-        sheet.db.write(
+        db.write(
             "UPDATE requests SET state = 'cancelled', payload = NULL, error = ?, ended_at_ms = ?"
             f" WHERE {those}",
-            json.dumps(NOBODY_ASKS), sheet.now_ms, worker_id,
+            json.dumps(NOBODY_ASKS), sheet.now_ms, lanes,
         )  # fmt: skip
         for lane_id, job_id, count in found:
             if state == QUEUED:
