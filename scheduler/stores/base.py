@@ -201,9 +201,8 @@ class Settlement:
             in its place, for now or for `not_before_ms`.
         is_attempt: False: it does not count as an attempt (the provider was too busy).
         is_decided: What becomes of the request stands, even if the provider is down.
-        is_assumed: Somebody else than the call itself says so (the provider when it was asked,
-            a policy, a person): its own answer, should it still come, corrects it. Only what
-            is in suspense can be settled so.
+        is_assumed: Somebody else than the call itself says so, of what is in suspense: its own
+            answer, should it still come, corrects it.
         provider_id: The provider's own id for the call, if it gave one before it was lost.
         why: What is known of an unknown outcome, for people.
         report: What the attempt told about its provider; None: nothing.
