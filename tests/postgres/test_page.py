@@ -50,7 +50,7 @@ async def test_its_sql_runs(url):
     async with Scheduler(url, providers=Bench()) as s:
         await s.run(ask(1))
     address = parse(url)
-    assert len(QUERIES) == PAGE.count("```sql") == 4
+    assert len(QUERIES) == PAGE.count("```sql") == 5
     with psycopg.connect(address.url.get_secret_value(), autocommit=True) as db:
         for query in QUERIES:
             db.execute(re.sub(r"\bscheduler\b(?!')", address.schema, query))
