@@ -2,14 +2,15 @@
 
 A budget is written as one or more caps, separated by commas:
 
-    cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ]
+    cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ] [ "paced" [ profile ] ]
     amount := "$5" | "5 usd" | "2M tokens" | "500 requests" | "none"
     window := minute | hour | day | week | month | year     calendar, in the zone (default UTC)
             | 90s | 30m | 24h | 7d                           rolling
             | total                                          everything ever; the default
     anchor := 06:00 (day) | mon (week) | 15 (month) | 04-01 (year)
+    profile := 09:00-18:00 | 24 digits, one for each hour of the day; evenly without
 
-A zone and an anchor belong to the cap they follow.
+A zone, an anchor and a pace belong to the cap they follow. A paced cap is spent bit by bit (`pace`).
 
 >>> Budget("team", "$100/month @Europe/Athens from 15")
 <Budget 'team' $100/month from 15 (calendar month from 15, Europe/Athens)>
@@ -17,6 +18,8 @@ A zone and an anchor belong to the cap they follow.
 '$5/hour, $50/day, 2000000 tokens/day'
 >>> Budget("me", "$5/hour").with_limit("$8").spec
 '$8/hour'
+>>> Budget("me", "$48/day @Europe/Athens paced 09:00-18:00").caps[0].pace
+Pace(text='09:00-18:00')
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from fnmatch import fnmatchcase
 from scheduler.errors import ConfigError
 from scheduler.money import parse_usd, usd
 from scheduler.naming import Names, is_met, names_of
+from scheduler.pace import Pace
+from scheduler.pace import check as check_pace
 from scheduler.window import Window, WindowKind
 
 __all__ = ["Budget", "Cap", "Spec", "Unit", "Window", "WindowKind", "parse_caps"]
@@ -46,6 +51,7 @@ _NONE = re.compile(r"(?:none|unlimited)(?:\s+(usd|tokens?|requests?))?", re.IGNO
 # A comma separates caps unless it groups digits, as in "$1,000/day".
 _SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 _ZONE = re.compile(r"@\s*(\S+)")
+_PACE = re.compile(r"\s+paced(?:\s+(\S+))?$", re.IGNORECASE)
 _ANCHOR = re.compile(r"(?<=\s)from\s+(\S+)", re.IGNORECASE)
 
 
@@ -63,15 +69,22 @@ class Cap:
 
     Attributes:
         limit: In nano-dollars, tokens or requests; None: no limit, only counted.
+        pace: How much of it may be spent by when; None: all of it at once.
     """
 
     unit: Unit
     limit: int | None
     window: Window
+    pace: Pace | None = None
+
+    def __post_init__(self) -> None:
+        if self.pace is not None:
+            check_pace(self.window)
 
     def __str__(self) -> str:
         window = "" if self.window.kind is WindowKind.TOTAL else f"/{self.window}"
-        return f"{self.amount_text}{window}"
+        pace = "" if self.pace is None else f" {self.pace}"
+        return f"{self.amount_text}{window}{pace}"
 
     @property
     def amount_text(self) -> str:
@@ -121,12 +134,29 @@ def _parse_cap(part: str, spec: str) -> Cap:
         found.append(matches[0] if matches else None)
         text = pattern.sub("", text).strip()
     zone, anchor = found
+    pace = None
+    if paced := _PACE.search(text):
+        text, pace = text[: paced.start()], Pace.parse(paced[1] or "")
     amount, slash, window = (side.strip() for side in text.partition("/"))
     if not amount or (slash and not window):
         what = "an amount" if not amount else "a window after the '/'"
         raise ConfigError("budget", f"{spec!r} lacks {what}, as in '$10/day'")
     unit, limit = _parse_amount(amount)
-    return Cap(unit, limit, Window.parse(window or "total", zone, anchor))
+    return Cap(unit, limit, Window.parse(window or "total", zone, anchor), pace)
+
+
+def _paced(caps: tuple[Cap, ...], pace: str | None) -> tuple[Cap, ...]:
+    if pace is None:
+        return caps
+    if not any(cap.window.kind is WindowKind.CALENDAR for cap in caps):
+        check_pace(caps[0].window)
+    read = Pace.parse(pace)
+    return tuple(
+        replace(cap, pace=read)
+        if cap.window.kind is WindowKind.CALENDAR and cap.pace is None
+        else cap
+        for cap in caps
+    )
 
 
 def _parse_amount(text: str) -> tuple[Unit, int | None]:
@@ -160,6 +190,9 @@ class Budget:
             name they are asked for. ``"openai/gpt-4*"`` is about that provider's alone.
         tags: Tags a request must have to draw on it; values may be patterns.
         parent: Name of a budget that its requests draw on as well.
+        pace: Of its caps with a calendar window, what may be spent by when: ``"uniform"``, hours of
+            each day such as ``"09:00-18:00"`` in the window's zone, or 24 digits, the weight of
+            each hour. None: as each cap says itself, else all at once.
 
     A budget with `models` or `tags` has rules: requests that match all of them draw
     on it without naming it.
@@ -178,6 +211,7 @@ class Budget:
         models: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
+        pace: str | None = None,
     ) -> None:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             raise ConfigError("budget", f"{name!r} is not a name of 1 to {MAX_NAME} characters")
@@ -185,7 +219,8 @@ class Budget:
             raise ConfigError("budget", f"{name!r} cannot be its own parent")
         if isinstance(models, str):
             raise ConfigError("models", f"{models!r} is one text; give a list of patterns")
-        self.name, self.caps, self.parent = name, parse_caps(limit), parent
+        caps = parse_caps(limit)
+        self.name, self.caps, self.parent = name, _paced(caps, pace), parent
         self.models, self.tags = tuple(models), dict(tags or {})
 
     @property

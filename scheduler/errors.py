@@ -82,6 +82,7 @@ class BudgetExceeded(RequestRejected):
         resets_at_ms: When money frees by itself, in Unix milliseconds; None: never.
         zone: Time zone in which to tell that instant.
         unit: ``"usd"``, ``"tokens"`` or ``"requests"``.
+        allowed: Of a paced budget, how much of the limit may be used up by now; None: all of it.
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class BudgetExceeded(RequestRejected):
         resets_at_ms: int | None = None,
         zone: str = "UTC",
         unit: str = "usd",
+        allowed: int | None = None,
     ) -> None:
-        super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit)
+        super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit, allowed)
         self.budget, self.limit, self.posted, self.reserved = budget, limit, posted, reserved
         self.needed, self.resets_at_ms, self.zone, self.unit = needed, resets_at_ms, zone, unit
+        self.allowed = allowed
 
     @property
     def resets_at(self) -> datetime | None:
@@ -118,6 +121,9 @@ class BudgetExceeded(RequestRejected):
     def __str__(self) -> str:
         suffix = "" if self.unit == "usd" else f" {self.unit}"
         resets = f"resets {self.resets_at:%Y-%m-%d %H:%M} {self.zone}" if self.resets_at else ""
+        if self.allowed is not None:
+            share = f"{self._amount(self.allowed)}{suffix} of it may be used up by now"
+            resets = f"{share}, more from {self.resets_at:%Y-%m-%d %H:%M} {self.zone} on"
         return (
             f"Cost tracking budget exceeded: current usage {self.current_usage_percent:f}% of limit "
             f"{self._amount(self.limit, short=True)} {self.unit.upper() if not suffix else self.unit}"
@@ -147,7 +153,7 @@ class HeldByCallers(BudgetExceeded):
         resets_at_ms: int | None = None, zone: str = "UTC", unit: str = "usd", held: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit)
-        self.args = (*self.args, held)
+        self.args = (*self.args[:-1], held)
         self.held = held
 
     def __str__(self) -> str:

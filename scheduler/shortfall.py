@@ -18,6 +18,7 @@ class ParkReason(StrEnum):
     PROVIDER_CREDIT = "provider_credit"  # the provider itself says its money is gone
     PROVIDER_DOWN = "provider_down"  # it does not answer
     WINDOW_SPENT = "window_spent"  # until the reset
+    PACED = "paced"  # until more of the window has passed
     HELD_IN_FLIGHT = "held_in_flight"  # seconds, until running calls settle
 
 
@@ -33,6 +34,7 @@ class Shortfall:
 
     Attributes:
         words: The provider's own, where it is the provider that refuses.
+        allowed: Where a pace holds it back, what may be spent or reserved by now.
         resumes_at_ms: When waiting ends by itself; None: when calls under way
             settle (``held_in_flight``), or only a raise or a person helps.
     """
@@ -49,6 +51,7 @@ class Shortfall:
     zone: str
     window: str
     words: str = ""
+    allowed: int | None = None
 
     @property
     def is_of_provider(self) -> bool:
@@ -74,5 +77,5 @@ class Shortfall:
             return ProviderUnavailable(self.budget, self.reason.value, words, self.resumes_at_ms)
         return BudgetExceeded(
             self.budget, 0 if self.limit == UNLIMITED else self.limit, self.posted, self.reserved,
-            self.needed, self.resumes_at_ms, self.zone, self.unit.value,
+            self.needed, self.resumes_at_ms, self.zone, self.unit.value, self.allowed,
         )  # fmt: skip

@@ -24,6 +24,7 @@ class CapStatus:
         suspense: The part of `reserved` whose outcome nobody knows.
         resets_at_ms: When the window ends, or money next leaves a rolling one; None: never.
         overrun: Posted above what was reserved, in this window.
+        allowed: Of a paced cap, how much of the limit may be used up by now; None: all of it.
     """
 
     cap: Cap
@@ -34,11 +35,13 @@ class CapStatus:
     window_start_ms: int
     resets_at_ms: int | None
     overrun: int = 0
+    allowed: int | None = None
 
     @property
     def available(self) -> int | None:
         """What may still be reserved; negative after an overrun or a cut; None: no limit."""
-        return None if self.limit is None else self.limit - self.posted - self.reserved
+        limit = self.limit if self.allowed is None else self.allowed
+        return None if limit is None else limit - self.posted - self.reserved
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,6 +268,11 @@ def _local(at_ms: int, zone: ZoneInfo) -> datetime:
     return (_EPOCH + timedelta(milliseconds=at_ms)).astimezone(zone)
 
 
+def local_time(at_ms: int, zone: str) -> datetime:
+    """An instant as clocks of a zone show it."""
+    return _local(at_ms, _zone(zone))
+
+
 def _offset_ms(at_ms: int, zone: ZoneInfo) -> int:
     offset = _local(at_ms, zone).utcoffset()
     assert offset is not None

@@ -136,7 +136,7 @@ def _next_look(lack: Lack, account: Account, now_ms: int) -> tuple[int, int | No
     if first.ahead <= account.available:
         return wake, account.frees_at_ms(now_ms, lack.missing)
     if first.is_brief:
-        return min(wake, first.ahead), account.frees_at_ms(now_ms)
+        return min(wake, first.ahead), account.resets_at_ms(now_ms)
     return min(wake, first.ahead), account.frees_at_ms(now_ms, first.ahead - account.available)
 
 
@@ -248,15 +248,17 @@ def _reason(account: Account, need: int) -> ParkReason:
         return ParkReason.PAUSED
     if need > account.limit:
         return ParkReason.LARGER_THAN_LIMIT
-    if need > account.at_best:
+    if need > account.limit - account.posted - account.suspense:
         return ParkReason.WINDOW_SPENT
+    if need > account.at_best:
+        return ParkReason.PACED
     return ParkReason.HELD_IN_FLIGHT
 
 
 def describe(account: Account, lack: Lack, now_ms: int) -> Shortfall:
     """The same for people."""
     resumes_at_ms = None
-    if lack.reason is ParkReason.WINDOW_SPENT:
+    if lack.reason in (ParkReason.WINDOW_SPENT, ParkReason.PACED):
         resumes_at_ms = account.frees_at_ms(now_ms, lack.missing)
     return Shortfall(
         reason=lack.reason,
@@ -270,4 +272,5 @@ def describe(account: Account, lack: Lack, now_ms: int) -> Shortfall:
         resumes_at_ms=resumes_at_ms,
         zone=account.cap.window.zone,
         window=account.cap.window.describe(),
+        allowed=account.allowed if lack.reason is ParkReason.PACED else None,
     )

@@ -106,10 +106,11 @@ class Notices:
 
 
 def ends_by_itself(lack: Shortfall) -> bool:
-    """Whether nobody has to do anything: calls under way settle, or the window ends."""
+    """Whether nobody has to do anything: calls under way settle, the window goes on or ends."""
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
         return True
-    return lack.reason is ParkReason.WINDOW_SPENT and lack.resumes_at_ms is not None
+    goes_on = lack.reason in (ParkReason.WINDOW_SPENT, ParkReason.PACED)
+    return goes_on and lack.resumes_at_ms is not None
 
 
 def brief(lack: Shortfall) -> str:
@@ -149,6 +150,12 @@ def sentence(lack: Shortfall, now_ms: int) -> str:
         return (
             f"parked: budget {name} is held by running calls ({held}; {needs}, {missing}); it goes on "
             f"when they settle. To go on now, {more}"
+        )
+    if lack.reason is ParkReason.PACED:
+        share = f"{cap.format_amount(lack.allowed or 0)} allowed by now"
+        return (
+            f"parked: budget {name} is spent bit by bit ({held}, {share}; {needs}, {missing}); it goes on "
+            f"{_until(lack, now_ms)}. To go on now, {more}"
         )
     return (
         f"parked: budget {name} is spent for now ({held}; {needs}, {missing}); it resumes "

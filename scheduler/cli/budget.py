@@ -325,6 +325,7 @@ def _cap_row(status: BudgetStatus, cap: CapStatus) -> dict[str, Any]:
             suspense=cap.suspense,
             available=cap.available,
             overrun=cap.overrun,
+            **({} if cap.allowed is None else {"allowed": cap.allowed}),
         ),
         "window": window.describe(),
         "window_starts_at": iso(starts, window.zone),
@@ -364,7 +365,10 @@ def resets(cap: CapStatus, at_ms: int) -> str:
     if cap.resets_at_ms is None:
         return window.describe()
     verb = "frees money" if window.kind.value == "rolling" else "resets"
-    return f"{window.describe()}; {verb} {until(cap.resets_at_ms, window.zone, at_ms)}"
+    share = ""
+    if cap.allowed is not None:
+        share = f"; {cap.cap.pace}: {amount(cap.allowed, cap.cap.unit.value)} allowed by now"
+    return f"{window.describe()}{share}; {verb} {until(cap.resets_at_ms, window.zone, at_ms)}"
 
 
 def explained(cap: Cap, at_ms: int) -> dict[str, Any]:
@@ -396,6 +400,11 @@ def explanation(cap: Cap, at_ms: int) -> str:
         else f"at most {amount(cap.limit, cap.unit.value)}"
     )
     lines = [str(cap), f"  limit   {limit}", f"  window  {window.describe()}"]
+    if cap.pace is not None and cap.limit is not None:
+        share = amount(cap.pace.allowed(cap.limit, window, at_ms), cap.unit.value)
+        lines.append(
+            f"  pace    {cap.pace.text or 'evenly'}: {share} of it allowed by now, the rest bit by bit"
+        )
     if kind == "calendar":
         start_ms, resets_ms = window.slot_start_ms(at_ms), window.next_resets_ms(at_ms, 3)
         lines.append(

@@ -65,6 +65,7 @@ _ORDER = (
 _NAME = 24  # cells of a budget's name
 _SHORT = {
     ParkReason.WINDOW_SPENT: "spent",
+    ParkReason.PACED: "paced",
     ParkReason.HELD_IN_FLIGHT: "held",
     ParkReason.LARGER_THAN_LIMIT: "too large",
     ParkReason.PROVIDER_CREDIT: "no credit",
@@ -183,6 +184,7 @@ def why(lack: Shortfall, waiting: int, now_ms: int, store: str) -> str:
     missing = cap.format_amount(lack.missing)
     text = {
         ParkReason.WINDOW_SPENT: f"budget {lack.budget!r} is spent for now",
+        ParkReason.PACED: f"budget {lack.budget!r} is spent bit by bit, and its share up to now is used up",
         ParkReason.HELD_IN_FLIGHT: f"budget {lack.budget!r} is held by running calls",
         ParkReason.LARGER_THAN_LIMIT: f"one request exceeds the whole limit of {lack.budget!r}",
         ParkReason.PAUSED: f"budget {lack.budget!r} is paused",

@@ -198,7 +198,16 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
                 f"budget {name}: {spent}, {missing}; "
                 f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
             )
+        case "paced":
+            share = amount(lack.allowed or 0, unit)
+            return (
+                f"budget {name}: {spent}, {share} of it allowed by now, {missing}; "
+                f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
+            )
     return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
+
+
+_RAISED = ("window_spent", "paced", "larger_than_limit")  # where a raise lets them go on
 
 
 def describe(picture: Picture, width: int | None = None) -> str:
@@ -225,12 +234,7 @@ def describe(picture: Picture, width: int | None = None) -> str:
         if not each.is_closed:
             again = until(each.until_ms, "UTC", picture.at_ms) if each.until_ms else "calls end"
             lines.append(f"limited   {each.sentence}; goes on {again}")
-    if any(s.reason in ("window_spent", "larger_than_limit") for s in picture.shortfalls):
-        name = next(
-            s.budget
-            for s in picture.shortfalls
-            if s.reason in ("window_spent", "larger_than_limit")
-        )
+    if name := next((s.budget for s in picture.shortfalls if s.reason in _RAISED), None):
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     lines += [f"unserved  {unserved_sentence(each, store)}" for each in picture.unserved]

@@ -17,7 +17,8 @@ in which it was made and settles there, however late. So
 
     available = limit − Σ posted − Σ reserved      over the slots that count now
 
-and right after every reserve, posted + reserved ≤ limit. Only a call that cost
+and right after every reserve, posted + reserved ≤ limit. Where the cap is paced, what is `allowed` by
+now stands for the limit. Only a call that cost
 more than its reservation (an overrun) or a lowered limit makes it negative.
 
 >>> account = Account(1, 1, "team", parse_caps("$1/day")[0])
@@ -135,7 +136,7 @@ class Account:
     """
 
     __slots__ = (
-        "_changed", "_rooms", "available", "budget", "budget_id", "cap", "id", "index", "limit",
+        "_changed", "_rooms", "allowed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
         "line", "line_changed", "looked_ms", "oldest_ms",
         "paused", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
         "warned_changed", "warned_slot_ms",
@@ -152,6 +153,7 @@ class Account:
         self.looked_ms = -1  # when it was last looked at
         # Sums over the slots that count; `reserved` includes `suspense`.
         self.posted = self.reserved = self.suspense = 0
+        self.allowed = self.limit  # by now, where it is paced
         self.available = self.limit
         self.line: list[Waiter] = []  # who waits for money that comes back, the first ones
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
@@ -164,6 +166,11 @@ class Account:
         """Change the limit; what is posted and reserved stays."""
         self.cap, self.index = cap, unit_index(cap.unit)
         self.limit = UNLIMITED if cap.limit is None else cap.limit
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether its limit may only be used up bit by bit."""
+        return self.cap.pace is not None and self.limit < UNLIMITED
 
     def look(self, now_ms: int) -> None:
         """Roll to `now_ms`: forget slots that stopped counting, sum the others."""
@@ -183,7 +190,11 @@ class Account:
                 self.posted += tally.posted
                 self.reserved += tally.reserved
                 self.suspense += tally.suspense
-        self.available = self.limit - self.posted - self.reserved
+        self.allowed = self.limit
+        if self.is_paced:
+            assert self.cap.pace is not None
+            self.allowed = self.cap.pace.allowed(self.limit, window, now_ms)
+        self.available = self.allowed - self.posted - self.reserved
         self._rearm()
 
     def reserve(self, amount: int) -> None:
@@ -313,6 +324,8 @@ class Account:
         if ahead <= self.at_best or ahead > self.limit:
             return self.available - ahead  # any call that settles may be what it waits for
         kind = self.cap.window.kind
+        if self.is_paced and ahead <= self.limit - self.posted - self.suspense:
+            return self.available - ahead  # its share comes later if others take of it
         if kind is WindowKind.ROLLING:
             known = self._rooms.get((self.available, ahead))
             if known is None:
@@ -339,7 +352,7 @@ class Account:
 
         What is in suspense does not come back by itself.
         """
-        return self.limit - self.posted - self.suspense
+        return self.allowed - self.posted - self.suspense
 
     def crossings(self, now_ms: int) -> Iterator[Crossing]:
         """Thresholds newly passed by what is posted; call when that reaches `tell_at`."""
@@ -359,7 +372,7 @@ class Account:
                     threshold,
                     self.posted,
                     self.limit,
-                    self.frees_at_ms(now_ms),
+                    self.resets_at_ms(now_ms),
                 )
         self._set_tell_at()
 
@@ -384,11 +397,18 @@ class Account:
         else:
             self.tell_at = -(-percent * self.limit // 100)
 
-    def frees_at_ms(self, now_ms: int, missing: int = 1) -> int | None:
-        """When at least `missing` will have left the window by itself; None: never."""
+    def resets_at_ms(self, now_ms: int) -> int | None:
+        """When its window ends, or anything next leaves a rolling one; None: never."""
         window = self.cap.window
         if window.kind is not WindowKind.ROLLING:
             return window.resets_at_ms(now_ms)
+        return self.frees_at_ms(now_ms)
+
+    def frees_at_ms(self, now_ms: int, missing: int = 1) -> int | None:
+        """When at least `missing` more will be there by itself; None: never."""
+        window = self.cap.window
+        if window.kind is not WindowKind.ROLLING:
+            return self._allowed_at_ms(self.allowed + missing, now_ms)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
             missing -= self.slots[slot_ms].posted + self.slots[slot_ms].reserved
             if missing <= 0:
@@ -399,7 +419,9 @@ class Account:
         """The first instant at which `need` may be there, if calls under way turn out free."""
         window = self.cap.window
         if window.kind is not WindowKind.ROLLING:
-            return window.resets_at_ms(now_ms)
+            # Where calls under way may give it, they may also not: then it is there later.
+            open_ = self.suspense if need > self.at_best else self.reserved
+            return self._allowed_at_ms(need + self.posted + open_, now_ms)
         missing = max(1, need - self.at_best)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
             tally = self.slots[slot_ms]
@@ -407,6 +429,14 @@ class Account:
             if missing <= 0:
                 return window.stops_counting_ms(slot_ms)
         return None
+
+    def _allowed_at_ms(self, amount: int, now_ms: int) -> int | None:
+        """When so much may be used up, in this window or by the next one."""
+        at_ms, window = None, self.cap.window
+        if self.is_paced:
+            assert self.cap.pace is not None
+            at_ms = self.cap.pace.reaches_ms(amount, window, now_ms, self.limit)
+        return window.resets_at_ms(now_ms) if at_ms is None else at_ms
 
     def take_changed(self) -> list[tuple[int, Tally]]:
         """Slots changed since the last call, for the store to write."""

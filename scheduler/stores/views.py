@@ -66,8 +66,9 @@ def budget_status(
             reserved=account.reserved,
             suspense=account.suspense,
             window_start_ms=account.slot_ms,
-            resets_at_ms=account.frees_at_ms(now_ms),
+            resets_at_ms=account.resets_at_ms(now_ms),
             overrun=account.overrun,
+            allowed=account.allowed if account.is_paced else None,
         )
         for account in accounts
     )
@@ -100,6 +101,8 @@ def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrep
 
 def changes_at_ms(account: Account) -> int | None:
     """When an account's sums or window change by time alone; it has been looked at. None: never."""
+    if account.is_paced:
+        return account.looked_ms + 1
     window = account.cap.window
     if window.kind is WindowKind.TOTAL:
         return None
