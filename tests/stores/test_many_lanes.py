@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from unittest import mock
 
@@ -13,10 +14,14 @@ from scheduler.budget import Unit
 from scheduler.limits import Gates
 from scheduler.request import RequestState, Tokens
 from scheduler.shortfall import ParkReason, Shortfall
+from scheduler.stores.base import Turn
 from scheduler.stores.lanes import MOST_IDLE, MOST_OPENED, Lanes
 from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory import MemoryStore
+from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
+from tests.simulation.stores import InlineSqlite
+from tests.stores.conformance import new
 
 LACK = Shortfall(ParkReason.WINDOW_SPENT, "b", Unit.USD, 1, 1, 0, 1, 1, 5, "UTC", "day")
 
@@ -194,3 +199,34 @@ def test_a_provider_whose_places_are_taken_is_left_as_one_however_many_models_wa
     assert [each.id for each in decided.admitted] == [1, 2]
     assert len(met) <= 3
     assert top.call_count < 30
+
+
+def test_who_begins_looks_at_no_more_lanes_of_others_than_there_are_places(tmp_path):
+    """One a user, ten thousand of them: whose turn it is is known without looking at each."""
+    path, lanes, looks = tmp_path / "s.db", 600, []
+
+    def store(pid, statement=lambda sql: None):
+        return InlineSqlite(path, Process("here", pid, "1"), 30_000, statement)
+
+    async def main():
+        one, other = store(1), store(2, looks.append)
+        await one.open(0)
+        await one.define([Budget(f"user-{each}", "$1/day") for each in range(lanes)], 0)
+        ids = [each.id for each in await one.budgets(0)]
+        batch = [
+            replace(each, lane=each.lane._replace(is_shared=True, service="s"))
+            for each in (new([budget], key=f"{at}") for at, budget in enumerate(ids))
+        ]
+        for each in batch:
+            one.prepare(each)
+        await one.turn(Turn(0, submit=batch))
+        await other.open(0)
+        other.serve({"p": "s"})
+        looks.clear()
+        return (await other.turn(Turn(0, slots={"p": 8}))).claimed
+
+    claimed = asyncio.run(main())
+
+    assert [each.request.key for each in claimed] == [f"{at}" for at in range(8)]
+    assert sum("FROM accounts" in sql for sql in looks) <= 4
+    assert len(looks) < 60

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from scheduler.admission.plan import LaneKey
@@ -11,6 +12,7 @@ from scheduler.stores.base import ExpiredRequest, TurnResult
 from scheduler.stores.lanes import Lane
 from scheduler.stores.sql.codec import decode_budgets, encode_budgets
 from scheduler.stores.sql.connection import Connection
+from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, Row
 from scheduler.stores.sql.sheet import Owner, Sheet
 
@@ -48,12 +50,27 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
     """Take over how these shared lanes are doing; None: all in which somebody waits."""
     db = sheet.db
     if ids is None:
-        _learn(sheet, db.read(f"{_LANE} AND l.waiting > 0"))
+        rows = db.read(f"{_LANE} AND l.waiting > 0")
+        _learn(sheet, rows, _heads(sheet, [row[0] for row in rows]))
     elif wanted := list(ids):
         _learn(sheet, db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted)))
 
 
-def _learn(sheet: Sheet, rows: Iterable[Sequence[Any]]) -> None:
+def _heads(sheet: Sheet, lanes: Sequence[int]) -> dict[int, int]:
+    """The oldest in each of these: of very many, not all need be looked at to find out who is next."""
+    if not lanes:
+        return {}
+    db = sheet.db
+    oldest = db.dialect.firsts(
+        "t.lane_id, t.id", {"lane_id": INT}, "requests",
+        "i.lane_id = g.lane_id AND i.state = 'queued'", db.dialect.queued_at,
+    )  # fmt: skip
+    return dict(db.read(oldest, *db.dialect.row_values([(each,) for each in lanes]), 1))
+
+
+def _learn(
+    sheet: Sheet, rows: Iterable[Sequence[Any]], heads: Mapping[int, int] = MappingProxyType({})
+) -> None:
     lanes = sheet.books.lanes
     for row in rows:
         lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row[:-1]
@@ -69,7 +86,7 @@ def _learn(sheet: Sheet, rows: Iterable[Sequence[Any]]) -> None:
             lanes.remove(lane, sheet.now_ms, -more)
         # One that came may be older, or smaller, than those that are known.
         lane.passed_id = 0
-        lanes.add(lane, count=max(0, more))
+        lanes.add(lane, heads.get(lane_id, 0), max(0, more))
         if more > 0:
             lanes.reopen(lane, sheet.now_ms)
         if lane.shortfall is None:
