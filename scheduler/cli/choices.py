@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scheduler.cli.options import MONEY, TELLING
+from scheduler.cli.options import ENDING, MONEY, SENDING, TELLING
 
 OnExhaustedOption = Annotated[
     str,
@@ -17,6 +17,23 @@ ProgressOption = Annotated[
     str,
     typer.Option(
         metavar="HOW", help=f"{', '.join(MODES[:-1])} or {MODES[-1]}.", rich_help_panel=TELLING
+    ),
+]
+ServeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="Serve only this one; repeatable. Default: all that have their key there.",
+        rich_help_panel=SENDING,
+    ),
+]
+UntilIdleOption = Annotated[
+    bool,
+    typer.Option(
+        "--until-idle",
+        help="End when nothing waits that it serves; 75 if the money or --max-wait ended it.",
+        rich_help_panel=ENDING,
     ),
 ]
 

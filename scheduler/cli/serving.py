@@ -159,6 +159,10 @@ class Serving:
             self._shown.close()
         return self._finish()
 
+    def stop(self) -> None:
+        """As a signal does: what runs may finish; told again, it is cancelled."""
+        self._stopping.interrupted(0)
+
     def _greeting(self, providers: Sequence[Provider]) -> str:
         names = ", ".join(f"{each.name} ({without_password(each.service)})" for each in providers)
         until = "nothing waits" if self._until_idle else "it is told to stop"
@@ -202,19 +206,25 @@ class Serving:
             return
         is_still = not stats.running and not self._waiting(stats)
         self._still = self._still + 1 if is_still else 0
-        if self._still >= STILL and not await self._is_something_later():
-            self._stopping.stop_silently()
-            return
+        if self._still >= STILL:
+            if not await self._is_something_later():
+                self._stopping.stop_silently()
+                return
+            self._still = 0
         enough = self._patience.enough(stats, now_s, now_ms)
         if enough is not None:
             self.outcome.exit = Exit.PARKED
             self._stopping.stop(enough)
 
     async def _is_something_later(self) -> bool:
-        """Whether something is to be tried again after a while, by whoever had it before."""
+        """Whether something may still come back: to be tried again after a while, or of another worker.
+
+        What one of these has under way waits again if it fails for now, or if that worker dies.
+        """
         serves, after_id = self._s.serves, 0
+        states = [RequestState.QUEUED, RequestState.RUNNING]
         while rows := await self._s.store.queue(
-            [RequestState.QUEUED], SystemClock().now_ms(), limit=PAGE, after_id=after_id
+            states, SystemClock().now_ms(), limit=PAGE, after_id=after_id
         ):
             if any(row.service and serves.get(row.provider) == row.service for row in rows):
                 return True

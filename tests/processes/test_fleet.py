@@ -239,3 +239,26 @@ def test_a_client_hears_what_some_worker_somewhere_was_answered(fleet, file):
     for each in workers:
         each.terminate()
         assert each.wait(30) == 0
+
+
+@pytest.mark.timeout(120)
+def test_until_idle_waits_for_what_another_has_under_way_and_does_it_if_that_one_dies(
+    fleet, file, slow
+):
+    fleet.submit(3)
+    victim = fleet.worker("-c", "3", "--until-idle", lease_ms=1_500)
+    wait_for(lambda: file.in_flight() == 3, "its calls")
+    other = fleet.worker("-c", "3", "--until-idle", lease_ms=1_500)
+    assert "until nothing waits" in other.stderr.readline()
+    wait_for(lambda: file("SELECT count(*) FROM workers")[0][0] == 2, "both")
+    time.sleep(0.6)  # it looks three times
+    assert other.poll() is None
+
+    victim.kill()
+    victim.communicate()
+    _, errors = other.communicate(timeout=60)
+
+    assert other.returncode == 0, errors
+    assert "3 succeeded" in errors
+    assert file.states() == {"succeeded": 3}
+    check_ledger(file, slow)
