@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "Run a batch file within a budget; run it again to go on.",
     "submit": "Put a batch file in a shared queue, for workers to send.",
     "worker": "Send what others submit to a store, until told to stop.",
+    "ray": "Run workers on a Ray cluster.",
     "collect": "Write the results of a job that workers send.",
     "quote": "Say what a batch will cost before it runs; sends nothing.",
     "status": "Show what waits and why, what runs, and what was spent.",

@@ -80,9 +80,9 @@ def now_ms() -> int:
 
 def store_path(url: str) -> Path | None:
     """The file a store URL names; None if it names no file."""
-    if url.startswith("sqlite:///"):
-        return Path(url.removeprefix("sqlite:///"))
-    return None if "://" in url else Path(url)
+    from scheduler.stores import file_of
+
+    return file_of(url)
 
 
 def store_named(url: str) -> str:

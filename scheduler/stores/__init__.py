@@ -69,6 +69,13 @@ def open_store(
     )
 
 
+def file_of(url: str) -> Path | None:
+    """The file a store's URL names; None: it names none."""
+    if url.startswith("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///"))
+    return None if "://" in url else Path(url)
+
+
 def _postgres() -> type[PostgresStore]:
     try:
         from scheduler.stores.postgres.store import PostgresStore
