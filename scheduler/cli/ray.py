@@ -196,7 +196,7 @@ def _launch(work: Sent, wishes: _Wishes) -> Fleet:
         cluster = seen(ray)
         if store is not None:
             cluster.require_shared(str(store), socket.gethostname())
-        workers = wishes.workers or max(1, len(cluster.nodes))
+        workers = wishes.workers or cluster.one_each(wishes.cpus)
         if not wishes.when_room:
             cluster.require_room(workers, wishes.cpus)
         plan = Plan(

@@ -39,6 +39,10 @@ class Cluster:
         whole = sum(round(node.cpus * GRAINS) // each for node in self.nodes)
         return min(whole, round(self.free_cpus * GRAINS) // each)
 
+    def one_each(self, cpus_each: float) -> int:
+        """One worker for each node that has room for one."""
+        return max(1, sum(node.cpus >= cpus_each for node in self.nodes))
+
     def require_room(self, workers: int, cpus_each: float) -> None:
         """Refuse more workers than fit. Raises `ConfigError`."""
         if not cpus_each or (fit := self.fits(cpus_each)) >= workers:
