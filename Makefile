@@ -10,6 +10,8 @@ PREVIOUS := $(OLD)/.installed
 # Task queues, web servers, kernels and pages, with which docs/workers.md is run.
 WORKERS := .venv-recipes
 RECIPES := $(WORKERS)/.installed
+# Ray, which has 400 MB.
+RAY := .venv-ray
 # Frameworks: those that go together with the newest SDKs, and those that still need older ones.
 FRAMES          := .venv-frameworks
 FRAMES_PREVIOUS := .venv-frameworks-previous
@@ -20,7 +22,7 @@ TRY := -m pytest -p anyio -p pytest_timeout
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test postgres recipes frameworks suites simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test postgres ray recipes frameworks suites simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +40,10 @@ recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter,
 postgres: $(DEV)  ## Run the tests against a real PostgreSQL, started for them (two minutes)
 	$(BIN)/python -m pip install --quiet --editable . --group postgres-tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/postgres
+
+ray: export RAY_USAGE_STATS_ENABLED = 0
+ray: $(RAY)/.installed  ## Run the tests on a real Ray cluster of several nodes, started for them (three minutes)
+	$(RAY)/bin/python -m pytest tests/ray
 
 frameworks: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 frameworks: $(DEV) $(PREVIOUS) $(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed  ## Run each line of the table of frameworks (two minutes)
@@ -80,14 +86,14 @@ bench: $(DEV)  ## Measure speed against peers in the same run; tables, and bench
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test postgres recipes frameworks  ## All that has to pass
+check: lint types test postgres ray recipes frameworks  ## All that has to pass
 
 format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) $(OLD) $(WORKERS) $(FRAMES) $(FRAMES_PREVIOUS) .venv-suites .suites .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(WORKERS) $(RAY) $(FRAMES) $(FRAMES_PREVIOUS) .venv-suites .suites .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -116,6 +122,13 @@ $(RECIPES): pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/python -m venv $(WORKERS)
 	@$(WORKERS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(WORKERS)/bin/python -m pip install --quiet --editable . --group recipes
+	@touch $@
+
+$(RAY)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Ray into $(RAY) ..."
+	@$(VENV)/bin/python -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(RAY)/bin/python -m pip install --quiet --editable . --group ray-tests
 	@touch $@
 
 # By uv: pip takes minutes for what is some hundreds of packages.

@@ -16,7 +16,8 @@ from scheduler.cli.app import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
-CONSOLE = "".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL))
+HERE = re.sub(r"## On a Ray cluster\n.*?(?=\n## )", "", PAGE, flags=re.DOTALL)  # that: in tests/ray
+CONSOLE = "".join(re.findall(r"```console\n(.*?)```", HERE, re.DOTALL))
 STEPS = re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", CONSOLE, re.MULTILINE)
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
@@ -68,10 +69,10 @@ def test_its_options_and_commands_are_those_there_are():
     assert named <= COMMANDS.keys()
     helps = "".join(
         subprocess.run(
-            [sys.executable, "-m", "scheduler", name, "--help"],
+            [sys.executable, "-m", "scheduler", *name.split(), "--help"],
             capture_output=True, text=True, timeout=60, check=True,
         ).stdout
-        for name in ("submit", "worker", "collect", "queue")
+        for name in ("submit", "worker", "collect", "queue", "ray up")
     )  # fmt: skip
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)):
         assert option in helps, option

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,18 @@ class Place:
     def pids(self) -> list[int]:
         """Of the processes that said they are there last."""
         return [pid for (pid,) in self.base("SELECT pid FROM workers ORDER BY id")]
+
+    def node_of(self, pid: int) -> str:
+        """The id of the node where a process is, as it is written in its own log."""
+        (path,) = self.nodes.folder.glob(f"session_2*/logs/python-core-worker-*_{pid}.log")
+        found = re.search(r"node_id=(\w+)", path.read_text(errors="replace"))
+        assert found is not None
+        return found[1]
+
+    def logged(self) -> str:
+        """What Ray keeps of what all its processes said."""
+        logs = self.nodes.folder.glob("session_2*/logs/**/*")
+        return "".join(path.read_text(errors="replace") for path in logs if path.is_file())
 
     def counted(self) -> tuple[int, int]:
         """What is posted and what is reserved of all budgets, in one look."""

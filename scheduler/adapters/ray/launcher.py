@@ -7,13 +7,14 @@ is followed, told, and told to stop. What a worker does is not decided here: it 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.adapters.ray.actor import SchedulerWorker, Work
 from scheduler.adapters.ray.fitting import Cluster
-from scheduler.adapters.ray.fleet import Echo, Ended, Fleet, Member, State
+from scheduler.adapters.ray.fleet import Echo, Ended, Fleet, Member, State, Told
 from scheduler.adapters.ray.joining import seen
 from scheduler.duration import format_duration
 from scheduler.guards.plain import one_line
@@ -65,6 +66,7 @@ class Launcher:
         self._echo = Echo(say)
         self._cluster = Cluster([], 0.0)
         self._handles: dict[int, Any] = {}
+        self._asking = defaultdict[int, asyncio.Lock](asyncio.Lock)
         self._stopping = asyncio.Event()
         self._signals, self._told = 0, set[str]()  # lives that were told to stop
         self._errands: set[asyncio.Task[None]] = set()
@@ -137,6 +139,8 @@ class Launcher:
             except exceptions.RayActorError as exc:
                 is_told = self._stopping.is_set()
                 ended = Ended(0) if is_told else Ended(FAILED, f"cannot run: {_cause(exc)}")
+            else:
+                await self._ask(member)  # its last words
             if ended.is_final or self._stopping.is_set():
                 self._end(member, ended)
                 return
@@ -161,24 +165,29 @@ class Launcher:
 
     async def _follow(self, member: Member) -> None:
         """Ask a worker now and then how it is, until it has ended."""
-        handle = self._handles[member.number]
-        told = handle.told.options(max_task_retries=0)
         while member.state is not State.ENDED:
-            try:
-                found = await told.remote(member.heard, member.life)
-            except self._ray.exceptions.RayError:
-                news = "" if self._stopping.is_set() else member.is_lost()
-            else:
-                if member.life != found.life or not member.node:
-                    self._cluster = await asyncio.to_thread(seen, self._ray)
-                news = member.hears(found, self._cluster.name_of(found.node_id))
-                for text in found.said:
-                    self._hear(member, text)
+            if await self._ask(member):
                 if self._stopping.is_set() and member.life not in self._told:
                     await self._stop(member)  # it came back meanwhile, and knows of nothing
-            if news:
+            elif not self._stopping.is_set() and (news := member.is_lost()):
                 self._say(news)
             await asyncio.sleep(LOOK_S)
+
+    async def _ask(self, member: Member) -> bool:
+        """Have a worker tell how it is, and tell what is news; returns whether it answered."""
+        told = self._handles[member.number].told.options(max_task_retries=0)
+        async with self._asking[member.number]:
+            try:
+                found: Told = await told.remote(member.heard, member.life)
+            except self._ray.exceptions.RayError:
+                return False
+            if member.life != found.life:
+                self._cluster = await asyncio.to_thread(seen, self._ray)
+            if news := member.hears(found, self._cluster.name_of(found.node_id)):
+                self._say(news)
+            for text in found.said:
+                self._hear(member, text)
+        return True
 
     async def _tell(self) -> None:
         """Say how all of them are: when they are up, when places change, and now and then."""
