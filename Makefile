@@ -32,7 +32,7 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 
 test: $(DEV) $(PREVIOUS)  ## Run all tests (eight minutes on two cores)
 	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/sdks
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres --ignore tests/ray
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
@@ -124,17 +124,11 @@ $(RECIPES): pyproject.toml | $(VENV)/bin/python
 	@$(WORKERS)/bin/python -m pip install --quiet --editable . --group recipes
 	@touch $@
 
-$(RAY)/.installed: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing Ray into $(RAY) ..."
-	@$(VENV)/bin/python -m venv $(RAY)
-	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(RAY)/bin/python -m pip install --quiet --editable . --group ray-tests
-	@touch $@
-
 # By uv: pip takes minutes for what is some hundreds of packages.
 $(FRAMES)/.installed: GROUP = frameworks
 $(FRAMES_PREVIOUS)/.installed: GROUP = frameworks-previous
-$(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed: pyproject.toml | $(VENV)/bin/python
+$(RAY)/.installed: GROUP = ray-tests
+$(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installed $(RAY)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing $(GROUP) into $(@D) ..."
 	@$(BIN)/python -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv

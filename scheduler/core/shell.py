@@ -303,8 +303,9 @@ class Shell(Tagging, Governing):
         return ResponseStream(self._submit(request, on_exceeded, None, is_shared=False))
 
     def submit(
-        self, request: Request, *, on_exceeded: OnExceeded | None = None, send: Send | None = None
-    ) -> RequestFuture:
+        self, request: Request, *, on_exceeded: OnExceeded | None = None, send: Send | None = None,
+        retry_failed: bool = False,
+    ) -> RequestFuture:  # fmt: skip
         """Put a request in the queue and give back a future of its response.
 
         It is in the store, and so survives a crash if the store does, once the
@@ -316,20 +317,25 @@ class Shell(Tagging, Governing):
             send: Makes the call itself, in place of its provider's `send` and by its rules, each
                 time the request is admitted, in the context of this submission. It lives in this
                 process only: after a crash the provider is asked.
+            retry_failed: Ask again under a key whose request failed before; otherwise its error is
+                given back.
 
         Raises:
             PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
             SchedulerClosed, WrongLoop: at once; nothing was queued.
         """
-        return self._submit(request, on_exceeded, send, is_shared=send is None)
+        return self._submit(
+            request, on_exceeded, send, is_shared=send is None, retry_failed=retry_failed
+        )
 
     def _submit(
         self, request: Request, on_exceeded: OnExceeded | None, send: Send | None, *,
-        is_shared: bool,
+        is_shared: bool, retry_failed: bool = False,
     ) -> RequestFuture:  # fmt: skip
         """As `submit`; not `is_shared`: what becomes of it happens in this process."""
         pump = self._pump_here()
         new = self._prepare(pump, request, on_exceeded)
+        new.retry_failed = retry_failed
         if not is_shared:
             new.lane = new.lane.as_private()
         if self.max_queue is not None:

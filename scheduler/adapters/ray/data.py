@@ -25,6 +25,7 @@ from scheduler.adapters.blocking import BlockingScheduler
 from scheduler.adapters.ray.joining import ray_module, seen
 from scheduler.adapters.ray.rows import require_free, rows_of, with_columns
 from scheduler.budget import Budget
+from scheduler.core.future import RequestFuture
 from scheduler.errors import (
     BudgetUnknown,
     ConfigError,
@@ -43,7 +44,6 @@ from scheduler.scheduler import Scheduler
 from scheduler.stores import file_of
 
 if TYPE_CHECKING:
-    from scheduler.core.future import RequestFuture
     from scheduler.core.shell import Role
 
 Row = dict[str, Any]
@@ -153,19 +153,17 @@ class Calls:
     async def _ask(self, requests: Sequence[Request]) -> list[Response | SchedulerError]:
         """The outcome of each. Raises what is wrong with all of them."""
         assert self._s is not None
-        s, refused, sound = self._s.scheduler, {}, {}
+        s, futures = self._s.scheduler, dict[int, RequestFuture]()
+        refused = dict[int, SchedulerError]()
         for number, request in enumerate(requests):
             try:
-                s.validate(request)
+                futures[number] = s.submit(request, retry_failed=self._retry_failed)
             except OF_ALL:
+                for each in futures.values():
+                    each.cancel()  # nothing of them has left
                 raise
             except RequestRejected as error:
                 refused[number] = error
-            else:
-                sound[number] = request
-        if self._retry_failed and sound:
-            await s.enqueue(list(sound.values()), retry_failed=True)
-        futures = {number: s.submit(request) for number, request in sound.items()}
         await _all_ended(futures.values())
         return [
             refused[number] if number in refused else _outcome(futures[number])

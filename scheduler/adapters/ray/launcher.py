@@ -7,6 +7,7 @@ is followed, told, and told to stop. What a worker does is not decided here: it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Launcher:
         self._cluster = Cluster([], 0.0)
         self._handles: dict[int, Any] = {}
         self._asking = defaultdict[int, asyncio.Lock](asyncio.Lock)
-        self._stopping = asyncio.Event()
+        self._stopping, self._patience = asyncio.Event(), asyncio.Timeout(None)
         self._signals, self._told = 0, set[str]()  # lives that were told to stop
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -111,16 +112,10 @@ class Launcher:
 
     async def _all_ended(self) -> None:
         """Wait until all have ended; once they are told to, not for ever."""
-        lives: asyncio.Future[Any] = asyncio.gather(*map(self._live, self.fleet.members))
-        stopped: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait([lives, stopped], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([lives], timeout=self._plan.grace_s + SETTLING_S)
-            if lives.done():
-                lives.result()
-        finally:
-            stopped.cancel()
-            lives.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with self._patience, asyncio.TaskGroup() as lives:
+                for member in self.fleet.members:
+                    lives.create_task(self._live(member))
         for member in self.fleet.members:
             if member.ended is None:
                 why = "it did not end when it was told to; what it had sent keeps counting"
@@ -212,6 +207,8 @@ class Launcher:
             raise SystemExit(INTERRUPTED)
         if self._signals == 1:
             self._stopping.set()
+            within_s = self._plan.grace_s + SETTLING_S
+            self._patience.reschedule(asyncio.get_running_loop().time() + within_s)
             self._say(f"stopping {len(self.fleet.members)} workers; what waits stays in the store")
         for member in self.fleet.members:
             if member.state is not State.ENDED:
