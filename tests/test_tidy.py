@@ -146,6 +146,7 @@ def test_importing_the_package_loads_nothing_heavy():
         "pydantic",
         "typer",
         "rich",
+        "ray",
         "asyncio",
     )
     program = f"import sys, scheduler; print([n for n in {heavy!r} if n in sys.modules])"
