@@ -45,7 +45,7 @@ def main() -> None:
     texts = ray.data.from_items([{"id": n, "text": f"text {n}"} for n in range(12)])
     labelled = map_batches(
         texts, request, job="labels", store=str(store), budget="$1/day", key="id",
-        providers=simulated, actors=2, num_cpus=0.25,
+        providers=simulated, num_cpus=0.25,
     )  # fmt: skip
 
     rows = labelled.take_all()

@@ -317,19 +317,16 @@ class Shell(Tagging, Governing):
             send: Makes the call itself, in place of its provider's `send` and by its rules, each
                 time the request is admitted, in the context of this submission. It lives in this
                 process only: after a crash the provider is asked.
-            retry_failed: Ask again under a key whose request failed before; otherwise its error is
-                given back.
+            retry_failed: Ask again under a key whose request failed before.
 
         Raises:
             PriceUnknown, BudgetUnknown, CostTooHigh, QueueFull, ConfigError,
             SchedulerClosed, WrongLoop: at once; nothing was queued.
         """
-        return self._submit(
-            request, on_exceeded, send, is_shared=send is None, retry_failed=retry_failed
-        )
+        return self._submit(request, on_exceeded, send, send is None, retry_failed)
 
     def _submit(
-        self, request: Request, on_exceeded: OnExceeded | None, send: Send | None, *,
+        self, request: Request, on_exceeded: OnExceeded | None, send: Send | None,
         is_shared: bool, retry_failed: bool = False,
     ) -> RequestFuture:  # fmt: skip
         """As `submit`; not `is_shared`: what becomes of it happens in this process."""
