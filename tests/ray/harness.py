@@ -39,8 +39,8 @@ class Nodes:
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 0, "include_dashboard": True, "dashboard_port": 0,
-                "temp_dir": str(folder), "_system_config": BRISK,
+                "num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder),
+                "_system_config": BRISK,
             },
         )  # fmt: skip
         self._nodes: list[Any] = []
@@ -60,6 +60,18 @@ class Nodes:
         node = next(each for each in self._nodes if each.node_id.startswith(node_id))
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def told(self) -> str:
+        """What `ray list actors`, `jobs` and `tasks`, and the dashboard, are made of."""
+        from ray._raylet import GcsClientOptions, GlobalStateAccessor
+
+        head = GlobalStateAccessor(GcsClientOptions.create(self.address, None, True, False))
+        head.connect()
+        rows = [*head.get_actor_table(None, None), *head.get_task_events()]
+        rows += head.get_job_table(
+            skip_submission_job_info_field=True, skip_is_running_tasks_field=True
+        )
+        return b"".join(rows).decode(errors="replace")
 
     def end(self) -> None:
         self._cluster.shutdown()

@@ -96,21 +96,13 @@ def test_a_second_signal_cancels_what_runs_and_it_keeps_counting(place):
 # What nobody may see
 
 
-LISTING = """
-import sys
-from ray.util.state import list_actors, list_jobs, list_tasks
-for list_ in (list_actors, list_jobs, list_tasks):
-    print(list_(address=sys.argv[1], detail=True))
-"""
-
-
 def test_keys_come_from_the_nodes_or_are_given_and_nobody_is_shown_one_or_the_password(place):
     own, password = "sk-given-0123456789abcdefghijklmnop", PASSWORD
     place.submit(4)
     words = ("--workers", "2", "--until-idle", "--store", place.base.url)
     up = place.up(*words, "--env", "OPENAI_API_KEY", OPENAI_API_KEY=own)
     wait_for(lambda: "2 of 2 up" in place.said(up) or up.poll() is not None, "both")
-    shown = place.done("-c", LISTING, place.nodes.address)[0]
+    shown = place.nodes.told()
     shown += processes()
     assert up.wait(60) == 0, place.said(up)
 
