@@ -404,6 +404,25 @@ async def test_one_that_does_not_end_is_ended_and_says_so(cluster):
     assert cluster.actors[0].is_killed
 
 
+async def test_one_that_can_have_no_process_ends(cluster):
+    said = []
+    LEFT.append(Gone("Failed to set up its environment.\nno such package"))
+    async with running(cluster, Work("fails"), said, workers=1) as (_, task):
+        fleet = await asyncio.wait_for(task, 5)
+
+    assert fleet.exit == 1
+    assert said[-1] == "worker 1: has ended with 1: cannot run: no such package"
+
+
+async def test_a_signal_in_the_end_changes_nothing(cluster):
+    said = []
+    LEFT.append(Ended(0))
+    async with running(cluster, Work("ends"), said, workers=1) as (launcher, task):
+        await asyncio.wait_for(task, 5)
+        launcher._interrupted(15)
+    assert not any("stopping" in each for each in said)
+
+
 # Joining
 
 

@@ -22,7 +22,6 @@ from scheduler.guards.plain import one_line
 from scheduler.guards.signals import HANG_UP, signals_to
 
 LOOK_S = 1.0  # so often a worker is asked how it is
-ANSWER_S = 30.0  # one that is told to stop says within so long that it heard
 SETTLING_S = 30.0  # beyond their grace they may take so long to sign off
 FIRST_AGAIN_S, LAST_AGAIN_S = 1.0, 60.0  # between two beginnings of a worker that fails at once
 FAILED, INTERRUPTED = 1, 130  # as exit codes of a command
@@ -131,7 +130,7 @@ class Launcher:
                 ended: Ended = await self._handles[member.number].run.remote(self._work)
             except exceptions.RayTaskError as exc:
                 ended = Ended(FAILED, _cause(exc), is_final=False)
-            except exceptions.RayActorError as exc:
+            except exceptions.RayError as exc:  # it has no process, and will have none
                 is_told = self._stopping.is_set()
                 ended = Ended(0) if is_told else Ended(FAILED, f"cannot run: {_cause(exc)}")
             else:
@@ -200,6 +199,8 @@ class Launcher:
     # Their end
 
     def _interrupted(self, number: int) -> None:
+        if len(self.fleet.in_state(State.ENDED)) == len(self.fleet.members):
+            return
         if number == HANG_UP and self._signals:
             return  # the system and the shell both tell of it
         self._signals += 1
@@ -221,11 +222,8 @@ class Launcher:
         handle = self._handles[member.number]
         if member.state is State.UP:
             self._told.add(member.life)
-            try:
-                await _soon(handle.stop.options(max_task_retries=0).remote())
-            except (self._ray.exceptions.RayError, TimeoutError):
-                pass
-            else:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                await handle.stop.options(max_task_retries=0).remote()
                 return
         self._ray.kill(handle)
 
@@ -237,11 +235,6 @@ def _cause(exc: Exception) -> str:
         return one_line(f"{type(cause).__name__}: {cause}")
     lines = str(exc).strip().splitlines() or [type(exc).__name__]
     return one_line(lines[-1])
-
-
-async def _soon(what: Awaitable[Any]) -> Any:
-    async with asyncio.timeout(ANSWER_S):
-        return await what
 
 
 async def _within(what: Awaitable[Any], span_s: float) -> bool:
