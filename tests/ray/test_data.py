@@ -11,7 +11,7 @@ from tests.postgres.server import PASSWORD
 from tests.processes.harness import server, wait_for
 from tests.ray.harness import KEY
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 # Asks about as many rows as it is told, and prints what came of them as JSON.
 PROGRAM = """
 import json, os, sys, time

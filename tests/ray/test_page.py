@@ -13,7 +13,7 @@ import pytest
 
 from tests.processes.harness import write_prompts
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
 (SECTION,) = re.findall(r"## On a Ray cluster\n.*?(?=\n## )", PAGE, re.DOTALL)

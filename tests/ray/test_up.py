@@ -16,7 +16,7 @@ from tests.postgres.server import PASSWORD
 from tests.processes.harness import server, wait_for
 from tests.ray.harness import KEY
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def everybody(count):
