@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from scheduler.budget import Budget
-from scheduler.request import RequestState
 from scheduler.stores.base import Claimed, Outcome
 from scheduler.stores.postgres.store import PostgresStore
 from tests.stores.conformance import FAILED, QUEUED, Bench, end, new, post
