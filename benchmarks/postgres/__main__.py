@@ -31,13 +31,13 @@ def table(rows: list[list[str]]) -> None:
 def show(found: list[Figures], than: Figures) -> None:
     """Each, beside one of them."""
     heads = ["", "workers", "turns of", "lifecycles/s", "x", "CPU us", "client", "server", "x",
-             "statements", "trips", "WAL bytes", "turn ms", "load"]  # fmt: skip
+             "statements", "trips", "WAL bytes", "network", "turn ms", "load"]  # fmt: skip
     table([heads] + [
         [each.kind, f"{each.workers}", f"{each.size}", f"{each.per_s:,.0f}",
          f"{each.per_s / than.per_s:.2f}", f"{each.client_us + each.server_us:,.0f}",
          f"{each.client_us:,.0f}", f"{each.server_us:,.0f}",
          f"{(each.client_us + each.server_us) / (than.client_us + than.server_us):.2f}",
-         f"{each.statements:.2f}", f"{each.trips:.2f}", f"{each.wal_bytes:,.0f}",
+         f"{each.statements:.2f}", f"{each.trips:.2f}", f"{each.wal_bytes:,.0f}", f"{each.net_bytes:,.0f}",
          f"{each.held_ms:.2f}" if each.held_ms else "-", each.load]
         for each in found
     ])  # fmt: skip

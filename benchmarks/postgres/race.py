@@ -28,6 +28,7 @@ class Figures:
     statements: float
     trips: float
     wal_bytes: float
+    net_bytes: float
     client_us: float
     server_us: float
     held_ms: float  # of a turn, or transaction: waiting for the lock, too, where there are several
@@ -64,7 +65,7 @@ def run(server: Server, kind: str, workers: int, size: int, seconds: float, load
     each_s, of = told.wall_s / workers, max(1, told.lifecycles)
     return Figures(
         kind, workers, size, told.lifecycles / each_s, told.turns / each_s, told.statements / of,
-        told.trips / of, wal / of, told.cpu_s / of * 1e6, cpu_s / of * 1e6,
+        told.trips / of, wal / of, told.net_bytes / of, told.cpu_s / of * 1e6, cpu_s / of * 1e6,
         told.held_s / max(1, told.turns) * 1e3, load,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from benchmarks.postgres.gauge import Counting, Told
+from benchmarks.postgres.gauge import Counting, Told, net_bytes
 
 WARM_S = 0.5
 
@@ -27,6 +27,7 @@ async def main(kind: str, dsn: str, name: str, size: int, seconds: float) -> Non
     gc.collect()
     gc.freeze()
     told, before = Told(), (counts.statements, counts.trips, worker.held.s)
+    told.net_bytes = -net_bytes()
     print("warm", flush=True)
     sys.stdin.readline()
     began_s, cpu_s = time.monotonic(), time.process_time()
@@ -35,6 +36,7 @@ async def main(kind: str, dsn: str, name: str, size: int, seconds: float) -> Non
         told.turns += 1
     told.wall_s, told.cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
     told.statements, told.trips = counts.statements - before[0], counts.trips - before[1]
+    told.net_bytes += net_bytes()
     told.held_s = worker.held.s - before[2]
     print(json.dumps(asdict(told)), flush=True)
     sys.stdin.readline()
