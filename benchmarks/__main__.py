@@ -17,11 +17,13 @@ from benchmarks import (
     wrap,
 )
 from benchmarks.harness import Row, show
+from benchmarks.postgres import brief as postgres
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
     "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
     "growing": growing.run, "lanes": lanes.run, "shell": shell.run,
+    "postgres": postgres.run,
 }  # fmt: skip
 
 

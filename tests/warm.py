@@ -31,6 +31,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ LOADED = (
     "scheduler.config",
     "scheduler.providers.simulated.server",
     "scheduler.stores.sqlite",
+    *(("scheduler.stores.postgres.store",) if find_spec("psycopg") else ()),
     "typer._adapters",
 )
 # What an interpreter reads when it starts; and of that, what can be done later just as well.

@@ -6,7 +6,8 @@ where it was refused, a while there, then beyond, ever faster.
 
 Processes on one store find that number together. Each tells how many calls it has under way, and may
 have what the others leave: at least its equal share, and beyond that only while none that has fewer
-says that it waits.
+says that it waits. Where there are more processes than places, a place is kept for each of those: else
+all would stand until the one whose turn it is comes by.
 """
 
 from __future__ import annotations
@@ -75,18 +76,22 @@ class Gate(Metered):
         mine = len(self._marks) - self.resting
         if not self._calls or self.is_known:
             return mine >= self.window
-        if mine + 1 <= self.window / (1 + len(self._calls)):
+        share = self.window / (1 + len(self._calls))
+        if mine + 1 <= share:
             return False
-        if mine + self.elsewhere >= self.window:
-            return True
         place = mine, self._sent_at_ms
-        return any(each.waits and each[:2] < place for each in self._calls.values())
+        before = sum(each.waits and each[:2] < place for each in self._calls.values())
+        if share >= 1:
+            return mine + self.elsewhere >= self.window or before > 0
+        return mine + self.elsewhere + before >= self.window
 
     def meet(self, me: int, company: Collection[int]) -> None:
         """These processes work on the same store now."""
         if not self.company and company and self._answers:
             self.is_dirty = True  # they should know what this one has found out
         self._me, self.company = me, company
+        if not (self.is_known or self._peak):  # as one begins that has all their places
+            self.window = max(self.window, min(self.cap * (1 + len(company)), FIRST_WINDOW))
         self._others({each: count for each, count in self._calls.items() if each in company})
 
     def _others(self, calls: dict[int, Calls]) -> None:

@@ -24,7 +24,7 @@ class Process:
 
     def __init__(self, me, fleet, wants=64):
         self.me, self.fleet, self.wants = me, fleet, wants
-        self.gates = Gates({"p": ProviderRules(concurrency=64)})
+        self.gates = Gates({"p": ProviderRules(concurrency=wants)})
         self.heard, self.under_way = [], 0
         self.answered = self.refused = 0
 
@@ -62,14 +62,14 @@ class Process:
 class Fleet:
     """Processes, and a provider that serves so many calls at once, in virtual time."""
 
-    def __init__(self, count, serves, is_shared=True):
+    def __init__(self, count, serves, is_shared=True, wants=64):
         self.ids, self.row, self.serves, self.is_shared = (
             itertools.count(1),
             None,
             serves,
             is_shared,
         )
-        self.processes = [Process(me, self) for me in range(1, count + 1)]
+        self.processes = [Process(me, self, wants) for me in range(1, count + 1)]
         self.there = {each.me for each in self.processes}
         self.now_ms, self._events, self._served = 0, [], 0
         self._rng = random.Random(7)
@@ -87,12 +87,17 @@ class Fleet:
         for now_ms in range(self.now_ms, until_ms, step_ms):
             for process in self.processes:
                 process.turn(now_ms)
-            while self._events and self._events[0][0] < now_ms + step_ms:
-                at_ms, request_id, process, is_served = heapq.heappop(self._events)
-                self._served -= is_served
-                process.hear(Heard.ANSWERED if is_served else Heard.LIMITED, request_id, at_ms)
+            for process, at_ms in self.listen(now_ms + step_ms):
                 process.turn(at_ms)
         self.now_ms = until_ms
+
+    def listen(self, until_ms):
+        """What comes back by then: to whom, and when."""
+        while self._events and self._events[0][0] < until_ms:
+            at_ms, request_id, process, is_served = heapq.heappop(self._events)
+            self._served -= is_served
+            process.hear(Heard.ANSWERED if is_served else Heard.LIMITED, request_id, at_ms)
+            yield process, at_ms
 
     @property
     def utilisation(self):
@@ -125,6 +130,34 @@ def test_of_more_than_there_is_room_for_each_has_its_turn():
     answered = [each.answered for each in fleet.processes]
     assert min(answered) > 0.75 * max(answered)
     assert fleet.utilisation > 0.8
+
+
+@pytest.mark.parametrize(("count", "wants"), [(16, 2), (64, 1), (3, 4), (1, 5)])
+def test_many_with_few_places_begin_as_one_with_many(count, wants):
+    fleet = Fleet(count, 1_000, wants=wants)
+    for each in fleet.processes:
+        each.turn(0)
+
+    begun = sum(each.under_way for each in fleet.processes)
+    assert min(16, count * wants) <= begun <= 32
+    fleet.run(10 * LATENCY_MS)
+    assert sum(each.under_way for each in fleet.processes) >= 0.9 * count * wants
+
+
+def test_more_processes_than_places_do_not_stand_until_the_one_whose_turn_it_is_comes_by():
+    """Each comes by once in three seconds, by which time all that was sent has been answered."""
+    fleet, rounds, order = Fleet(24, 16, wants=2), 40, random.Random(3)
+    now_ms = 0
+    for _ in range(rounds):
+        for process in order.sample(fleet.processes, 24):
+            for _ in fleet.listen(now_ms):
+                pass
+            process.turn(now_ms)
+            now_ms += 3_000 // 24
+
+    answered = [each.answered for each in fleet.processes]
+    assert sum(answered) > 0.5 * 16 * rounds
+    assert min(answered) > 0.6 * max(answered)
 
 
 def test_what_others_do_not_use_is_for_whoever_does():

@@ -37,6 +37,12 @@ class Server:
         self.port = _free_port()
         self.dsn = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose children do the work."""
+        assert self._process is not None
+        return self._process.pid
+
     def _as(self) -> dict[str, Any]:
         if os.geteuid() != 0:
             return {}

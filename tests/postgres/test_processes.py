@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import psycopg
 import pytest
 
 from scheduler.budget import Budget
-from scheduler.stores.base import Store
 from scheduler.stores.postgres.address import parse
 from scheduler.stores.postgres.store import PostgresStore
+from tests.postgres.database import Database
 from tests.postgres.server import running
 from tests.processes.harness import (
     Children,
-    Place,
     check_ledger,
     freeze,
     results,
@@ -36,29 +34,6 @@ from tests.processes.harness import (
 PRICE = ("--price", "sim-small=0.15/0.60")
 LEASE_MS = 1_500
 WORKERS, EACH = 8, 15
-
-
-@dataclass
-class Database(Place):
-    """A store in PostgreSQL, looked at from outside; it may be gone for a moment."""
-
-    url: str
-
-    def __call__(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        address = parse(self.url)
-        until_s = time.monotonic() + 30
-        while True:
-            try:
-                with psycopg.connect(address.url.get_secret_value()) as db:
-                    db.execute(f"SET search_path = {address.schema}")
-                    return db.execute(sql.replace("?", "%s"), values or None).fetchall()
-            except psycopg.OperationalError:
-                if time.monotonic() > until_s:
-                    raise
-                time.sleep(0.05)
-
-    def open(self) -> Store:
-        return PostgresStore(self.url)
 
 
 @pytest.fixture
@@ -76,16 +51,6 @@ def base(url):
 def start(children, base, provider_url, **options):
     words = json.dumps({"store": base.url, "url": provider_url, **options})
     return children.start("-m", "tests.processes.worker", words)
-
-
-def team(base) -> tuple[int, int]:
-    """What is posted and what is reserved, in one look."""
-    ((posted, reserved),) = base(
-        "SELECT coalesce(sum(posted), 0), coalesce(sum(reserved), 0) FROM balances b"
-        " JOIN accounts a ON a.id = b.account_id JOIN budgets g ON g.id = a.budget_id"
-        " WHERE g.name = 'team'"
-    )
-    return int(posted), int(reserved)
 
 
 @pytest.mark.timeout(240)
@@ -106,7 +71,7 @@ def test_processes_share_a_budget_to_its_last_cent_and_all_notice_a_raise(
         go.touch()
 
         def is_spent():
-            posted, reserved = team(base)
+            posted, reserved = base.balance("team")
             assert posted + reserved <= limit_nusd
             check_ledger(base, provider)
             ((most,),) = base("SELECT max(ceiling_nusd) FROM requests")

@@ -33,14 +33,22 @@ def store(options: dict[str, Any]) -> SqlStore:
     return made
 
 
+def set_clock(off_s: float) -> None:
+    """The machine's clock is wrong, for all that asks it."""
+    now_s, now_ns = time.time, time.time_ns
+    time.time = lambda: now_s() + off_s
+    time.time_ns = lambda: now_ns() + int(off_s * 1e9)
+
+
 async def main(options: dict[str, Any]) -> None:
+    set_clock(options.get("clock_off_s", 0))
     if options.get("newest"):
         newest.install()
     provider = OpenAI(base_url=options["url"], api_key="sk-test")
     wakened_s: list[float] = []
     async with Scheduler(
         store(options), providers=provider, prices={"sim-small": "0.15/0.60"},
-        concurrency=options.get("concurrency", 4),
+        concurrency=options.get("concurrency", 4), poll_interval=options.get("poll_s", 0.2),
     ) as s:  # fmt: skip
         s.on(events.Settled, lambda _: check(s))
         s.on(events.Unparked, lambda _: wakened_s.append(time.time()))
