@@ -1,0 +1,50 @@
+"""How sure one wants to be that a budget holds while calls count at less than their ceilings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from scheduler.errors import ConfigError
+
+RiskName = Literal["none", "low", "default", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """One preset.
+
+    Attributes:
+        sigmas: So many standard deviations are kept beyond what is expected.
+        pad: And so much of the largest gap between a ceiling and what is expected.
+        stretch: At most so many times what is left may be promised in full.
+        warm: So many calls have to have ended before less than the ceiling counts.
+    """
+
+    name: str
+    sigmas: float
+    pad: float
+    stretch: int
+    warm: int = 50
+
+
+RISKS = {
+    "low": Risk("low", 4, 1.0, 4),
+    "default": Risk("default", 3, 0.5, 16),
+    "high": Risk("high", 2, 0.0, 16),
+}
+
+
+def parse_risk(text: object) -> Risk | None:
+    """The preset of that name; None: none is taken.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if text == "none":
+        return None
+    risk = RISKS.get(text) if isinstance(text, str) else None
+    if risk is None:
+        known = ", ".join(map(repr, get_args(RiskName)))
+        raise ConfigError("risk", f"{text!r} is not one of {known}")
+    return risk
