@@ -5,9 +5,9 @@
 """
 
 from scheduler.foresight.reserve import Flight, Histories, Kind, Pool
-from scheduler.foresight.risk import RISKS, Risk, parse_risk
-from scheduler.foresight.survival import Curve, History
+from scheduler.foresight.risk import PRESETS, Risk
+from scheduler.foresight.survival import Amounts, Curve, History
 
 __all__ = [
-    "RISKS", "Curve", "Flight", "Histories", "History", "Kind", "Pool", "Risk", "parse_risk",
+    "PRESETS", "Amounts", "Curve", "Flight", "Histories", "History", "Kind", "Pool", "Risk",
 ]  # fmt: skip

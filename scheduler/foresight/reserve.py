@@ -45,17 +45,25 @@ class Histories:
         """A call begins."""
         self._flights.setdefault(flight.kind, {})[id] = flight.made_at_ms
 
-    def leave(self, id: int, flight: Flight) -> bool:
-        """A call has ended; whether it was known."""
+    def leave(self, id: int, flight: Flight, ended_at_ms: int, costs: Amounts | None) -> None:
+        """A call has ended; told twice, it counts once.
+
+        Args:
+            id: Its own.
+            flight: As it began.
+            ended_at_ms: When it ended.
+            costs: What it counts for good; None: nothing is learned of it.
+        """
         flights = self._flights.get(flight.kind)
         if flights is None or flights.pop(id, None) is None:
-            return False
+            return
         if not flights:
             del self._flights[flight.kind]
-        return True
+        if costs is not None:
+            self.learn(flight, ended_at_ms, costs)
 
     def learn(self, flight: Flight, ended_at_ms: int, costs: Amounts) -> None:
-        """What it took and cost."""
+        """What a call took and cost."""
         history = self._histories.pop(flight.kind, None) or History()
         self._histories[flight.kind] = history  # the last that anything was learned of
         history.learn(flight.made_at_ms, ended_at_ms, costs, flight.ceilings)
@@ -147,15 +155,25 @@ class Pool:
     def enter(self, id: int, flight: Flight) -> None:
         """A call begins."""
         self._flights[id] = flight
+        self._histories.enter(id, flight)
         if self._load is not None and self._as_of[0] == flight.made_at_ms:
             self._add(self._load, flight, flight.made_at_ms)
         else:
             self._load = None
 
-    def leave(self, id: int) -> None:
-        """A call has ended."""
-        if self._flights.pop(id, None) is not None:
+    def leave(self, id: int, ended_at_ms: int, costs: Amounts | None) -> None:
+        """A call has ended; see `Histories.leave`."""
+        flight = self._flights.pop(id, None)
+        if flight is not None:
+            self._histories.leave(id, flight, ended_at_ms, costs)
             self._load = None
+
+    def clear(self) -> None:
+        """Nothing counts here any more."""
+        for id_, flight in self._flights.items():
+            self._histories.leave(id_, flight, flight.made_at_ms, None)
+        self._flights.clear()
+        self._load = None
 
     def kept(
         self, now_ms: int, oldest_ms: int, kind: Kind | None = None, ceiling: int = 0

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from scheduler.errors import ConfigError
-
-RiskName = Literal["none", "low", "default", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +23,9 @@ class Risk:
     warm: int = 50
 
 
-RISKS = {
+PRESETS = {
     "low": Risk("low", 4, 1.0, 4),
     "default": Risk("default", 3, 0.5, 16),
-    "high": Risk("high", 2, 0.0, 16),
+    "high": Risk("high", 2, 0.0, 32),
 }
-
-
-def parse_risk(text: object) -> Risk | None:
-    """The preset of that name; None: none is taken.
-
-    Raises:
-        ConfigError: There is no such preset.
-    """
-    if text == "none":
-        return None
-    risk = RISKS.get(text) if isinstance(text, str) else None
-    if risk is None:
-        known = ", ".join(map(repr, get_args(RiskName)))
-        raise ConfigError("risk", f"{text!r} is not one of {known}")
-    return risk
+"""By name; with ``"none"`` ceilings count."""

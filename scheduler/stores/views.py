@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from scheduler.budget import Budget, WindowKind
+from scheduler.budget import Budget, Unit, WindowKind
 from scheduler.errors import ConfigError
+from scheduler.foresight import PRESETS, Histories, Pool
 from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
@@ -73,6 +74,19 @@ def budget_status(
         for account in accounts
     )
     return BudgetStatus(id, budget, paused, caps)
+
+
+def pool_of(account: Account, budget: Budget, histories: Histories) -> Pool | None:
+    """Where calls of an account count that count at less than their ceilings; None: all count so."""
+    risk, pool = PRESETS.get(budget.risk), account.pool
+    if risk is None or account.cap.unit is Unit.REQUESTS or account.cap.limit is None:
+        if pool is not None:
+            pool.clear()
+        return None
+    if pool is None:
+        return Pool(risk, account.index, histories)
+    pool.risk = risk
+    return pool
 
 
 def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrepancy]:

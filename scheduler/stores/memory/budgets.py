@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
+from scheduler.foresight import Histories
 from scheduler.ledger.account import Account
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.views import budget_status, changes_at_ms, check_childless
+from scheduler.stores.views import budget_status, changes_at_ms, check_childless, pool_of
 
 
 class Entry:
@@ -43,6 +44,7 @@ class Budgets:
         self._make_id, self._replay, self._lanes = make_id, replay, lanes
         self._by_name: dict[str, Entry] = {}
         self._by_id: dict[int, Entry] = {}
+        self._histories = Histories()
         self._of_lane: dict[tuple[int, ...], list[Account]] = {}
         self._children: dict[str, dict[str, None]] = {}  # by parent, of those not removed
         self._pictures: dict[int, BudgetStatus | None] = {}  # None: it was removed
@@ -128,9 +130,13 @@ class Budgets:
                 if not is_new:  # in a new one nothing was reserved
                     self._replay(account)
             account.redefine(cap)
+            account.pool = pool_of(account, budget, self._histories)
             account.paused = entry.paused
             _look(account, now_ms)
             accounts.append(account)
+        for account in entry.accounts:
+            if account not in accounts and account.pool is not None:
+                account.pool.clear()
         if accounts != entry.accounts:
             for budgets in self._lanes.combinations(entry.id):
                 self._of_lane.pop(budgets, None)
