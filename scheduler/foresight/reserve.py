@@ -41,6 +41,10 @@ class Histories:
         self._histories: dict[Kind, History] = {}
         self._flights: dict[Kind, dict[int, int]] = {}
 
+    def forget_flights(self) -> None:
+        """Whoever is under way is told anew."""
+        self._flights.clear()
+
     def enter(self, id: int, flight: Flight) -> None:
         """A call begins."""
         self._flights.setdefault(flight.kind, {})[id] = flight.made_at_ms
@@ -151,6 +155,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it knows who is under way."""
+        return True
 
     def enter(self, id: int, flight: Flight) -> None:
         """A call begins."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from scheduler.budget import Budget, Unit, WindowKind
+from scheduler.budget import Budget, Cap, Unit, WindowKind
 from scheduler.errors import ConfigError
 from scheduler.foresight import PRESETS, Histories, Pool
 from scheduler.ledger.account import Account, Needs, ReservationState
@@ -78,15 +78,21 @@ def budget_status(
 
 def pool_of(account: Account, budget: Budget, histories: Histories) -> Pool | None:
     """Where calls of an account count that count at less than their ceilings; None: all count so."""
-    risk, pool = PRESETS.get(budget.risk), account.pool
-    if risk is None or account.cap.unit is Unit.REQUESTS or account.cap.limit is None:
+    name, pool = risk_of(account.cap, budget), account.pool
+    if name is None:
         if pool is not None:
             pool.clear()
         return None
     if pool is None:
-        return Pool(risk, account.index, histories)
-    pool.risk = risk
+        return Pool(PRESETS[name], account.index, histories)
+    pool.risk = PRESETS[name]
     return pool
+
+
+def risk_of(cap: Cap, budget: Budget) -> str | None:
+    """Which risk is taken with one cap; None: none. A request is one request, whatever it costs."""
+    is_foreseen = cap.unit is not Unit.REQUESTS and cap.limit is not None
+    return budget.risk if is_foreseen and budget.risk in PRESETS else None
 
 
 def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrepancy]:

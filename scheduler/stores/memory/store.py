@@ -392,7 +392,7 @@ class MemoryStore(Store):
         self._shelves.pop(lane.id, None)
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
-        self._lanes.wake_eased(now_ms)
+        self._lanes.wake_eased(self._accounts_of, now_ms)
         if not self._lanes.open:
             return
         assert turn.slots is not None
