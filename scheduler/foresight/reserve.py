@@ -39,6 +39,7 @@ class Histories:
 
     def __init__(self) -> None:
         self._histories: dict[Kind, History] = {}
+        self.count = 0  # of what was learned
         self._flights: dict[Kind, dict[int, int]] = {}
 
     def forget_flights(self) -> None:
@@ -68,6 +69,7 @@ class Histories:
 
     def learn(self, flight: Flight, ended_at_ms: int, costs: Amounts) -> None:
         """What a call took and cost."""
+        self.count += 1
         history = self._histories.pop(flight.kind, None) or History()
         self._histories[flight.kind] = history  # the last that anything was learned of
         history.learn(flight.made_at_ms, ended_at_ms, costs, flight.ceilings)
@@ -151,7 +153,7 @@ class Pool:
         self.risk, self._unit, self._histories = risk, unit, histories
         self._flights: dict[int, Flight] = {}
         self._load: Load | None = None
-        self._as_of = (0, 0)  # when it was added up, and which slots counted
+        self._as_of = (0, 0, 0)  # when it was added up, which slots counted, what was learned
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -195,13 +197,13 @@ class Pool:
             kind: Of the one more.
             ceiling: Of the one more.
         """
-        load = self._load
-        if load is None or self._as_of != (now_ms, oldest_ms):
+        load, as_of = self._load, (now_ms, oldest_ms, self._histories.count)
+        if load is None or self._as_of != as_of:
             load = Load()
             for flight in self._flights.values():
                 if flight.made_at_ms >= oldest_ms:
                     self._add(load, flight, now_ms)
-            self._load, self._as_of = load, (now_ms, oldest_ms)
+            self._load, self._as_of = load, as_of
         curve = None if kind is None else self._curve(kind, now_ms)
         return load.ceilings + ceiling, load.kept(self.risk, kind, curve, ceiling)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scheduler.budget import Budget, Cap, Unit, WindowKind
 from scheduler.errors import ConfigError
-from scheduler.foresight import PRESETS, Histories, Pool
+from scheduler.foresight import PRESETS
 from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
@@ -59,34 +59,27 @@ def budget_status(
     id: int, budget: Budget, paused: bool, accounts: Iterable[Account], now_ms: int
 ) -> BudgetStatus:
     """A budget with its balances; its accounts have been looked at."""
-    caps = tuple(
-        CapStatus(
-            cap=account.cap,
-            limit=account.cap.limit,
-            posted=account.posted,
-            reserved=account.reserved,
-            suspense=account.suspense,
-            window_start_ms=account.slot_ms,
-            resets_at_ms=account.resets_at_ms(now_ms),
-            overrun=account.overrun,
-            allowed=account.allowed if account.is_paced else None,
-        )
-        for account in accounts
+    return BudgetStatus(id, budget, paused, tuple(_cap_status(each, now_ms) for each in accounts))
+
+
+def _cap_status(account: Account, now_ms: int) -> CapStatus:
+    pool = account.pool
+    kept = None
+    if pool is not None and pool.is_known:
+        kept = account.reserved - account.suspense - account.relief
+    return CapStatus(
+        cap=account.cap,
+        limit=account.cap.limit,
+        posted=account.posted,
+        reserved=account.reserved,
+        suspense=account.suspense,
+        window_start_ms=account.slot_ms,
+        resets_at_ms=account.resets_at_ms(now_ms),
+        overrun=account.overrun,
+        allowed=account.allowed if account.is_paced else None,
+        kept=kept,
+        calls=0 if pool is None or kept is None else len(pool),
     )
-    return BudgetStatus(id, budget, paused, caps)
-
-
-def pool_of(account: Account, budget: Budget, histories: Histories) -> Pool | None:
-    """Where calls of an account count that count at less than their ceilings; None: all count so."""
-    name, pool = risk_of(account.cap, budget), account.pool
-    if name is None:
-        if pool is not None:
-            pool.clear()
-        return None
-    if pool is None:
-        return Pool(PRESETS[name], account.index, histories)
-    pool.risk = PRESETS[name]
-    return pool
 
 
 def risk_of(cap: Cap, budget: Budget) -> str | None:

@@ -7,15 +7,17 @@ ten, and a picture is made anew only of those whose balances, or windows, have c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
-from scheduler.foresight import Histories
-from scheduler.ledger.account import Account
+from scheduler.foresight import PRESETS, Flight, Histories, Pool
+from scheduler.ledger.account import Account, ReservationState
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.views import budget_status, changes_at_ms, check_childless, pool_of
+from scheduler.stores.memory.journal import Journal
+from scheduler.stores.memory.rows import Hold
+from scheduler.stores.views import budget_status, changes_at_ms, check_childless, risk_of
 
 
 class Entry:
@@ -34,14 +36,15 @@ class Budgets:
 
     Args:
         make_id: Gives ids, to budgets and accounts.
-        replay: Counts in a new account what was reserved before.
+        journal: Counts in a new account what was reserved before,
+        holds: and these, which are still open.
         lanes: Told whose budget has changed.
     """
 
     def __init__(
-        self, make_id: Callable[[], int], replay: Callable[[Account], None], lanes: Lanes
+        self, make_id: Callable[[], int], journal: Journal, holds: Mapping[int, Hold], lanes: Lanes
     ) -> None:
-        self._make_id, self._replay, self._lanes = make_id, replay, lanes
+        self._make_id, self._journal, self._holds, self._lanes = make_id, journal, holds, lanes
         self._by_name: dict[str, Entry] = {}
         self._by_id: dict[int, Entry] = {}
         self._histories = Histories()
@@ -128,9 +131,9 @@ class Budgets:
             if account is None:
                 account = Account(self._make_id(), entry.id, budget.name, cap, entry.paused)
                 if not is_new:  # in a new one nothing was reserved
-                    self._replay(account)
+                    self._journal.replay(account, self._holds.values())
             account.redefine(cap)
-            account.pool = pool_of(account, budget, self._histories)
+            self._foresee(account, budget)
             account.paused = entry.paused
             _look(account, now_ms)
             accounts.append(account)
@@ -143,6 +146,21 @@ class Budgets:
         entry.accounts = accounts
         self._touched.add(entry.id)
         self._lanes.wake_on(entry.id, now_ms)
+
+    def _foresee(self, account: Account, budget: Budget) -> None:
+        """Have calls of an account count at less than their ceilings, or at these again."""
+        name, pool = risk_of(account.cap, budget), account.pool
+        if name is None:
+            if pool is not None:
+                pool.clear()
+            account.pool = None
+        elif pool is not None:
+            pool.risk = PRESETS[name]
+        else:
+            account.pool = pool = Pool(PRESETS[name], account.index, self._histories)
+            for hold in self._holds.values():
+                if account.budget_id in hold.budgets and hold.state is ReservationState.PENDING:
+                    pool.enter(hold.request_id, Flight(hold.kind, hold.made_at_ms, hold.needs[:2]))
 
     def _adopt(self, old: Budget | None, new: Budget | None) -> None:
         """Note whose child a budget is."""

@@ -144,6 +144,11 @@ class Hold:
         self.why: str | None = None
 
     @property
+    def kind(self) -> Kind:
+        """What costs as it does."""
+        return self.model, self.job
+
+    @property
     def is_final(self) -> bool:
         """Whether nothing can change it any more: an assumption may still be corrected."""
         return self.state.is_end and not self.is_assumed

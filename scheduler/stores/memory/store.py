@@ -91,7 +91,7 @@ class MemoryStore(Store):
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._journal = Journal()
-        self._budgets = Budgets(self._next_id, self._replay, self._lanes)
+        self._budgets = Budgets(self._next_id, self._journal, self._holds, self._lanes)
         self._ended: Counter[RequestState] = Counter()
         self._admitted = 0
         self._prices: dict[str, str] = {}
@@ -474,9 +474,6 @@ class MemoryStore(Store):
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         return self._budgets.accounts_of(budgets, self._now_ms)
 
-    def _replay(self, account: Account) -> None:
-        self._journal.replay(account, self._holds.values())
-
     # What is known without asking
 
     def latest(self) -> list[BudgetStatus]:
@@ -549,7 +546,7 @@ class MemoryStore(Store):
         for account in self._budgets.all_accounts():
             account.look(now_ms)
             fresh = Account(account.id, account.budget_id, account.budget, account.cap)
-            self._replay(fresh)
+            self._journal.replay(fresh, self._holds.values())
             balances += len(account.slots)
             found += compare(account, fresh, account.oldest_ms)
         return Audit(

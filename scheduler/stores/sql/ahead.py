@@ -7,7 +7,7 @@ fit, once for all its budgets; while they do, nothing is. What calls took and co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scheduler.foresight import Amounts, Flight, Histories, Kind, Pool, Risk
 from scheduler.ledger.account import Needs, ReservationState
@@ -16,7 +16,7 @@ from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from scheduler.ledger.account import Account
 
@@ -25,16 +25,16 @@ EVERY = 256  # rows between two times that older ones are dropped
 
 _LENGTHS = Insert(
     "lengths",
-    {"model": TEXT, "job_id": INT, "made_at_ms": INT, "ended_at_ms": INT, "nusd": INT, "tokens": INT,
+    {"id": INT, "model": TEXT, "job_id": INT, "made_at_ms": INT, "ended_at_ms": INT, "nusd": INT, "tokens": INT,
      "ceiling_nusd": INT, "ceiling_tokens": INT},
 )  # fmt: skip
 _LEARNED = (
-    "SELECT seq, model, job_id, made_at_ms, ended_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens"
-    " FROM lengths WHERE seq > ? ORDER BY seq"
+    "SELECT id, model, job_id, made_at_ms, ended_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens"
+    " FROM lengths WHERE id > ? ORDER BY id"
 )
 _UNDER_WAY = (
     "SELECT id, request_id, budgets, model, job_id, made_at_ms, ceiling_nusd, ceiling_tokens"
-    " FROM reservations WHERE state = 'pending'"
+    " FROM reservations WHERE state = 'pending' ORDER BY id"
 )
 
 
@@ -43,26 +43,20 @@ class Learned:
 
     def __init__(self) -> None:
         self.histories = Histories()
-        self.seq = 0
-        self._added = 0
+        self.last_id = 0
+        self.added = 0
 
     def read(self, db: Connection) -> None:
         """Learn what ended since the last time."""
-        for seq, model, job_id, made_at_ms, ended_at_ms, *amounts in db.read(_LEARNED, self.seq):
-            nusd, tokens, ceiling_nusd, ceiling_tokens = amounts
-            flight = Flight((model, job_id), made_at_ms, (ceiling_nusd, ceiling_tokens))
-            self.histories.learn(flight, ended_at_ms, (nusd, tokens))
-            self.seq = seq
+        for id_, *row in db.read(_LEARNED, self.last_id):
+            self.learn(tuple(row))
+            self.last_id = id_
 
-    def add(self, db: Connection, rows: Sequence[tuple[object, ...]]) -> None:
-        """Write what this transaction settled; it is learned when it is read back."""
-        if not rows:
-            return
-        db.write_many(_LENGTHS, rows)
-        self._added += len(rows)
-        if self._added >= EVERY:
-            self._added = 0
-            db.write("DELETE FROM lengths WHERE seq <= (SELECT max(seq) FROM lengths) - ?", KEPT)
+    def learn(self, row: tuple[Any, ...]) -> None:
+        """One call took so long, and cost so much."""
+        model, job_id, made_at_ms, ended_at_ms, nusd, tokens, ceiling_nusd, ceiling_tokens = row
+        flight = Flight((model, job_id), made_at_ms, (ceiling_nusd, ceiling_tokens))
+        self.histories.learn(flight, ended_at_ms, (nusd, tokens))
 
 
 class Ahead:
@@ -72,7 +66,7 @@ class Ahead:
         self._db, self._learned = db, learned
         self._flights: dict[int, list[tuple[int, Flight]]] | None = None  # by budget
         self._ended: set[int] = set()
-        self._rows: list[tuple[object, ...]] = []
+        self._rows: list[tuple[Any, ...]] = []
 
     def pool(self, account: Account, risk: Risk) -> StoredPool:
         """Where calls on an account count."""
@@ -83,6 +77,7 @@ class Ahead:
         cost: Amounts, ceilings: Needs,
     ) -> None:  # fmt: skip
         """A reservation that was under way has been settled."""
+        assert self._flights is None, "what has ended is settled before anybody is let in"
         self._ended.add(id)
         if state is ReservationState.SUSPENSE:
             cost = ceilings[:2]
@@ -98,6 +93,8 @@ class Ahead:
     def _read(self) -> dict[int, list[tuple[int, Flight]]]:
         db, histories = self._db, self._learned.histories
         self._learned.read(db)
+        for row in self._rows:
+            self._learned.learn(row)
         found: dict[int, list[tuple[int, Flight]]] = {
             budget_id: []
             for (budget_id,) in db.read("SELECT budget_id FROM accounts WHERE risk IS NOT NULL")
@@ -115,9 +112,19 @@ class Ahead:
         return found
 
     def write(self) -> None:
-        """Write what was learned."""
-        self._learned.add(self._db, self._rows)
+        """Write what was learned, for all."""
+        db, learned, rows = self._db, self._learned, self._rows
+        if not rows:
+            return
+        ids = db.new_ids("lengths", len(rows))
+        db.write_many(_LENGTHS, [(id_, *row) for id_, row in zip(ids, rows, strict=True)])
+        if self._flights is not None:
+            learned.last_id = ids[-1]  # nobody else can have written since it was read
         self._rows = []
+        learned.added += len(rows)
+        if learned.added >= EVERY:
+            learned.added = 0
+            db.write("DELETE FROM lengths WHERE id <= ?", ids[-1] - KEPT)
 
 
 class StoredPool(Pool):

@@ -246,6 +246,8 @@ def read_budgets(sheet: Sheet) -> list[BudgetStatus]:
     rows = [(each, _definition(books, each)) for each in read_stored(sheet.db)]
     rows = [(each, known) for each, known in rows if not known.is_removed]
     sheet.load(each.id for each, _ in rows)
+    for account in (each for accounts in sheet.accounts.values() for each in accounts):
+        _ = account.relief  # has who is under way read, where a risk is taken
     found = [
         budget_status(
             each.id, known.budget, each.is_paused, sheet.accounts_of((each.id,)), sheet.now_ms

@@ -184,7 +184,7 @@ CREATE TABLE spent_of_budgets (
 
 -- How long calls took and what they cost, of budgets that take a risk; older rows are dropped.
 CREATE TABLE lengths (
-  seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+  id             INTEGER PRIMARY KEY,
   model          TEXT    NOT NULL,
   job_id         INTEGER NOT NULL,
   made_at_ms     INTEGER NOT NULL,

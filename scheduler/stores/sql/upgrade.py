@@ -126,7 +126,7 @@ STEPS: dict[int, tuple[str, ...]] = {
     5: (
         "ALTER TABLE accounts ADD COLUMN risk TEXT",
         "CREATE INDEX accounts_at_risk ON accounts (budget_id) WHERE risk IS NOT NULL",
-        "CREATE TABLE lengths (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL,"
+        "CREATE TABLE lengths (id INTEGER PRIMARY KEY, model TEXT NOT NULL,"
         " job_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL, ended_at_ms INTEGER NOT NULL,"
         " nusd INTEGER NOT NULL, tokens INTEGER NOT NULL, ceiling_nusd INTEGER NOT NULL,"
         " ceiling_tokens INTEGER NOT NULL) STRICT",
