@@ -24,8 +24,8 @@ class Risk:
 
 
 PRESETS = {
-    "low": Risk("low", 4, 1.0, 4),
-    "default": Risk("default", 3, 0.5, 16),
+    "low": Risk("low", 5, 1.0, 8),
+    "default": Risk("default", 4, 0.5, 16),
     "high": Risk("high", 2, 0.0, 32),
 }
 """By name; with ``"none"`` ceilings count."""

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from scheduler.foresight.tail import Tail, find_tail
 
-RING = 512  # calls that are remembered
+RING = 256  # calls that are remembered
 REBUILD = 16  # of these so many new ones, before they are looked at anew
 FEW = 3  # of so many that took longer nothing is concluded
 
