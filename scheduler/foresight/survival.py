@@ -97,7 +97,7 @@ class Curve:
             return Outlook(float(ceiling), 0.0, 0.0)
         ends, apart = 1 - rest, late - extra
         spread = ends * variance + rest * late_variance + ends * rest * apart * apart
-        return Outlook(ceiling - free + mean, spread, free - (extra if ends else late))
+        return Outlook(max(0.0, ceiling - free + mean), spread, free - (extra if ends else late))
 
 
 class History:
