@@ -179,12 +179,10 @@ class Pool:
             self._histories.leave(id, flight, ended_at_ms, costs)
             self._load = None
 
-    def clear(self) -> None:
-        """Nothing counts here any more."""
+    def tell(self) -> None:
+        """Tell the histories anew who is under way here."""
         for id_, flight in self._flights.items():
-            self._histories.leave(id_, flight, flight.made_at_ms, None)
-        self._flights.clear()
-        self._load = None
+            self._histories.enter(id_, flight)
 
     def kept(
         self, now_ms: int, oldest_ms: int, kind: Kind | None = None, ceiling: int = 0

@@ -3,8 +3,8 @@
 Of these one knows how long they have lasted, and of the longest others how many ended meanwhile.
 Lengths of answers have heavy tails: of those that have lasted t, the part that lasts x t is about
 x ** -index, whatever t is (Pareto), up to the ceiling. The index is what ended in the tail for each
-doubling that was lived through there, so calls that go on and on count (Hill, with censoring); two
-standard deviations less of it, since few have ended there.
+doubling that was lived through there, so calls that go on and on count (Hill, with censoring); a
+standard deviation less of it, since few have ended there.
 
 A tail that breaks off, as where answers are short or run into their limit, would be seen too late
 by that. So it is asked how likely it is that nobody ended in all the time that was lived through
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 LONGEST = 32  # of so many that took longest the tail is made
 FEWEST = 8
-CAUTION = 2.0  # standard deviations
+CAUTION = 1.0  # standard deviations
 TRUSTED = 0.2  # what is as likely as that, or more, is believed
 FITS = 0.5  # of the variance of costs has to be explained by time
 

@@ -368,7 +368,8 @@ class Account:
             return self.available + self.relief - ahead
         kind = self.cap.window.kind
         if self.is_paced and ahead <= self.limit - self.posted - self.suspense:
-            return self.available - ahead  # its share comes later if others take of it
+            # its share comes later if others take of it
+            return self.available + self.relief - ahead
         if kind is WindowKind.ROLLING:
             known = self._rooms.get((self.available, ahead))
             if known is None:
@@ -463,7 +464,7 @@ class Account:
         window = self.cap.window
         if window.kind is not WindowKind.ROLLING:
             # Where calls under way may give it, they may also not: then it is there later.
-            open_ = self.suspense if need > self.at_best else self.reserved
+            open_ = self.suspense if need > self.at_best else self.reserved - self.relief
             return self._allowed_at_ms(need + self.posted + open_, now_ms)
         missing = max(1, need - self.at_best)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):

@@ -125,6 +125,7 @@ class Budgets:
         self._adopt(None if is_new or entry.is_removed else entry.budget, budget)
         entry.budget, entry.is_removed = budget, False
         kept = {(a.cap.unit, a.cap.window): a for a in entry.accounts}
+        was_foreseen = any(account.pool is not None for account in entry.accounts)
         accounts = []
         for cap in budget.caps:
             account = kept.get((cap.unit, cap.window))
@@ -137,13 +138,15 @@ class Budgets:
             account.paused = entry.paused
             _look(account, now_ms)
             accounts.append(account)
-        for account in entry.accounts:
-            if account not in accounts and account.pool is not None:
-                account.pool.clear()
         if accounts != entry.accounts:
             for budgets in self._lanes.combinations(entry.id):
                 self._of_lane.pop(budgets, None)
         entry.accounts = accounts
+        if was_foreseen:  # calls that count on no other such budget are not followed any more
+            self._histories.forget_flights()
+            for account in self.all_accounts():
+                if account.pool is not None:
+                    account.pool.tell()
         self._touched.add(entry.id)
         self._lanes.wake_on(entry.id, now_ms)
 
@@ -151,8 +154,6 @@ class Budgets:
         """Have calls of an account count at less than their ceilings, or at these again."""
         name, pool = risk_of(account.cap, budget), account.pool
         if name is None:
-            if pool is not None:
-                pool.clear()
             account.pool = None
         elif pool is not None:
             pool.risk = PRESETS[name]
