@@ -22,6 +22,7 @@ from scheduler.foresight.risk import Risk
 from scheduler.foresight.survival import Amounts, Curve, History
 
 MOST_KINDS = 1_000
+STALE_MS = 100  # at most so long many calls are not added up anew, since all that is a guess
 
 Kind = tuple[str, Hashable]  # of calls that cost alike: model, job
 
@@ -96,17 +97,19 @@ class _Sum:
 class Load:
     """What calls under way add up to, at one instant."""
 
-    __slots__ = ("_sums", "ceilings", "gap", "mean")
+    __slots__ = ("_shares", "_sums", "ceilings", "gap", "mean")
 
     def __init__(self) -> None:
         self.ceilings, self.mean, self.gap = 0, 0.0, 0.0
         self._sums: dict[Kind, tuple[Curve, _Sum]] = {}
+        self._shares: dict[int, tuple[Kind | None, int, float, float]] = {}
 
-    def add(self, kind: Kind, curve: Curve | None, age_ms: int, ceiling: int) -> None:
+    def add(self, id: int, kind: Kind, curve: Curve | None, age_ms: int, ceiling: int) -> None:
         """One call more."""
         self.ceilings += ceiling
         if curve is None:
             self.mean += ceiling
+            self._shares[id] = None, ceiling, ceiling, 0.0
             return
         mean, variance, gap = curve.outlook(age_ms, ceiling)
         self.mean += mean
@@ -117,6 +120,20 @@ class Load:
             found = self._sums[kind] = curve, _Sum()
         found[1].count += 1
         found[1].variance += variance
+        self._shares[id] = kind, ceiling, mean, variance
+
+    def remove(self, id: int) -> None:
+        """One that was added has ended; the largest gap stays."""
+        share = self._shares.pop(id, None)
+        if share is None:
+            return  # it did not count any more
+        kind, ceiling, mean, variance = share
+        self.ceilings -= ceiling
+        self.mean -= mean
+        if kind is not None:
+            total = self._sums[kind][1]
+            total.count -= 1
+            total.variance = max(0.0, total.variance - variance) if total.count else 0.0
 
     def kept(
         self, risk: Risk, kind: Kind | None = None, curve: Curve | None = None, ceiling: int = 0
@@ -167,17 +184,16 @@ class Pool:
         """A call begins."""
         self._flights[id] = flight
         self._histories.enter(id, flight)
-        if self._load is not None and self._as_of[0] == flight.made_at_ms:
-            self._add(self._load, flight, flight.made_at_ms)
-        else:
-            self._load = None
+        if self._load is not None:
+            self._add(self._load, id, flight, flight.made_at_ms)
 
     def leave(self, id: int, ended_at_ms: int, costs: Amounts | None) -> None:
         """A call has ended; see `Histories.leave`."""
         flight = self._flights.pop(id, None)
         if flight is not None:
             self._histories.leave(id, flight, ended_at_ms, costs)
-            self._load = None
+            if self._load is not None:
+                self._load.remove(id)
 
     def tell(self) -> None:
         """Tell the histories anew who is under way here."""
@@ -195,20 +211,30 @@ class Pool:
             kind: Of the one more.
             ceiling: Of the one more.
         """
-        load, as_of = self._load, (now_ms, oldest_ms, self._histories.count)
-        if load is None or self._as_of != as_of:
+        load = self._load
+        if load is None or not self._is_fresh(now_ms, oldest_ms):
             load = Load()
-            for flight in self._flights.values():
+            for id_, flight in self._flights.items():
                 if flight.made_at_ms >= oldest_ms:
-                    self._add(load, flight, now_ms)
-            self._load, self._as_of = load, as_of
+                    self._add(load, id_, flight, now_ms)
+            self._load, self._as_of = load, (now_ms, oldest_ms, self._histories.count)
         curve = None if kind is None else self._curve(kind, now_ms)
         return load.ceilings + ceiling, load.kept(self.risk, kind, curve, ceiling)
 
-    def _add(self, load: Load, flight: Flight, now_ms: int) -> None:
+    def _is_fresh(self, now_ms: int, oldest_ms: int) -> bool:
+        """Whether what was added up last still holds; of few calls it does as of that very moment."""
+        then_ms, old_ms, count = self._as_of
+        if old_ms != oldest_ms:
+            return False
+        stale_ms = min(STALE_MS, len(self._flights) // 16)
+        if stale_ms:
+            return then_ms <= now_ms <= then_ms + stale_ms
+        return then_ms == now_ms and count == self._histories.count
+
+    def _add(self, load: Load, id: int, flight: Flight, now_ms: int) -> None:
         age_ms = max(0, now_ms - flight.made_at_ms)
         curve = self._curve(flight.kind, now_ms)
-        load.add(flight.kind, curve, age_ms, flight.ceilings[self._unit])
+        load.add(id, flight.kind, curve, age_ms, flight.ceilings[self._unit])
 
     def _curve(self, kind: Kind, now_ms: int) -> Curve | None:
         return self._histories.curve(kind, self._unit, self.risk.warm, now_ms)
