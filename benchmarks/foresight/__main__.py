@@ -93,4 +93,5 @@ def one(make: object, seed: int, rule: str, budget: float | None) -> tuple[float
     return limit / ceiling, ran.at_95_ms / ideal.at_95_ms, ran.over, ran.used
 
 
-main()
+if __name__ == "__main__":
+    main()

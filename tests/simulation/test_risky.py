@@ -62,7 +62,7 @@ def test_in_these_worlds_more_goes_than_ceilings_allow():
         return found
 
     with mock.patch.object(Account, "lacks", watched):
-        for seed in range(4):
+        for seed in range(7):
             RiskyWorld(seed, STEPS, "memory").run()
 
-    assert len(eased) > 5
+    assert len(eased) > 3
