@@ -2,6 +2,7 @@
 
 A budget is written as one or more caps, separated by commas:
 
+    budget := cap { "," cap } [ "risk" preset ]
     cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ] [ "paced" [ profile ] ]
     amount := "$5" | "5 usd" | "2M tokens" | "500 requests" | "none"
     window := minute | hour | day | week | month | year     calendar, in the zone (default UTC)
@@ -9,8 +10,11 @@ A budget is written as one or more caps, separated by commas:
             | total                                          everything ever; the default
     anchor := 06:00 (day) | mon (week) | 15 (month) | 04-01 (year)
     profile := 09:00-18:00 | 24 digits, one for each hour of the day; evenly without
+    preset := none | low | default | high
 
 A zone, an anchor and a pace belong to the cap they follow. A paced cap is spent bit by bit (`pace`).
+The risk belongs to the budget: with one, calls under way count at what they are expected to cost,
+not at their ceilings (`scheduler.foresight`).
 
 >>> Budget("team", "$100/month @Europe/Athens from 15")
 <Budget 'team' $100/month from 15 (calendar month from 15, Europe/Athens)>
@@ -45,6 +49,7 @@ Spec = str | int | float | Decimal | None
 MAX_COUNT = 10**15
 UNLIMITED = 1 << 62  # as an amount, where there is no limit
 MAX_NAME = 100
+RISKS = ("none", "low", "default", "high")  # `foresight.risk` has what they mean
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _COUNT = re.compile(r"([\d_,]*\.?\d+)\s*([kmb]?)\s*(tokens?|requests?)", re.IGNORECASE)
 _NONE = re.compile(r"(?:none|unlimited)(?:\s+(usd|tokens?|requests?))?", re.IGNORECASE)
@@ -52,6 +57,7 @@ _NONE = re.compile(r"(?:none|unlimited)(?:\s+(usd|tokens?|requests?))?", re.IGNO
 _SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 _ZONE = re.compile(r"@\s*(\S+)")
 _PACE = re.compile(r"\s+paced(?:\s+(\S+))?$", re.IGNORECASE)
+_RISK = re.compile(r"[\s,]\s*risk(?:\s+|\s*=\s*)(\S+)\s*$", re.IGNORECASE)
 _ANCHOR = re.compile(r"(?<=\s)from\s+(\S+)", re.IGNORECASE)
 
 
@@ -125,6 +131,15 @@ def parse_caps(spec: Spec) -> tuple[Cap, ...]:
     return caps
 
 
+def split_risk(spec: Spec) -> tuple[Spec, str | None]:
+    """A specification without its risk, and that; None: it says none."""
+    match = _RISK.search(spec) if isinstance(spec, str) else None
+    if match is None:
+        return spec, None
+    assert isinstance(spec, str)
+    return spec[: match.start()], match[1].lower()
+
+
 def _parse_cap(part: str, spec: str) -> Cap:
     text, found = part.strip(), []
     for pattern in (_ZONE, _ANCHOR):
@@ -193,6 +208,10 @@ class Budget:
         pace: Of its caps with a calendar window, what may be spent by when: ``"uniform"``, hours of
             each day such as ``"09:00-18:00"`` in the window's zone, or 24 digits, the weight of
             each hour. None: as each cap says itself, else all at once.
+        risk: ``"none"``: calls under way count at their ceilings, and no more is ever spent than
+            the limit. ``"low"``, ``"default"``, ``"high"``: at what they are expected to cost, from
+            what earlier ones did, so that the last of a budget is spent at full speed; how far it
+            may be overspent is in docs/foresight.md. None: as the limit says, else ``"none"``.
 
     A budget with `models` or `tags` has rules: requests that match all of them draw
     on it without naming it.
@@ -201,7 +220,7 @@ class Budget:
         ConfigError: A wrong name or specification.
     """
 
-    __slots__ = ("caps", "models", "name", "parent", "tags")
+    __slots__ = ("caps", "models", "name", "parent", "risk", "tags")
 
     def __init__(
         self,
@@ -212,6 +231,7 @@ class Budget:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         pace: str | None = None,
+        risk: str | None = None,
     ) -> None:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             raise ConfigError("budget", f"{name!r} is not a name of 1 to {MAX_NAME} characters")
@@ -219,6 +239,12 @@ class Budget:
             raise ConfigError("budget", f"{name!r} cannot be its own parent")
         if isinstance(models, str):
             raise ConfigError("models", f"{models!r} is one text; give a list of patterns")
+        limit, said = split_risk(limit)
+        if None not in (risk, said) and risk != said:
+            raise ConfigError("risk", f"of {name!r} is {risk!r} and, in the limit, {said!r}")
+        self.risk = said or "none" if risk is None else risk
+        if self.risk not in RISKS:
+            raise ConfigError("risk", f"{self.risk!r} is not one of {', '.join(map(repr, RISKS))}")
         caps = parse_caps(limit)
         self.name, self.caps, self.parent = name, _paced(caps, pace), parent
         self.models, self.tags = tuple(models), dict(tags or {})
@@ -227,6 +253,11 @@ class Budget:
     def spec(self) -> str:
         """The caps as text that reads back as the same caps."""
         return ", ".join(map(str, self.caps))
+
+    @property
+    def text(self) -> str:
+        """The caps and the risk as one text, as `limit` takes it."""
+        return self.spec if self.risk == "none" else f"{self.spec} risk {self.risk}"
 
     @property
     def has_rules(self) -> bool:
@@ -255,12 +286,16 @@ class Budget:
 
         A bare amount keeps the window of the cap in its unit; None keeps all windows
         and switches the limits off; a full form such as ``"$20/day"`` or
-        ``"$20/total"`` replaces all caps.
+        ``"$20/total"`` replaces all caps. The risk stays, unless another one is said.
 
         Raises:
             ConfigError: A bare amount that could mean several caps, or none.
         """
-        changed = Budget(self.name, limit, models=self.models, tags=self.tags, parent=self.parent)
+        limit, risk = split_risk(limit)
+        changed = Budget(
+            self.name, limit, models=self.models, tags=self.tags, parent=self.parent,
+            risk=risk or self.risk,
+        )  # fmt: skip
         is_bare = not isinstance(limit, str) or not re.search(r"[/@,]|\sfrom\s", limit)
         if is_bare and len(changed.caps) == 1:
             changed.caps = self._with_amount(changed.caps[0])
@@ -294,11 +329,12 @@ class Budget:
             else f"{cap.amount_text} (total)"
             for cap in self.caps
         )
-        return f"<Budget {self.name!r} {caps}>"
+        risk = "" if self.risk == "none" else f" risk {self.risk}"
+        return f"<Budget {self.name!r} {caps}{risk}>"
 
     @property
     def _fields(self) -> tuple[object, ...]:
-        return (self.name, self.caps, self.models, self.tags, self.parent)
+        return (self.name, self.caps, self.models, self.tags, self.parent, self.risk)
 
 
 def _period(window: Window) -> str:

@@ -80,6 +80,7 @@ class DefaultsTable(_Strict):
     max_cost: str | float | None = None
     cap_output: PositiveInt | None = None
     on_exceeded: Literal["wait", "raise", "fallback"] = "wait"
+    risk: Literal["none", "low", "default", "high"] | None = None
     max_attempts: PositiveInt | None = None
     patience: str | float | None = None
     fallback: list[str] = Field(default_factory=list)

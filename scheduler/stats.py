@@ -25,6 +25,9 @@ class CapStatus:
         resets_at_ms: When the window ends, or money next leaves a rolling one; None: never.
         overrun: Posted above what was reserved, in this window.
         allowed: Of a paced cap, how much of the limit may be used up by now; None: all of it.
+        kept: What is kept for calls under way, where that is less than their ceilings, by the
+            budget's risk; None: their ceilings are. `reserved` has the ceilings in any case.
+        calls: How many these are; 0 where `kept` is None.
     """
 
     cap: Cap
@@ -36,12 +39,28 @@ class CapStatus:
     resets_at_ms: int | None
     overrun: int = 0
     allowed: int | None = None
+    kept: int | None = None
+    calls: int = 0
+
+    @property
+    def counted(self) -> int:
+        """What of the limit is used: posted, in suspense, and kept for calls under way."""
+        return self.posted + (self.reserved if self.kept is None else self.suspense + self.kept)
 
     @property
     def available(self) -> int | None:
         """What may still be reserved; negative after an overrun or a cut; None: no limit."""
         limit = self.limit if self.allowed is None else self.allowed
-        return None if limit is None else limit - self.posted - self.reserved
+        return None if limit is None else limit - self.counted
+
+    @property
+    def more_calls(self) -> int:
+        """How many of the calls under way would wait if their ceilings were kept."""
+        ceilings = self.reserved - self.suspense
+        if self.kept is None or self.limit is None or ceilings <= 0:
+            return 0
+        left = max(0, self.limit - self.posted - self.suspense)
+        return self.calls - min(self.calls, self.calls * left // ceilings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from scheduler.foresight import Kind
 from scheduler.ledger.account import Account, Needs
 from scheduler.request import Tokens
 from scheduler.shortfall import Shortfall
@@ -49,6 +50,8 @@ class Candidate(Protocol):
     def needs(self) -> Needs: ...  # noqa: D102
     @property
     def tokens(self) -> Tokens: ...  # noqa: D102
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
 
 
 @dataclass(slots=True)

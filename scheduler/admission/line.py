@@ -20,7 +20,7 @@ def has_money(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], n
     for account in accounts:
         need = candidate.needs[account.index]
         if (
-            (need > account.available and need > 0)  # what is free fits even after an overrun
+            (need > account.available and account.lacks(need, candidate) > 0)
             or account.paused
             or (account.line and first_to_go(account, key, candidate, now_ms) is not None)
         ):
@@ -67,6 +67,8 @@ def admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], resul
                 result.moved.add(account.id)
             count_passing(account, key, candidate)
         account.reserve(need)
+        if account.pool is not None:
+            account.begin(candidate.id, candidate.kind, candidate.needs)
 
 
 def _uncovers(account: Account, need: int) -> bool:
@@ -226,6 +228,8 @@ def worst(
     for account in accounts:
         need = candidate.needs[account.index]
         missing, first = need - account.available if need else 0, None
+        if missing > 0:
+            missing = account.lacks(need, candidate)
         if missing <= 0 and not account.paused:
             first = first_to_go(account, key, candidate, now_ms)
             if first is None:
@@ -266,7 +270,7 @@ def describe(account: Account, lack: Lack, now_ms: int) -> Shortfall:
         unit=account.cap.unit,
         limit=account.limit,
         posted=account.posted,
-        reserved=account.reserved,
+        reserved=account.reserved - account.relief,
         needed=lack.need,
         missing=lack.missing,
         resumes_at_ms=resumes_at_ms,

@@ -99,20 +99,29 @@ def set_limit(
     create: Annotated[
         bool, typer.Option("--create", help="Make the budget if it does not exist.")
     ] = False,
+    risk: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="none, low, default or high; not given: as it is."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Change a limit; what is parked and fits goes on at once, nothing is cancelled."""
 
     async def change(opened: Store) -> dict[str, Any]:
-        from scheduler.budget import Budget
+        from scheduler.budget import Budget, split_risk
         from scheduler.errors import BudgetUnknown, ConfigError
 
         known = {status.budget.name: status.budget for status in await opened.budgets(now_ms())}
         old = known.get(name)
+        limit, said = split_risk(spec)
+        if None not in (risk, said) and risk != said:
+            raise ConfigError("--risk", f"is {risk!r}, and the limit says {said!r}")
+        chosen = risk or said
+        told = limit if chosen is None else f"{limit} risk {chosen}"
         if old is not None:
-            new = old.with_limit(spec)
+            new = old.with_limit(told)
         elif create:
-            new = Budget(name, spec)
+            new = Budget(name, told)
         elif known:
             raise BudgetUnknown(name, tuple(known))
         else:
@@ -124,8 +133,8 @@ def set_limit(
         status = next(s for s in await opened.budgets(now_ms()) if s.budget.name == name)
         return {
             "name": name,
-            "old": None if old is None else old.spec,
-            "new": new.spec,
+            "old": None if old is None else old.text,
+            "new": new.text,
             "waiting": waiting,
             "caps": budget_rows(status),
         }
@@ -326,7 +335,10 @@ def _cap_row(status: BudgetStatus, cap: CapStatus) -> dict[str, Any]:
             available=cap.available,
             overrun=cap.overrun,
             **({} if cap.allowed is None else {"allowed": cap.allowed}),
+            kept=cap.kept,
         ),
+        "risk": status.budget.risk,
+        "calls_beyond_ceilings": cap.more_calls,
         "window": window.describe(),
         "window_starts_at": iso(starts, window.zone),
         "resets_at": iso(cap.resets_at_ms, window.zone),
@@ -341,7 +353,7 @@ def budget_table(found: Sequence[BudgetStatus], at_ms: int) -> str:
     for status in found:
         for cap in status.caps:
             unit = cap.cap.unit.value
-            used = None if cap.limit is None else bar(cap.posted + cap.reserved, cap.limit)
+            used = None if cap.limit is None else bar(cap.counted, cap.limit)
             rows.append(
                 (
                     status.budget.name + (" (paused)" if status.paused else ""),
@@ -356,7 +368,31 @@ def budget_table(found: Sequence[BudgetStatus], at_ms: int) -> str:
             )
     unknown = ("unknown",) if has_unknown else ()  # the part of what is reserved
     columns = ("budget", "limit", "used", "spent", "reserved", *unknown, "available", "window")
-    return table(columns, rows, right="spent reserved unknown available")
+    shown = table(columns, rows, right="spent reserved unknown available")
+    return "\n".join((shown, *_risks(found)))
+
+
+def _risks(found: Sequence[BudgetStatus]) -> list[str]:
+    """Which budgets take a risk, and what that brings now."""
+    lines = []
+    for status in found:
+        if status.budget.risk == "none":
+            continue
+        told = ["calls under way count at their ceilings, which fit"]
+        for cap in status.caps:
+            if cap.kept is not None and cap.calls:
+                unit = cap.cap.unit.value
+                held = amount(cap.reserved - cap.suspense, unit)
+                more = f"; {cap.more_calls:,} of them would wait" if cap.more_calls else ""
+                told = [
+                    *told[1:],
+                    f"{plural(cap.calls, 'call')} under way count at {amount(cap.kept, unit)} of "
+                    f"{held}{more}",
+                ]
+        lines.append(
+            f"{one_line(status.budget.name)}: risk {status.budget.risk}; {', '.join(told)}"
+        )
+    return lines
 
 
 def resets(cap: CapStatus, at_ms: int) -> str:

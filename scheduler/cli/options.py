@@ -15,6 +15,7 @@ from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
+    from scheduler.budget import Budget
     from scheduler.config import Config
     from scheduler.core.intake import Intake
     from scheduler.providers.base import Provider
@@ -102,6 +103,15 @@ BudgetOption = Annotated[
     typer.Option(
         metavar="LIMIT",
         help="Sets the budget 'default', e.g. '$10/day'; its spend is kept.",
+        rich_help_panel=MONEY,
+    ),
+]
+RiskOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="With --budget: none (it is never overspent), or low, default, high: its last part is "
+        "spent at full speed.",
         rich_help_panel=MONEY,
     ),
 ]
@@ -198,6 +208,27 @@ KeptStoreOption = Annotated[
         rich_help_panel=KEEPING,
     ),
 ]
+
+
+def budgets_of(limit: str | None, risk: str | None, config: str | None) -> list[Budget]:
+    """The budget that the command line makes; none: those of the store hold.
+
+    Raises:
+        ConfigError: A risk without a budget, or one of them is wrong.
+    """
+    from scheduler.budget import Budget, split_risk
+    from scheduler.config import load_config
+
+    if limit is None:
+        if risk is not None:
+            raise ConfigError(
+                "--risk",
+                "needs --budget; of a budget that is there: scheduler budget set NAME LIMIT --risk …",
+            )
+        return []
+    if risk is None and split_risk(limit)[1] is None:
+        risk = load_config(config).defaults.risk
+    return [Budget("default", limit, risk=risk)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +46,7 @@ from scheduler.cli.options import (
     PriceOption,
     RequestsOption,
     RetryFailedOption,
+    RiskOption,
     StrictOption,
     TimeoutOption,
     TokensOption,
@@ -56,6 +57,7 @@ from scheduler.guards.plain import logger_of
 
 if TYPE_CHECKING:
     from scheduler.batch.source import Source
+    from scheduler.budget import Budget
     from scheduler.cli.delivery import Files
     from scheduler.cli.outcome import Outcome, RunOptions
     from scheduler.cli.progress import Progress
@@ -90,6 +92,7 @@ def run(
         ),
     ] = False,
     budget: BudgetOption = None,
+    risk: RiskOption = None,
     on_exhausted: OnExhaustedOption = "wait",
     max_cost: MaxCostOption = None,
     cap_output: CapOutputOption = None,
@@ -134,7 +137,7 @@ def run(
     PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, objects with "messages"
     or with "prompt".
     """
-    from scheduler.cli.options import Sending, check_store, open_input, parse_prices
+    from scheduler.cli.options import Sending, budgets_of, check_store, open_input, parse_prices
     from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
     from scheduler.cli.summary import tell
@@ -173,8 +176,9 @@ def run(
             "prices": parse_prices(price or ()),
             "concurrency": concurrency,
         }
+        budgets = budgets_of(budget, risk, config)
         shown = make_progress(progress)
-        outcome = asyncio.run(_run(settings, budget, source, files, options, shown))
+        outcome = asyncio.run(_run(settings, budgets, source, files, options, shown))
     tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
 
@@ -234,19 +238,17 @@ def check_outputs(files: Files, source: Source | None = None) -> None:
 
 async def _run(
     settings: dict[str, object],
-    budget: str | None,
+    budgets: Sequence[Budget],
     source: Source,
     files: Files,
     options: RunOptions,
     shown: Progress,
 ) -> Outcome:
     from scheduler.batch.pen import Pen
-    from scheduler.budget import Budget
     from scheduler.cli.look import store_named
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
 
-    budgets = [] if budget is None else [Budget("default", budget)]
     # What two processes cannot both work on is not begun twice.
     work = {"job": files.job, "store": store_named(str(settings["store"]))}
     work["asks"] = settings["providers"][0].service or ""  # type: ignore[index]

@@ -27,6 +27,7 @@ from scheduler.cli.options import (
     ModelOption,
     PriceOption,
     RetryFailedOption,
+    RiskOption,
     StrictOption,
     config_option,
 )
@@ -85,6 +86,7 @@ def submit(
         ),
     ] = "batch",
     budget: BudgetOption = None,
+    risk: RiskOption = None,
     max_cost: MaxCostOption = None,
     cap_output: CapOutputOption = None,
     price: PriceOption = None,
@@ -102,8 +104,14 @@ def submit(
     The lines and checks are those of 'run'. The same command again adds only what is new. No key
     is needed here: each request names its provider, and the workers have the keys.
     """
-    from scheduler.budget import Budget
-    from scheduler.cli.options import Sending, check_job, check_store, open_input, parse_prices
+    from scheduler.cli.options import (
+        Sending,
+        budgets_of,
+        check_job,
+        check_store,
+        open_input,
+        parse_prices,
+    )
     from scheduler.cli.submitting import Submitting, beside, name_of
     from scheduler.request import Priority
     from scheduler.scheduler import Scheduler
@@ -129,10 +137,10 @@ def submit(
             job=job, model=model, priority=int(Priority.parse(_number(priority))), limit=limit,
             max_line_bytes=max_line_bytes, id_column=id_column,
         )  # fmt: skip
+        budgets = budgets_of(budget, risk, config)
         place = errors or beside(input_file)
 
         async def run() -> Submission:
-            budgets = [] if budget is None else [Budget("default", budget)]
             async with Scheduler(**settings, budgets=budgets, role="client") as s:
                 return await Submitting(
                     s, source, options, place, say, store_option(store), name=name_of(input_file),

@@ -21,6 +21,9 @@ and right after every reserve, posted + reserved ≤ limit. Where the cap is pac
 now stands for the limit. Only a call that cost
 more than its reservation (an overrun) or a lowered limit makes it negative.
 
+A budget with a risk reserves in full, too, but lets calls in by what is expected of those under
+way (`Pool`). So there `available` may be negative; what is left is told by `lacks`.
+
 >>> account = Account(1, 1, "team", parse_caps("$1/day")[0])
 >>> account.look(0)
 >>> account.reserve(300), account.available
@@ -37,8 +40,10 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from scheduler.budget import UNLIMITED, Cap, Unit, WindowKind
+from scheduler.foresight import Flight, Kind, Pool
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
@@ -117,6 +122,14 @@ class Waiter:
         return (self.priority, self.request_id) < (other.priority, other.request_id)
 
 
+class Asking(Protocol):
+    """A request, as far as it matters what it may be expected to cost."""
+
+    @property
+    def kind(self) -> Kind:
+        """What costs as it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Crossing:
     """Spending on an account passed a threshold for the first time in its window."""
@@ -138,7 +151,7 @@ class Account:
     __slots__ = (
         "_changed", "_rooms", "allowed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
         "line", "line_changed", "looked_ms", "oldest_ms",
-        "paused", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
+        "paused", "pool", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
         "warned_changed", "warned_slot_ms",
     )  # fmt: skip
 
@@ -155,6 +168,7 @@ class Account:
         self.posted = self.reserved = self.suspense = 0
         self.allowed = self.limit  # by now, where it is paced
         self.available = self.limit
+        self.pool: Pool | None = None  # calls under way that count at less than their ceilings
         self.line: list[Waiter] = []  # who waits for money that comes back, the first ones
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
         self.tell_at = 0  # what is posted when the next threshold is passed
@@ -206,6 +220,34 @@ class Account:
         self.reserved += amount
         self.available -= amount
         self._changed.add(self.slot_ms)
+
+    def begin(self, id: int, kind: Kind, needs: Needs) -> None:
+        """Note that a call is under way whose ceiling was reserved."""
+        if self.pool is not None:
+            self.pool.enter(id, Flight(kind, self.looked_ms, needs[:2]))
+
+    def lacks(self, need: int, request: Asking) -> int:
+        """How much a request lacks here; nothing, or less: there is room for it.
+
+        Where less is kept for calls under way than their ceilings, it, too, counts at less.
+        """
+        if not need:
+            return 0  # what is free fits even after an overrun
+        missing, pool, left = need - self.available, self.pool, self.at_best
+        if missing <= 0 or pool is None or need > left:
+            return missing
+        ceilings, kept = pool.kept(self.looked_ms, self.oldest_ms, request.kind, need)
+        promised = self.reserved - self.suspense + need
+        too_much = -(-promised // pool.risk.stretch) - left
+        return min(missing, max(missing - (ceilings - kept), too_much))
+
+    @property
+    def relief(self) -> int:
+        """What calls under way are expected not to need of their ceilings."""
+        if self.pool is None:
+            return 0
+        ceilings, kept = self.pool.kept(self.looked_ms, self.oldest_ms)
+        return ceilings - kept
 
     def settle(
         self, made_at_ms: int, old: ReservationState, new: ReservationState, held: int, cost: int,
@@ -322,10 +364,12 @@ class Account:
         if waiter.need > self.limit:
             return math.inf  # only a raise helps
         if ahead <= self.at_best or ahead > self.limit:
-            return self.available - ahead  # any call that settles may be what it waits for
+            # any call that settles may be what it waits for
+            return self.available + self.relief - ahead
         kind = self.cap.window.kind
         if self.is_paced and ahead <= self.limit - self.posted - self.suspense:
-            return self.available - ahead  # its share comes later if others take of it
+            # its share comes later if others take of it
+            return self.available + self.relief - ahead
         if kind is WindowKind.ROLLING:
             known = self._rooms.get((self.available, ahead))
             if known is None:
@@ -420,7 +464,7 @@ class Account:
         window = self.cap.window
         if window.kind is not WindowKind.ROLLING:
             # Where calls under way may give it, they may also not: then it is there later.
-            open_ = self.suspense if need > self.at_best else self.reserved
+            open_ = self.suspense if need > self.at_best else self.reserved - self.relief
             return self._allowed_at_ms(need + self.posted + open_, now_ms)
         missing = max(1, need - self.at_best)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):

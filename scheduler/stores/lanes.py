@@ -92,6 +92,9 @@ class Lanes:
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
+        self._eased: dict[
+            int, int
+        ] = {}  # accounts of which calls ended that count at less, budgets
         self._held: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (-need, …)
         self._behind: dict[int, dict[int, int]] = {}  # account → lane → version
         self._beyond: dict[
@@ -213,9 +216,29 @@ class Lanes:
         heap = self._wakes.get(account.id)
         while heap and heap[0][0] <= account.available:
             self._pop(heap, now_ms)
+        if heap and account.pool is not None:
+            self._eased[account.id] = account.budget_id
         heap = self._held.get(account.id)
         while heap and -heap[0][0] > account.at_best:
             self._pop(heap, now_ms)
+
+    def wake_eased(
+        self, accounts_of: Callable[[tuple[int, ...]], Sequence[Account]], now_ms: int
+    ) -> None:
+        """Open the lanes of accounts in which calls have ended that count at less than they may cost.
+
+        Once a turn: it has to be added up what those under way count. Whoever waits may fit in while
+        there is anything left, as long as it fits into what would be there if they cost nothing.
+        """
+        if not self._eased:
+            return
+        for account in accounts_of(tuple(sorted(set(self._eased.values())))):
+            heap = self._wakes.get(account.id) if account.id in self._eased else None
+            if not heap or account.available + account.relief <= 0:
+                continue
+            while heap and heap[0][0] <= account.at_best:
+                self._pop(heap, now_ms)
+        self._eased.clear()
 
     def wake_behind(self, accounts: Iterable[int], now_ms: int) -> bool:
         """Whether lanes were opened that had to let somebody go first who has left the line.

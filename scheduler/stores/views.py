@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from scheduler.budget import Budget, WindowKind
+from scheduler.budget import Budget, Cap, Unit, WindowKind
 from scheduler.errors import ConfigError
+from scheduler.foresight import PRESETS
 from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
@@ -58,21 +59,33 @@ def budget_status(
     id: int, budget: Budget, paused: bool, accounts: Iterable[Account], now_ms: int
 ) -> BudgetStatus:
     """A budget with its balances; its accounts have been looked at."""
-    caps = tuple(
-        CapStatus(
-            cap=account.cap,
-            limit=account.cap.limit,
-            posted=account.posted,
-            reserved=account.reserved,
-            suspense=account.suspense,
-            window_start_ms=account.slot_ms,
-            resets_at_ms=account.resets_at_ms(now_ms),
-            overrun=account.overrun,
-            allowed=account.allowed if account.is_paced else None,
-        )
-        for account in accounts
+    return BudgetStatus(id, budget, paused, tuple(_cap_status(each, now_ms) for each in accounts))
+
+
+def _cap_status(account: Account, now_ms: int) -> CapStatus:
+    pool = account.pool
+    kept = None
+    if pool is not None and pool.is_known:
+        kept = account.reserved - account.suspense - account.relief
+    return CapStatus(
+        cap=account.cap,
+        limit=account.cap.limit,
+        posted=account.posted,
+        reserved=account.reserved,
+        suspense=account.suspense,
+        window_start_ms=account.slot_ms,
+        resets_at_ms=account.resets_at_ms(now_ms),
+        overrun=account.overrun,
+        allowed=account.allowed if account.is_paced else None,
+        kept=kept,
+        calls=0 if pool is None or kept is None else len(pool),
     )
-    return BudgetStatus(id, budget, paused, caps)
+
+
+def risk_of(cap: Cap, budget: Budget) -> str | None:
+    """Which risk is taken with one cap; None: none. A request is one request, whatever it costs."""
+    is_foreseen = cap.unit is not Unit.REQUESTS and cap.limit is not None
+    return budget.risk if is_foreseen and budget.risk in PRESETS else None
 
 
 def compare(account: Account, fresh: Account, since_ms: int = 0) -> list[Discrepancy]:

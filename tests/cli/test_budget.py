@@ -43,6 +43,10 @@ def test_budgets_for_programs_are_a_list_of_objects_with_exact_strings(cli, fill
         "available": None,
         "overrun_usd": "0.00",
         "overrun": None,
+        "kept_usd": None,
+        "kept": None,
+        "risk": "none",
+        "calls_beyond_ceilings": 0,
         "window": "calendar day, Europe/Athens",
         "paused": False,
     }

@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.stores.conformance import Conformance
+from tests.stores.foreseen import Foreseen
 
 
 class TestPostgres(Conformance):
     odd_key = "a\x01b"  # a NUL is refused
 
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestForeseen(Foreseen):
     @pytest.fixture
     async def store(self, opened):
         return await opened()

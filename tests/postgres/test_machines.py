@@ -14,6 +14,7 @@ from scheduler.stores.postgres.store import PostgresStore
 from tests.postgres.inline import InlinePostgres
 from tests.simulation.world import LEASE_MS as WORLDS_LEASE_MS
 from tests.simulation.world import World
+from tests.stores.test_foreseen import RiskyMachine
 from tests.stores.test_machine import StoreMachine
 from tests.stores.test_shared_machine import LEASE_MS, SharedMachine
 
@@ -35,6 +36,16 @@ def test_it_agrees_with_the_memory_store_in_any_order_of_operations(fresh):
             return store
 
     run_state_machine_as_test(Machine, settings=brief(12))
+
+
+def test_it_lets_in_the_same_calls_where_budgets_take_a_risk(fresh):
+    class Machine(RiskyMachine):
+        def database(self):
+            store = PostgresStore(fresh())
+            store.clock = None
+            return store
+
+    run_state_machine_as_test(Machine, settings=brief(8))
 
 
 def test_two_processes_do_anything_with_shared_lanes(fresh):

@@ -142,6 +142,8 @@ async def test_a_newer_schema_is_refused(opened, url):
 
 # As a store of version 5 had it.
 _FIVE = """
+DROP TABLE lengths;
+ALTER TABLE accounts DROP COLUMN risk;
 DROP INDEX requests_queued, reservations_made;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
 CREATE INDEX reservations_made ON reservations (made_at_ms);
@@ -187,7 +189,8 @@ async def test_an_older_schema_is_brought_up_to_date_while_nobody_works_on_it(op
     assert laid_out(url) != wanted
     with pytest.raises(StoreLocked, match=r"version 5, .* 1 processes of the older one"):
         await PostgresStore(url).open(T0)
-    await old.aclose()
+    with psycopg.connect(plain(url), autocommit=True) as db:
+        db.execute(f"DELETE FROM {parse(url).schema}.workers")  # as it leaves
     store = await opened()
 
     assert laid_out(url) == wanted

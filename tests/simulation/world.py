@@ -183,6 +183,8 @@ class World:
         crash_at: Kill the process at this point and nowhere else. None: by the seed.
     """
 
+    takes = "none"  # the risk of all budgets
+
     def __init__(
         self, seed: int, steps: int = 60, store: str = "memory", crash_at: int | None = None
     ) -> None:
@@ -269,7 +271,7 @@ class World:
         specs = rng.sample(list(SPECS), 3)
         self.parents = {"org": None, "team": "org", "other": None}
         self.budgets = [
-            Budget(name, spec, parent=self.parents[name])
+            Budget(name, spec, parent=self.parents[name], risk=self.takes)
             for name, spec in zip(self.parents, specs, strict=True)
         ]
         for _ in range(1 if self.kind == "memory" else rng.choice([1, 2, 3])):

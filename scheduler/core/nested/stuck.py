@@ -77,9 +77,12 @@ class _Cap:
         if not need or cap.limit is None or self.status.paused:
             return True
         best = cap.limit - cap.posted - cap.suspense
-        if need > best or need <= cap.limit - cap.posted - cap.reserved:
+        if need > best or need <= cap.limit - cap.counted:
             return True  # it waits for a reset or a raise, as anybody does, or for nothing
-        if need <= best - self.locked - (0 if at_best else self.doubtful):
+        held = self.locked + (0 if at_best else self.doubtful)
+        if cap.kept is not None:  # calls count at less than their ceilings
+            held = held * cap.kept // max(1, cap.reserved - cap.suspense)
+        if need <= best - held:
             return True
         window = cap.cap.window
         ends_at_ms = window.stops_counting_ms(window.slot_start_ms(self._now_ms))

@@ -7,14 +7,17 @@ ten, and a picture is made anew only of those whose balances, or windows, have c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
-from scheduler.ledger.account import Account
+from scheduler.foresight import PRESETS, Flight, Histories, Pool
+from scheduler.ledger.account import Account, ReservationState
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
-from scheduler.stores.views import budget_status, changes_at_ms, check_childless
+from scheduler.stores.memory.journal import Journal
+from scheduler.stores.memory.rows import Hold
+from scheduler.stores.views import budget_status, changes_at_ms, check_childless, risk_of
 
 
 class Entry:
@@ -33,16 +36,18 @@ class Budgets:
 
     Args:
         make_id: Gives ids, to budgets and accounts.
-        replay: Counts in a new account what was reserved before.
+        journal: Counts in a new account what was reserved before,
+        holds: and these, which are still open.
         lanes: Told whose budget has changed.
     """
 
     def __init__(
-        self, make_id: Callable[[], int], replay: Callable[[Account], None], lanes: Lanes
+        self, make_id: Callable[[], int], journal: Journal, holds: Mapping[int, Hold], lanes: Lanes
     ) -> None:
-        self._make_id, self._replay, self._lanes = make_id, replay, lanes
+        self._make_id, self._journal, self._holds, self._lanes = make_id, journal, holds, lanes
         self._by_name: dict[str, Entry] = {}
         self._by_id: dict[int, Entry] = {}
+        self._histories = Histories()
         self._of_lane: dict[tuple[int, ...], list[Account]] = {}
         self._children: dict[str, dict[str, None]] = {}  # by parent, of those not removed
         self._pictures: dict[int, BudgetStatus | None] = {}  # None: it was removed
@@ -120,14 +125,16 @@ class Budgets:
         self._adopt(None if is_new or entry.is_removed else entry.budget, budget)
         entry.budget, entry.is_removed = budget, False
         kept = {(a.cap.unit, a.cap.window): a for a in entry.accounts}
+        was_foreseen = any(account.pool is not None for account in entry.accounts)
         accounts = []
         for cap in budget.caps:
             account = kept.get((cap.unit, cap.window))
             if account is None:
                 account = Account(self._make_id(), entry.id, budget.name, cap, entry.paused)
                 if not is_new:  # in a new one nothing was reserved
-                    self._replay(account)
+                    self._journal.replay(account, self._holds.values())
             account.redefine(cap)
+            self._foresee(account, budget)
             account.paused = entry.paused
             _look(account, now_ms)
             accounts.append(account)
@@ -135,8 +142,26 @@ class Budgets:
             for budgets in self._lanes.combinations(entry.id):
                 self._of_lane.pop(budgets, None)
         entry.accounts = accounts
+        if was_foreseen:  # calls that count on no other such budget are not followed any more
+            self._histories.forget_flights()
+            for account in self.all_accounts():
+                if account.pool is not None:
+                    account.pool.tell()
         self._touched.add(entry.id)
         self._lanes.wake_on(entry.id, now_ms)
+
+    def _foresee(self, account: Account, budget: Budget) -> None:
+        """Have calls of an account count at less than their ceilings, or at these again."""
+        name, pool = risk_of(account.cap, budget), account.pool
+        if name is None:
+            account.pool = None
+        elif pool is not None:
+            pool.risk = PRESETS[name]
+        else:
+            account.pool = pool = Pool(PRESETS[name], account.index, self._histories)
+            for hold in self._holds.values():
+                if account.budget_id in hold.budgets and hold.state is ReservationState.PENDING:
+                    pool.enter(hold.request_id, Flight(hold.kind, hold.made_at_ms, hold.needs[:2]))
 
     def _adopt(self, old: Budget | None, new: Budget | None) -> None:
         """Note whose child a budget is."""

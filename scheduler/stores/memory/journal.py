@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from scheduler.foresight import Amounts
 from scheduler.ledger.account import Account, Needs, ReservationState, Tally, cost_in
 from scheduler.stats import SpendRow
 
@@ -136,6 +137,13 @@ class Journal:
                     row[3] += hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
         ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
         return [SpendRow(name, *numbers) for name, numbers in ordered]
+
+
+def counts_for_good(hold: Hold) -> Amounts | None:
+    """What one that has ended counts, to learn of; None: it was never answered, nor billed."""
+    if hold.state is ReservationState.POSTED:
+        return hold.nusd, hold.tokens
+    return hold.needs[:2] if hold.state is ReservationState.SUSPENSE else None
 
 
 def held_cost(hold: Hold) -> int:

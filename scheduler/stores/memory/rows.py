@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from scheduler.foresight import Kind
 from scheduler.ledger.account import Needs, ReservationState
 from scheduler.limits import size_of
 from scheduler.request import RequestState, Response
@@ -63,6 +64,11 @@ class Row:
     def key(self) -> str | None:
         """What its caller calls it."""
         return self.request.key
+
+    @property
+    def kind(self) -> Kind:
+        """What costs as it does."""
+        return self.request.model, self.request.job
 
     @property
     def why_parked(self) -> Shortfall | None:
@@ -136,6 +142,11 @@ class Hold:
         self.nusd = self.tokens = self.settled_at_ms = 0
         self.provider_id: str | None = None
         self.why: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What costs as it does."""
+        return self.model, self.job
 
     @property
     def is_final(self) -> bool:

@@ -45,7 +45,7 @@ from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
-from scheduler.stores.memory.journal import Journal, held_cost
+from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row, Shelf
 from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
@@ -91,7 +91,7 @@ class MemoryStore(Store):
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
         self._untold: list[Crossing] = []  # of what was resolved since the last turn
         self._journal = Journal()
-        self._budgets = Budgets(self._next_id, self._replay, self._lanes)
+        self._budgets = Budgets(self._next_id, self._journal, self._holds, self._lanes)
         self._ended: Counter[RequestState] = Counter()
         self._admitted = 0
         self._prices: dict[str, str] = {}
@@ -112,8 +112,7 @@ class MemoryStore(Store):
 
     async def turn(self, turn: Turn) -> TurnResult:
         now_ms = self._look(turn.now_ms)
-        result = TurnResult(crossings=self._untold)
-        self._untold = []
+        result, self._untold = TurnResult(crossings=self._untold), []
         hear(self.gates, turn.settle, self._lanes, now_ms)
         for settlement in turn.settle:
             result.settled.append(self._settle(settlement, now_ms, result))
@@ -203,11 +202,12 @@ class MemoryStore(Store):
         self._unknown.pop(hold.id, None)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
-        accounts = self._accounts_of(hold.budgets)
-        for account in accounts:
+        for account in self._accounts_of(hold.budgets):
             cost = cost_in(account.index, hold.nusd, hold.tokens)
             before = cost_in(account.index, *assumed) if was_posted else 0
             account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
+            if account.pool is not None and old is ReservationState.PENDING:
+                account.pool.leave(hold.request_id, now_ms, counts_for_good(hold))
             if is_posted and account.posted >= account.tell_at:
                 crossings.extend(account.crossings(now_ms))
             self._lanes.wake(account, now_ms)
@@ -392,6 +392,7 @@ class MemoryStore(Store):
         self._shelves.pop(lane.id, None)
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
+        self._lanes.wake_eased(self._accounts_of, now_ms)
         if not self._lanes.open:
             return
         assert turn.slots is not None
@@ -473,9 +474,6 @@ class MemoryStore(Store):
     def _accounts_of(self, budgets: tuple[int, ...]) -> list[Account]:
         return self._budgets.accounts_of(budgets, self._now_ms)
 
-    def _replay(self, account: Account) -> None:
-        self._journal.replay(account, self._holds.values())
-
     # What is known without asking
 
     def latest(self) -> list[BudgetStatus]:
@@ -485,8 +483,7 @@ class MemoryStore(Store):
         return self._budgets.pictures_of(budgets, self._now_ms)
 
     def lanes(self) -> list[LaneStatus]:
-        waited_in = [lane for lane in self._lanes if lane.waiting]
-        return [LaneStatus(each.key, each.waiting, each.shortfall) for each in waited_in]
+        return [LaneStatus(x.key, x.waiting, x.shortfall) for x in self._lanes if x.waiting]
 
     def shortfall(self, key: LaneKey) -> Shortfall | None:
         lane = self._lanes.find(key)
@@ -549,7 +546,7 @@ class MemoryStore(Store):
         for account in self._budgets.all_accounts():
             account.look(now_ms)
             fresh = Account(account.id, account.budget_id, account.budget, account.cap)
-            self._replay(fresh)
+            self._journal.replay(fresh, self._holds.values())
             balances += len(account.slots)
             found += compare(account, fresh, account.oldest_ms)
         return Audit(

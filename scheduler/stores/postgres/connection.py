@@ -27,7 +27,13 @@ WRITING_MS, READING_MS = 60_000, 600_000  # what one statement may take
 LOCK_MS = 30_000
 IDLE_MS = 10_000  # who stands still with the lock is cut off, or all would stand
 PAGE = 5_000
-COUNTED = ("accounts", "lanes", "requests", "reservations")  # of which ids are given here
+COUNTED = (
+    "accounts",
+    "lanes",
+    "lengths",
+    "requests",
+    "reservations",
+)  # of which ids are given here
 CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 _SETTINGS = {

@@ -30,9 +30,9 @@ PAGE = 1_000
 # no processes yet.
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
-    "reservations", "sums", "spent", "spent_of_budgets", "gates", "prices",
+    "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
 )  # fmt: skip
-COUNTED = ("workers", "budgets", "accounts", "lanes", "jobs", "requests", "reservations")
+COUNTED = ("workers", "budgets", "accounts", "lanes", "jobs", "requests", "reservations", "lengths")
 _ENDING = ".moved"
 
 

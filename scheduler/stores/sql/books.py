@@ -21,6 +21,7 @@ from scheduler.stats import BudgetStatus
 from scheduler.stores.base import StorePrompts
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.process import Process
+from scheduler.stores.sql.ahead import Learned
 from scheduler.stores.sql.codec import decode_budget, was_removed
 from scheduler.stores.sql.rows import RUNNING, Row
 from scheduler.stores.views import budget_status
@@ -72,6 +73,7 @@ class Books:
         self._statuses: dict[int, BudgetStatus] = {}  # as of the last transaction
         # Accounts of budgets whose picture is not drawn yet, and when they were looked at.
         self._seen: dict[int, tuple[list[Account], int]] = {}
+        self.learned = Learned()
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
 

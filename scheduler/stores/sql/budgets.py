@@ -20,16 +20,18 @@ from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Delete, Insert, Update
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.spent import Recount
-from scheduler.stores.views import budget_status, check_childless
+from scheduler.stores.views import budget_status, check_childless, risk_of
 
 _DEFINITIONS = Insert(
     "budgets", {"name": TEXT, "definition": TEXT},
     "ON CONFLICT (name) DO UPDATE SET definition = excluded.definition",
 )  # fmt: skip
-_NEW_ACCOUNTS = Insert("accounts", {"id": INT, "budget_id": INT, "position": INT, "cap": TEXT})
+_NEW_ACCOUNTS = Insert(
+    "accounts", {"id": INT, "budget_id": INT, "position": INT, "cap": TEXT, "risk": TEXT}
+)
 _CAPS = Update(
-    "accounts", "cap = :cap, position = :position", "id = :id",
-    {"cap": TEXT, "position": INT, "id": INT},
+    "accounts", "cap = :cap, position = :position, risk = :risk", "id = :id",
+    {"cap": TEXT, "position": INT, "risk": TEXT, "id": INT},
 )  # fmt: skip
 _BALANCES = Insert(
     "balances",
@@ -129,13 +131,13 @@ def _define_accounts(sheet: Sheet, budgets: Mapping[int, Budget], new: set[int])
         for position, cap in enumerate(budget.caps):
             account_id = kept[budget_id].pop((cap.unit, cap.window), None)
             if account_id is not None:
-                caps.append((str(cap), position, account_id))
+                caps.append((str(cap), position, risk_of(cap, budget), account_id))
             else:
                 made.append((budget_id, position, cap))
     db.write_many(_CAPS, caps)
     ids = db.new_ids("accounts", len(made)) if made else ()
     db.write_many(_NEW_ACCOUNTS, [
-        (id_, budget_id, position, str(cap))
+        (id_, budget_id, position, str(cap), risk_of(cap, budgets[budget_id]))
         for id_, (budget_id, position, cap) in zip(ids, made, strict=True)
     ])  # fmt: skip
     fresh = [
@@ -244,6 +246,8 @@ def read_budgets(sheet: Sheet) -> list[BudgetStatus]:
     rows = [(each, _definition(books, each)) for each in read_stored(sheet.db)]
     rows = [(each, known) for each, known in rows if not known.is_removed]
     sheet.load(each.id for each, _ in rows)
+    for account in (each for accounts in sheet.accounts.values() for each in accounts):
+        _ = account.relief  # has who is under way read, where a risk is taken
     found = [
         budget_status(
             each.id, known.budget, each.is_paused, sheet.accounts_of((each.id,)), sheet.now_ms

@@ -38,6 +38,7 @@ _RESERVED = Insert(
 def claim(sheet: Sheet, turn: Turn, result: TurnResult) -> None:
     """Decide whom to admit, and write it; all that was settled and submitted is written."""
     books, now_ms = sheet.books, sheet.now_ms
+    books.lanes.wake_eased(sheet.accounts_of, now_ms)
     if not books.lanes.open:
         return
     assert turn.slots is not None

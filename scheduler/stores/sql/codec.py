@@ -135,6 +135,8 @@ def encode_budget(budget: Budget, *, is_removed: bool = False) -> str:
         "tags": dict(budget.tags),
         "parent": budget.parent,
     }
+    if budget.risk != "none":
+        fields["risk"] = budget.risk
     return json.dumps(fields | ({"is_removed": True} if is_removed else {}))
 
 
@@ -159,8 +161,9 @@ def decode_budget(name: str, text: str) -> Budget:
     """The budget `encode_budget` wrote."""
     fields = _fields(text)
     return Budget(
-        name, fields["spec"], models=fields["models"], tags=fields["tags"], parent=fields["parent"]
-    )
+        name, fields["spec"], models=fields["models"], tags=fields["tags"],
+        parent=fields["parent"], risk=fields.get("risk"),
+    )  # fmt: skip
 
 
 # Text stays ASCII, so that lone surrogates in a prompt survive.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from scheduler.admission.plan import LaneView
+from scheduler.foresight import Kind
 from scheduler.ledger.account import Needs
 from scheduler.limits import MOST_TRIED, NOTHING
 from scheduler.request import Tokens
@@ -56,6 +57,11 @@ class Waiting:
     job_id: int
     model: str
     digest: str
+
+    @property
+    def kind(self) -> Kind:
+        """What costs as it does."""
+        return self.model, self.job_id
 
 
 def _waiting(row: Row) -> Waiting:

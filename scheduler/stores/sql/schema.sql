@@ -28,9 +28,11 @@ CREATE TABLE accounts (
   cap            TEXT    NOT NULL,
   warned         INTEGER NOT NULL DEFAULT 0,  -- highest threshold told, in percent
   warned_slot_ms INTEGER NOT NULL DEFAULT 0,
-  waiter         TEXT                         -- JSON: who is first in line
+  waiter         TEXT,                        -- JSON: who is first in line
+  risk           TEXT                         -- which one is taken; NULL: ceilings count
 ) STRICT;
 CREATE INDEX accounts_of_budget ON accounts (budget_id, position);
+CREATE INDEX accounts_at_risk ON accounts (budget_id) WHERE risk IS NOT NULL;
 CREATE INDEX accounts_in_line ON accounts (budget_id) WHERE waiter IS NOT NULL;
 
 CREATE TABLE balances (
@@ -179,6 +181,19 @@ CREATE TABLE spent_of_budgets (
   over_tokens INTEGER NOT NULL,
   PRIMARY KEY (budget_id, quarter_ms)
 ) STRICT, WITHOUT ROWID;
+
+-- How long calls took and what they cost, of budgets that take a risk; older rows are dropped.
+CREATE TABLE lengths (
+  id             INTEGER PRIMARY KEY,
+  model          TEXT    NOT NULL,
+  job_id         INTEGER NOT NULL,
+  made_at_ms     INTEGER NOT NULL,
+  ended_at_ms    INTEGER NOT NULL,
+  nusd           INTEGER NOT NULL,
+  tokens         INTEGER NOT NULL,
+  ceiling_nusd   INTEGER NOT NULL,
+  ceiling_tokens INTEGER NOT NULL
+) STRICT;
 
 -- What processes know together of a provider's rate limits, pauses and credit.
 CREATE TABLE gates (

@@ -152,7 +152,9 @@ def _move(
     hold.state, hold.is_assumed = new, each.is_assumed
     hold.cost = (each.nusd, each.tokens) if is_posted else (0, 0)
     sheet.spent.settled(hold, assumed if was_posted else None, hold.cost if is_posted else None)
+    is_foreseen = False
     for account in sheet.accounts_of(hold.budgets):
+        is_foreseen |= account.pool is not None
         cost = cost_in(account.index, each.nusd, each.tokens)
         before = cost_in(account.index, *assumed) if was_posted else 0
         account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
@@ -162,6 +164,9 @@ def _move(
         if old is not ReservationState.PENDING and account.cap.window.span_ms:
             lanes.wake_returned(account, now_ms)
             sheet.news.moved.add(account.id)
+    if is_foreseen and old is ReservationState.PENDING:
+        kind = hold.model, hold.job_id
+        sheet.ahead.end(hold.id, kind, hold.made_at_ms, now_ms, new, hold.cost, hold.needs)
     provider_id: object = None
     why: object = None
     if hold.id in sheet.settled:

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from scheduler.foresight import PRESETS
 from scheduler.ledger.account import Account, Tally, Waiter
 from scheduler.stores.lanes import Lane
 from scheduler.stores.sql import changes
+from scheduler.stores.sql.ahead import Ahead, StoredPool
 from scheduler.stores.sql.books import Books
 from scheduler.stores.sql.codec import encode_budgets, encode_shortfall
 from scheduler.stores.sql.connection import Connection
@@ -26,7 +28,7 @@ FAR_MS = 1 << 62
 
 _ACCOUNTS = (
     "SELECT a.id, a.budget_id, a.position, b.name, b.is_paused, a.cap, a.warned, a.warned_slot_ms,"
-    " a.waiter FROM accounts a JOIN budgets b ON b.id = a.budget_id WHERE a.budget_id"
+    " a.waiter, a.risk FROM accounts a JOIN budgets b ON b.id = a.budget_id WHERE a.budget_id"
 )
 _BALANCES = Insert(
     "balances",
@@ -110,6 +112,7 @@ class Sheet:
         self.hear: Callable[[], None] = lambda: None
         self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
         self.more: Counter[int] = Counter()
+        self.ahead = Ahead(db, books.learned)
 
     # Gather
 
@@ -160,11 +163,13 @@ class Sheet:
             account.slots[slot_ms] = found.get(account_id, {}).get(slot_ms) or Tally()
 
     def _account(self, row: tuple[object, ...]) -> Account:
-        account_id, budget_id, _, name, is_paused, cap, warned, warned_slot_ms, line = row
+        account_id, budget_id, _, name, is_paused, cap, warned, warned_slot_ms, line, risk = row
         read = self.books.cap_of(account_id, cap)  # type: ignore[arg-type]
         account = Account(account_id, budget_id, name, read, bool(is_paused))  # type: ignore[arg-type]
         account.warned, account.warned_slot_ms = warned, warned_slot_ms  # type: ignore[assignment]
         account.line = decode_line(line)  # type: ignore[arg-type]
+        if risk is not None:
+            account.pool = self.ahead.pool(account, PRESETS[risk])  # type: ignore[index]
         oldest_ms = self._oldest.get(id(read.window))  # many accounts have the same one
         if oldest_ms is None:
             oldest_ms = self._oldest[id(read.window)] = read.window.oldest_counting_ms(self.now_ms)
@@ -271,6 +276,7 @@ class Sheet:
     def finish(self) -> None:
         """Write all that is left. How this process's lanes are doing waits for its next turn."""
         self.write()
+        self.ahead.write()
         self._write_accounts()
         self.db.write_many(_MORE_WAITING, [(n, n, id_) for id_, n in self.more.items() if n])
         self.more.clear()
@@ -293,6 +299,8 @@ class Sheet:
                         (account.id, slot_ms, t.posted, t.reserved, t.suspense, t.overrun)
                         for slot_ms, t in changed
                     ]
+                if isinstance(account.pool, StoredPool):
+                    account.pool.close(account.looked_ms, account.oldest_ms)
                 if account.line_changed or account.warned_changed:
                     account.line_changed = account.warned_changed = False
                     lines.append((

@@ -123,6 +123,14 @@ STEPS: dict[int, tuple[str, ...]] = {
         *_SPENT,
     ),
     4: ("ALTER TABLE workers ADD COLUMN about TEXT",),
+    5: (
+        "ALTER TABLE accounts ADD COLUMN risk TEXT",
+        "CREATE INDEX accounts_at_risk ON accounts (budget_id) WHERE risk IS NOT NULL",
+        "CREATE TABLE lengths (id INTEGER PRIMARY KEY, model TEXT NOT NULL,"
+        " job_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL, ended_at_ms INTEGER NOT NULL,"
+        " nusd INTEGER NOT NULL, tokens INTEGER NOT NULL, ceiling_nusd INTEGER NOT NULL,"
+        " ceiling_tokens INTEGER NOT NULL) STRICT",
+    ),
 }
 """From a version to the statements that lead to the next one."""
 

@@ -1,0 +1,1 @@
+"""How fast a budget is spent, and how far over it, under several rules of admission; simulated."""

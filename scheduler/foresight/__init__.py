@@ -1,0 +1,13 @@
+"""What will calls under way have cost when they end? Pure, and guesses all of it.
+
+`survival` learns how long calls take and what they cost then, also from those that have not ended;
+`risk` says how sure one wants to be; `reserve` is what has to be kept for those under way.
+"""
+
+from scheduler.foresight.reserve import Flight, Histories, Kind, Pool
+from scheduler.foresight.risk import PRESETS, Risk
+from scheduler.foresight.survival import Amounts, Curve, History
+
+__all__ = [
+    "PRESETS", "Amounts", "Curve", "Flight", "Histories", "History", "Kind", "Pool", "Risk",
+]  # fmt: skip

@@ -1,0 +1,344 @@
+"""What calls under way are expected to cost: the rules alone, as tables and properties."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.budget import Budget, parse_caps
+from scheduler.errors import ConfigError
+from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk
+from scheduler.foresight.survival import FEW, Curve, estimate, share_of_ceiling
+from scheduler.foresight.tail import Tail, find_tail
+from scheduler.ledger.account import Account
+
+KIND = ("m", "")
+U = 1_000
+
+
+def history(ends, ceiling=U):
+    """Calls that began at 0: how long each took, and what it cost."""
+    made = History()
+    for took_ms, cost in sorted(ends):
+        made.learn(0, took_ms, (cost, cost), (ceiling, ceiling))
+    return made
+
+
+def weights(curve: Curve, ages):
+    return [round(curve._beyond[n][2], 6) for n in ages]
+
+
+# The estimator
+
+
+def test_calls_that_have_not_ended_make_the_others_count_for_more():
+    """Kaplan and Meier's product, with one more call that never ends."""
+    # Of ten that began together four have ended; the others have lasted 5.
+    curve = history([(1, 10), (2, 20), (3, 30), (4, 40)]).curve(0, [0] * 6, 5)
+
+    # 1 - 1/11, then 1 - 1/10 of it, then 8/9, then 7/8: seven of eleven have not ended.
+    _, _, rest = curve._beyond[0]
+    assert rest == pytest.approx(7 / 11)
+    assert curve.outlook(0, U).mean == pytest.approx(4 / 11 * 25 + 7 / 11 * U)
+
+
+def test_looking_only_at_calls_that_ended_expects_too_little():
+    ends = [(n, 10 * n) for n in range(1, 21)]
+
+    blind = history(ends).curve(0, (), 20)
+    right = history(ends).curve(0, [0] * 20, 20)
+
+    assert blind.outlook(0, U).mean < 0.5 * right.outlook(0, U).mean
+
+
+def test_who_began_before_one_looked_counts_from_the_age_it_had_then():
+    # Two began at 0 and ended at 11 and 12; what ended before 10 is forgotten. Two began at 10 and
+    # ended at 11 and 13.
+    seen = history([]).__class__()
+    for made_at_ms, ended_at_ms in ((0, 11), (10, 11), (0, 12), (10, 13)):
+        seen.learn(made_at_ms, ended_at_ms, (ended_at_ms - made_at_ms, 0), (U, 0))
+    curve = estimate(seen._seen, (), 10, 13, 0)
+
+    # At age 1 the two old ones were not there yet: two at risk, and the one that never ends.
+    # At 3 one; at 11 and 12 the old ones, who joined at 10.
+    expected = [1.0, 1 - 1 / 3, (1 - 1 / 3) * (1 - 1 / 2)]
+    expected.append(expected[-1] * (1 - 1 / 3))
+    expected.append(expected[-1] * (1 - 1 / 2))
+    from scheduler.foresight.survival import _weigh
+
+    found, rest = _weigh([1, 3, 11, 12], [10, 10], [1, 3, 11, 12])
+    survived = [1.0]
+    for weight in found:
+        survived.append(survived[-1] - weight)
+    assert survived == pytest.approx(expected)
+    assert rest == pytest.approx(expected[-1])
+    assert curve.count == 4
+
+
+def test_the_dear_ones_are_left_when_the_cheap_ones_have_ended():
+    curve = history([(n, 10 * n) for n in range(1, 51)]).curve(0, (), 50)
+
+    means = [curve.outlook(age, U).mean for age in (0, 10, 25, 40)]
+
+    assert means == sorted(means)
+    assert means[-1] > 1.6 * means[0]
+
+
+@pytest.mark.parametrize("longer", range(FEW))
+def test_of_so_few_that_took_longer_nothing_is_concluded(longer):
+    # No tail: cost has nothing to do with time.
+    curve = history([(n, 50) for n in range(1, 51)]).curve(0, (), 50)
+
+    assert curve.outlook(50 - longer, U) == (float(U), 0.0, 0.0)
+
+
+def test_what_of_a_ceiling_is_spent_in_any_case_is_found():
+    made = History()
+    for n in range(60):
+        known = 100 * (n % 7)
+        made.learn(0, 1 + n % 5, (known + 10 + n % 3, 0), (known + U, 0))
+    curve = made.curve(0, (), 5)
+
+    assert share_of_ceiling(made._seen, 0) == pytest.approx(1, abs=0.01)
+    assert curve.outlook(0, 600 + U).mean - curve.outlook(0, U).mean == pytest.approx(600, rel=0.05)
+
+
+def test_amounts_of_each_unit_are_told_apart():
+    made = History()
+    for n in range(1, 61):
+        made.learn(0, n, (5 * n, 7), (U, 9))
+
+    assert made.curve(1, (), 60).outlook(0, 9).mean == pytest.approx(7, abs=0.1)
+    assert made.curve(0, (), 60).outlook(0, U).mean > 100
+
+
+costs = st.lists(
+    st.tuples(st.integers(0, 10_000), st.integers(0, 2 * U), st.integers(0, 2 * U)),
+    min_size=1, max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ends=costs, under_way=st.lists(st.integers(0, 10_000), max_size=20),
+    since_ms=st.none() | st.integers(0, 10_000), age_ms=st.integers(0, 30_000),
+    ceiling=st.integers(1, 3 * U),
+)  # fmt: skip
+def test_what_is_expected_is_something_and_at_most_the_ceiling(
+    ends, under_way, since_ms, age_ms, ceiling
+):
+    made = History()
+    for took_ms, cost, held in ends:
+        made.learn(10_000 - took_ms, 10_000, (cost, 0), (held, 0))
+    curve = estimate(made._seen, under_way, since_ms, 10_000, 0)
+
+    mean, variance, gap = curve.outlook(age_ms, ceiling)
+
+    assert mean <= ceiling + 1e-6
+    assert variance >= 0
+    assert gap >= 0
+    assert all(math.isfinite(each) for each in (mean, variance, gap))
+
+
+# The tail
+
+
+def test_who_has_lasted_long_will_last_long():
+    tail = Tail(index=1.5, at_once=0, rate=1.0, trust=1.0, last_ms=100)
+
+    assert tail.beyond(10, 10_000) == tail.beyond(100, 10_000)
+    # Without an end it would be three times as long as it is.
+    assert 2 * 200 < tail.beyond(200, 10_000)[0] < 3 * 200
+    assert tail.beyond(400, 300) == (300, 0)
+
+
+@pytest.mark.parametrize("index", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_moments_are_those_of_lengths_that_are_cut_off(index):
+    tail = Tail(index, 0, 1.0, 1.0, 100)
+    steps = 200_000
+    low, high = 100.0, 5_000.0
+    # What is above x of those above 100, summed up over x.
+    mean = low + sum(
+        (low / x) ** index for x in (low + (n + 0.5) * (high - low) / steps for n in range(steps))
+    ) * (high - low) / steps  # fmt: skip
+
+    assert tail.beyond(100, high)[0] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_tail_that_broke_off_is_not_believed():
+    ends = [(n, float(n)) for n in range(100, 160)]
+    steady = [(0, took_ms) for took_ms, _ in ends] + [(0, 165)]
+    endless = [(0, took_ms) for took_ms, _ in ends] + [(0, 1_000)] * 5
+
+    believed, doubted = (find_tail(ends, each, None) for each in (steady, endless))
+
+    assert believed is not None
+    assert doubted is not None
+    assert believed.beyond(200, 4_000)[0] < 1_000
+    assert doubted.beyond(200, 4_000)[0] > 3_900
+
+
+def test_where_time_says_nothing_of_cost_there_is_no_guess():
+    ends = [(n, float(n % 3)) for n in range(1, 100)]
+
+    assert find_tail(ends, [(0, took_ms) for took_ms, _ in ends], None) is None
+    assert find_tail(ends[:10], [], None) is None
+
+
+# What is kept
+
+
+def pool_of(risk=PRESETS["default"], calls=60, cost=100):
+    histories = Histories()
+    for n in range(calls):
+        histories.learn(Flight(KIND, 0, (U, U)), 50 + n, (cost + n % 5, 0))
+    return Pool(risk, 0, histories)
+
+
+def test_few_calls_are_kept_at_their_ceilings_nearly_and_many_at_less():
+    pool = pool_of()
+    kept = []
+    for n in range(100):
+        pool.enter(n, Flight(KIND, 1_000, (U, U)))
+        kept.append(pool.kept(1_000, 0)[1])
+
+    assert kept[0] > 0.5 * U
+    assert kept[-1] < 0.4 * 100 * U
+    assert kept[-1] > 100 * 100
+
+
+def test_what_is_kept_for_one_more_is_what_is_kept_once_it_has_begun():
+    pool = pool_of()
+    for n in range(20):
+        told = pool.kept(1_000, 0, KIND, U)
+        pool.enter(n, Flight(KIND, 1_000, (U, U)))
+        assert pool.kept(1_000, 0) == told
+
+
+def test_an_unknown_kind_counts_in_full():
+    pool = pool_of()
+    pool.enter(1, Flight(("other", ""), 1_000, (U, U)))
+
+    assert pool.kept(1_000, 0) == (U, U)
+    assert pool.kept(1_000, 0, ("third", ""), U) == (2 * U, 2 * U)
+
+
+def test_who_does_not_count_in_the_window_is_left_out():
+    pool = pool_of()
+    pool.enter(1, Flight(KIND, 900, (U, U)))
+    pool.enter(2, Flight(KIND, 1_000, (U, U)))
+
+    assert pool.kept(1_000, 950)[0] == U
+
+
+def test_a_call_that_counts_on_two_limits_is_learned_once():
+    histories = Histories()
+    one, two = (Pool(PRESETS["default"], unit, histories) for unit in (0, 1))
+    flight = Flight(KIND, 0, (U, U))
+    for pool in (one, two):
+        pool.enter(7, flight)
+    for pool in (one, two):
+        pool.leave(7, 10, (5, 5))
+
+    assert histories.count == 1
+    assert len(one) == len(two) == 0
+
+
+def test_kinds_that_were_not_asked_for_long_are_forgotten(monkeypatch):
+    monkeypatch.setattr("scheduler.foresight.reserve.MOST_KINDS", 3)
+    histories = Histories()
+    for n in range(10):
+        histories.learn(Flight((f"m{n}", ""), 0, (U, U)), 1, (1, 1))
+
+    assert list(histories._histories) == [("m7", ""), ("m8", ""), ("m9", "")]
+
+
+class Asked:
+    kind = KIND
+
+
+def account_of(risk, limit, calls=60):
+    account = Account(1, 1, "team", parse_caps(f"{limit} tokens")[0])
+    account.look(10_000)
+    if risk is not None:
+        account.pool = pool_of(risk, calls)
+    return account
+
+
+risks = st.builds(
+    Risk, st.just("any"), st.floats(0, 6), st.floats(0, 2), st.integers(1, 30), st.just(50)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    risk=risks, needs=st.lists(st.integers(1, 2 * U), min_size=1, max_size=40),
+    limit=st.integers(0, 30 * U), calls=st.sampled_from([0, 49, 50, 80]),
+)  # fmt: skip
+def test_a_risk_lets_in_whoever_goes_without_and_never_promises_beyond_its_bound(
+    risk, needs, limit, calls
+):
+    """Dominance; the same decisions while too little is known; the hard bound, if all cost it all."""
+    account = account_of(risk, limit, calls)
+    for id_, need in enumerate(needs):
+        strict, lacks = need - account.available, account.lacks(need, Asked())
+        assert lacks <= max(0, strict)
+        if calls < risk.warm:
+            assert (lacks <= 0) == (strict <= 0)
+        if lacks <= 0:
+            account.reserve(need)
+            account.begin(id_, KIND, (need, need, 1))
+            left = account.limit - account.posted - account.suspense
+            promised = account.reserved - account.suspense
+            assert promised <= max(left, risk.stretch * left)
+            ceilings, kept = account.pool.kept(account.looked_ms, account.oldest_ms)
+            assert (ceilings, kept <= ceilings) == (promised, True)
+
+
+def test_a_limit_on_requests_knows_no_risk():
+    from scheduler.stores.views import risk_of
+
+    budget = Budget("b", "$5/day, 3 requests, none tokens/hour", risk="high")
+
+    assert [risk_of(cap, budget) for cap in budget.caps] == ["high", None, None]
+
+
+# How a risk is said
+
+
+def test_a_risk_is_said_in_the_limit_or_beside_it():
+    said = Budget("b", "$5/day, 2M tokens risk low")
+
+    assert said == Budget("b", "$5/day, 2M tokens", risk="low")
+    assert (said.risk, said.spec, said.text) == (
+        "low", "$5/day, 2000000 tokens", "$5/day, 2000000 tokens risk low",
+    )  # fmt: skip
+    assert Budget("b", said.text) == said
+    assert Budget("b", "$5/day").risk == "none"
+    assert Budget("b", "$5/day, risk=High").risk == "high"
+    assert "risk low" in repr(said)
+
+
+def test_a_risk_stays_until_another_one_is_said():
+    low = Budget("b", "$5/day risk low")
+
+    assert low.with_limit("$8").text == "$8/day risk low"
+    assert low.with_limit("$8 risk none").text == "$8/day"
+    assert low.with_limit(None).risk == "low"
+
+
+@pytest.mark.parametrize(
+    ("limit", "risk", "problem"),
+    [
+        ("$5", "hihg", "'hihg' is not one of 'none', 'low', 'default', 'high'"),
+        ("$5 risk much", None, "'much' is not one of"),
+        ("$5 risk low", "high", "of 'b' is 'high' and, in the limit, 'low'"),
+        ("risk low", None, "is not an amount"),
+    ],
+)
+def test_a_wrong_risk_is_an_error_that_names_the_right_ones(limit, risk, problem):
+    with pytest.raises(ConfigError, match=problem):
+        Budget("b", limit, risk=risk)
