@@ -201,6 +201,20 @@ def holds(cost: Cost) -> str:
     return table(rows)
 
 
+def growth(measured: dict[str, Any]) -> str:
+    """What more rows and more budgets do to a turn, and to a worker's first one."""
+    rows = [["in the queue", "budgets in use", "a turn of 16", "a worker's first turn"]]
+    for part in ("rows", "budgets"):
+        few = measured[part][0]
+        rows += [
+            [f"{each['rows']:,}", f"{each['budgets']:,}",
+             f"{each['turn_ms'] / few['turn_ms']:.2f} ×",
+             f"{each['first_ms'] / few['first_ms']:.1f} ×"]
+            for each in measured[part]
+        ]  # fmt: skip
+    return table(rows)
+
+
 # The next step
 
 
@@ -277,6 +291,7 @@ def report() -> str:
     ours = costs["ours"]
     return (
         f"{inputs(measured, costs)}What the lock lets through:\n\n{ceilings(costs)}"
+        f"What more rows and budgets do, measured:\n\n{growth(measured)}"
         f"What breaks first:\n\n{first(ours)}What it carries:\n\n{holds(ours)}"
         f"Leases of money, simulated: $100, $0.002 a request on average, at most $0.03:\n\n{leases()}"
     )

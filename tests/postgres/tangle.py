@@ -64,7 +64,7 @@ class Tangle:
             if rng.random() < 0.2:
                 await self.change()
         while self.claimed:
-            await self.turn(0, settle=[post(each, 1) for each in self.take(len(self.claimed))])
+            await self.turn(0, settle=[self.posted(each) for each in self.take(len(self.claimed))])
         await bench.store.aclose()
         return {"sent": self.sent}
 
@@ -95,11 +95,15 @@ class Tangle:
     def ended(self, claimed: Claimed) -> Any:
         outcome = self.rng.choice([Outcome.POST, Outcome.POST, Outcome.VOID, Outcome.SUSPEND])
         if outcome is Outcome.POST:
-            said = post(claimed, self.rng.randrange(min(4, claimed.ceiling_nusd)))
-            said.tokens = min(3, claimed.ceiling_tokens)
-            return said
+            return self.posted(claimed)
         is_again = outcome is Outcome.VOID and self.rng.random() < 0.3
         return end(claimed, outcome, QUEUED if is_again else FAILED)
+
+    def posted(self, claimed: Claimed) -> Any:
+        """No more than was reserved."""
+        said = post(claimed, self.rng.randrange(min(4, claimed.ceiling_nusd)))
+        said.tokens = min(3, claimed.ceiling_tokens)
+        return said
 
     def request(self) -> Any:
         """Names several budgets, in any order, each with all that is above it."""
