@@ -66,6 +66,48 @@ async def test_the_store_is_asked_about_what_ended_and_not_about_all_that_waits(
         there.stop_admitting()
 
 
+class Turning(SqliteStore):
+    """Counts its turns, and may forget that they were taken."""
+
+    turns = 0
+
+    async def turn(self, turn):
+        self.turns += 1
+        return await super().turn(turn)
+
+
+async def test_who_has_no_place_left_takes_no_turn_for_what_others_change(tmp_path):
+    """Where many processes meet, such turns alone would fill the store; the lease is kept."""
+    path, store = tmp_path / "s.db", Turning(tmp_path / "s.db")
+    store.lease_ms = 3_000
+    hold, provider = asyncio.Event(), Bench()
+
+    async def before(request):
+        await hold.wait()
+
+    provider.before = before
+    async with (
+        Scheduler(store, providers=provider, concurrency=1, poll_interval=0.01) as full,
+        Scheduler(path, providers=Bench(), poll_interval=0.01) as busy,
+    ):
+        running, waiting = (full.submit(ask(n, key=f"f{n}", provider="bench")) for n in (1, 2))
+        while not provider.running:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        before_all = store.turns
+        for n in range(40):
+            await busy.run(ask(n))
+            await asyncio.sleep(0.02)
+        taken = store.turns - before_all
+        await asyncio.sleep(1.2)
+        renewed = store.turns - before_all - taken
+        hold.set()
+        await asyncio.gather(running, waiting)
+
+    assert taken <= 4
+    assert renewed  # or others would take it for dead
+
+
 async def test_they_are_taken_over_when_their_process_has_gone(tmp_path):
     path, mine = tmp_path / "s.db", Bench()
     there = Scheduler(path, providers=Slow(), concurrency=1)

@@ -30,6 +30,7 @@ class Lookout:
         desk: Who waits, here and for others.
         tally: Sums.
         wake: Has the pump take a turn.
+        is_full: Whether nothing could go now, whatever others changed, until a call ends.
         serves: Whether it sends what others submit.
 
     Attributes:
@@ -38,12 +39,14 @@ class Lookout:
 
     def __init__(
         self, store: Store, intake: Intake, clock: Clock, poll_s: float, flight: Flight,
-        desk: Desk, tally: Tally, wake: Callable[[], None], *, serves: bool,
+        desk: Desk, tally: Tally, wake: Callable[[], None], is_full: Callable[[], bool], *,
+        serves: bool,
     ) -> None:  # fmt: skip
         self._store, self._intake, self._clock, self._poll_s = store, intake, clock, poll_s
         self._flight, self._desk, self._tally, self._wake = flight, desk, tally, wake
         self._loop = asyncio.get_running_loop()
-        self._renewed_s = self._loop.time()
+        self._renewed_s = self._woken_s = self._loop.time()
+        self._is_full = is_full
         self._is_server = serves
         self.was_lost = False
 
@@ -76,6 +79,16 @@ class Lookout:
         elsewhere = self._desk.elsewhere
         return bool(self._tally.waiting or elsewhere or self._desk.read or self.was_lost or is_due)
 
+    def _wake_unless_full(self) -> None:
+        """Have a turn taken, unless the end of a call does so soon, and nothing goes before.
+
+        Where many processes meet, such turns alone would fill the store. But the lease is kept.
+        """
+        now_s = self._loop.time()
+        if not self._is_full() or now_s - self._woken_s > self._store.lease_ms / 3000:
+            self._woken_s = now_s
+            self._wake()
+
     async def _look_safely(self) -> None:
         try:
             await self._look()
@@ -92,7 +105,7 @@ class Lookout:
         now_ms = self._clock.now_ms()  # first: changes may never end
         await elsewhere.follow(now_ms, partial(self._desk.give_up, now_ms=now_ms))
         if await self._store.changed(now_ms):
-            self._wake()
+            self._wake_unless_full()
             await follow(self._store, self._intake.book, self._clock.now_ms())
             await elsewhere.look()
         await elsewhere.look_who_is_there()

@@ -88,7 +88,7 @@ class Pump:
         self._telling = Telling(store.gates, intake, announcer)
         self._lookout = Lookout(
             store, intake, clock, poll_s, self._flight, self._desk, self.tally, self.wake,
-            serves=role != "client",
+            self._is_full, serves=role != "client",
         )  # fmt: skip
         self._alarm = Alarm(self._loop, clock, self.wake)
         self._tasks: list[Steady] = []
@@ -386,6 +386,11 @@ class Pump:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _is_full(self) -> bool:
+        """Whether all places are taken, and nobody waits who could go on a lent one."""
+        free = self._flight.slots.values()
+        return bool(self._flight.calls) and not self._nesting and not any(n > 0 for n in free)
 
     # A turn
 
