@@ -113,8 +113,10 @@ def quote(
         Estimate,
         as_json_rows,
         check_sample,
+        finish,
         sampled,
         tell_estimate,
+        tell_finish,
     )
     from scheduler.cli.forecast import Forecast
     from scheduler.cli.learned import Learned
@@ -156,13 +158,16 @@ def quote(
             taken = asyncio.run(sampled(settings, bound, draw, source, files, options))
         forecast, caps, learned = asyncio.run(read())
     estimate = Estimate(learned, taken)
+    when, zone = finish(estimate, forecast, caps, at_ms), caps[0].cap.window.zone if caps else "UTC"
     if as_json:
-        from scheduler.cli.output import emit_json
+        from scheduler.cli.output import emit_json, iso
 
-        emit_json({**_as_json(forecast, caps), **as_json_rows(estimate)})
+        ends = {name: iso(each, zone) for name, each in when.items()}
+        emit_json({**_as_json(forecast, caps), **as_json_rows(estimate), "finish": ends})
     else:
         _show(forecast, caps, at_ms)
         tell_estimate(estimate)
+        tell_finish(when, zone, at_ms)
     if taken is not None and taken.exit not in (Exit.DONE, Exit.PARKED, Exit.FAILED):
         raise typer.Exit(taken.exit)
     if forecast.unknown:

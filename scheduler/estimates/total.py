@@ -126,7 +126,7 @@ def total(
 def _strata(paid: Mapping[str, Sequence[Paid]], rest: Mapping[str, Rest]) -> Iterator[Stratum]:
     """Models that are judged by their own calls, and one of those that are not."""
     few = {model for model in rest if len(paid.get(model, ())) < OF_ITS_OWN}
-    for model in rest.keys() - few:
+    for model in sorted(rest.keys() - few):
         yield _stratum(paid[model][-MOST_KNOWN:], rest[model])
     if not few:
         return

@@ -193,3 +193,19 @@ def test_the_same_seed_draws_the_same_lines(scheduler, tmp_path):
     assert answered[0] == answered[1]
     assert len(answered[0]) == 10
     assert answered[0] != [f"c{n}" for n in range(10)]
+
+
+def test_it_says_when_the_last_would_start(scheduler, tmp_path):
+    write(tmp_path / "a.jsonl", [line(n) for n in range(LINES)])
+    write(tmp_path / "b.jsonl", [line(n) for n in range(LINES)])
+    scheduler("run", "a.jsonl", *SIM)
+
+    def finish(*budget):
+        return quoted(scheduler("quote", "b.jsonl", *SIM, *budget, "--json"))["finish"]
+
+    none, day, never = finish(), finish("--budget", "$0.005/day"), finish("--budget", "$0.005")
+
+    assert none["low"] == none["high"]
+    assert none["expected"] < day["low"] <= day["expected"] <= day["high"]
+    assert day["expected"].endswith("T00:00:00+00:00")
+    assert never["expected"] is None
