@@ -43,6 +43,7 @@ class Stratum:
 
     Attributes:
         values: What those came to, but for the part that is known.
+        noise: What each came to beside that, by chance, up or down alike; empty: nothing.
         caps: What each might have come to.
         left: How many requests are still to come.
         scale: What one of these is, in units of the values.
@@ -58,6 +59,7 @@ class Stratum:
     known: float = 0.0
     shift: float = 0.0
     is_positive: bool = True
+    noise: Sequence[float] = ()
     _tail: _Tail | None = field(default=None, repr=False)
 
     @property
@@ -68,12 +70,16 @@ class Stratum:
     @property
     def expected(self) -> float:
         """The sum beside what is known."""
-        return self.weight * mean(self.values) + self.shift
+        return self.weight * (mean(self.values) + mean(self.noise)) + self.shift
 
     @property
     def doubt(self) -> float:
         """The variance of the error of that."""
-        return self._doubt(variance(self.values))
+        if not self.noise:
+            return self._doubt(variance(self.values))
+        return self._doubt(
+            variance([sum(both) for both in zip(self.values, self.noise, strict=True)])
+        )
 
     def _doubt(self, of_values: float) -> float:
         return self.weight**2 * of_values * (1 / len(self.values) + 1 / self.left)
@@ -85,13 +91,21 @@ class Stratum:
     def draw(self, rng: Random) -> tuple[float, float, float]:
         """A sum as other calls would tell it, the variance of its error, and the true one."""
         assert self._tail is not None
-        known = self._tail.draw(rng, len(self.values))
+        known = self._drawn(rng, len(self.values))
         if self.left <= FEW_LEFT * len(self.values):
-            true = mean(self._tail.draw(rng, self.left))
+            true = mean(self._drawn(rng, self.left))
         else:
-            true = self._tail.mean
+            true = self._tail.mean + mean(self.noise)
         told = self.weight * mean(known) + self.shift
         return told, self._doubt(variance(known)), self.weight * true + self.shift
+
+    def _drawn(self, rng: Random, count: int) -> list[float]:
+        assert self._tail is not None
+        found = self._tail.draw(rng, count)
+        if self.noise:
+            more = rng.choices(self.noise, k=count)
+            found = [sum(both) for both in zip(found, more, strict=True)]
+        return found
 
     @property
     def draws(self) -> int:

@@ -141,12 +141,15 @@ def _stratum(paid: Sequence[Paid], rest: Rest) -> Stratum:
     price = _ratio(sum(each.input for each in paid), sum(each.guess for each in paid))
     outputs = [min(each.output, rest.longest) for each in paid]
     caps = [min(each.most, rest.longest) for each in paid]
-    noise = [each.input - price * each.guess for each in paid]
-    values = [output + more for output, more in zip(outputs, noise, strict=True)]
-    values, shift = _corrected(values, paid, rest)
+    # Long prompts err by more tokens: where those known are short, the rest errs by more.
+    longer = max(1.0, _ratio(rest.guess / rest.requests, mean([each.guess for each in paid])))
+    noise = [longer * (each.input - price * each.guess) for each in paid]
+    values, shift = _corrected(outputs, paid, rest)
+    has_noise = variance(noise) > 1e-6 * variance(outputs)
     return Stratum(
         values, [max(pair) for pair in zip(caps, outputs, strict=True)], rest.requests, 1.0,
         price * rest.guess, shift, 4 * variance(noise) < variance(outputs),
+        noise if has_noise else (),
     )  # fmt: skip
 
 
