@@ -117,7 +117,10 @@ def total(
     else:
         low, high = expected - high_q * spread, expected - low_q * spread
     most = sum(each.most for each in wanted.values())
-    low, high = (min(max(each, 0.0), max(most, expected)) for each in (low, high))
+    # Answers cost something; but prompts may turn out to be shorter than they were guessed.
+    least = -known if any(each.noise for each in strata) else 0.0
+    most = max(most, expected) - least
+    low, high = (min(max(each, least), most) for each in (low, high))
     return Interval(
         known + min(low, expected), known + expected, known + max(high, expected), calls
     )
