@@ -14,7 +14,7 @@ where it says 90. See `scheduler.estimates.pivot` for ours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, sqrt
 from typing import TYPE_CHECKING
 
@@ -62,11 +62,13 @@ class Rest:
     expected: float = 0
     most: float = 0
     longest: float = 0
+    squares: float = field(default=0, repr=False)  # of their guesses
 
     def add(self, guess: float, expected: float, most: float) -> None:
         """Count one more."""
         self.requests += 1
         self.guess += guess
+        self.squares += guess * guess
         self.expected += expected
         self.most += most
         self.longest = max(self.longest, most)
@@ -144,9 +146,12 @@ def _stratum(paid: Sequence[Paid], rest: Rest) -> Stratum:
     price = _ratio(sum(each.input for each in paid), sum(each.guess for each in paid))
     outputs = [min(each.output, rest.longest) for each in paid]
     caps = [min(each.most, rest.longest) for each in paid]
-    # Long prompts err by more tokens: where those known are short, the rest errs by more.
-    longer = max(1.0, _ratio(rest.guess / rest.requests, mean([each.guess for each in paid])))
-    noise = [longer * (each.input - price * each.guess) for each in paid]
+    # Counts err by a share of the prompt, and the longest prompts are hardly among those known.
+    usual = sqrt(rest.squares / rest.requests)
+    noise = [
+        usual * (each.input / each.guess - price) if each.guess else each.input for each in paid
+    ]
+    noise = [each - mean(noise) for each in noise]
     values, shift = _corrected(outputs, paid, rest)
     has_noise = variance(noise) > 1e-6 * variance(outputs)
     return Stratum(
