@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scheduler.budget import Budget, Cap, Unit
 from scheduler.money import format_usd
@@ -122,6 +122,23 @@ class QueueRow:
     request: Request | None = None
     error: Mapping[str, Any] | None = None
     service: str = ""
+
+
+class Past(NamedTuple):
+    """What one answered request came to.
+
+    `guess` is what was guessed of its prompt's tokens, `input_tokens` and `output_tokens` what was
+    billed; `ms` is how long it took.
+    """
+
+    model: str
+    cost_nusd: int
+    input_tokens: int
+    output_tokens: int
+    guess: int
+    ceiling_nusd: int
+    ceiling_tokens: int
+    ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ NOUNS = {
 # Rooms and modules of the top level. Imports go down, or stay on a floor; and never in a circle.
 FLOORS = [
     NOUNS,
-    {"limits", "ledger", "prices", "foresight"},
+    {"limits", "ledger", "prices", "foresight", "estimates"},
     {"admission"},
     {"stores", "providers"},
     {"core", "config", "batch", "testing"},

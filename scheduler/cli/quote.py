@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from scheduler.batch.source import Source
     from scheduler.cli.delivery import Files
     from scheduler.cli.forecast import Forecast, Never, Total
+    from scheduler.cli.learned import Learned
     from scheduler.cli.options import Sending
+    from scheduler.cli.sampling import Draw
     from scheduler.core.intake import Intake
     from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 scheduler quote prompts.jsonl
-scheduler quote prompts.jsonl --budget '$10/day'"""
+scheduler quote prompts.jsonl --budget '$10/day'
+scheduler quote prompts.jsonl --sample 50 --budget '$0.10'   # sends 50 lines, to know better"""
 MOST_SHOWN = 20  # bad lines
 FEW_AT_ONCE = 16  # so few or fewer are worth a word
 CENT_NUSD = 10**7
@@ -67,10 +70,24 @@ def quote(
         str | None,
         typer.Option(
             metavar="LIMIT",
-            help="What if this were it, e.g. '$10/day'; default: the stored one.",
+            help="What if this were it, e.g. '$10/day'; default: the stored one. With --sample: what "
+            "the sample may cost, e.g. '$0.10'.",
             rich_help_panel=MONEY,
         ),
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Send N lines drawn at random, within --budget, and judge by them. Their answers are "
+            "kept: a run does not send them again.",
+            rich_help_panel=MONEY,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of what is drawn at random.", rich_help_panel=MONEY)
+    ] = 0,
     cap_output: CapOutputOption = None,
     price: PriceOption = None,
     base_url: BaseUrlOption = None,
@@ -85,11 +102,24 @@ def quote(
     ] = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a batch will cost before it runs, and what of it can start; sends nothing.
+    """Say what a batch will cost before it runs, and what of it can start.
 
-    What an earlier run of the same command asked is looked up: what has its answer costs nothing.
+    Sends nothing, unless --sample says so. What an earlier run of the same command asked is looked
+    up: what has its answer costs nothing. Where the store has answers of the same models, what is
+    expected is learned from them.
     """
+    from scheduler.cli.estimating import (
+        Draw,
+        Estimate,
+        as_json_rows,
+        check_sample,
+        finish,
+        sampled,
+        tell_estimate,
+        tell_finish,
+    )
     from scheduler.cli.forecast import Forecast
+    from scheduler.cli.learned import Learned
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
     from scheduler.cli.run import files_of
 
@@ -102,24 +132,44 @@ def quote(
         )
         given, at_ms = parse_prices(price or ()), now_ms()
 
-        async def read() -> tuple[Forecast, list[CapStatus]]:
+        # With --sample it bounds that, and the stored one is what the rest has to fit.
+        what_if = budget if sample is None else None
+
+        async def read(draw: Draw | None = None) -> tuple[Forecast, list[CapStatus], Learned]:
             async with _looked_at(store) as looked:
                 status = await looked.budgets(at_ms) if looked else []
                 prices = {**(await looked.prices() if looked else {}), **given}
-                caps = _caps(budget, status, at_ms)
+                caps = _caps(what_if, status, at_ms)
                 forecast = Forecast()
                 forecast.begin(caps, at_ms)
                 earlier = await Earlier.of(looked, files)
-                await _read(forecast, source, options, _intake(sending, prices), earlier)
-                return forecast, caps
+                learned = await Learned.of(looked, earlier.job, seed)
+                reading = _Reading(forecast, _intake(sending, prices), earlier, learned, draw)
+                await reading.all(source, options)
+                return forecast, caps, learned
 
-        forecast, caps = asyncio.run(read())
+        taken = None
+        if sample is not None:
+            bound = check_sample(budget, source)
+            draw = Draw(sample, seed)
+            asyncio.run(read(draw))
+            source.rewind()
+            settings = {**sending.settings(), "store": store, "prices": given}
+            taken = asyncio.run(sampled(settings, bound, draw, source, files, options))
+        forecast, caps, learned = asyncio.run(read())
+    estimate = Estimate(learned, taken)
+    when, zone = finish(estimate, forecast, caps, at_ms), caps[0].cap.window.zone if caps else "UTC"
     if as_json:
-        from scheduler.cli.output import emit_json
+        from scheduler.cli.output import emit_json, iso
 
-        emit_json(_as_json(forecast, caps))
+        ends = {name: iso(each, zone) for name, each in when.items()}
+        emit_json({**_as_json(forecast, caps), **as_json_rows(estimate), "finish": ends})
     else:
         _show(forecast, caps, at_ms)
+        tell_estimate(estimate)
+        tell_finish(when, zone, at_ms)
+    if taken is not None and taken.exit not in (Exit.DONE, Exit.PARKED, Exit.FAILED):
+        raise typer.Exit(taken.exit)
     if forecast.unknown:
         raise typer.Exit(Exit.CONFIG)
     if forecast.bad or forecast.never or forecast.known_failed:
@@ -171,42 +221,62 @@ def _intake(sending: Sending, prices: dict[str, str]) -> Intake:
     )  # fmt: skip
 
 
-async def _read(
-    forecast: Forecast, source: Source, options: LineOptions, intake: Intake, earlier: Earlier
-) -> None:
-    """Read all of it, a chunk at a time, and do with each line what a run does."""
-    from scheduler.batch.input import BadLine, read_source
-    from scheduler.cli.feeding import CHUNK, conflict, told_columns
-    from scheduler.cli.output import say
-    from scheduler.request import RequestState
+class _Reading:
+    """Reads all of an input, a chunk at a time, and does with each line what a run does.
 
-    told: set[str] = set()
-    lines = read_source(source, options)
-    while chunk := list(itertools.islice(lines, CHUNK)):
-        keys = [line.request.key or "" for line in chunk if not isinstance(line, BadLine)]
-        known = await earlier.known(keys)
-        for line in chunk:
-            if isinstance(line, BadLine):
-                forecast.bad.append(str(line.error))
-                continue
-            key, digest = line.request.key or "", _digest(intake, line.request)
-            if digest and earlier.held and earlier.held.answers(key, digest):
-                forecast.known += 1
-                continue
-            if words := told_columns(line, told):
-                say(words)
-            quoted = _quoted(forecast, source.name, line, intake)
-            stands = known.get(key)
-            if quoted is None:
-                continue
-            if stands is not None and stands.is_conflict(digest):
-                forecast.bad.append(str(conflict(source.name, line)))
-            elif stands is not None and stands.state is RequestState.SUCCEEDED:
-                forecast.known += 1
-            elif stands is not None and _has_failed(stands):
-                forecast.known_failed += 1
-            else:
-                forecast.add(line.request, quoted, intake.check)
+    With `draw`, to draw from what has no answer yet: then nothing is said of it.
+    """
+
+    def __init__(
+        self, forecast: Forecast, intake: Intake, earlier: Earlier, learned: Learned,
+        draw: Draw | None,
+    ) -> None:  # fmt: skip
+        self._forecast, self._intake, self._earlier = forecast, intake, earlier
+        self._learned, self._draw = learned, draw
+        self._told: set[str] = set()
+
+    async def all(self, source: Source, options: LineOptions) -> None:
+        """To its end."""
+        from scheduler.batch.input import BadLine, read_source
+        from scheduler.cli.feeding import CHUNK
+
+        lines = read_source(source, options)
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            keys = [line.request.key or "" for line in chunk if not isinstance(line, BadLine)]
+            known = await self._earlier.known(keys)
+            for line in chunk:
+                if isinstance(line, BadLine):
+                    self._forecast.bad.append(str(line.error))
+                else:
+                    self._line(source.name, line, known.get(line.request.key or ""))
+
+    def _line(self, name: str, line: BatchLine, stands: Known | None) -> None:
+        from scheduler.cli.feeding import conflict, told_columns
+        from scheduler.cli.output import say
+        from scheduler.request import RequestState
+
+        forecast, held = self._forecast, self._earlier.held
+        key, digest = line.request.key or "", _digest(self._intake, line.request)
+        if digest and held and held.answers(key, digest):
+            forecast.known += 1
+            return
+        if (words := told_columns(line, self._told)) and self._draw is None:
+            say(words)
+        quoted = _quoted(forecast, name, line, self._intake)
+        if quoted is None:
+            return
+        if stands is not None and stands.is_conflict(digest):
+            forecast.bad.append(str(conflict(name, line)))
+        elif stands is not None and stands.state is RequestState.SUCCEEDED:
+            forecast.known += 1
+        elif stands is not None and _has_failed(stands):
+            forecast.known_failed += 1
+        elif self._draw is not None:
+            if stands is None or stands.state.is_final:  # what waits has its place already
+                self._draw.offer(line)
+        else:
+            quoted = self._learned.add(line.request, quoted, self._intake.check)
+            forecast.add(line.request, quoted, self._intake.check)
 
 
 def _has_failed(known: Known) -> bool:
@@ -246,7 +316,7 @@ class Earlier:
     """What earlier runs of the same command have asked, in the store and in the results file."""
 
     def __init__(self, store: Store | None, job: str, held: Held) -> None:
-        self._store, self._job, self.held = store, job, held
+        self._store, self.job, self.held = store, job, held
 
     @classmethod
     async def of(cls, store: Store | None, files: Files) -> Earlier:
@@ -263,7 +333,7 @@ class Earlier:
 
     async def known(self, keys: Sequence[str]) -> dict[str, Known]:
         """What the store has under these keys."""
-        return await self._store.known(self._job, keys) if self._store and keys else {}
+        return await self._store.known(self.job, keys) if self._store and keys else {}
 
 
 def _as_json(forecast: Forecast, caps: list[CapStatus]) -> dict[str, Any]:

@@ -83,16 +83,13 @@ class BatchRun:
         with contextlib.ExitStack() as stack:
             stack.enter_context(signals_to(self._stopping.interrupted))
             stack.callback(self.progress.close)
-            self._budget = drawn_on(self.s, self.progress.say)
+            self._budget = await self._draw_on()
             await self._choose_job()
             self._company.job, self._company.is_part = self._job, self._is_part
             self.s.keep_to(self._pen.circle)
             stack.callback(self.s.on(events.Settled, self._on_settled))
             stack.callback(self.s.on(events.Expired, self._on_expired))
-            self._feeding = Feeding(
-                self.s, self._source, replace(self.options.lines, job=self._job), self,
-                self.options.retry_failed,
-            )  # fmt: skip
+            self._feeding = self._make_feeding()
             if self.options.is_strict:  # before anything is forgotten, moved or written
                 await self._feeding.check(self._stopping.event, self._budget)
             if self.options.is_fresh:
@@ -116,6 +113,14 @@ class BatchRun:
             if not self._pen.is_held:
                 self.outcome.left = self._company.left
         return self._finish()
+
+    async def _draw_on(self) -> Sequence[str] | None:
+        """The budgets that lines draw on; None: 'default', and those whose rules match."""
+        return drawn_on(self.s, self.progress.say)
+
+    def _make_feeding(self) -> Feeding:
+        lines = replace(self.options.lines, job=self._job)
+        return Feeding(self.s, self._source, lines, self, self.options.retry_failed)
 
     async def _begin_to_write(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(self._delivery)

@@ -42,6 +42,7 @@ from scheduler.ledger.account import Crossing
 from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
+from scheduler.stores.history import History
 
 if TYPE_CHECKING:
     from scheduler.stats import (
@@ -404,7 +405,7 @@ def in_use() -> ConfigError:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(ABC):
+class Store(History, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod
@@ -453,9 +454,7 @@ class Store(ABC):
         """
         self.gates = gates
 
-    def serve(  # noqa: B027 - one process has no others
-        self, services: Mapping[str, str], *, at_once: int | None = None
-    ) -> None:
+    def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
         """Have this process claim what is in shared lanes of these services, by provider's name.
 
         Args:

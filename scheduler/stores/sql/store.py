@@ -21,6 +21,7 @@ from scheduler.stats import (
     Audit,
     BudgetStatus,
     Counts,
+    Past,
     QueueRow,
     SpendRow,
     Unserved,
@@ -250,6 +251,10 @@ class SqlStore(Store):
             if len(page) < PAGE:
                 return
             after_id = page[-1].id
+
+    async def past(self, job: str | None = None, limit: int = 1000) -> list[Past]:
+        """See `Store.past`."""
+        return await self._read(views.past, job, limit)
 
     async def jobs(self) -> list[str]:
         """See `Store.jobs`."""

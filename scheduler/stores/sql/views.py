@@ -10,10 +10,10 @@ from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.ledger.account import Account, Tally
 from scheduler.request import Request, RequestState
-from scheduler.stats import Audit, Counts, Discrepancy, SpendRow
+from scheduler.stats import Audit, Counts, Discrepancy, Past, SpendRow
 from scheduler.stores.base import Finished, Known, Picture, Unknown
 from scheduler.stores.sql import spent
-from scheduler.stores.sql.codec import decode_request, decode_shortfall
+from scheduler.stores.sql.codec import decode_request, decode_response, decode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.listing import ENDED
 from scheduler.stores.sql.recount import replay
@@ -145,6 +145,30 @@ def _ended(
             )
         )  # fmt: skip
     return sorted(ids)[:limit]
+
+
+def past(db: Connection, job: str | None, limit: int) -> list[Past]:
+    """`Store.past`."""
+    where, values = ("", ()) if job is None else (
+        " AND r.job_id = (SELECT id FROM jobs WHERE name = ?)", (job,)
+    )  # fmt: skip
+    rows = db.read(
+        "SELECT r.model, r.cost_nusd, r.input_tokens, r.ceiling_nusd, r.ceiling_tokens, a.response,"
+        " (SELECT max(v.settled_at_ms - v.made_at_ms) FROM reservations v"
+        " WHERE v.request_id = r.id AND v.state = 'posted')"
+        " FROM requests r JOIN responses a ON a.request_id = r.id"
+        f" WHERE r.state = 'succeeded'{where} ORDER BY r.id DESC LIMIT ?",
+        *values, limit,
+    )  # fmt: skip
+    found = []
+    for model, cost_nusd, guess, ceiling_nusd, ceiling_tokens, text, ms in rows:
+        usage = decode_response(text).usage
+        if usage is not None:
+            found.append(Past(
+                model, cost_nusd, usage.input_tokens, usage.output_tokens, guess, ceiling_nusd,
+                ceiling_tokens, ms or 0,
+            ))  # fmt: skip
+    return found
 
 
 def jobs(db: Connection) -> list[str]:
