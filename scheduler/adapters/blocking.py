@@ -232,11 +232,13 @@ class BlockingScheduler(BlockingGoverning):
         return response
 
     def submit(
-        self, request: Request, *, on_exceeded: OnExceeded | None = None
-    ) -> Future[Response]:
+        self, request: Request, *, on_exceeded: OnExceeded | None = None,
+        retry_failed: bool = False,
+    ) -> Future[Response]:  # fmt: skip
         """Put a request in the queue; what `Scheduler.submit` raises comes in the future, too."""
         future: Future[Response] = Future()
-        call = _Call(partial(_run, self.scheduler, request, on_exceeded), partial(_settle, future))
+        asking = partial(_run, self.scheduler, request, on_exceeded, retry_failed)
+        call = _Call(asking, partial(_settle, future))
 
         def ended(future: Future[Response]) -> None:
             if future.cancelled():
@@ -439,8 +441,13 @@ async def _next(stream: ResponseStream) -> StreamEvent | None:
     return await anext(stream, None)
 
 
-async def _run(scheduler: Scheduler, request: Request, on_exceeded: OnExceeded | None) -> Response:
-    future = scheduler.submit(request, on_exceeded=on_exceeded)
+async def _run(
+    scheduler: Scheduler,
+    request: Request,
+    on_exceeded: OnExceeded | None,
+    retry_failed: bool = False,
+) -> Response:
+    future = scheduler.submit(request, on_exceeded=on_exceeded, retry_failed=retry_failed)
     try:
         return await future
     except asyncio.CancelledError as exc:
