@@ -86,7 +86,8 @@ def test_a_node_dies_mid_batch_and_no_row_is_lost_or_paid_twice(place):
     assert all(row["answer"] and not row["error"] for row in found if row["id"] % 97)
     (bad,) = [row for row in found if not row["id"] % 97]
     assert bad["answer"] is None
-    assert bad["error"].startswith("ProviderRefused: ")
+    # As it was refused, or as the store remembers it, if another actor had asked.
+    assert bad["error"].startswith(("ProviderRefused: ", "CallFailed: HTTP 400"))
     assert bad["cost_usd"] == 0
     calls = place.provider.bill()["calls"]
     assert count - 1 <= calls <= count - 1 + in_flight
