@@ -200,7 +200,12 @@ def _caps(budget: str | None, statuses: list[Any], now_ms: int) -> list[CapStatu
         for cap in Budget("default", budget).caps:
             known = spent.get((cap.unit, cap.window))
             posted, reserved = (known.posted, known.reserved) if known else (0, 0)
-            caps.append(CapStatus(cap, cap.limit, posted, reserved, 0, now_ms, None))
+            allowed = None
+            if cap.pace is not None and cap.limit is not None:
+                allowed = cap.pace.allowed(cap.limit, cap.window, now_ms)
+            caps.append(
+                CapStatus(cap, cap.limit, posted, reserved, 0, now_ms, None, allowed=allowed)
+            )
     return [cap for cap in caps if cap.limit is not None]
 
 

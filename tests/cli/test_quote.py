@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scheduler.cli.app import app
+from scheduler.cli.quote import _caps
 
 
 @pytest.fixture
@@ -291,3 +292,11 @@ def test_a_quote_makes_nothing(place):
 
     assert told_once["requests"] == 1
     assert [each.name for each in place.iterdir()] == ["p.jsonl"]
+
+
+def test_a_budget_to_be_tried_counts_with_what_its_pace_allows_by_now():
+    noon_ms = 12 * 3_600_000
+
+    (cap,) = _caps("$24/day paced", [], noon_ms)
+
+    assert (cap.limit, cap.available) == (24 * 10**9, 13 * 10**9)

@@ -12,7 +12,10 @@ from hypothesis.stateful import initialize
 from scheduler.budget import Budget
 from scheduler.foresight import PRESETS, Risk, survival
 from scheduler.foresight.survival import History, estimate
+from scheduler.ledger.account import ReservationState
 from scheduler.stores.memory.store import MemoryStore
+from scheduler.stores.sql import again
+from scheduler.stores.sql.sheet import begin
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new
 from tests.stores.foreseen import Foreseen, warmed
@@ -55,6 +58,34 @@ async def test_a_process_that_begins_knows_what_others_learned(tmp_path):
     assert len(more) <= 3  # those of the other one count
     await first.aclose()
     await second.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_a_transaction_learned_that_did_not_happen_is_learned_once(tmp_path):
+    store = SqliteStore(tmp_path / "s.db")
+    await store.open(T0)
+    bench = Bench(store)
+    await warmed(bench, "$1", calls=20)
+    books = store._transactions
+    now_ms = bench.now_ms
+
+    def lost(db):
+        sheet = begin(db, books, now_ms)
+        kind, posted = ("m", 1), ReservationState.POSTED
+        sheet.ahead.end(999, kind, now_ms - 5, now_ms, posted, (10, 10), (100, 100, 1))
+        sheet.ahead.under_way(bench.ids["team"])
+
+    def anew(db):
+        begin(db, books, now_ms).ahead.under_way(bench.ids["team"])
+
+    again.prepare(books)
+    before = again.memo(books)
+    await store._read(lost)
+    again.restore(books, before)
+    await store._read(anew)
+
+    assert books.learned.histories.count == 20
+    await store.aclose()
 
 
 @pytest.mark.anyio

@@ -244,6 +244,19 @@ async def test_a_process_taken_for_dead_answers_after_all_and_is_believed_once(t
     assert finished.state is SUCCEEDED
 
 
+async def test_who_answered_late_is_not_claimed_in_the_turn_that_tells_it(two):
+    await two.here.define(Budget("team", "$1"))
+    await two.there.submit(shared(team(two), key="k"), slots=0)
+    (slow,) = (await two.there.turn()).claimed
+    two.here.now_ms += LEASE_MS + 1
+    await two.here.turn(0)
+    await two.here.submit(*[shared(team(two), key=f"{n}") for n in range(3)], slots=0)
+
+    result = await two.there.turn(5, settle=[post(slow, 4)])
+
+    assert [each.request.key for each in result.claimed] == ["0", "1", "2"]
+
+
 async def test_who_leaves_leaves_what_is_anybodys_as_it_is(two):
     await two.there.submit(*[shared(team(two), 60, key=f"{n}") for n in range(2)])
     await two.there.store.aclose()

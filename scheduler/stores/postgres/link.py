@@ -58,6 +58,8 @@ class Link(psycopg.Connection[tuple[Any, ...]]):
 
 def _next_answer(pipeline: psycopg.Pipeline) -> Generator[Any, Any, None]:
     answer = yield from fetch_many(pipeline.pgconn)
+    if not answer:
+        raise psycopg.OperationalError("the server closed the connection before it answered")
     pipeline._process_results(pipeline.result_queue.popleft(), answer)
 
 

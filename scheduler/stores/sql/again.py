@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from scheduler.stores.lanes import Lane, Lanes
 from scheduler.stores.sql import changes
+from scheduler.stores.sql.ahead import Learned
 from scheduler.stores.sql.books import Books
 from scheduler.stores.sql.budgets import read_budgets
 from scheduler.stores.sql.connection import Connection
@@ -108,6 +109,7 @@ def restore(books: Books, before: Memo) -> None:
         each.undo()
     books.jobs = {}  # some may not be there
     books.is_told = False  # nor may what this process serves
+    books.learned = Learned()  # it may hold what is not written; read anew when it is needed
     for gate in books.saved_gates:
         gate.is_dirty = True
 
