@@ -8,6 +8,7 @@ import itertools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import httpx
@@ -35,7 +36,8 @@ from scheduler import (
 )
 from scheduler.core.nested.nesting import Nesting
 from scheduler.core.nested.stuck import PATIENCE_S
-from scheduler.shortfall import ParkReason
+from scheduler.request import RequestState
+from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
@@ -646,18 +648,38 @@ worlds = st.tuples(
 MOST_TURNS = 1000  # of a world: about five a call
 
 
-def live(world, make_store, most_errors=10**9):
-    """Let a world live for a day, then raise its limit.
+class Life(NamedTuple):
+    """How a world went.
 
-    Returns:
-        The requests that were told that they would wait for ever, in order; how many roots had
-        not ended when the limit was raised; why what waited then did; the first error beyond
-        `most_errors`, which nobody was told.
+    Attributes:
+        told: The requests that were told that they would wait for ever, in order.
+        late: How many roots had not ended when the limit was raised.
+        waits: Why the lanes were shut in which something waited then.
+        untold: The first error beyond `most_errors`, which nobody was told.
+        raises: The requests that only that raise could help.
     """
+
+    told: list[int]
+    late: int
+    waits: list[Shortfall | None]
+    untold: list[SchedulerError]
+    raises: list[int]
+
+
+async def for_a_raise(store, now_ms):
+    """Those that need more than is there when all calls have turned out free."""
+    caps = [cap for status in await store.budgets(now_ms) for cap in status.caps]
+    left = min((cap.limit - cap.posted - cap.suspense for cap in caps if cap.limit), default=0)
+    rows = await store.queue([RequestState.PARKED], now_ms)
+    return [row.id for row in rows if row.ceiling_nusd > left]
+
+
+def live(world, make_store, most_errors=10**9):
+    """Let a world live for a day, then raise its limit."""
     roots, limit, places, pauses = world
     for n, node in enumerate(node for root in roots for node in root):
         node.n = n
-    told, trees, untold, turns = [], [], [], []
+    told, trees, untold, turns, raises = [], [], [], [], []
 
     async def main():
         store = make_store()
@@ -696,6 +718,7 @@ def live(world, make_store, most_errors=10**9):
                     tasks.append(asyncio.create_task(forest.ask(root)))
                 _, late = await asyncio.wait(tasks, timeout=DAY_S)
                 waits = [each.shortfall for each in store.lanes() if each.waiting]
+                raises.extend(await for_a_raise(store, forest.s.now_ms()))
                 if limit:
                     await forest.s.set_limit("team", None)
                 done, never = await asyncio.wait(tasks, timeout=DAY_S)
@@ -706,16 +729,16 @@ def live(world, make_store, most_errors=10**9):
         return len(late), waits
 
     late, waits = run(main())
-    return told, late, waits, untold
+    return Life(told, late, waits, untold, raises)
 
 
 def check(world, make_store):
-    told, late, waits, _ = live(world, make_store)
+    told, late, waits, _, raises = live(world, make_store)
     if late:  # all that waits waits for a raise, or for the money of callers of what does
         assert all(lack is not None for lack in waits)
-        assert any(lack.reason is not ParkReason.HELD_IN_FLIGHT for lack in waits)
+        assert raises
     for count in range(min(len(told), 3)):
-        some, late, _, (error,) = live(world, make_store, count)
+        some, late, _, (error,), _ = live(world, make_store, count)
         assert some == told[:count]
         assert late, "without that error everything would have ended"
         # Others may spend on meanwhile: only at that moment it lacked just what callers held.
@@ -742,9 +765,17 @@ def test_any_tree_ends_on_a_file_too(world):
         check(world, make_store)
 
 
+def test_one_that_waits_for_a_raise_behind_one_that_waits_for_calls_is_told_no_error():
+    """In one lane, which tells why its first one waits."""
+    first = Node(10, [Node(10, [Node(10, cost=10), Node(50)])])
+    other = Node(10, [Node(10, [Node(10, [Node(10)], cost=10)], cost=10), Node(80)])
+
+    check(([first, other], "$0.0000001", 2, [0.0] * 4), MemoryStore)
+
+
 def test_who_waits_for_the_money_of_callers_of_what_waits_for_a_raise_is_told_no_error():
     roots = [Node(30, cost=30), Node(10, [Node(80, provider="b")]), Node(10, [Node(60)])]
-    told, late, waits, _ = live((roots, "$0.0000001", 1, [0.0] * 3), MemoryStore)
+    told, late, waits, _, _ = live((roots, "$0.0000001", 1, [0.0] * 3), MemoryStore)
 
     assert (told, late) == ([], 2)
     reasons = [lack.reason for lack in waits]
@@ -755,7 +786,7 @@ def test_the_trees_are_deep_enough_to_be_stuck_without_the_rule():
     """A property that holds of everything would show nothing."""
     world = ([Node(80, [Node(80)])], "$0.0000001", 1, [0.0])
 
-    assert live(world, MemoryStore)[0] == [1]
-    _, late, waits, _ = live(world, MemoryStore, 0)
-    assert [lack.reason for lack in waits] == [ParkReason.HELD_IN_FLIGHT]
-    assert late == 1
+    assert live(world, MemoryStore).told == [1]
+    stuck = live(world, MemoryStore, 0)
+    assert [lack.reason for lack in stuck.waits] == [ParkReason.HELD_IN_FLIGHT]
+    assert (stuck.late, stuck.raises) == (1, [])
