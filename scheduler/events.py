@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from scheduler.errors import SchedulerError
 from scheduler.guards.plain import logger_of
-from scheduler.request import RequestState, Response
+from scheduler.request import Priority, RequestState, Response
 from scheduler.shortfall import Shortfall
 
 
@@ -49,7 +49,12 @@ class Unparked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Admitted(Event):
-    """A request's reservation is committed; it is being sent."""
+    """A request's reservation is committed; it is being sent.
+
+    Attributes:
+        waited_ms: From its submission until now, whatever it waited for.
+        budget: The budget that it names; several are joined by ``+``.
+    """
 
     request_id: int
     key: str | None
@@ -57,6 +62,11 @@ class Admitted(Event):
     attempt: int
     reserved_nusd: int
     parked_ms: int
+    model: str = ""
+    provider: str = ""
+    priority: int = Priority.NORMAL
+    budget: str = ""
+    waited_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,9 @@ class Settled(Event):
         digest: Fingerprint of what was asked; empty without a key, or if it is not kept.
         is_superseded: Others had taken this process for dead and its request over: what the
             attempt cost is booked, but what becomes of the request is theirs to say.
+        budget: As of `Admitted`.
+        reserved_nusd: What had been put aside for it.
+        took_ms: From its reservation to its end.
     """
 
     request_id: int
@@ -89,6 +102,9 @@ class Settled(Event):
     provider: str = ""
     digest: str = ""
     is_superseded: bool = False
+    budget: str = ""
+    reserved_nusd: int = 0
+    took_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,31 @@ class Expired(Event):
     key: str | None
     job: str
     error: SchedulerError
+    model: str = ""
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """A request did not fit and may not wait; it was never sent, and cost nothing."""
+
+    request_id: int
+    key: str | None
+    job: str
+    error: SchedulerError
+    model: str = ""
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled(Event):
+    """A request was cancelled while it waited; it cost nothing, but for earlier attempts."""
+
+    request_id: int
+    key: str | None
+    job: str
+    model: str = ""
+    budget: str = ""
 
 
 @dataclass(frozen=True, slots=True)

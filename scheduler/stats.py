@@ -124,6 +124,39 @@ class QueueRow:
     service: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Live requests of one priority that are in one state for one reason.
+
+    Attributes:
+        priority: As an int; see `Priority`.
+        reason: Why they are parked; ``"retry_later"`` for queued ones that were tried and wait for
+            another attempt; else empty.
+        budget: Of parked ones the budget, or the provider, that lacks something; else empty.
+        oldest_at_ms: When the oldest of them was submitted; of running ones, when the oldest was
+            reserved.
+        since_ms: Since when they are parked, the longest of them; 0: they are not.
+        lack: Why, for the one that is parked longest; None: they are not parked.
+    """
+
+    state: RequestState
+    priority: int
+    reason: str
+    budget: str
+    requests: int
+    oldest_at_ms: int
+    since_ms: int = 0
+    lack: Shortfall | None = None
+
+
+class UnknownSum(NamedTuple):
+    """Attempts whose outcome nobody knows: how many, what they hold, since when; 0: there is none."""
+
+    attempts: int = 0
+    nusd: int = 0
+    oldest_at_ms: int = 0
+
+
 class Past(NamedTuple):
     """What one answered request came to.
 

@@ -420,7 +420,9 @@ def describe(error: SchedulerError) -> dict[str, object]:
     }
 
 
-def settled(ended: Attempt, now_ms: int, provider: str, is_superseded: bool) -> Settled:
+def settled(
+    ended: Attempt, now_ms: int, provider: str, is_superseded: bool, budget: str = ""
+) -> Settled:
     """The event that tells of an attempt's end."""
     claimed, settlement = ended.claimed, ended.settlement
     request, cost_nusd = claimed.request, settlement.nusd
@@ -429,5 +431,6 @@ def settled(ended: Attempt, now_ms: int, provider: str, is_superseded: bool) -> 
     return Settled(
         now_ms, claimed.request_id, request.key, request.job, request.model,
         settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
-        ended.response, ended.error, provider, claimed.digest, is_superseded,
+        ended.response, ended.error, provider, claimed.digest, is_superseded, budget,
+        claimed.ceiling_nusd, max(0, now_ms - claimed.made_at_ms),
     )  # fmt: skip

@@ -83,7 +83,7 @@ class Pump:
         self.streams = self._resting.add  # for futures
         self._opening = Opening(sends=role != "client")
         self._starting = Starting(
-            store, clock, self._flight, self._opening, waiters, self.tally, announcer
+            store, clock, self._flight, self._opening, intake, waiters, self.tally, announcer
         )
         self._telling = Telling(store.gates, intake, announcer)
         self._lookout = Lookout(

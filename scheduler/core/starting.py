@@ -10,10 +10,12 @@ from scheduler.clock import Clock
 from scheduler.core.callers.waiters import Waiters, context_of
 from scheduler.core.flight import Flight, Sender
 from scheduler.core.future import RequestFuture
+from scheduler.core.intake import Intake
+from scheduler.core.labels import budget_of
 from scheduler.core.nested.opening import Opening
 from scheduler.core.tally import Tally
 from scheduler.providers.base import Provider
-from scheduler.request import RequestState
+from scheduler.request import Priority, RequestState
 from scheduler.stores.base import Claimed, Store
 
 
@@ -25,17 +27,19 @@ class Starting:
         clock: Tells the time.
         flight: The calls under way.
         opening: What may be started.
+        intake: Knows the names of budgets.
         waiters: Who waits for which request.
         tally: Sums.
         announcer: Tells everybody else.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, flight: Flight, opening: Opening, waiters: Waiters,
-        tally: Tally, announcer: events.Announcer,
+        self, store: Store, clock: Clock, flight: Flight, opening: Opening, intake: Intake,
+        waiters: Waiters, tally: Tally, announcer: events.Announcer,
     ) -> None:  # fmt: skip
         self._store, self._clock, self._flight, self._opening = store, clock, flight, opening
-        self._waiters, self._tally, self._announcer = waiters, tally, announcer
+        self._intake, self._waiters = intake, waiters
+        self._tally, self._announcer = tally, announcer
 
     def start(self, claimed: Claimed, now_ms: int) -> None:
         """Send one request that was admitted."""
@@ -63,7 +67,10 @@ class Starting:
             self._announcer.emit(
                 events.Admitted(
                     now_ms, claimed.request_id, request.key, request.job, claimed.attempt,
-                    claimed.ceiling_nusd, claimed.parked_ms,
+                    claimed.ceiling_nusd, claimed.parked_ms, request.model,
+                    self._flight.provider_of(claimed), Priority.parse(request.priority),
+                    budget_of(self._intake.book, request, claimed.budgets),
+                    max(0, now_ms - claimed.submitted_at_ms),
                 )
             )  # fmt: skip
 

@@ -1,16 +1,29 @@
-"""What a store tells of calls that were answered, so that others like them can be judged."""
+"""What a store tells at a glance: how things stand, and what became of calls that were answered."""
 
 from __future__ import annotations
 
-from scheduler.stats import Past
+from scheduler.stats import Past, Standing, UnknownSum
 
 
 class History:
-    """Tells nothing; stores on a disk do."""
+    """Part of `Store`: what is only looked at. None of it reads requests one by one."""
 
     async def past(self, job: str | None = None, limit: int = 1000) -> list[Past]:
         """The last requests that were answered, newest first; of one job, or of all.
 
-        Only those whose provider told their tokens, and whose answer is kept.
+        Only those whose provider told their tokens, and whose answer is kept; a store in memory
+        keeps none.
         """
         return []
+
+    async def standing(self, now_ms: int) -> list[Standing]:
+        """Live requests by state, priority, and why they are parked; costs what the lanes do."""
+        raise NotImplementedError
+
+    async def unknown_sum(self) -> UnknownSum:
+        """What all attempts hold together whose outcome nobody knows."""
+        raise NotImplementedError
+
+    async def live_by_job(self) -> dict[str, int]:
+        """How many requests wait or run, by job; jobs without any are left out."""
+        raise NotImplementedError

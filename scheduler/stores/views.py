@@ -10,10 +10,11 @@ from scheduler.errors import ConfigError
 from scheduler.foresight import PRESETS
 from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
-from scheduler.stats import BudgetStatus, CapStatus, Discrepancy
+from scheduler.stats import BudgetStatus, CapStatus, Discrepancy, Standing
 from scheduler.stores.base import Outcome, is_refusal
 
 MOST_SHOWN = 5  # names in an error
+RETRY_LATER = "retry_later"  # why a request is queued that was tried already
 
 SETTLED = {
     Outcome.POST: ReservationState.POSTED,
@@ -135,4 +136,55 @@ def check_childless(name: str, children: Iterable[str]) -> None:
             "budget",
             f"{name!r} is the parent of {shown}{more}, which would lose its limit; nothing was "
             "changed. Remove these first, or define them with another parent",
+        )
+
+
+class Stood:
+    """Puts `Store.standing` together, from what a store knows of its lanes."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._now_ms = now_ms
+        self._found: dict[tuple[RequestState, int, str, str], Standing] = {}
+
+    def wait(
+        self, priority: int, requests: int, oldest_at_ms: int | None, lack: Shortfall | None,
+        shut_since_ms: int,
+    ) -> None:  # fmt: skip
+        """So many wait in a lane, which is shut if something lacks."""
+        oldest_at_ms = self._now_ms if oldest_at_ms is None else oldest_at_ms
+        if lack is None:
+            self._add(RequestState.QUEUED, priority, "", "", requests, oldest_at_ms)
+        else:
+            self._add(
+                RequestState.PARKED, priority, lack.reason.value, lack.budget, requests,
+                oldest_at_ms, shut_since_ms, lack,
+            )  # fmt: skip
+
+    def later(self, priority: int, requests: int, oldest_at_ms: int) -> None:
+        """So many were tried, and wait for another attempt."""
+        self._add(RequestState.QUEUED, priority, RETRY_LATER, "", requests, oldest_at_ms)
+
+    def run(self, priority: int, requests: int, oldest_at_ms: int) -> None:
+        """So many are under way."""
+        self._add(RequestState.RUNNING, priority, "", "", requests, oldest_at_ms)
+
+    def _add(
+        self, state: RequestState, priority: int, reason: str, budget: str, requests: int,
+        oldest_at_ms: int, since_ms: int = 0, lack: Shortfall | None = None,
+    ) -> None:  # fmt: skip
+        key = (state, priority, reason, budget)
+        other = self._found.get(key)
+        if other is not None:
+            requests += other.requests
+            oldest_at_ms = min(oldest_at_ms, other.oldest_at_ms)
+            if other.since_ms <= since_ms:
+                since_ms, lack = other.since_ms, other.lack
+        self._found[key] = Standing(*key, requests, oldest_at_ms, since_ms, lack)
+
+    def found(self) -> list[Standing]:
+        """All of it: what runs, then what waits, the most urgent first."""
+        order = [RequestState.RUNNING, RequestState.QUEUED, RequestState.PARKED]
+        return sorted(
+            self._found.values(),
+            key=lambda each: (order.index(each.state), each.priority, each.reason, each.budget),
         )

@@ -819,6 +819,46 @@ class Conformance:
         assert [(r.name, r.attempts, r.tokens) for r in rows["budget"]] == [("team", 2, 3)]
         assert await bench.store.spend("model", T0 + DAY_MS) == []
 
+    async def test_how_things_stand_is_told_by_priority_and_reason(self, bench):
+        ids = [bench.ids["team"]]
+        first = await bench.submit(
+            new(ids, 60, priority=0), new(ids, 60, job="j"), new(ids, 70), new([], 5, job="j")
+        )
+        bench.now_ms += 5_000
+        _, free = first.claimed
+        later = bench.now_ms + 60_000
+        await bench.settle(end(free, Outcome.VOID, QUEUED, not_before_ms=later))
+
+        stood = await bench.store.standing(bench.now_ms)
+
+        told = [(x.state, x.priority, x.reason, x.budget, x.requests) for x in stood]
+        assert told == [
+            (RUNNING, 0, "", "", 1), (QUEUED, 10, "retry_later", "", 1),
+            (PARKED, 10, "held_in_flight", "team", 2),
+        ]  # fmt: skip
+        assert {each.oldest_at_ms for each in stood} == {T0}
+        parked = stood[-1]
+        assert (parked.since_ms, parked.lack.missing) == (T0, 20)
+        assert await bench.store.live_by_job() == {"": 2, "j": 2}
+
+    async def test_when_nothing_lives_nothing_stands(self, bench):
+        result = await bench.submit(new([bench.ids["team"]], 30))
+        await bench.settle(post(result.claimed[0], 20))
+
+        assert await bench.store.standing(bench.now_ms) == []
+        assert await bench.store.live_by_job() == {}
+
+    async def test_what_nobody_knows_is_summed(self, bench):
+        assert await bench.store.unknown_sum() == (0, 0, 0)
+        result = await bench.submit(new([], 30), new([], 12), new([], 5))
+        one, two, three = result.claimed
+        bench.now_ms += 1_000
+        await bench.settle(end(one, Outcome.SUSPEND, FAILED))
+        bench.now_ms += 1_000
+        await bench.settle(end(two, Outcome.SUSPEND, FAILED), post(three, 5))
+
+        assert await bench.store.unknown_sum() == (2, 42, T0 + 1_000)
+
     async def test_own_prices_are_kept(self, bench):
         await bench.store.set_price("mine", "1/2")
         await bench.store.set_price("other", "3/4")

@@ -15,13 +15,14 @@ from scheduler.core.callers.again import Again
 from scheduler.core.callers.elsewhere import Elsewhere
 from scheduler.core.callers.terms import terms_of
 from scheduler.core.callers.twins import Twins
-from scheduler.core.callers.unsent import Unsent
+from scheduler.core.callers.unsent import Unsent, named_by
 from scheduler.core.callers.waiters import Enqueued, Holder, Waiters
 from scheduler.core.calls import Attempt, settled
 from scheduler.core.flight import Flight
 from scheduler.core.future import Keeper, RequestFuture
 from scheduler.core.inbox import Inbox
 from scheduler.core.intake import Intake
+from scheduler.core.labels import budget_of
 from scheduler.core.tally import Tally
 from scheduler.core.tries import Tries
 from scheduler.errors import CallFailed, KeyConflict, RateLimited, SchedulerError
@@ -73,6 +74,7 @@ class Desk:
         queue: Callable[[NewRequest, RequestFuture], None], wake: Callable[[], None],
     ) -> None:  # fmt: skip
         self._store, self._clock, self._inbox, self._flight = store, clock, inbox, flight
+        self._intake = intake
         self._tries, self._tally, self._announcer = tries, tally, announcer
         self.suspended: Callable[[int, tuple[int, int] | None], None] = lambda lost, told: None
         self.read: list[int] = []
@@ -151,7 +153,8 @@ class Desk:
             self._resolve(ended)
         if self._announcer.hears(events.Settled):
             provider = self._flight.provider_of(claimed)
-            self._announcer.emit(settled(ended, now_ms, provider, lives_on is not None))
+            budget = budget_of(self._intake.book, claimed.request, claimed.budgets)
+            self._announcer.emit(settled(ended, now_ms, provider, lives_on is not None, budget))
 
     def _count(self, ended: Attempt) -> None:
         """Its money is no longer reserved: it is spent, free again, or unknown."""
@@ -255,7 +258,11 @@ class Desk:
         self._tally.waiting += request_id in self.shared
         self._tries.forget(request_id)
         self.forget(request_id)
-        self._note(request_id, self.waiters.take(request_id))
+        holders = self.waiters.take(request_id)
+        if self._announcer.hears(events.Cancelled):
+            named = named_by(holders, self._intake.book)
+            self._announcer.emit(events.Cancelled(self._clock.now_ms(), request_id, *named))
+        self._note(request_id, holders)
 
     def answered(self, finished: Finished) -> None:
         """A request that waits here was answered by a process that had been taken for dead."""
@@ -265,7 +272,7 @@ class Desk:
     def refused(self, refused: Refused) -> None:
         """A request does not fit and may not wait."""
         futures = self.waiters.of(refused.id)
-        self._unsent.refused(refused)
+        self._unsent.refused(refused, self._clock.now_ms())
         if refused.id not in self.waiters:
             self._note(refused.id, futures)
 

@@ -6,7 +6,7 @@ a request ended, on terms by which it would not have, asks for its key anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from scheduler import events
 from scheduler.admission.notices import brief
@@ -15,15 +15,18 @@ from scheduler.core.callers.twins import Twins
 from scheduler.core.callers.waiters import Holder, Waiters
 from scheduler.core.future import RequestFuture
 from scheduler.core.intake import Intake
+from scheduler.core.labels import budget_of
 from scheduler.core.tally import Tally
 from scheduler.core.tries import Tries
 from scheduler.errors import DeadlineExceeded, SchedulerError
 from scheduler.guards.hooks import as_ours
+from scheduler.ledger.matching import BudgetBook
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stores.base import ExpiredRequest, NewRequest, Refused, Store
 
 NO_WAIT = "it may not wait for money"
+Named = tuple[str | None, str, str, str]
 
 
 class Unsent:
@@ -59,7 +62,7 @@ class Unsent:
         self._tries, self._tally, self._announcer = tries, tally, announcer
         self._submit_again, self._amend, self._cancel = submit_again, amend, cancel
 
-    def refused(self, refused: Refused) -> None:
+    def refused(self, refused: Refused, now_ms: int) -> None:
         """It does not fit and may not wait: ask another model, if the user said so."""
         error: SchedulerError = refused.lack.as_error()
         if refused.id in self._twins.holds:
@@ -72,7 +75,11 @@ class Unsent:
             self._fall_back(refused)
         else:
             error = self._tries.ended(refused.id, error, NO_WAIT)
-            self._end(refused.id, RequestState.FAILED, error, _is_refused)
+            named = self._named(events.Refused, refused.id)
+            is_end = self._end(refused.id, RequestState.FAILED, error, _is_refused)
+            if is_end and named is not None:
+                key, job, *label = named
+                self._announcer.emit(events.Refused(now_ms, refused.id, key, job, error, *label))
 
     def _fall_back(self, refused: Refused) -> None:
         try:
@@ -92,14 +99,22 @@ class Unsent:
         """The time of all is over, as far as it was known when it was last amended."""
         error = self._too_late(expired.id, expired.waited_ms, expired.lack, now_ms)
         self._tries.forget(expired.id)
+        named = self._named(events.Expired, expired.id)
         is_end = self._end(
             expired.id, RequestState.EXPIRED, error,
             lambda terms: terms.is_over(expired.expires_at_ms),
         )  # fmt: skip
-        if is_end and self._announcer.hears(events.Expired):
+        if is_end and named is not None:
+            _, _, *label = named
             self._announcer.emit(
-                events.Expired(now_ms, expired.id, expired.key, expired.job, error)
+                events.Expired(now_ms, expired.id, expired.key, expired.job, error, *label)
             )
+
+    def _named(self, kind: type[events.Event], request_id: int) -> Named | None:
+        """What a request that ends is called; None: nobody asked for such events."""
+        if not self._announcer.hears(kind):
+            return None
+        return named_by(self._waiters.of(request_id), self._intake.book)
 
     def _end(
         self, request_id: int, state: RequestState, error: SchedulerError,
@@ -148,6 +163,15 @@ class Unsent:
         lanes = [each.lane for each in self._waiters.of(request_id) if each.lane is not None]
         held = lanes and self._store.gates.why_held(lanes[0].provider, lanes[0].model, now_ms)
         return held or "all places were taken"
+
+
+def named_by(holders: Sequence[Holder], book: BudgetBook) -> Named:
+    """Key, job, model and budget of a request that ends unsent, as far as who holds it tells."""
+    for each in holders:
+        drawn = () if each.lane is None else each.lane.budgets
+        request = each.request
+        return request.key, request.job, request.model, budget_of(book, request, drawn)
+    return None, "", "", ""
 
 
 def _is_refused(terms: Terms) -> bool:

@@ -66,3 +66,11 @@ class Pages:
                         reasons[row.why_parked.reason.value] += 1
             await asyncio.sleep(0)
         return Counts(**counts, parked_by_reason=dict(reasons))
+
+    async def live_by_job(self) -> dict[str, int]:
+        """How many wait or run, by job; the loop is not held up, as above."""
+        counts: Counter[str] = Counter()
+        for rows in self.after():
+            counts.update(row.request.job for row in rows if row.is_live)
+            await asyncio.sleep(0)
+        return dict(counts)

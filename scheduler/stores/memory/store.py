@@ -33,7 +33,6 @@ from scheduler.stores.base import (
     NewRequest,
     Refused,
     Settlement,
-    Store,
     Submitted,
     Turn,
     TurnResult,
@@ -45,6 +44,7 @@ from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
+from scheduler.stores.memory.glance import Glance
 from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row, Shelf
@@ -55,7 +55,7 @@ MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken
 _Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
 
 
-class MemoryStore(Store):
+class MemoryStore(Glance):
     """A store that lives and dies with its process; see the module.
 
     Args:

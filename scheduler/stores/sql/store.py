@@ -24,6 +24,8 @@ from scheduler.stats import (
     Past,
     QueueRow,
     SpendRow,
+    Standing,
+    UnknownSum,
     Unserved,
     WorkerStatus,
 )
@@ -44,6 +46,7 @@ from scheduler.stores.base import (
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import changes, fleet, gates, listing, notes, views
 from scheduler.stores.sql import prune as pruning
+from scheduler.stores.sql import standing as stands
 from scheduler.stores.sql.codec import encode_request
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.turn import Transactions
@@ -225,6 +228,18 @@ class SqlStore(Store):
     async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
         """See `Store.spend`."""
         return await self._read(views.spend, by, since_ms)
+
+    async def standing(self, now_ms: int) -> list[Standing]:
+        """See `Store.standing`."""
+        return await self._read(stands.standing, now_ms)
+
+    async def unknown_sum(self) -> UnknownSum:
+        """See `Store.unknown_sum`."""
+        return await self._read(stands.unknown_sum)
+
+    async def live_by_job(self) -> dict[str, int]:
+        """See `Store.live_by_job`."""
+        return await self._read(stands.live_by_job)
 
     async def audit(self, now_ms: int) -> Audit:
         """See `Store.audit`."""

@@ -1,0 +1,66 @@
+"""What the memory store tells at a glance, from its lanes and what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scheduler.ledger.account import ReservationState
+from scheduler.stats import Standing, UnknownSum
+from scheduler.stores.base import Store
+from scheduler.stores.lanes import Lanes
+from scheduler.stores.memory.pages import Pages
+from scheduler.stores.memory.rows import Hold, Row
+from scheduler.stores.views import Stood
+
+
+class Glance(Store):
+    """Part of `MemoryStore`, whose rows it reads."""
+
+    _rows: dict[int, Row]
+    _pages: Pages
+    _lanes: Lanes
+    _queues: Mapping[int, Sequence[tuple[int, int]]]
+    _delayed: Sequence[tuple[int, int, int]]
+    _holds: Mapping[int, Hold]
+    _unknown: Mapping[int, Hold]
+
+    async def standing(self, now_ms: int) -> list[Standing]:
+        """See `Store.standing`."""
+        stood = Stood(now_ms)
+        for lane in self._lanes:
+            if lane.waiting:
+                oldest_at_ms = self._oldest_at_ms(lane.id)
+                stood.wait(
+                    lane.key.priority, lane.waiting, oldest_at_ms, lane.shortfall,
+                    lane.shut_since_ms,
+                )  # fmt: skip
+        for _, request_id, ticket in self._delayed:
+            row = self._rows.get(request_id)
+            if row is not None and row.ticket == ticket and row.is_delayed and row.is_live:
+                stood.later(row.lane.key.priority, 1, row.submitted_at_ms)
+        for hold in self._holds.values():
+            row = self._rows.get(hold.request_id)
+            if hold.state is ReservationState.PENDING and row is not None:
+                stood.run(row.lane.key.priority, 1, hold.made_at_ms)
+        return stood.found()
+
+    def _oldest_at_ms(self, lane_id: int) -> int | None:
+        """When the first of a lane was submitted; those that left it are passed over."""
+        queue = self._queues.get(lane_id, ())
+        for request_id, ticket in queue[:100]:  # a heap: what is first is among these
+            row = self._rows.get(request_id)
+            if row is not None and row.ticket == ticket:
+                return row.submitted_at_ms
+        return None
+
+    async def unknown_sum(self) -> UnknownSum:
+        """See `Store.unknown_sum`."""
+        held = self._unknown.values()
+        return UnknownSum(
+            len(held), sum(hold.needs[0] for hold in held),
+            min((hold.settled_at_ms for hold in held), default=0),
+        )  # fmt: skip
+
+    async def live_by_job(self) -> dict[str, int]:
+        """See `Store.live_by_job`."""
+        return await self._pages.live_by_job()
