@@ -43,6 +43,7 @@ from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
+from scheduler.stores.noting import Noting
 
 if TYPE_CHECKING:
     from scheduler.stats import (
@@ -405,7 +406,7 @@ def in_use() -> ConfigError:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(History, ABC):
+class Store(Noting, History, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod

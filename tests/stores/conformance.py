@@ -866,6 +866,25 @@ class Conformance:
 
         assert await bench.store.prices() == {"mine": "1/2"}
 
+    async def test_notes_are_kept_by_kind_and_name(self, bench):
+        store = bench.store
+        assert await store.note("tokens", "ann", '{"a": 1}')
+        assert await store.note("tokens", "b\u00e9a \x7f", "half \ud800")
+        assert await store.note("hooks", "ann", "other")
+        assert not await store.note("tokens", "ann", '{"a": 1}')  # as it was
+        assert not await store.note("tokens", "ann", "new", only_new=True)
+        assert await store.note("tokens", "cid", "new", only_new=True)
+        assert await store.note("tokens", "cid", "newer")
+
+        assert await store.notes("tokens") == {
+            "ann": '{"a": 1}', "b\u00e9a \x7f": "half \\ud800", "cid": "newer",
+        }  # fmt: skip
+        assert await store.note("tokens", "ann", None)
+        assert not await store.note("tokens", "ann", None)
+        assert list(await store.notes("tokens")) == ["b\u00e9a \x7f", "cid"]
+        assert await store.notes("hooks") == {"ann": "other"}
+        assert await store.notes("none") == {}
+
     async def test_thresholds_are_told_once(self, bench):
         first = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(3)])
 

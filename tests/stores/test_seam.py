@@ -69,6 +69,8 @@ async def test_views_and_upkeep_of_everything_there_is(bench):
     await store.remove("child", now_ms)
     await store.set_price("m", "1/2")
     assert await store.prices() == {"m": "1/2"}
+    await store.note("kind", "name", "text")
+    assert await store.notes("kind") == {"name": "text"}
     await store.forget("j", now_ms)
     assert await bench.is_sound()
 

@@ -46,6 +46,7 @@ from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.glance import Glance
 from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
+from scheduler.stores.memory.notes import Notes
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row, Shelf
 from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
@@ -55,7 +56,7 @@ MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken
 _Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
 
 
-class MemoryStore(Glance):
+class MemoryStore(Notes, Glance):
     """A store that lives and dies with its process; see the module.
 
     Args:
@@ -68,6 +69,7 @@ class MemoryStore(Glance):
     def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
         if keep_finished is not None and keep_finished < 0:
             raise ConfigError("keep_finished", f"{keep_finished} is below 0")
+        super().__init__()
         self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._next_id = partial(next, self._ids)

@@ -18,7 +18,7 @@ from scheduler.stores.postgres.link import Link
 logger = logger_of("scheduler.stores.postgres")
 
 OLDEST_SERVER = 14
-VERSION = 7
+VERSION = 8
 _OWN = (
     # Of the store itself: its version.
     "CREATE TABLE store (version BIGINT NOT NULL)",
@@ -56,6 +56,10 @@ STEPS: dict[int, tuple[str, ...]] = {
         " model TEXT NOT NULL, job_id BIGINT NOT NULL, made_at_ms BIGINT NOT NULL,"
         " ended_at_ms BIGINT NOT NULL, nusd BIGINT NOT NULL, tokens BIGINT NOT NULL,"
         " ceiling_nusd BIGINT NOT NULL, ceiling_tokens BIGINT NOT NULL)",
+    ),
+    7: (
+        "CREATE TABLE notes (kind TEXT NOT NULL, name TEXT NOT NULL, said TEXT NOT NULL,"
+        " PRIMARY KEY (kind, name))",
     ),
 }
 

@@ -223,3 +223,11 @@ CREATE TABLE prices (
   model TEXT PRIMARY KEY,
   price TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- What others of the package keep here, such as a gateway's tokens.
+CREATE TABLE notes (
+  kind TEXT NOT NULL,
+  name TEXT NOT NULL,
+  said TEXT NOT NULL,
+  PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;

@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar, get_args
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
+from scheduler.guards.texts import check_name
 from scheduler.limits import Gates, GateStatus
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
@@ -210,6 +211,17 @@ class SqlStore(Store):
     async def set_price(self, model: str, price: str | None) -> None:
         """See `Store.set_price`."""
         await self._write(notes.set_price, model, price)
+
+    # What others of this package keep
+
+    async def notes(self, kind: str) -> dict[str, str]:
+        """See `Noting.notes`."""
+        return await self._read(notes.notes, kind)
+
+    async def note(self, kind: str, name: str, text: str | None, *, only_new: bool = False) -> bool:
+        """See `Noting.note`."""
+        check_name("name", name)
+        return await self._write(notes.note, kind, name, text, only_new)
 
     # Looking
 

@@ -131,6 +131,10 @@ STEPS: dict[int, tuple[str, ...]] = {
         " nusd INTEGER NOT NULL, tokens INTEGER NOT NULL, ceiling_nusd INTEGER NOT NULL,"
         " ceiling_tokens INTEGER NOT NULL) STRICT",
     ),
+    6: (
+        "CREATE TABLE notes (kind TEXT NOT NULL, name TEXT NOT NULL, said TEXT NOT NULL,"
+        " PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID",
+    ),
 }
 """From a version to the statements that lead to the next one."""
 
