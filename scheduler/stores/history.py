@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from scheduler.stats import Past, Standing, UnknownSum
+from scheduler.stores.course import CourseRow, TookRow
 
 
 class History:
@@ -26,4 +29,21 @@ class History:
 
     async def live_by_job(self) -> dict[str, int]:
         """How many requests wait or run, by job; jobs without any are left out."""
+        raise NotImplementedError
+
+    async def course(self, budgets: Collection[int], since_ms: int) -> list[CourseRow]:
+        """What was posted on these budgets, by the quarter of an hour in which attempts began.
+
+        Args:
+            budgets: Their ids.
+            since_ms: From the quarter of that instant on.
+        """
+        raise NotImplementedError
+
+    async def took(self, since_ms: int) -> list[TookRow]:
+        """How long answered attempts took, by model and the quarter of an hour in which they ended.
+
+        Args:
+            since_ms: From the quarter of that instant on.
+        """
         raise NotImplementedError

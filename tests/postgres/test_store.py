@@ -142,7 +142,7 @@ async def test_a_newer_schema_is_refused(opened, url):
 
 # As a store of version 5 had it.
 _FIVE = """
-DROP TABLE notes;
+DROP TABLE notes, took;
 DROP TABLE lengths;
 ALTER TABLE accounts DROP COLUMN risk;
 DROP INDEX requests_queued, reservations_made;

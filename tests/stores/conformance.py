@@ -26,6 +26,7 @@ from scheduler.stores.base import (
     Turn,
     TurnResult,
 )
+from scheduler.stores.course import QUARTER_MS, bucket_of
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 DAY_MS = 86_400_000
@@ -847,6 +848,43 @@ class Conformance:
 
         assert await bench.store.standing(bench.now_ms) == []
         assert await bench.store.live_by_job() == {}
+
+    async def test_how_spending_went_is_told_by_quarters_of_an_hour(self, bench):
+        await bench.define(Budget("other", "$1"))
+        team, other = bench.ids["team"], bench.ids["other"]
+        result = await bench.submit(new([team], 30), new([team, other], 30), new([team], 30))
+        one, two, three = result.claimed
+        await bench.settle(post(one, 20), end(three, Outcome.SUSPEND, FAILED))
+        bench.now_ms += QUARTER_MS
+        later = (await bench.submit(new([team], 9))).claimed[0]
+        await bench.settle(post(two, 25), post(later, 4))  # in the quarter in which it began
+        await bench.store.resolve([replace(post(three, 7), is_assumed=True)], bench.now_ms)
+
+        found = await bench.store.course([team, other], T0)
+
+        quarter_ms = T0 - T0 % QUARTER_MS
+        assert [(row.budget_id, row.quarter_ms, row.nusd, row.requests) for row in found] == [
+            (team, quarter_ms, 52, 3), (team, quarter_ms + QUARTER_MS, 4, 1), (other, quarter_ms, 25, 1),
+        ]  # fmt: skip
+        assert await bench.store.course([other], T0 + QUARTER_MS) == []
+        assert await bench.store.course([], T0) == []
+
+    async def test_how_long_answered_attempts_took_is_counted_once(self, bench):
+        ids = [bench.ids["team"]]
+        result = await bench.submit(new(ids, 30), new(ids, 30), new(ids, 30))
+        one, two, three = result.claimed
+        bench.now_ms += 1_000
+        await bench.settle(post(one, 20))
+        bench.now_ms += 20
+        await bench.settle(post(two, 5), end(three, Outcome.SUSPEND, FAILED))
+        await bench.settle(post(two, 5))  # said twice
+        await bench.settle(post(three, 9))  # its outcome was unknown, and so is how long it took
+
+        (row,) = await bench.store.took(T0)
+
+        quarter_ms = bench.now_ms - bench.now_ms % QUARTER_MS
+        assert row == (quarter_ms, "m", bucket_of(1_000), 2, 25, 60)
+        assert await bench.store.took(T0 + 2 * QUARTER_MS) == []
 
     async def test_what_nobody_knows_is_summed(self, bench):
         assert await bench.store.unknown_sum() == (0, 0, 0)

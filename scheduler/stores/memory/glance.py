@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from scheduler.ledger.account import ReservationState
 from scheduler.stats import Standing, UnknownSum
 from scheduler.stores.base import Store
+from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.lanes import Lanes
+from scheduler.stores.memory.journal import Journal
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.views import Stood
@@ -18,6 +20,7 @@ class Glance(Store):
 
     _rows: dict[int, Row]
     _pages: Pages
+    _journal: Journal
     _lanes: Lanes
     _queues: Mapping[int, Sequence[tuple[int, int]]]
     _delayed: Sequence[tuple[int, int, int]]
@@ -64,3 +67,11 @@ class Glance(Store):
     async def live_by_job(self) -> dict[str, int]:
         """See `Store.live_by_job`."""
         return await self._pages.live_by_job()
+
+    async def course(self, budgets: Collection[int], since_ms: int) -> list[CourseRow]:
+        """See `Store.course`."""
+        return self._journal.course(budgets, since_ms, self._holds.values())
+
+    async def took(self, since_ms: int) -> list[TookRow]:
+        """See `Store.took`."""
+        return self._journal.took(since_ms)

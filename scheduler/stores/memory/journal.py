@@ -7,13 +7,14 @@ grows with the number of minutes and models, not with the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from scheduler.foresight import Amounts
 from scheduler.ledger.account import Account, Needs, ReservationState, Tally, cost_in
 from scheduler.stats import SpendRow
+from scheduler.stores.course import QUARTER_MS, CourseRow, TookRow, bucket_of
 
 _MINUTE_MS = 60_000
 
@@ -55,6 +56,7 @@ class Journal:
         self._last: tuple[tuple[object, ...], _Sum] = ((), _Sum())  # most come in runs
         self.count = 0  # settled reservations, voided ones too
         self.overruns = 0
+        self._took: dict[tuple[int, str, int], list[int]] = {}  # by quarter, model and bucket
 
     def add(self, hold: Hold, accounts: Sequence[Account]) -> None:
         """Fold in a reservation that was posted or voided."""
@@ -72,6 +74,46 @@ class Journal:
         total.attempts += 1
         total.nusd += hold.nusd
         total.tokens += hold.tokens
+
+    def answered(self, hold: Hold, old: ReservationState, now_ms: int) -> None:
+        """Note how long an attempt took, if it was posted by its own answer just now."""
+        if old is not ReservationState.PENDING or hold.state is not ReservationState.POSTED:
+            return
+        bucket = bucket_of(now_ms - hold.made_at_ms)
+        key = now_ms - now_ms % QUARTER_MS, hold.model, bucket
+        sums = self._took.setdefault(key, [0, 0, 0])
+        sums[0] += 1
+        sums[1] += hold.nusd
+        sums[2] += hold.needs[0]
+
+    def took(self, since_ms: int) -> list[TookRow]:
+        """Rows of `Store.took`."""
+        rows = sorted(self._took.items())
+        return [TookRow(*key, *sums) for key, sums in rows if key[0] + QUARTER_MS > since_ms]
+
+    def course(
+        self, budgets: Collection[int], since_ms: int, holds: Iterable[Hold]
+    ) -> list[CourseRow]:
+        """Rows of `Store.course`."""
+        sums: dict[tuple[int, int], list[int]] = {}
+        posted = [
+            (key.budgets, key.minute_ms, (total.nusd, total.tokens, total.attempts))
+            for key, total in self._sums.items()
+        ]
+        posted += [
+            (hold.budgets, hold.made_at_ms, (hold.nusd, hold.tokens, 1))
+            for hold in holds
+            if hold.state is ReservationState.POSTED
+        ]
+        for drawn, at_ms, amounts in posted:
+            quarter_ms = at_ms - at_ms % QUARTER_MS
+            if quarter_ms + QUARTER_MS <= since_ms:
+                continue
+            for budget_id in set(drawn).intersection(budgets):
+                row = sums.setdefault((budget_id, quarter_ms), [0, 0, 0])
+                for at, amount in enumerate(amounts):
+                    row[at] += amount
+        return [CourseRow(*key, *row) for key, row in sorted(sums.items())]
 
     def forget_run(self) -> None:
         """Accounts were defined anew: sums of the next hold are found afresh."""

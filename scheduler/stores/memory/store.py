@@ -202,6 +202,7 @@ class MemoryStore(Notes, Glance):
         hold.provider_id = words(settlement.provider_id) or hold.provider_id
         hold.why = words(settlement.why) or hold.why
         self._unknown.pop(hold.id, None)
+        self._journal.answered(hold, old, now_ms)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
         for account in self._accounts_of(hold.budgets):

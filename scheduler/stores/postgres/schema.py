@@ -60,6 +60,9 @@ STEPS: dict[int, tuple[str, ...]] = {
     7: (
         "CREATE TABLE notes (kind TEXT NOT NULL, name TEXT NOT NULL, said TEXT NOT NULL,"
         " PRIMARY KEY (kind, name))",
+        "CREATE TABLE took (quarter_ms BIGINT NOT NULL, model TEXT NOT NULL,"
+        " bucket BIGINT NOT NULL, calls BIGINT NOT NULL, nusd BIGINT NOT NULL,"
+        " ceiling_nusd BIGINT NOT NULL, PRIMARY KEY (quarter_ms, model, bucket))",
     ),
 }
 

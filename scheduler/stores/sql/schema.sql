@@ -182,6 +182,17 @@ CREATE TABLE spent_of_budgets (
   PRIMARY KEY (budget_id, quarter_ms)
 ) STRICT, WITHOUT ROWID;
 
+-- How long answered attempts took, by the quarter of an hour in which they ended.
+CREATE TABLE took (
+  quarter_ms   INTEGER NOT NULL,
+  model        TEXT    NOT NULL,
+  bucket       INTEGER NOT NULL,  -- of how long: four to each doubling
+  calls        INTEGER NOT NULL,
+  nusd         INTEGER NOT NULL,
+  ceiling_nusd INTEGER NOT NULL,
+  PRIMARY KEY (quarter_ms, model, bucket)
+) STRICT, WITHOUT ROWID;
+
 -- How long calls took and what they cost, of budgets that take a risk; older rows are dropped.
 CREATE TABLE lengths (
   id             INTEGER PRIMARY KEY,

@@ -152,6 +152,8 @@ def _move(
     hold.state, hold.is_assumed = new, each.is_assumed
     hold.cost = (each.nusd, each.tokens) if is_posted else (0, 0)
     sheet.spent.settled(hold, assumed if was_posted else None, hold.cost if is_posted else None)
+    if is_posted and old is ReservationState.PENDING:
+        sheet.spent.answered(hold, now_ms, each.nusd)
     is_foreseen = False
     for account in sheet.accounts_of(hold.budgets):
         is_foreseen |= account.pool is not None

@@ -9,18 +9,18 @@ the window lies in it, is read from the reservations of that quarter alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from scheduler.budget import Unit
 from scheduler.ledger.account import Account, Needs, Tally, cost_in
 from scheduler.stats import Discrepancy
+from scheduler.stores.course import QUARTER_MS, CourseRow, TookRow, bucket_of
 from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert
 
 MINUTE_MS = 60_000
-QUARTER_MS = 15 * MINUTE_MS
 Cost = tuple[int, int]  # nano-dollars, tokens
 
 _QUARTERS = (
@@ -67,6 +67,12 @@ _ADD_ON = Insert(
     "ON CONFLICT (budget_id, quarter_ms) DO UPDATE SET "
     + _added("spent_of_budgets", list(_SUMS | _OVER)),
 )
+_TOOK = {"calls": INT, "nusd": INT, "ceiling_nusd": INT}
+_ADD_TOOK = Insert(
+    "took",
+    {"quarter_ms": INT, "model": TEXT, "bucket": INT} | _TOOK,
+    f"ON CONFLICT (quarter_ms, model, bucket) DO UPDATE SET {_added('took', list(_TOOK))}",
+)
 
 
 class Hold(Protocol):
@@ -85,6 +91,7 @@ class Spent:
     def __init__(self) -> None:
         self._by_model: dict[tuple[int, int, str], list[int]] = {}
         self._by_budget: dict[tuple[int, int], list[int]] = {}
+        self._took: dict[tuple[int, str, int], list[int]] = {}
 
     def settled(self, hold: Hold, before: Cost | None, now: Cost | None) -> None:
         """A reservation that had posted that much posts this much from now on; None: nothing."""
@@ -98,17 +105,24 @@ class Spent:
         for budget_id in hold.budgets:
             _add(self._by_budget.setdefault((budget_id, quarter_ms), [0, 0, 0, 0, 0]), change)
 
+    def answered(self, hold: Hold, now_ms: int, nusd: int) -> None:
+        """An attempt was posted by its own answer."""
+        key = now_ms - now_ms % QUARTER_MS, hold.model, bucket_of(now_ms - hold.made_at_ms)
+        _add(self._took.setdefault(key, [0, 0, 0]), (1, nusd, hold.needs[0]))
+
     def write(self, db: Connection) -> None:
         """Write them."""
         # In the order of their keys, as all do who share the store: none waits in a circle.
         db.write_many(_ADD, [(*key, *sums) for key, sums in sorted(self._by_model.items())])
         db.write_many(_ADD_ON, [(*key, *sums) for key, sums in sorted(self._by_budget.items())])
+        db.write_many(_ADD_TOOK, [(*key, *sums) for key, sums in sorted(self._took.items())])
         self.clear()
 
     def clear(self) -> None:
         """Begin anew."""
         self._by_model.clear()
         self._by_budget.clear()
+        self._took.clear()
 
 
 def _costs(needs: Needs, cost: Cost) -> tuple[int, int, int, int, int]:
@@ -242,6 +256,27 @@ def _spans(quarters: Iterable[int]) -> Iterator[tuple[int, int]]:
         to_ms = quarter_ms + QUARTER_MS
     if from_ms is not None and to_ms is not None:
         yield from_ms, to_ms
+
+
+# How it went
+
+
+def course(db: Connection, budgets: Collection[int], since_ms: int) -> list[CourseRow]:
+    """`Store.course`."""
+    return [CourseRow(*row) for row in db.read(
+        "SELECT budget_id, quarter_ms, nusd, tokens, attempts FROM spent_of_budgets"
+        f" WHERE budget_id {db.dialect.among} AND quarter_ms > ? ORDER BY budget_id, quarter_ms",
+        db.dialect.a_list(budgets), since_ms - QUARTER_MS,
+    )]  # fmt: skip
+
+
+def took(db: Connection, since_ms: int) -> list[TookRow]:
+    """`Store.took`."""
+    return [TookRow(*row) for row in db.read(
+        "SELECT quarter_ms, model, bucket, calls, nusd, ceiling_nusd FROM took"
+        " WHERE quarter_ms > ? ORDER BY quarter_ms, model, bucket",
+        since_ms - QUARTER_MS,
+    )]  # fmt: skip
 
 
 # What was spent

@@ -44,8 +44,9 @@ from scheduler.stores.base import (
     TurnResult,
     Unknown,
 )
+from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes, fleet, gates, listing, notes, views
+from scheduler.stores.sql import changes, fleet, gates, listing, notes, spent, views
 from scheduler.stores.sql import prune as pruning
 from scheduler.stores.sql import standing as stands
 from scheduler.stores.sql.codec import encode_request
@@ -252,6 +253,14 @@ class SqlStore(Store):
     async def live_by_job(self) -> dict[str, int]:
         """See `Store.live_by_job`."""
         return await self._read(stands.live_by_job)
+
+    async def course(self, budgets: Collection[int], since_ms: int) -> list[CourseRow]:
+        """See `Store.course`."""
+        return await self._read(spent.course, budgets, since_ms)
+
+    async def took(self, since_ms: int) -> list[TookRow]:
+        """See `Store.took`."""
+        return await self._read(spent.took, since_ms)
 
     async def audit(self, now_ms: int) -> Audit:
         """See `Store.audit`."""

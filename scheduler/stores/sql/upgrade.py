@@ -134,6 +134,10 @@ STEPS: dict[int, tuple[str, ...]] = {
     6: (
         "CREATE TABLE notes (kind TEXT NOT NULL, name TEXT NOT NULL, said TEXT NOT NULL,"
         " PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID",
+        "CREATE TABLE took (quarter_ms INTEGER NOT NULL, model TEXT NOT NULL,"
+        " bucket INTEGER NOT NULL, calls INTEGER NOT NULL, nusd INTEGER NOT NULL,"
+        " ceiling_nusd INTEGER NOT NULL, PRIMARY KEY (quarter_ms, model, bucket))"
+        " STRICT, WITHOUT ROWID",
     ),
 }
 """From a version to the statements that lead to the next one."""
