@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from scheduler.stats import Past, Standing, UnknownSum
 from scheduler.stores.course import CourseRow, TookRow
+
+
+class AttemptRow(NamedTuple):
+    """One try at sending a request, with its money.
+
+    Attributes:
+        state: Of its reservation: ``pending``, ``posted``, ``voided`` or ``suspense``.
+        settled_at_ms: When that was last said; None: it has not been.
+        nusd: What it cost, once it is posted.
+        is_assumed: Somebody else than the call itself said so.
+        why: What is known of an outcome that is, or was, unknown.
+    """
+
+    id: int
+    state: str
+    made_at_ms: int
+    settled_at_ms: int | None
+    ceiling_nusd: int
+    nusd: int
+    tokens: int
+    is_assumed: bool
+    why: str | None
 
 
 class History:
@@ -46,4 +69,8 @@ class History:
         Args:
             since_ms: From the quarter of that instant on.
         """
+        raise NotImplementedError
+
+    async def attempts(self, request_id: int) -> list[AttemptRow]:
+        """All tries at sending a request, in order; a store in memory keeps those that are open."""
         raise NotImplementedError

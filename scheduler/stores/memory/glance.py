@@ -8,6 +8,7 @@ from scheduler.ledger.account import ReservationState
 from scheduler.stats import Standing, UnknownSum
 from scheduler.stores.base import Store
 from scheduler.stores.course import CourseRow, TookRow
+from scheduler.stores.history import AttemptRow
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.journal import Journal
 from scheduler.stores.memory.pages import Pages
@@ -75,3 +76,14 @@ class Glance(Store):
     async def took(self, since_ms: int) -> list[TookRow]:
         """See `Store.took`."""
         return self._journal.took(since_ms)
+
+    async def attempts(self, request_id: int) -> list[AttemptRow]:
+        """See `Store.attempts`."""
+        held = (hold for hold in self._holds.values() if hold.request_id == request_id)
+        return [
+            AttemptRow(
+                hold.id, hold.state.value, hold.made_at_ms, hold.settled_at_ms or None, hold.needs[0],
+                hold.nusd, hold.tokens, hold.is_assumed, hold.why,
+            )
+            for hold in sorted(held, key=lambda hold: hold.id)
+        ]  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.request import RequestState
 from scheduler.stats import QueueRow
+from scheduler.stores.history import AttemptRow
 from scheduler.stores.sql.codec import decode_request, decode_shortfall
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT
@@ -175,3 +176,12 @@ def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
         error=None if error is None else json.loads(str(error)),
         service=str(service),
     )  # fmt: skip
+
+
+def attempts(db: Connection, request_id: int) -> list[AttemptRow]:
+    """`Store.attempts`."""
+    return [AttemptRow(*row[:7], bool(row[7]), row[8]) for row in db.read(
+        "SELECT id, state, made_at_ms, settled_at_ms, ceiling_nusd, nusd, tokens, is_assumed, why"
+        " FROM reservations WHERE request_id = ? ORDER BY id",
+        request_id,
+    )]  # fmt: skip

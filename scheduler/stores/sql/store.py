@@ -45,6 +45,7 @@ from scheduler.stores.base import (
     Unknown,
 )
 from scheduler.stores.course import CourseRow, TookRow
+from scheduler.stores.history import AttemptRow
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import changes, fleet, gates, listing, notes, spent, views
 from scheduler.stores.sql import prune as pruning
@@ -261,6 +262,10 @@ class SqlStore(Store):
     async def took(self, since_ms: int) -> list[TookRow]:
         """See `Store.took`."""
         return await self._read(spent.took, since_ms)
+
+    async def attempts(self, request_id: int) -> list[AttemptRow]:
+        """See `Store.attempts`."""
+        return await self._read(listing.attempts, request_id)
 
     async def audit(self, now_ms: int) -> Audit:
         """See `Store.audit`."""
