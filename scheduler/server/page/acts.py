@@ -41,7 +41,8 @@ async def note(store: Store, act: Act) -> None:
     found = sorted(await store.notes(KIND))
     for name in found[: max(0, len(found) - KEPT + 1)]:
         await store.note(KIND, name, None)
-    number = 0
+    last = found[-1] if found else ""
+    number = int(last[-4:]) + 1 if last.startswith(f"{act.at_ms:014}") else 0
     while not await store.note(
         KIND, f"{act.at_ms:014}-{number:04}", json.dumps(act), only_new=True
     ):

@@ -153,4 +153,7 @@ async def _body(request: Request) -> Any:
         body += part
         if len(body) > MOST_BYTES:
             raise ConfigError("change", "is larger than any change; nothing was changed")
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ConfigError("change", "is nested too deeply; nothing was changed") from None

@@ -1,0 +1,39 @@
+"""A headless Chromium for tests: one that is on the machine, or one that Playwright fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+NEEDED = "SCHEDULER_TESTS_NEED_BROWSER"  # set: without a browser its tests fail, rather than being skipped
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_OPTIONS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+@contextmanager
+def chromium():
+    """A browser; the test is skipped with the reason where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    with sync_api.sync_playwright() as play:
+        try:
+            browser = play.chromium.launch(executable_path=path, args=list(_OPTIONS))
+        except sync_api.Error as exc:
+            problem = str(exc).strip().splitlines()[0]
+            reason = (
+                f"no Chromium can be started ({problem}): install one from your distribution (apt install "
+                "chromium), or by 'playwright install chromium'"
+            )
+            if os.environ.get(NEEDED):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        try:
+            yield browser
+        finally:
+            browser.close()

@@ -1,0 +1,230 @@
+"""The page as somebody sees it: a real browser, a real batch, a real provider on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from scheduler.providers.simulated.server import running_server
+from tests.server.browser import chromium
+
+ROWS = 24
+MOST_MS = 60_000
+
+
+@contextmanager
+def running(*words, cwd, **env):
+    """A command in a process of its own, told to stop in the end."""
+    words = [sys.executable, "-m", "scheduler", *words]
+    process = subprocess.Popen(
+        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OPENAI_API_KEY": "k", **env},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def dashboard(cwd, *options):
+    """A page of the store there; gives the link."""
+    with running("dashboard", "--store", "./s.db", "--json", *options, cwd=cwd) as process:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield json.loads(line)["link"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def tab(browser):
+    """A tab that notes what goes wrong in it, and what it asks of other places."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(MOST_MS)
+    page.wrong, page.asked = [], []
+    page.on("console", lambda m: page.wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    context.close()
+
+
+def make_batch(folder, name="row-{}"):
+    lines = [
+        {"custom_id": name.format(n), "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": "sim-small", "max_tokens": 100, "messages": [{"role": "user", "content": "Hi"}]}}
+        for n in range(ROWS)
+    ]  # fmt: skip
+    (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def run_of(folder, url, budget):
+    return running(
+        "run", "in.jsonl", "-o", "out.jsonl", "--store", "./s.db", "--budget", budget, "--base-url",
+        f"{url}/v1" if not url.endswith("/v1") else url, "--price", "sim-small=1/2", "--progress", "none",
+        cwd=folder,
+    )  # fmt: skip
+
+
+def wait_for(tab, count, word):
+    tab.wait_for_function(
+        "([count, word]) => [...document.querySelectorAll('#counts li')]"
+        ".some((each) => each.innerText.trim() === `${count} ${word}`)",
+        arg=[count, word],
+    )
+
+
+def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_path):
+    make_batch(tmp_path, "<b>row-{}</b>")
+    with running_server() as url, run_of(tmp_path, url, "$0.0005/day") as run:
+        while not (tmp_path / "s.db").exists():
+            assert run.poll() is None, run.stderr.read()
+        with dashboard(tmp_path, "--allow-changes") as link:
+            tab.goto(link)
+            tab.wait_for_selector("#live.is-live")
+            tab.wait_for_function(
+                "document.querySelector('#standing')?.innerText.includes('parked')"
+            )
+            tab.wait_for_function(
+                "document.querySelector('#standing')?.innerText.includes('missing of')"
+            )
+            tab.wait_for_function("document.title.includes('parked')")
+            assert "token" not in tab.url
+            assert tab.get_by_role("img", name="of $0.0005").count() == 1
+            # A name is text, whatever is in it.
+            tab.get_by_role("button", name="<b>row-", exact=False).first.click()
+            assert tab.locator("#life-title").inner_text().startswith("Request <b>row-")
+            tab.keyboard.press("Escape")
+
+            tab.get_by_role("button", name="Change the limit of default").first.click()
+            tab.get_by_label("New limit").fill("a lot")
+            tab.get_by_role("button", name="Set the limit").click()
+            tab.wait_for_selector("#ask-trouble:not([hidden])")
+            tab.get_by_label("New limit").fill("$1/day")
+            tab.keyboard.press("Enter")
+
+            wait_for(tab, ROWS, "done")
+            assert run.wait(60) == 0
+            assert "$0.0005/day" in tab.locator("#acts").inner_text()
+            assert tab.locator("#ask").is_hidden()
+            assert tab.wrong == [
+                "Failed to load resource: the server responded with a status of 400 (Bad Request)"
+            ]
+            own = link.partition("?")[0]
+            assert all(each.startswith(own) for each in tab.asked)
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(results) == ROWS
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+    """A page of a store with something of everything."""
+    folder = tmp_path_factory.mktemp("page")
+    make_batch(folder)
+    with running_server("--fail", "reset=0.2") as url, run_of(folder, url, "$0.0005/day") as run:
+        while not (folder / "s.db").exists():
+            assert run.poll() is None, run.stderr.read()
+        with dashboard(folder) as link, dashboard(folder, "--allow-changes") as other:
+            yield link, other
+
+
+@pytest.mark.parametrize("colors", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_can_be_used_by_all_and_fits_the_screen(tab, looked_at, colors, width, browser):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    link = use(looked_at, 1)
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(color_scheme=colors, reduced_motion="reduce")
+    tab.context.add_cookies(link)
+    tab.goto(link[0]["url"])
+    tab.wait_for_selector("#live.is-live")
+    tab.wait_for_selector("#requests table")
+    tab.wait_for_selector("#burn-chart svg")
+
+    found = axe.run(tab).response["violations"]
+    assert [(each["impact"], each["id"], each["nodes"][0]["html"]) for each in found] == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.get_by_role("button", name="Change the limit of default").first.click()
+    found = axe.run(tab).response["violations"]
+    assert [(each["impact"], each["id"], each["nodes"][0]["html"]) for each in found] == []
+    assert tab.wrong == []
+
+
+_cookies = {}
+
+
+def use(links, which):
+    """The cookies of whoever used a link; it is good for one browser."""
+    import httpx
+
+    link = links[which]
+    if link not in _cookies:
+        answer = httpx.get(link)
+        name, _, rest = answer.headers["set-cookie"].partition("=")
+        _cookies[link] = [
+            {"name": name, "value": rest.partition(";")[0], "url": link.partition("?")[0]}
+        ]
+    return _cookies[link]
+
+
+def test_a_page_that_only_shows_has_nothing_to_click_that_changes(tab, looked_at):
+    cookies = use(looked_at, 0)
+    tab.context.add_cookies(cookies)
+    tab.goto(cookies[0]["url"])
+    tab.wait_for_selector("#budgets table")
+
+    assert "read-only" in tab.locator("#store").inner_text()
+    for words in ("Change the limit", "Pause", "Resolve"):
+        assert tab.get_by_role("button", name=words).count() == 0
+
+
+def test_it_is_used_by_keyboard_alone(tab, looked_at):
+    cookies = use(looked_at, 1)
+    tab.context.add_cookies(cookies)
+    tab.goto(cookies[0]["url"])
+    tab.wait_for_selector("#budget-actions button")
+    reached = set()
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        reached.add(
+            tab.evaluate("document.activeElement.id || document.activeElement.dataset.act || ''")
+        )
+        if "state-choice" in reached:
+            break
+
+    assert {"budget-choice", "state-choice"} <= reached
+    assert any(each.startswith("toplimit") for each in reached)
+    tab.locator("[data-act^=toplimit]").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#ask").is_visible()
+    assert tab.evaluate("document.activeElement.id") == "ask-input"
+    tab.keyboard.press("Escape")
+    assert tab.locator("#ask").is_hidden()
+
+
+def test_a_server_that_ends_is_told_and_looked_for_again(tab, tmp_path):
+    make_batch(tmp_path)
+    words = ("budget", "set", "team", "$1/day", "--create", "--store", "./s.db")
+    with running(*words, cwd=tmp_path) as made:
+        assert made.wait(20) == 0
+    with dashboard(tmp_path) as link:
+        tab.goto(link)
+        tab.wait_for_selector("#live.is-live")
+    tab.wait_for_selector("#live.is-lost")
+    assert "trying again" in tab.locator("#live-text").inner_text()
