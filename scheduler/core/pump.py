@@ -136,7 +136,7 @@ class Pump:
             future = RequestFuture(new.request, new.lane, self, self._loop)
         else:
             future = self._nesting.begin(new, caller, self)
-        future.context = copy_context()
+        future.context, future.ceiling_nusd = copy_context(), new.ceiling_nusd
         if new.expires_at_ms is not None:
             future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)
