@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,37 +163,32 @@ async def _serve(
     from scheduler.scheduler import Scheduler
     from scheduler.server.life import open_gateway
 
-    stop = asyncio.Event()
-    async with (
-        Scheduler(**settings, budgets=budgets) as s,
-        open_gateway(s, settings["providers"], life) as opened,
-    ):
-        signals = 0
+    stop, gateway = asyncio.Event(), None
 
-        def told(number: int) -> None:
-            nonlocal signals, grace_s
-            signals += 1
-            stop.set()
-            if signals > 1:
-                grace_s = 0.0
-                for each in list(opened.gateway.exchanges):
-                    each.cut_short()
+    def told(number: int) -> None:
+        if stop.is_set() and gateway is not None:
+            for each in list(gateway.exchanges):  # told again
+                each.cut_short()
+        stop.set()
 
-        with signals_to(told):
+    with signals_to(told):  # until the very end: one that comes late ends nothing half-way
+        async with (
+            Scheduler(**settings, budgets=budgets) as s,
+            open_gateway(s, settings["providers"], life) as opened,
+        ):
+            gateway = opened.gateway
             _tell(opened, as_json)
             while not stop.is_set():
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await stop.wait()
-                except TimeoutError:
-                    s.check()
-            calls = len(opened.gateway.exchanges)
+                s.check()
+            calls = len(gateway.exchanges)
             if calls:
                 say(f"stopping: {plural(calls, 'call')} under way; again to cut them short")
-            await opened.gateway.drain(grace_s)
+            await gateway.drain(grace_s)
     from scheduler.money import format_usd
 
-    gateway = opened.gateway
     say(f"answered {plural(gateway.succeeded, 'call')}, {format_usd(gateway.cost_nusd)} spent")
 
 

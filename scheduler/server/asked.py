@@ -86,4 +86,6 @@ def _wait(text: str | None) -> tuple[int | None, bool]:
         return None, False
     if text.strip().lower() == FOREVER:
         return None, True
+    if text.strip() == "0":
+        return 0, False
     return parse_duration_ms(text.strip(), "X-Scheduler-Wait"), False

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scheduler.providers.base import Provider
     from scheduler.server.gateway import Gateway
 
-_SAFE = re.compile(r"/(v1|v1beta)/(models|messages)(/[\w.\-:@]+)*", re.ASCII)
+_SAFE = re.compile(r"/(v1|v1beta)/(models|messages)(/[\w\-:@][\w.\-:@]*)*", re.ASCII)
 
 
 async def pass_on(
