@@ -37,7 +37,9 @@ def make(url: str) -> Starlette:
 def main() -> None:
     at = socket.socket()
     at.bind(("127.0.0.1", 0))
-    print(json.dumps({"url": f"http://127.0.0.1:{at.getsockname()[1]}/v1", "token": ""}), flush=True)
+    print(
+        json.dumps({"url": f"http://127.0.0.1:{at.getsockname()[1]}/v1", "token": ""}), flush=True
+    )
     config = uvicorn.Config(
         make(sys.argv[1]), loop="uvloop", http="httptools", log_level="error", access_log=False,
         lifespan="off",

@@ -162,6 +162,7 @@ async def _serve(
     from scheduler.guards.signals import signals_to
     from scheduler.scheduler import Scheduler
     from scheduler.server.life import open_gateway
+    from scheduler.server.listen import settle_down
 
     stop, gateway = asyncio.Event(), None
 
@@ -177,6 +178,7 @@ async def _serve(
             open_gateway(s, settings["providers"], life) as opened,
         ):
             gateway = opened.gateway
+            settle_down()
             _tell(opened, as_json)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):

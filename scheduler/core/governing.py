@@ -116,6 +116,11 @@ class Governing:
         """
         return self._intake.led_to(model)
 
+    @property
+    def turns(self) -> int:
+        """How many transactions were made; no balance changes for this process in between."""
+        return self._open_pump().tally.turns
+
     def redefine(self, budget: Budget) -> None:
         """As `define`, for a scheduler that is not open yet."""
         self._wanted = [each for each in self._wanted if each.name != budget.name] + [budget]

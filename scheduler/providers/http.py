@@ -199,10 +199,13 @@ class HttpProvider(Provider):
         take: Take | None, head: Head | None,
     ) -> Reply:  # fmt: skip
         engine = self._engine or self._make_engine()
-        with self._noticing_panics():
+        try:
             if take is None:
                 return await engine.post(url, content, more, method)
             return await engine.stream(url, content, take, more, head)
+        except BaseException as exc:
+            self._notice_panic(exc)
+            raise
 
     def url_for(self, path: str, model: str) -> str:
         """The whole URL of an endpoint, which may have a query.
@@ -228,9 +231,12 @@ class HttpProvider(Provider):
         try:
             yield
         except BaseException as exc:
-            if is_panic(exc):
-                self._engine, self._has_panicked = None, True
+            self._notice_panic(exc)
             raise
+
+    def _notice_panic(self, exc: BaseException) -> None:
+        if is_panic(exc):
+            self._engine, self._has_panicked = None, True
 
     async def aclose(self) -> None:
         """Drop all connections, but leave a client that was handed in open."""

@@ -38,6 +38,9 @@ class Beats(NamedTuple):
     patience_s: float | None = None
 
 
+NO_BEATS = Beats(EVERY_S, EVERY_S)
+
+
 def beats_of(headers: Mapping[str, str]) -> Beats:
     """The rhythm for a client: a third of its own timeout, where it tells that.
 
@@ -52,7 +55,7 @@ def beats_of(headers: Mapping[str, str]) -> Beats:
         if 0 < patience_s < float("inf"):
             third_s = max(LEAST_S, patience_s / 3)
             return Beats(min(third_s, LATEST_FIRST_S), min(third_s, EVERY_S), patience_s)
-    return Beats(EVERY_S, EVERY_S)
+    return NO_BEATS
 
 
 def expected_ms(lack: Shortfall, now_ms: int) -> int | None:

@@ -43,7 +43,7 @@ from scheduler.providers.streaming import Transcript, read_whole, streamed_body
 from scheduler.request import Request, Response
 from scheduler.server import forwarded, inside
 from scheduler.server.asked import Asked
-from scheduler.server.beats import beats_of, expected_ms
+from scheduler.server.beats import NO_BEATS, beats_of, expected_ms
 from scheduler.server.line import Line
 from scheduler.server.refusals import NOT_AGAIN, Fields, Whole, as_event, refused
 from scheduler.shortfall import Shortfall
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 logger = logger_of("scheduler.server")
 
-PROMPT_S = 0.025  # what is answered within that time is not looked after
-LOOK_S = 0.05  # until it is known whether it has to wait
+LOOK_S = 0.025  # so often it is looked whether it has to wait, until that is known
+PROMPT_S = 0.25  # what is answered within that time is not looked after any further
 GRACE_S = 30.0  # so long a call may go on whose client has hung up
 GONE = "its client has hung up, so it is not sent again; nothing was sent this time"
 
@@ -84,7 +84,7 @@ class Exchange:
         self._future: RequestFuture | None = None
         self._is_stream = bool(call.body.get("stream"))
         self._began_s = self._loop.time()
-        self._beats = beats_of(line.headers)
+        self._beats = NO_BEATS  # looked for if it takes a while
         self._answer: Whole | None = None  # what came back last, as its provider gave it
         self._good: Whole | None = None  # one that is an answer
         self._refusal: SchedulerError | None = None  # why it is not held any longer
@@ -92,7 +92,7 @@ class Exchange:
         self._streams = False  # the provider's own events go out
         self._head: tuple[int, Mapping[str, str]] | None = None  # of a stream
         self._waiting: asyncio.Task[None] | None = None
-        self._next_beat_s = self._began_s + self._beats.first_s
+        self._next_beat_s = self._began_s
         self._was_admitted_s: float | None = None
         self.is_gone = False
 
@@ -110,14 +110,14 @@ class Exchange:
             return
         self._gateway.enter(self)
         future.add_done_callback(self._wake)
-        timer = self._loop.call_later(PROMPT_S, self._begin_waiting)
+        self._timer = self._loop.call_later(LOOK_S, self._glance)
         try:
             await self._woken
         except asyncio.CancelledError:
             future.cancel()
             raise
         finally:
-            timer.cancel()
+            self._timer.cancel()
             await self._end_waiting()
             self._gateway.leave(self)
         await self._finish(future)
@@ -135,6 +135,16 @@ class Exchange:
 
     # Waiting
 
+    def _glance(self) -> None:
+        """It is not answered at once: does it wait?"""
+        if self.look():
+            self._beats = beats_of(self._line.headers)
+            self._next_beat_s = self._began_s + self._beats.first_s
+            patience_s = min(PROMPT_S, self._beats.first_s / 2) - LOOK_S
+            self._timer = self._loop.call_later(max(0.0, patience_s), self._begin_waiting)
+        else:
+            self._timer = self._loop.call_later(LOOK_S, self._glance)
+
     def _begin_waiting(self) -> None:
         """It takes a while: notice if its client hangs up, and let it hear something."""
         self._waiting = self._loop.create_task(self._wait())
@@ -149,15 +159,11 @@ class Exchange:
             await waiting
 
     async def _wait(self) -> None:
-        look_s: float | None = self._loop.time()
         while True:
-            now_s = self._loop.time()
-            if look_s is not None and now_s >= look_s:
-                look_s = None if self.look() else now_s + LOOK_S
-            if now_s >= self._next_beat_s:
+            if self._loop.time() >= self._next_beat_s:
                 await self._beat()
             try:
-                async with asyncio.timeout_at(min(self._next_beat_s, look_s or self._next_beat_s)):
+                async with asyncio.timeout_at(self._next_beat_s):
                     message = await self._line.receive()
             except TimeoutError:
                 continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -63,6 +64,7 @@ def fields(own: Mapping[str, str]) -> Fields:
     ]  # fmt: skip
 
 
+@lru_cache(maxsize=1_000)
 def path_of(path: str) -> str:
     """A path without what names the provider.
 

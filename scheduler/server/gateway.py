@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from starlette.routing import BaseRoute, Route
@@ -87,6 +88,7 @@ class Gateway:
         self._is_empty = asyncio.Event()
         self.is_stopping = False
         self.succeeded = self.cost_nusd = self.parked_ms = 0
+        self._turns, self._left = -1, dict[tuple[int, ...], str | None]()
         self._chosen: dict[tuple[Dialect, str, str], str] = {}
         self._remembered: OrderedDict[bytes, tuple[float, Whole]] = OrderedDict()
         scheduler.on(events.Parked, self._parked)
@@ -118,7 +120,7 @@ class Gateway:
     async def serve(self, line: Line, *, is_free: bool) -> None:
         """Answer one call."""
         path = forwarded.path_of(line.scope["path"])
-        dialect = Dialect.of(path)
+        dialect = _dialect_of(path)
         if path.startswith(_LISTS) and "anthropic-version" in line.headers:
             dialect = Dialect.ANTHROPIC
         if path.startswith("/v1beta/"):
@@ -233,16 +235,22 @@ class Gateway:
 
     def left_usd(self, future: RequestFuture) -> str | None:
         """What is left of the tightest budget in dollars that a call draws on; None: of none."""
-        lane = future.lane
+        lane, turns = future.lane, self.scheduler.turns
         if lane is None:
             return None
+        if turns != self._turns:  # many calls end in one of them
+            self._turns, self._left = turns, {}
+        elif lane.budgets in self._left:
+            return self._left[lane.budgets]
         left = [
             cap.available
             for status in self.scheduler.store.balances(lane.budgets)
             for cap in status.caps
             if cap.cap.unit == "usd" and cap.available is not None
         ]
-        return decimal_usd(max(0, min(left))) if left else None
+        told = decimal_usd(max(0, min(left))) if left else None
+        self._left[lane.budgets] = told
+        return told
 
     def noted(self, response: Response) -> None:
         """One was answered."""
@@ -346,6 +354,11 @@ def _read(path: str, content: bytes) -> Call:
             "nothing was sent",
         )  # fmt: skip
     return call
+
+
+@lru_cache(maxsize=1_000)
+def _dialect_of(path: str) -> Dialect:
+    return Dialect.of(path)
 
 
 def _presented(line: Line) -> list[str]:

@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 from scheduler.server.refusals import Fields, Unserved, Whole
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-BODY_SILENCE_S = 30.0  # so long nothing of a body may come
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 _BEGUN_JSON: Fields = [(b"content-type", b"application/json")]
 _BEGUN_EVENTS: Fields = [EVENTS, (b"cache-control", b"no-cache")]
@@ -49,23 +48,15 @@ class Line:
         """All of the body.
 
         Raises:
-            Unserved: It is too long, or stops in the middle.
-            HungUp: Its client has.
+            Unserved: It is too long.
+            HungUp: Its client has, or said nothing for too long (see `listen`).
         """
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most_bytes:
             raise _too_long(most_bytes)
         pieces, size = list[bytes](), 0
         while True:
-            try:
-                async with asyncio.timeout(BODY_SILENCE_S):
-                    message = await self.receive()
-            except TimeoutError:
-                raise Unserved(
-                    408, "body_timeout",
-                    f"nothing of the body came for {BODY_SILENCE_S:g} s; nothing was sent",
-                    (b"connection", b"close"),
-                ) from None  # fmt: skip
+            message = await self.receive()
             if message["type"] != "http.request":
                 raise HungUp
             piece = message.get("body", b"")

@@ -27,6 +27,18 @@ def asking(gateway, body=ASKED, **headers):
     return line
 
 
+def heard(line):
+    """One whole answer."""
+    came = b""
+    while b"\r\n\r\n" not in came:
+        came += line.recv(65536)
+    head, _, rest = came.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(rest) < length:
+        rest += line.recv(65536)
+    return head + rest
+
+
 def running(gateway, count=1):
     wait_for(lambda: gateway.states().get("running") == count, f"{count} running")
 
@@ -100,12 +112,12 @@ def test_told_to_stop_it_finishes_what_runs_and_tells_the_others(start, slow):
     wait_for(lambda: made.states().get("parked") == 1, "one to be parked")
     made.process.send_signal(signal.SIGTERM)
 
-    refused = held.recv(65536)
+    refused = heard(held)
     late = asking(made)
-    assert late.recv(65536).startswith(b"HTTP/1.1 503")
+    assert heard(late).startswith(b"HTTP/1.1 503")
     assert refused.startswith(b"HTTP/1.1 503")
     assert b"stopping" in refused
-    assert under_way.recv(65536).startswith(b"HTTP/1.1 200")
+    assert heard(under_way).startswith(b"HTTP/1.1 200")
     said = made.end()
     assert made.process.returncode == 0
     assert "answered 1 call, $0.01 spent" in said
@@ -121,7 +133,7 @@ def test_told_twice_it_cuts_short_and_keeps_counting(start, slow):
     time.sleep(0.2)
     made.process.send_signal(signal.SIGTERM)
 
-    assert line.recv(65536).startswith(b"HTTP/1.1 503")
+    assert heard(line).startswith(b"HTTP/1.1 503")
     line.close()
     made.end()
     assert float(made.budget()["reserved_usd"]) == pytest.approx(0.1)
@@ -135,7 +147,7 @@ def test_two_gateways_share_the_budget_of_one_file(start, slow):
 
     found = one.budget()
     assert float(found["posted_usd"]) + float(found["reserved_usd"]) <= 0.25
-    assert [line.recv(65536)[:12] for line in lines] == [b"HTTP/1.1 200"] * 4
+    assert [heard(line)[:12] for line in lines] == [b"HTTP/1.1 200"] * 4
     wait_for(lambda: float(two.budget()["posted_usd"]) == pytest.approx(0.04), "four to be settled")
     two.cli("audit")
     for line in lines:
