@@ -7,6 +7,7 @@ import sys
 from benchmarks import (
     budgets,
     dispatch,
+    gateway,
     growing,
     http,
     lanes,
@@ -22,7 +23,7 @@ from benchmarks.postgres import brief as postgres
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
     "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
-    "growing": growing.run, "lanes": lanes.run, "shell": shell.run,
+    "gateway": gateway.run, "growing": growing.run, "lanes": lanes.run, "shell": shell.run,
     "postgres": postgres.run,
 }  # fmt: skip
 

@@ -271,6 +271,13 @@ def _make(name: str, kind: str, table: ProviderTable, known: Known, where: str) 
             name, api_key=key, base_url=base_url, headers=headers.as_given(),
             timeout=table.timeout, silence_timeout=silence,
         )  # fmt: skip
+    if kind == "google":
+        from scheduler.providers.google import Google
+
+        return Google(
+            name, api_key=key, base_url=base_url, headers=headers.as_given(),
+            timeout=table.timeout, silence_timeout=silence,
+        )  # fmt: skip
     from scheduler.providers.openai import OpenAI
 
     provider = OpenAI(

@@ -12,7 +12,10 @@ b'data: {"id": "1", "choices": [{"usage": null}]}'
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
+from scheduler.answer import Answer
+from scheduler.errors import CallFailed, words_of
 from scheduler.providers.sse import MAX_EVENT_BYTES
 from scheduler.providers.streaming import Transcript
 
@@ -138,6 +141,64 @@ class Cutter:
             self._shown += self._usage
         self._shown += self._later
         self._usage, self._later = [], []
+
+
+class Scribe:
+    """Takes down a stream while it passes, and says of its bytes what its reader is to see.
+
+    What cannot be read is passed on as it came: its reader finds out by themselves.
+
+    Args:
+        transcript: Takes down what it amounts to.
+        decode: Undoes a compression; what is cut is shown without it.
+        flush: Gives what that still has at the end.
+
+    Attributes:
+        cuts: Whether the usage was asked for in the reader's stead, and is cut out.
+    """
+
+    def __init__(
+        self, transcript: Transcript, decode: Callable[[bytes], bytes] | None = None,
+        flush: Callable[[], bytes] = bytes,
+    ) -> None:  # fmt: skip
+        self._transcript, self._decode, self._flush = transcript, decode, flush
+        self.cuts = transcript.assembly.hides_usage
+        self._cutter = Cutter(transcript) if self.cuts else None
+        self._problem: Exception | None = None  # why it is only passed on
+
+    def shown(self, chunk: bytes) -> bytes:
+        """Some bytes as their reader sees them."""
+        if self._cutter is not None:
+            return self._cut(chunk if self._decode is None else self._decode(chunk), self._cutter)
+        if self._problem is None:
+            try:
+                self._transcript.feed(chunk if self._decode is None else self._decode(chunk))
+            except Exception as exc:
+                self._problem = exc
+        return chunk
+
+    def _cut(self, chunk: bytes, cutter: Cutter) -> bytes:
+        if self._problem is not None:
+            return chunk
+        try:
+            return cutter.feed(chunk)
+        except Exception as exc:
+            self._problem = exc
+            return cutter.all_left()
+
+    def rest(self) -> bytes:
+        """What is left to show, now that there are no more."""
+        if self._cutter is None:
+            return b""
+        left = self._cut(self._flush(), self._cutter)
+        return left if self._problem is not None else left + self._cutter.close()
+
+    def answer(self, status: int, headers: Mapping[str, str]) -> Answer:
+        """What it amounts to, now that it has ended. Raises `CallFailed`."""
+        if self._problem is None:
+            return self._transcript.answer(status, headers)
+        problem = f"the stream could not be read: {words_of(self._problem)}"
+        return self._transcript.after(CallFailed(problem))
 
 
 def _is_of_event(line: bytes) -> bool:

@@ -266,12 +266,16 @@ class Refusal:
 
 _WILL_NOT_RUN = (BudgetExceeded, CostTooHigh, PriceUnknown, PromptTooLong)
 _ANTHROPIC_TYPES = {
-    400: "invalid_request_error", 402: "billing_error", 409: "invalid_request_error",
-    429: "rate_limit_error", 503: "api_error",
+    400: "invalid_request_error", 401: "authentication_error", 402: "billing_error",
+    403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
+    408: "invalid_request_error", 409: "invalid_request_error", 413: "request_too_large",
+    429: "rate_limit_error", 504: "timeout_error",
 }  # fmt: skip
 _GOOGLE_STATUSES = {
-    400: "INVALID_ARGUMENT", 402: "FAILED_PRECONDITION", 409: "ABORTED", 429: "RESOURCE_EXHAUSTED",
-    503: "UNAVAILABLE",
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 402: "FAILED_PRECONDITION",
+    403: "PERMISSION_DENIED", 404: "NOT_FOUND", 405: "INVALID_ARGUMENT", 408: "DEADLINE_EXCEEDED",
+    409: "ABORTED", 413: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 502: "UNAVAILABLE",
+    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
 }  # fmt: skip
 
 
@@ -281,21 +285,23 @@ def refusal(error: SchedulerError, dialect: Dialect, now_ms: int) -> Refusal:
     402: it will not run as it is. 429: it may, later. Neither is tried again by an SDK.
     """
     status, code, retry_after_s = http_status(error, now_ms)
-    message = str(error)
-    details = {"code": code, **_numbers(error)}
-    if dialect is Dialect.ANTHROPIC:
-        said: dict[str, Any] = {"type": _ANTHROPIC_TYPES[status], "message": message}
-        body = {"type": "error", "error": said, "scheduler": details}
-    elif dialect is Dialect.GOOGLE:
-        said = {"code": status, "message": message, "status": _GOOGLE_STATUSES[status]}
-        body = {"error": said, "scheduler": details}
-    else:
-        said = {"message": message, "type": code, "param": None, "code": code}
-        body = {"error": said, "scheduler": details}
+    body = refusal_body(dialect, status, code, str(error))
+    body["scheduler"] = {"code": code, **numbers_of(error)}
     headers = {"content-type": "application/json", "x-should-retry": "false"}
     if retry_after_s is not None:
         headers["retry-after"] = str(retry_after_s)
     return Refusal(status, headers, to_json(body))
+
+
+def refusal_body(dialect: Dialect, status: int, code: str, message: str) -> dict[str, Any]:
+    """An error as a provider would write it."""
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    if dialect is Dialect.GOOGLE:
+        kind = _GOOGLE_STATUSES.get(status, "INTERNAL")
+        return {"error": {"code": status, "message": message, "status": kind}}
+    return {"error": {"message": message, "type": code, "param": None, "code": code}}
 
 
 def http_status(error: SchedulerError, now_ms: int) -> tuple[int, str, int | None]:
@@ -323,7 +329,8 @@ def _seconds_until(instant_ms: int | None, now_ms: int) -> int | None:
     return None if instant_ms is None else max(1, math.ceil((instant_ms - now_ms) / 1000))
 
 
-def _numbers(error: SchedulerError) -> dict[str, Any]:
+def numbers_of(error: SchedulerError) -> dict[str, Any]:
+    """The budget that lacked something, and its amounts; empty for other refusals."""
     if not isinstance(error, BudgetExceeded):
         return {}
     names = ("limit", "posted", "reserved", "needed")

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
-from scheduler.adapters.cuts import Cutter
+from scheduler.adapters.cuts import Cutter, Scribe
 from scheduler.answer import Answer
 from scheduler.core.nested.pace import Pace
 from scheduler.errors import CallFailed, words_of
@@ -45,13 +45,10 @@ class Tee:
         self._visit, self._stream, self._request = visit, response.stream, response.request
         self._status, self._headers = response.status_code, response.headers
         self._response = ref(response)
-        self._problem: Exception | None = None  # why it is only passed on
         self.first: list[bytes] = []
         self._chunks: Any = None
-        self._cutter: Cutter | None = None
-        self._decode, self._flush = _decoder_of(visit.family, response)
-        if transcript.assembly.hides_usage:
-            self._cutter = Cutter(transcript)
+        self._scribe = Scribe(transcript, *_decoder_of(visit.family, response))
+        if self._scribe.cuts:
             for name in _OF_WIRE:
                 response.headers.pop(name, None)
         response.stream = self
@@ -68,31 +65,12 @@ class Tee:
 
     def shown(self, chunk: bytes) -> bytes:
         """Some bytes as their reader sees them; the transcript takes them down."""
-        if self._cutter is not None:
-            return self._cut(self._decode(chunk), self._cutter)
-        if self._problem is None:
-            try:
-                self.transcript.feed(self._decode(chunk))
-            except Exception as exc:  # who reads it finds out by themselves
-                self._problem = exc
-        return chunk
-
-    def _cut(self, chunk: bytes, cutter: Cutter) -> bytes:
-        if self._problem is not None:
-            return chunk
-        try:
-            return cutter.feed(chunk)
-        except Exception as exc:
-            self._problem = exc
-            return cutter.all_left()
+        return self._scribe.shown(chunk)
 
     def rest(self) -> bytes:
         """What is left to show, now that there are no more."""
         self.is_over = True
-        if self._cutter is None:
-            return b""
-        left = self._cut(self._flush(), self._cutter)
-        return left if self._problem is not None else left + self._cutter.close()
+        return self._scribe.rest()
 
     def named(self, exc: BaseException) -> None:
         """An exception of the stream says of which request, as its response would have it."""
@@ -106,12 +84,8 @@ class Tee:
 
     def judge(self, error: Exception | None = None) -> Answer:
         """What it amounts to, now that it has ended, or broken off. Raises `CallFailed`."""
-        if error is None and self._problem is None:
-            return self.transcript.answer(self._status, self._headers)
         if error is None:
-            assert self._problem is not None
-            problem = f"the stream could not be read: {words_of(self._problem)}"
-            return self.transcript.after(CallFailed(problem))
+            return self._scribe.answer(self._status, self._headers)
         explained = self._visit.understood(error)
         explained.request_id = call_id(self._headers)
         return self.transcript.after(explained)
@@ -138,7 +112,7 @@ class Tee:
 
     def __del__(self) -> None:
         # Nobody reads on, and nobody closed it: without this its money is held for ever.
-        if hasattr(self, "_cutter"):
+        if hasattr(self, "_scribe"):
             self.end()
 
 

@@ -22,6 +22,8 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # not exported under its own na
 COMMANDS = {
     "demo": "See all of it work, with no key and no cost.",
     "run": "Run a batch file within a budget; run it again to go on.",
+    "serve": "Serve your clients' APIs within budgets, as a gateway.",
+    "token": "Make, list and revoke tokens for clients of the gateway.",
     "submit": "Put a batch file in a shared queue, for workers to send.",
     "worker": "Send what others submit to a store, until told to stop.",
     "ray": "Run workers on a Ray cluster.",

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,12 +65,36 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 scheduler run prompts.jsonl -o results.jsonl --budget '$10/day'
 scheduler run prompts.jsonl --budget '$10/day' --on-exhausted stop
-scheduler run prompts.jsonl --base-url sim: --budget '$1'   # no key, no cost"""
+scheduler run prompts.jsonl --base-url sim: --budget '$1'   # no key, no cost
+scheduler run --budget '$5' -- python old_script.py   # a program, as it is"""
+_CHILD = "scheduler.child"
+
+
+class FileOrCommand(Command):
+    """What stands behind ``--`` is a command, whose calls wait for money."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take it apart before options are looked for in it."""
+        from scheduler.cli.child import split
+
+        before, words = split(args)
+        if words is None:
+            return super().parse_args(ctx, args)
+        ctx.meta[_CHILD] = words
+        return super().parse_args(ctx, [*before, "-"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the file, or the command."""
+        if _CHILD not in ctx.meta:
+            return super().invoke(ctx)
+        from scheduler.cli.child import run_child
+
+        return run_child(ctx, ctx.meta[_CHILD])
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root."""
-    app.command("run", cls=Command, epilog=EXAMPLES)(run)
+    app.command("run", cls=FileOrCommand, epilog=EXAMPLES)(run)
 
 
 def run(
@@ -133,6 +157,8 @@ def run(
     ] = False,
 ) -> None:
     """Run a batch file. Run the same command again to go on where it stopped.
+
+    In place of PROMPTS, "-- COMMAND" runs a program whose SDKs find a gateway here.
 
     PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, objects with "messages"
     or with "prompt".

@@ -117,6 +117,7 @@ class Flight:
         self.calls: dict[int, Call] = {}
         self.slots = slots
         self.lease_until_s: float | None = None
+        self._without: dict[int, tuple[Retry, Retry]] = {}
 
     def start(self, claimed: Claimed, choose: Choose, context: Context | None) -> None:
         """Begin a call.
@@ -144,7 +145,7 @@ class Flight:
         send, is_callers, most_attempts = choose(provider)
         retry = provider.retry or self._retry
         if is_callers:  # who makes a call has patience of their own, and waits for its error
-            retry = retry.without_patience()
+            retry = self._impatient(retry)
         if most_attempts is not None:
             retry = retry.with_attempts(most_attempts)
         call.attempt = UnderWay(self._owner, call.claimed.request_id)
@@ -157,6 +158,13 @@ class Flight:
         if report is not None:
             is_slow = call.pace is not None and call.pace.is_slow
             report.is_timed = not (call.attempt.has_waited or is_slow)
+
+    def _impatient(self, retry: Retry) -> Retry:
+        """A rule without patience; there are few of them, and many calls."""
+        found = self._without.get(id(retry))
+        if found is None or found[0] is not retry:
+            found = self._without[id(retry)] = (retry, retry.without_patience())
+        return found[1]
 
     def _over(self, call: Call, task: asyncio.Task[None]) -> None:
         """A call's task has ended, in whatever way."""

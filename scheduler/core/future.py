@@ -56,7 +56,7 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "_note", "_submitted_to", "_terms", "context", "emit", "expires_at_ms",
+        "_keeper", "_note", "_submitted_to", "_terms", "ceiling_nusd", "context", "emit", "expires_at_ms",
         "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request", "request_id", "send",
         "since_ms",
     )  # fmt: skip
@@ -70,6 +70,7 @@ class RequestFuture(asyncio.Future[Response]):
         self.request, self.lane, self._keeper = request, lane, keeper
         self.request_id: int | None = None  # None until it is in the store
         self.is_running = False
+        self.ceiling_nusd = 0  # what an attempt may cost at most, as it was quoted
         self.emit: Emit | None = None  # takes the events of the answer, if it is streamed
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.most_attempts: int | None = None  # of `send`, if whoever makes the call said so

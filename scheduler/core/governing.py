@@ -108,6 +108,19 @@ class Governing:
         self._open_pump()
         return self._intake.explain(apply(self.marks, request) if self.marks else request)
 
+    def led_to(self, model: str) -> str | None:
+        """The provider that the prefix of a model, or a route, leads to; None: neither says.
+
+        Raises:
+            ConfigError: It is a prefix of a provider that is not there.
+        """
+        return self._intake.led_to(model)
+
+    @property
+    def turns(self) -> int:
+        """How many transactions were made; no balance changes for this process in between."""
+        return self._open_pump().tally.turns
+
     def redefine(self, budget: Budget) -> None:
         """As `define`, for a scheduler that is not open yet."""
         self._wanted = [each for each in self._wanted if each.name != budget.name] + [budget]

@@ -136,7 +136,7 @@ class Pump:
             future = RequestFuture(new.request, new.lane, self, self._loop)
         else:
             future = self._nesting.begin(new, caller, self)
-        future.context = copy_context()
+        future.context, future.ceiling_nusd = copy_context(), new.ceiling_nusd
         if new.expires_at_ms is not None:
             future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)
@@ -349,7 +349,7 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
-                for _ in range(2):  # so long a call takes whose answer is there at once
+                for _ in range(4):  # so long a call takes whose answer is there at once
                     await asyncio.sleep(0)
                 if not self._inbox.is_empty:
                     self._signal.set()
@@ -410,6 +410,7 @@ class Pump:
         except BaseException:
             self._inbox.put_back(gathered)  # so that closing can tell its futures
             raise
+        self.tally.turns += 1
         if result.lease_ms is not None:
             self._flight.lease_until_s = began_s + result.lease_ms / 1000
         self._lookout.was_lost |= result.was_lost

@@ -17,12 +17,13 @@ class Tally:
         "reserved_nusd",
         "suspended",
         "suspense_nusd",
+        "turns",
         "waiting",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.waiting = self.posted_nusd = self.reserved_nusd = self.suspense_nusd = 0
-        self.overruns = 0
+        self.overruns = self.turns = 0
         self.suspended: dict[int, int] = {}  # reservations of unknown outcome → what they hold
         self.ended: Counter[RequestState] = Counter()
 

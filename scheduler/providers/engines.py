@@ -46,6 +46,8 @@ CHUNK_BYTES = 65_536
 _NEVER_CONNECTED = "client error (Connect)"
 
 Reply = tuple[int, Mapping[str, str], bytes]  # status, headers in lower case, body
+# Of a stream's status and headers, before its first bytes.
+Head = Callable[[int, Mapping[str, str]], Awaitable[None]]
 # Of a stream's bytes; the next are read when it is done. Says whether there was an event in them.
 Take = Callable[[bytes], Awaitable[bool]]
 
@@ -93,10 +95,22 @@ def make_engine(
 class Engine(Protocol):
     """Posts bytes."""
 
-    async def post(self, url: str, content: bytes) -> Reply:
-        """Send once, read the whole answer. Raises `CallFailed`; a status is never an error."""
+    async def post(
+        self, url: str, content: bytes, more: Mapping[str, str] | None = None, method: str = "POST"
+    ) -> Reply:
+        """Send once, read the whole answer. Raises `CallFailed`; a status is never an error.
 
-    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+        Args:
+            url: Where to.
+            content: The body.
+            more: Headers of this call, which come before those that are always sent.
+            method: What is done there.
+        """
+
+    async def stream(
+        self, url: str, content: bytes, take: Take, more: Mapping[str, str] | None = None,
+        head: Head | None = None,
+    ) -> Reply:  # fmt: skip
         """As `post`, but hand over the body of an event stream as it comes; then none is returned.
 
         The timeout bounds all of it, but for the time that its reader takes; and the silence
@@ -155,15 +169,16 @@ class QuickEngine:
         self._timeout_s, self._max_body_bytes = timeout_s, max_body_bytes
         self._silence_s = silence_s
 
-    async def post(self, url: str, content: bytes) -> Reply:
+    async def post(
+        self, url: str, content: bytes, more: Mapping[str, str] | None = None, method: str = "POST"
+    ) -> Reply:
         """Send once, read the whole answer."""
         try:
-            request = (
-                self._client.post(url)
-                .body_bytes(content)
-                .streamed_read_buffer_limit(0)  # so that headers are there before the body
-                .build_streamed()
-            )
+            builder = self._client.request(method, url).body_bytes(content)
+            if more:
+                builder = builder.headers(more)
+            # So that headers are there before the body.
+            request = builder.streamed_read_buffer_limit(0).build_streamed()
         except ValueError as exc:
             raise never_sent(exc) from exc
         headers: Mapping[str, str] = {}
@@ -177,18 +192,19 @@ class QuickEngine:
                 raise
             raise _of_call(explained, headers) from exc
 
-    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+    async def stream(
+        self, url: str, content: bytes, take: Take, more: Mapping[str, str] | None = None,
+        head: Head | None = None,
+    ) -> Reply:  # fmt: skip
         """Send once, hand over events as they come."""
         headers: Mapping[str, str] = {}
         if self._patient is None:
             self._patient = self._patient_builder.build()
         try:
-            request = (
-                self._patient.post(url)
-                .body_bytes(content)
-                .streamed_read_buffer_limit(0)
-                .build_streamed()
-            )
+            builder = self._patient.post(url).body_bytes(content)
+            if more:
+                builder = builder.headers(more)
+            request = builder.streamed_read_buffer_limit(0).build_streamed()
         except ValueError as exc:
             raise never_sent(exc) from exc
         patience = Patience(self._timeout_s, self._silence_s)
@@ -198,6 +214,8 @@ class QuickEngine:
                 if not is_stream(response.status, headers):
                     return response.status, headers, await self._read(response, headers)
                 size = 0
+                if head is not None:
+                    await head(response.status, headers)
                 patience.begin()
                 while True:
                     # `read` waits for all it is given
@@ -290,12 +308,14 @@ class HttpxEngine:
             else client.timeout
         )
 
-    async def post(self, url: str, content: bytes) -> Reply:
+    async def post(
+        self, url: str, content: bytes, more: Mapping[str, str] | None = None, method: str = "POST"
+    ) -> Reply:
         """Send once, read the whole answer."""
         import httpx
 
         headers: Mapping[str, str] = {}
-        request = self._request(url, content)
+        request = self._request(url, content, more, method)
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True, follow_redirects=False)
@@ -309,13 +329,16 @@ class HttpxEngine:
             explained = explain_httpx(exc, self._timeout_s)
             raise _of_call(explained, headers) from exc
 
-    async def stream(self, url: str, content: bytes, take: Take) -> Reply:
+    async def stream(
+        self, url: str, content: bytes, take: Take, more: Mapping[str, str] | None = None,
+        head: Head | None = None,
+    ) -> Reply:  # fmt: skip
         """Send once, hand over events as they come."""
         import httpx
 
         headers: Mapping[str, str] = {}
         patience = Patience(self._timeout_s, self._silence_s)
-        request = self._request(url, content)
+        request = self._request(url, content, more)
         try:
             async with patience:
                 response = await self._client.send(request, stream=True, follow_redirects=False)
@@ -324,6 +347,8 @@ class HttpxEngine:
                     if not is_stream(response.status_code, headers):
                         return response.status_code, headers, await self._read(response)
                     size = 0
+                    if head is not None:
+                        await head(response.status_code, headers)
                     patience.begin()
                     async for chunk in response.aiter_bytes():
                         size += len(chunk)
@@ -341,11 +366,14 @@ class HttpxEngine:
                 raise _of_call(patience.error(), headers) from exc
             raise _of_call(explain_httpx(exc, self._timeout_s), headers) from exc
 
-    def _request(self, url: str, content: bytes) -> httpx.Request:
+    def _request(
+        self, url: str, content: bytes, more: Mapping[str, str] | None, method: str = "POST"
+    ) -> httpx.Request:
         try:
             return self._client.build_request(
-                "POST", url, content=content, headers=self._headers.reveal(), timeout=self._timeout
-            )
+                method, url, content=content, timeout=self._timeout,
+                headers={**self._headers.reveal(), **(more or {})},
+            )  # fmt: skip
         except Exception as exc:
             raise never_sent(exc) from exc
 

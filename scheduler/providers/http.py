@@ -23,7 +23,7 @@ from scheduler.errors import ConfigError, CredentialsRefused, ProviderRefused
 from scheduler.providers.address import Address, read_address
 from scheduler.providers.assembly import needs_asking
 from scheduler.providers.base import Emit, Provider
-from scheduler.providers.engines import Engine, make_engine
+from scheduler.providers.engines import Engine, Head, Reply, Take, make_engine
 from scheduler.providers.hidden import Headers, Secrets, check_key, is_panic, sealed
 from scheduler.providers.known import asks_usage_at, refuses_field
 from scheduler.providers.streaming import nobody_reads, read_stream, read_whole, streamed_body
@@ -149,7 +149,7 @@ class HttpProvider(Provider):
 
     async def _post(self, request: Request) -> Answer:
         url = self._url_of(request)
-        content = _encode({**self.extra_body, **request.body} if self.extra_body else request.body)
+        content = self._content(request.body)
         engine = self._engine or self._make_engine()
         with self._noticing_panics():
             status, headers, body = await engine.post(url, content)
@@ -169,11 +169,61 @@ class HttpProvider(Provider):
 
     async def _stream(self, request: Request, emit: Emit, asks: bool) -> Answer:
         url = self._url_of(request)
-        content = _encode({**self.extra_body, **streamed_body(request, asks)})
+        content = self._content(streamed_body(request, asks))
         engine = self._engine or self._make_engine()
         post = partial(engine.stream, url, content)
         with self._noticing_panics():
             return await read_stream(request, post, emit, self._secrets, asked_for_usage=asks)
+
+    async def pass_on(
+        self, url: str, content: bytes, more: Mapping[str, str], *, method: str = "POST",
+        take: Take | None = None, head: Head | None = None,
+    ) -> Reply:  # fmt: skip
+        """Send somebody's own bytes with this provider's key; give back what came, unread.
+
+        Args:
+            url: One of `url_for`.
+            content: The body.
+            more: Headers of theirs, without any that this provider sends by itself.
+            method: What is done there.
+            take: Takes the bytes of an event stream as they come; None: it is read as a whole.
+            head: Told of such a stream before.
+
+        Raises:
+            CallFailed: Nothing, or not all, came back; a status is never an error.
+        """
+        return await sealed(self._pass_on(url, content, more, method, take, head), self._secrets)
+
+    async def _pass_on(
+        self, url: str, content: bytes, more: Mapping[str, str], method: str,
+        take: Take | None, head: Head | None,
+    ) -> Reply:  # fmt: skip
+        engine = self._engine or self._make_engine()
+        try:
+            if take is None:
+                return await engine.post(url, content, more, method)
+            return await engine.stream(url, content, take, more, head)
+        except BaseException as exc:
+            self._notice_panic(exc)
+            raise
+
+    def url_for(self, path: str, model: str) -> str:
+        """The whole URL of an endpoint, which may have a query.
+
+        Raises:
+            ProviderRefused: It would not be below the base URL.
+        """
+        return self._address.join(path, model if self._address.takes_deployment else "")
+
+    @property
+    def secrets(self) -> Secrets:
+        """What must not appear in anything that is shown."""
+        return self._secrets
+
+    @property
+    def sets_headers(self) -> frozenset[str]:
+        """Names of headers, in lower case, that say who calls, or were configured."""
+        return frozenset({*self._credentials(), *self._own_headers}) - {"anthropic-version"}
 
     @contextmanager
     def _noticing_panics(self) -> Iterator[None]:
@@ -181,9 +231,12 @@ class HttpProvider(Provider):
         try:
             yield
         except BaseException as exc:
-            if is_panic(exc):
-                self._engine, self._has_panicked = None, True
+            self._notice_panic(exc)
             raise
+
+    def _notice_panic(self, exc: BaseException) -> None:
+        if is_panic(exc):
+            self._engine, self._has_panicked = None, True
 
     async def aclose(self) -> None:
         """Drop all connections, but leave a client that was handed in open."""
@@ -200,6 +253,10 @@ class HttpProvider(Provider):
             if len(self._urls) < _MAX_KNOWN_PATHS:
                 self._urls[place] = url
         return url
+
+    def _content(self, body: Mapping[str, Any]) -> bytes:
+        """What is sent for a body. Raises `ProviderRefused` if it cannot be written."""
+        return encode({**self.extra_body, **body} if self.extra_body else body)
 
     def _make_engine(self) -> Engine:
         if not self.has_credentials:
@@ -251,7 +308,8 @@ def _secrets_of(client: httpx.AsyncClient) -> Iterator[str]:
     yield getattr(client.auth, "_auth_header", "")  # of `httpx.BasicAuth`
 
 
-def _encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Mapping[str, Any]) -> bytes:
+    """A body as JSON. Raises `ProviderRefused` if it cannot be written."""
     try:
         return to_json(body)
     except (PydanticSerializationError, ValueError, UnicodeError):

@@ -58,6 +58,10 @@ KNOWN = {
     "anthropic": Known(
         "https://api.anthropic.com", ("ANTHROPIC_API_KEY",), "anthropic", "anthropic"
     ),
+    # Its own API; `gemini` is the same models in OpenAI's form.
+    "google": Known(
+        "https://generativelanguage.googleapis.com", ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "google"
+    ),
     # https://RESOURCE.openai.azure.com/openai/v1
     "azure": Known(None, ("AZURE_OPENAI_API_KEY",), "azure", "azure", key_header="api-key"),
     "gemini": Known(

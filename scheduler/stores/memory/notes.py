@@ -25,5 +25,5 @@ class Notes(Noting):
             return before is not None
         if before is not None and only_new:
             return False
-        kept[name] = words(text)
+        kept[name] = words(text) or ""
         return kept[name] != before

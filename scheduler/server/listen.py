@@ -1,0 +1,199 @@
+"""The server below the gateway: uvicorn, with the limits that it does not set itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from scheduler.errors import ConfigError
+from scheduler.guards.plain import logger_of
+from scheduler.server import NEEDS
+
+try:
+    import uvicorn
+    from starlette.types import ASGIApp
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError as exc:
+    raise ConfigError("serve", f"{NEEDS} ({exc})") from None
+
+MAX_HEAD_BYTES, MAX_HEADERS = 64 * 1024, 200
+HEAD_S = 30.0  # from the first byte of a request to the last of its headers
+BODY_SILENCE_S = 30.0  # so long nothing of a body may come
+LOOK_S = 5.0
+KEEP_ALIVE_S = 75.0  # clients let go of idle connections earlier, so that none is dropped in use
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_NOT_ENDED = "returned without completing response"  # on purpose: nobody is to take it for one
+
+
+class Limited(HttpToolsProtocol):
+    """One connection, whose headers are bounded in size and in time."""
+
+    _size = _count = 0
+    _is_too_large = False
+    _since_s: float | None = None  # since when more of a request has to come; None: it has not to
+    _most_s = HEAD_S
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        super().connection_made(transport)
+        self._since_s = self.loop.time()
+        self._timer = self.loop.call_later(HEAD_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._size = self._count = 0
+        self._since_s, self._most_s = self.loop.time(), HEAD_S
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its first line."""
+        self._take(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers."""
+        self._count += 1
+        self._take(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._since_s, self._most_s = self.loop.time(), BODY_SILENCE_S
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of it: from now on it is this side's turn."""
+        self._since_s = None
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request."""
+        if self._is_too_large:
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        elif not self.transport.is_closing():
+            super().send_400_response(msg)
+
+    def _take(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_HEAD_BYTES or self._count > MAX_HEADERS:
+            self._is_too_large = True
+            raise ValueError("too many headers")
+
+    def _look(self) -> None:
+        """Now and then: has a client begun to ask, and stopped in the middle?"""
+        since_s, now_s = self._since_s, self.loop.time()
+        if since_s is not None and now_s - since_s >= self._most_s:
+            if self.cycle is not None and not self.cycle.response_started:
+                self.transport.write(_TOO_SLOW)
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(LOOK_S, self._look)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Quiet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _NOT_ENDED not in str(record.msg)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens nowhere yet.
+
+    Args:
+        host: A name or an address.
+        port: 0: any that is free.
+
+    Raises:
+        ConfigError: It cannot be had.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, proto)
+    except OSError as exc:
+        raise ConfigError(
+            "host", f"{host!r} is no address of this machine: {exc.strerror}"
+        ) from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as exc:
+        made.close()
+        raise ConfigError("port", f"cannot listen at {host}:{port}: {exc.strerror}") from None
+    return made
+
+
+def url_at(listening: socket.socket) -> str:
+    """Where a socket is reached, without a path."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def listening(app: ASGIApp, at: socket.socket) -> AsyncIterator[None]:
+    """Answer by an app what comes to a socket, while the block lasts."""
+    quiet, logger = _Quiet(), logger_of("uvicorn.error")
+    logger.addFilter(quiet)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    server = _Server(uvicorn.Config(
+        app, http=Limited, loop="none", ws="none", lifespan="off", log_config=None,
+        access_log=False, server_header=False, date_header=False, proxy_headers=False,
+        timeout_keep_alive=int(KEEP_ALIVE_S), timeout_graceful_shutdown=5, backlog=2048,
+    ))  # fmt: skip
+    serving = asyncio.create_task(server.serve(sockets=[at]), name="gateway")
+    try:
+        while not server.started:
+            if serving.done():
+                serving.result()
+                raise ConfigError("serve", "the server did not begin")
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+        logger.setLevel(level)
+        logger.removeFilter(quiet)
+
+
+def settle_down() -> None:
+    """Let the garbage collector leave alone what is there for good, and come by less often.
+
+    A gateway makes hundreds of objects for each call, and hardly any in circles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(3_000, 20, 50)
+
+
+def make_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the quickest event loop there is; None: the usual one."""
+    try:
+        import uvloop
+    except ImportError:  # there is none on Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,214 @@
+"""What goes on to a provider, and what comes back: the very bytes, and no secret of the other side."""
+
+import asyncio
+import contextlib
+import json
+
+from scheduler import Scheduler
+from scheduler.providers.openai import OpenAI
+from scheduler.server.life import Settings, open_gateway
+
+ANSWER = (
+    b'{"id":"x", "object":"chat.completion","model":"m",  "choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":"\\u0068\xc3\xa9"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}, "more": [1.50, 1e3]}'
+)
+ASKED = (
+    b'{ "model" : "m","messages":[{"role":"user","content":"h\\u00e9\xc3\xa9"}],  "max_tokens":5,'
+    b'"unknown_field": {"a": 1.50}}'
+)
+CHUNKS = (
+    b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"a"}}],"usage":null}\n\n',
+    b': comment\n\ndata: {"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+    b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n',
+    b"data: [DONE]\n\n",
+)
+
+
+class Recorder:
+    """A provider that keeps what it is sent, and says what it is told to."""
+
+    def __init__(self):
+        self.asked, self.says = [], (b"application/json", [ANSWER])
+        self.more = b""
+        self.breaks, self.tasks = False, []
+
+    async def answer(self, reader, writer):
+        self.tasks.append((asyncio.current_task(), reader))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                lines = head.decode("latin-1").split("\r\n")
+                headers = {}
+                for line in lines[1:]:
+                    name, _, value = line.partition(": ")
+                    headers[name.lower()] = value
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                self.asked.append((lines[0], headers, body))
+                kind, pieces = self.says
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\n" + self.more)
+                writer.write(b"transfer-encoding: chunked\r\n\r\n")
+                for piece in pieces:
+                    writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+                if self.breaks:
+                    break
+                writer.write(b"0\r\n\r\n")
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def gateway_to(recorder, key="provider-key-123", **settings):
+    server = await asyncio.start_server(recorder.answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    provider = OpenAI(
+        base_url=url, api_key=key, headers={"x-own": "configured"}, organization="org-own"
+    )
+    async with (
+        Scheduler(budgets="$10", providers=provider, prices={"m": "1/1"}, max_attempts=1) as s,
+        open_gateway(s, [provider], Settings(own={}, **settings)) as opened,
+    ):
+        yield opened, s
+    server.close()
+    for task, reader in recorder.tasks:
+        reader.feed_eof()
+        await task
+
+
+async def ask(opened, body, *lines, path="/v1/chat/completions"):
+    port = int(opened.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = [f"POST {path} HTTP/1.1", "host: localhost", f"authorization: Bearer {opened.secret}",
+            "connection: close", f"content-length: {len(body)}", *lines]  # fmt: skip
+    writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + body)
+    came = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    start, _, rest = came.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in start:
+        rest = unchunked(rest)
+    return start.decode("latin-1"), rest
+
+
+def unchunked(data):
+    whole = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        whole += data[: int(size, 16)]
+        data = data[int(size, 16) + 2 :]
+    return whole
+
+
+async def test_a_body_and_its_answer_are_passed_on_byte_for_byte():
+    recorder = Recorder()
+    async with gateway_to(recorder) as (opened, _):
+        _, said = await ask(opened, ASKED)
+
+    assert recorder.asked[0][2] == ASKED
+    assert said == ANSWER
+
+
+async def test_headers_go_on_but_for_keys_hops_and_our_own():
+    recorder = Recorder()
+    recorder.more = b"x-request-id: r1\r\nset-cookie: a=b\r\nx-scheduler-cost-usd: 99\r\nx-ratelimit-left: 7\r\n"
+    async with gateway_to(recorder) as (opened, _):
+        start, _ = await ask(
+            opened, ASKED, "x-title: app", "user-agent: theirs", "openai-beta: x=1", "cookie: c=1",
+            "x-scheduler-job: j", "x-own: forged", "openai-organization: forged", "x-hop: 1",
+            "connection: x-hop", "accept-encoding: br", "x-forwarded-for: 1.2.3.4",
+        )  # fmt: skip
+
+    line, headers, _ = recorder.asked[0]
+    assert line == "POST /v1/chat/completions HTTP/1.1"
+    assert headers["authorization"] == "Bearer provider-key-123"
+    assert headers["x-title"] == "app"
+    assert headers["user-agent"] == "theirs"
+    assert headers["openai-beta"] == "x=1"
+    assert headers["x-own"] == "configured"
+    assert headers["openai-organization"] == "org-own"
+    assert not {"cookie", "x-scheduler-job", "x-hop", "x-forwarded-for"} & headers.keys()
+    assert opened.secret not in str(recorder.asked)
+    assert "x-request-id: r1" in start
+    assert "x-ratelimit-left: 7" in start
+    assert "set-cookie" not in start
+    assert "x-scheduler-cost-usd: 0.000002" in start
+    assert "99" not in start.partition("x-scheduler-cost-usd")[2].partition("\r\n")[0]
+
+
+async def test_only_the_usage_that_was_asked_for_here_is_taken_out_of_a_stream():
+    recorder = Recorder()
+    recorder.says = (b"text/event-stream", CHUNKS)
+    body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
+    async with gateway_to(recorder) as (opened, s):
+        start, said = await ask(opened, body)
+        posted = s.stats().posted_nusd
+
+    assert json.loads(recorder.asked[0][2])["stream_options"] == {"include_usage": True}
+    assert said == CHUNKS[0].replace(b',"usage":null', b"") + CHUNKS[1] + CHUNKS[3]
+    assert "x-scheduler-estimate-usd" in start
+    assert posted == 2_000
+
+
+async def test_who_asks_for_the_usage_gets_the_very_bytes():
+    recorder = Recorder()
+    recorder.says = (b"text/event-stream", CHUNKS)
+    asked = {
+        "model": "m",
+        "messages": [],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    body = json.dumps(asked).encode()
+    async with gateway_to(recorder) as (opened, _):
+        _, said = await ask(opened, body)
+
+    assert recorder.asked[0][2] == body
+    assert said == b"".join(CHUNKS)
+
+
+async def test_a_stream_that_breaks_ends_in_an_error_and_keeps_counting():
+    recorder = Recorder()
+    recorder.says, recorder.breaks = (b"text/event-stream", CHUNKS[:1]), True
+    body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
+    async with gateway_to(recorder) as (opened, s):
+        _, said = await ask(opened, body)
+        stats = s.stats()
+
+    events = said.split(b"\n\n")
+    assert b'"content":"a"' in events[0]
+    assert json.loads(events[1].removeprefix(b"data: "))["error"]["code"] == "stream_broken"
+    assert stats.suspense_nusd > 0
+    assert len(recorder.asked) == 1
+
+
+async def test_a_provider_that_cannot_be_reached_costs_nothing():
+    recorder = Recorder()
+    async with gateway_to(recorder) as (opened, s):
+        provider = next(iter(s._intake.providers.values()))
+        provider._address = type(provider._address)("http://127.0.0.1:1/v1")
+        start, said = await ask(opened, ASKED)
+        stats = s.stats()
+
+    assert start.startswith("HTTP/1.1 502")
+    assert "x-should-retry: false" in start
+    assert json.loads(said)["error"]["code"] == "connection_failed"
+    assert stats.posted_nusd == stats.reserved_nusd == 0
+
+
+async def test_what_is_no_answer_comes_as_it_is_and_counts():
+    recorder = Recorder()
+    recorder.says = (b"text/html", [b"<html>hello"])
+    async with gateway_to(recorder) as (opened, s):
+        _, said = await ask(opened, ASKED)
+        stats = s.stats()
+
+    assert said == b"<html>hello"
+    assert stats.suspense_nusd > 0
+
+
+async def test_a_query_goes_on_without_the_key():
+    recorder = Recorder()
+    async with gateway_to(recorder) as (opened, _):
+        await ask(opened, ASKED, path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b")
+
+    assert recorder.asked[0][0] == "POST /v1/chat/completions?beta=true&a=b HTTP/1.1"
