@@ -22,9 +22,15 @@ from typing import (
 from scheduler.core.intake import OnExceeded
 from scheduler.core.marks import NO_MARKS, Marks, merge
 from scheduler.core.shell import Shell
+from scheduler.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.providers.function import Dollars
+    from scheduler.telemetry.prometheus import Metrics
+
+PROMETHEUS_MISSING = (
+    "prometheus_client is not installed: pip install 'llm-budget-scheduler[prometheus]'"
+)
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
@@ -97,6 +103,8 @@ class Scheduler(Shell):
     Use it as an async context manager. Everything runs in the event loop it was
     entered in.
     """
+
+    _metrics: Metrics | None = None
 
     def wrap(
         self, client: C_, *, on_exceeded: OnExceeded | None = None, **marks: Unpack[Marks]
@@ -223,3 +231,22 @@ class Scheduler(Shell):
         from scheduler.adapters.functions import Budgeted
 
         return cast(Decorator, Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks)))
+
+    def metrics(self) -> Metrics:
+        """What Prometheus is told: as text, as an ASGI app, or as a collector for a registry.
+
+        It counts from when this is called first; to have everything counted, call it before the
+        first request. Needs ``prometheus_client``; see docs/observability.md.
+
+        Raises:
+            ConfigError: That is not installed.
+        """
+        if self._metrics is None:
+            try:
+                from scheduler.telemetry.prometheus import Metrics
+            except ModuleNotFoundError as exc:
+                if exc.name != "prometheus_client":
+                    raise
+                raise ConfigError("metrics", PROMETHEUS_MISSING) from None
+            self._metrics = Metrics(self)
+        return self._metrics

@@ -60,6 +60,11 @@ class Looking:
             limited=tuple(self.store.gates.statuses(self._clock.now_ms())),
         )
 
+    @property
+    def running(self) -> int:
+        """How many calls of this process are under way; from any thread."""
+        return 0 if self._pump is None else self._pump.running
+
     def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
         """Call `callback` with every event of this kind; returns a way to stop it."""
         return self._announcer.on(kind, callback)
