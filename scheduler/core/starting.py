@@ -61,9 +61,7 @@ class Starting:
             return
         for future in futures:
             future.is_running = True
-        self._flight.start(
-            claimed, partial(self._sender_of, claimed), context_of(futures)
-        )
+        self._flight.start(claimed, partial(self._sender_of, claimed), context_of(futures))
         if self._announcer.hears(events.Admitted):
             request = claimed.request
             self._announcer.emit(

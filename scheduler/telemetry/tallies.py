@@ -66,6 +66,7 @@ class Names:
         self._known: dict[str, str] = {}
 
     def __call__(self, name: str) -> str:
+        """The label of a name."""
         known = self._known.get(name)
         if known is None:
             if len(self._known) >= self._most:
@@ -82,6 +83,7 @@ class Pairs:
         self._known: dict[tuple[str, str], tuple[str, str]] = {}
 
     def __call__(self, model: str, budget: str) -> tuple[str, str]:
+        """The labels of a pair."""
         known = self._known.get((model, budget))
         if known is None:
             if len(self._known) >= self._most:

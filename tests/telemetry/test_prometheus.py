@@ -94,7 +94,10 @@ async def test_a_second_process_and_a_restart_tell_the_same_of_budgets(tmp_path)
         again = read(await s.metrics().text())
 
     assert budgets_of(again) == first
-    assert key("scheduler_requests_total", budget="default", model="m", outcome="succeeded") not in again
+    assert (
+        key("scheduler_requests_total", budget="default", model="m", outcome="succeeded")
+        not in again
+    )
 
 
 async def test_series_are_bounded_whatever_names_there_are(monkeypatch):
@@ -171,7 +174,7 @@ async def test_the_page_is_on_loopback_and_needs_its_token():
     assert b"scheduler_" not in b"".join(body for _, body in answers[:3])
     assert b"scheduler_budget_limit_usd" in answers[-1][1]
     assert other[0] == 404
-    with pytest.raises(OSError):  # it ended with its scheduler
+    with pytest.raises(urllib.error.URLError, match="refused"):  # it ended with its scheduler
         await asyncio.to_thread(get, server.url, **right)
 
 
