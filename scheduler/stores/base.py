@@ -43,6 +43,7 @@ from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
+from scheduler.stores.outbox import Outbox
 
 if TYPE_CHECKING:
     from scheduler.stats import (
@@ -55,9 +56,8 @@ if TYPE_CHECKING:
         WorkerStatus,
     )
 
-KEEP_FINISHED = (
-    100_000  # outcomes of keys that a store in memory keeps, unless it is told otherwise
-)
+# Outcomes of keys that a store in memory keeps, unless it is told otherwise.
+KEEP_FINISHED = 100_000
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.
 
@@ -405,7 +405,7 @@ def in_use() -> ConfigError:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(History, ABC):
+class Store(History, Outbox, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,7 +18,6 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.utils import floatToGoString
 
 from scheduler import __version__
 from scheduler.budget import Unit
@@ -214,9 +213,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _counter(
-    name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], float]
-) -> Metric:
+def _counter(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
     family = CounterMetricFamily(name, text, labels=labels)
     for key, value in dict(values).items():
         family.add_metric(list(key), value)
@@ -226,7 +223,7 @@ def _counter(
 def _histogram(name: str, text: str, label: str, found: Mapping[str, Histogram]) -> Metric:
     family = HistogramMetricFamily(name, text, labels=[label])
     for key, histogram in dict(found).items():
-        bounds = [floatToGoString(bound) for bound in histogram.bounds]
+        bounds = [str(float(bound)) for bound in histogram.bounds]
         buckets = list(zip([*bounds, "+Inf"], histogram.below(), strict=True))
         family.add_metric([key], buckets, sum_value=histogram.sum)
     return family

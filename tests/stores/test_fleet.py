@@ -216,6 +216,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
     await store.aclose()
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE lengths")
+        db.execute("DROP TABLE outbox")
         db.execute("DROP INDEX accounts_at_risk")
         db.execute("ALTER TABLE accounts DROP COLUMN risk")
         db.execute("ALTER TABLE workers DROP COLUMN about")

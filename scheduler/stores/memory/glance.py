@@ -8,12 +8,13 @@ from scheduler.ledger.account import ReservationState
 from scheduler.stats import Standing, UnknownSum
 from scheduler.stores.base import Store
 from scheduler.stores.lanes import Lanes
+from scheduler.stores.memory.outbox import MemoryOutbox
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.views import Stood
 
 
-class Glance(Store):
+class Glance(MemoryOutbox, Store):
     """Part of `MemoryStore`, whose rows it reads."""
 
     _rows: dict[int, Row]

@@ -68,6 +68,7 @@ class MemoryStore(Glance):
     def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
         if keep_finished is not None and keep_finished < 0:
             raise ConfigError("keep_finished", f"{keep_finished} is below 0")
+        super().__init__()
         self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._next_id = partial(next, self._ids)

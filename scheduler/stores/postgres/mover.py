@@ -30,9 +30,19 @@ PAGE = 1_000
 # no processes yet.
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
-    "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
+    "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices", "outbox",
 )  # fmt: skip
-COUNTED = ("workers", "budgets", "accounts", "lanes", "jobs", "requests", "reservations", "lengths")
+COUNTED = (
+    "workers",
+    "budgets",
+    "accounts",
+    "lanes",
+    "jobs",
+    "requests",
+    "reservations",
+    "lengths",
+    "outbox",
+)
 _ENDING = ".moved"
 
 
