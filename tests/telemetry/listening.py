@@ -12,12 +12,13 @@ class Endpoint:
     """Listens while it is used in ``with``.
 
     Attributes:
-        answers: Of each next delivery: a status, or ``"slow"``, ``"huge"``, ``"redirect"``; then 204.
+        answers: Of each next delivery: a status, or ``"slow"``, ``"stuck"``, ``"huge"``, ``"redirect"``; then 204.
         told: Headers and bodies, in the order in which they came.
     """
 
     def __init__(self, *answers):
         self.answers, self.told, self.paths = list(answers), [], []
+        self._ends = threading.Event()
 
     def __enter__(self):
         endpoint = self
@@ -41,11 +42,15 @@ class Endpoint:
         return self
 
     def __exit__(self, *exc):
+        self._ends.set()
         self._server.shutdown()
         self._server.server_close()
 
     def answer(self, handler, how):
         try:
+            if how == "stuck":
+                self._ends.wait(60)
+                return
             if how == "slow":
                 time.sleep(3)
                 how = 204

@@ -116,11 +116,49 @@ async def test_a_bad_endpoint_holds_nobody_up_and_is_named_without_its_url(how, 
             await s.run(ask(cost=60))
             await until(lambda: good.told)
             await asyncio.wait_for(s.run(ask(cost=1, ceiling=10)), 5)
-            if how != "huge":  # its head says that it was taken
+            if how == "huge":  # its head says that it was taken
+                await asyncio.sleep(0.3)
+            else:
                 await until(lambda: "webhook bad was not told" in caplog.text)
 
+    if how == "huge":
+        assert len(endpoint.told) == 1
     assert "s3cr3t" not in caplog.text
     assert "/elsewhere" not in endpoint.paths
+
+
+async def test_who_never_answers_keeps_no_other_waiting_nor_the_end(endpoint, monkeypatch):
+    monkeypatch.setattr(webhooks, "LAST_WORDS_S", 0.1)
+    endpoint.answers = ["stuck"]
+    with Endpoint() as good:
+        async with scheduler() as s:
+            s.webhook(endpoint.url, name="a", on=["budget.threshold"], thresholds=[50], timeout=60)
+            s.webhook(good.url, name="b", on=["budget.threshold"], thresholds=[50, 90])
+            await s.run(ask(cost=60))
+            await until(lambda: endpoint.told and good.told)
+            await s.run(ask(cost=35, ceiling=40))
+            await until(lambda: len(good.told) == 2)
+
+
+async def test_what_an_engine_says_of_a_url_is_not_told(monkeypatch):
+    from scheduler.errors import TransportFailed
+    from scheduler.stores.outbox import News
+
+    class Engine:
+        async def post(self, url, content):
+            raise TransportFailed(f"no way to {url}")
+
+        async def aclose(self):
+            pass
+
+    monkeypatch.setattr(delivery, "make_engine", lambda *args, **options: Engine())
+    hook = make_webhook("https://h/s3cr3t-path")
+    event = json.dumps({"id": "1", "data": {"text": ""}})
+
+    told = await delivery.deliver(hook, News("h", "t", event, 1, 1, 0), 0)
+
+    assert told.problem.startswith("no way to")
+    assert "s3cr3t" not in told.problem
 
 
 async def test_what_was_not_taken_is_told_by_the_next_process(endpoint, tmp_path):
