@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from scheduler.guards.plain import logger_of
+
 if TYPE_CHECKING:
     from scheduler.core.future import RequestFuture
     from scheduler.providers.base import Provider, Send
@@ -12,8 +14,13 @@ if TYPE_CHECKING:
     from scheduler.stores.base import Claimed
 
 
+logger = logger_of("scheduler.watching")
+
+RAISED = "`%s` of a watcher raised; the request goes on unwatched"
+
+
 class Watcher(Protocol):
-    """Sees each request on its way. None of it may raise, or take long."""
+    """Sees each request on its way. It may not take long; if it raises, it has not seen it."""
 
     def mark(self, request: Request) -> Request:
         """What is to be submitted, in the context of its caller; may be given back changed."""
@@ -58,18 +65,27 @@ class Watchers:
     def mark(self, request: Request) -> Request:
         """See `Watcher.mark`."""
         for each in self._all:
-            request = each.mark(request)
+            try:
+                request = each.mark(request)
+            except Exception:
+                logger.exception(RAISED, "mark")
         return request
 
     def submitted(self, future: RequestFuture) -> None:
         """See `Watcher.submitted`."""
         for each in self._all:
-            each.submitted(future)
+            try:
+                each.submitted(future)
+            except Exception:
+                logger.exception(RAISED, "submitted")
 
     def around(
         self, claimed: Claimed, provider: Provider, futures: Sequence[RequestFuture], send: Send
     ) -> Send:
         """See `Watcher.around`."""
         for each in self._all:
-            send = each.around(claimed, provider, futures, send)
+            try:
+                send = each.around(claimed, provider, futures, send)
+            except Exception:
+                logger.exception(RAISED, "around")
         return send
