@@ -86,12 +86,30 @@ class DefaultsTable(_Strict):
     fallback: list[str] = Field(default_factory=list)
 
 
+class WebhookTable(_Strict):
+    """``[[webhooks]]``: who is told what is new; see `Scheduler.webhook`."""
+
+    name: str | None = None
+    url: str | None = Field(default=None, repr=False)
+    url_env: str | None = None
+    command: list[str] = Field(default_factory=list)
+    secret_env: str | None = None
+    form: Literal["cloudevents", "text"] = "cloudevents"
+    on: list[str] | None = None
+    thresholds: list[int] = Field(default_factory=lambda: [80, 100])
+    parked_after: str | int | float = "30m"
+    unknown_after: str | int | float = "1h"
+    budgets: list[str] = Field(default_factory=list)
+    timeout: str | int | float = "10s"
+
+
 class _File(_Strict):
     store: str | None = Field(default=None, repr=False)
     store_env: str | None = None
     provider: dict[str, ProviderTable] = Field(default_factory=dict)
     route: dict[str, str] = Field(default_factory=dict)
     defaults: DefaultsTable = Field(default_factory=DefaultsTable)
+    webhooks: list[WebhookTable] = Field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -110,6 +128,7 @@ class Config:
     tables: Mapping[str, ProviderTable] = field(default_factory=dict)
     routes: Mapping[str, str] = field(default_factory=dict)
     defaults: DefaultsTable = field(default_factory=DefaultsTable)
+    webhooks: Sequence[WebhookTable] = ()
 
     def store_url(self) -> str | None:
         """Where queue and ledger live; None: it is not said.
@@ -169,7 +188,9 @@ def load_config(path: str | Path | None = None) -> Config:
     store = None if read.store is None else SecretStr(read.store)
     if store is not None and read.store_env is not None:
         raise ConfigError(f"{file}: store", "and store_env cannot both be set")
-    return Config(file, store, read.store_env, read.provider, read.route, read.defaults)
+    return Config(
+        file, store, read.store_env, read.provider, read.route, read.defaults, read.webhooks
+    )
 
 
 def _read(file: Path) -> _File | ConfigError:
@@ -192,6 +213,13 @@ def _read(file: Path) -> _File | ConfigError:
             "keys do not belong in a file; name the environment variable that has it in "
             "api_key_env, or a command that prints it in api_key_command",
         )
+    for number, table in enumerate(_webhooks(tables), 1):
+        if isinstance(table, dict) and "secret" in table:
+            return ConfigError(
+                f"{file}: webhooks {table.get('name') or number}.secret",
+                "secrets do not belong in a file; name the environment variable that has it in "
+                "secret_env",
+            )
     try:
         return _File.model_validate(tables)
     except ValidationError as exc:
@@ -207,13 +235,18 @@ def _with_key(tables: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _webhooks(tables: Mapping[str, Any]) -> list[Any]:
+    found = tables.get("webhooks")
+    return found if isinstance(found, list) else []
+
+
 def _explain(exc: ValidationError, file: Path) -> ConfigError:
     first = exc.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     problem = first["msg"]
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
-        tables = (ProviderTable, DefaultsTable, _File)
+        tables = (ProviderTable, DefaultsTable, WebhookTable, _File)
         known = {each for table in tables for each in table.model_fields}
         near = difflib.get_close_matches(name, known, 1, 0.6)
         problem = f"is not known{f'; is it {near[0]!r}?' if near else ''}"

@@ -7,7 +7,7 @@ in an empty context: the fact may be of anybody's request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,11 +31,15 @@ class Parked(Event):
 
     Emitted once when the group is parked and again when the reason changes,
     not once per request.
+
+    Attributes:
+        lane: Tells this group from others; equal to `RequestFuture.lane`.
     """
 
     shortfall: Shortfall
     waiting: int
     provider: str
+    lane: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Unparked(Event):
     waiting: int
     provider: str
     budgets: tuple[str, ...]
+    lane: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,7 @@ class Request:
             waits for its own model.
         instead_of: Filled in by the scheduler: the ``model`` and ``provider`` that were wanted
             and ``why`` another one is asked.
+        trace: Filled in by tracing: the span, as a W3C ``traceparent``, in which it was submitted.
     """
 
     body: dict[str, Any]
@@ -197,6 +198,7 @@ class Request:
     metadata: Any = None
     fallback: Sequence[str] = ()
     instead_of: Mapping[str, str] | None = None
+    trace: str | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def chat(cls, model: str, prompt: str | Sequence[Message], /, **options: Any) -> Request:

@@ -6,7 +6,7 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,9 +22,20 @@ from typing import (
 from scheduler.core.intake import OnExceeded
 from scheduler.core.marks import NO_MARKS, Marks, merge
 from scheduler.core.shell import Shell
+from scheduler.errors import ConfigError
+from scheduler.request import Duration
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from scheduler.providers.function import Dollars
+    from scheduler.telemetry.hooks import Form
+    from scheduler.telemetry.prometheus import Metrics
+    from scheduler.telemetry.webhooks import Herald
+
+PROMETHEUS_MISSING = (
+    "prometheus_client is not installed: pip install 'llm-budget-scheduler[prometheus]'"
+)
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
@@ -97,6 +108,9 @@ class Scheduler(Shell):
     Use it as an async context manager. Everything runs in the event loop it was
     entered in.
     """
+
+    _metrics: Metrics | None = None
+    _herald: Herald | None = None
 
     def wrap(
         self, client: C_, *, on_exceeded: OnExceeded | None = None, **marks: Unpack[Marks]
@@ -223,3 +237,81 @@ class Scheduler(Shell):
         from scheduler.adapters.functions import Budgeted
 
         return cast(Decorator, Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks)))
+
+    def metrics(self) -> Metrics:
+        """What Prometheus is told: as text, as an ASGI app, or as a collector for a registry.
+
+        It counts from when this is called first; to have everything counted, call it before the
+        first request. Needs ``prometheus_client``; see docs/observability.md.
+
+        Raises:
+            ConfigError: That is not installed.
+        """
+        if self._metrics is None:
+            try:
+                from scheduler.telemetry.prometheus import Metrics
+            except ModuleNotFoundError as exc:
+                if exc.name != "prometheus_client":
+                    raise
+                raise ConfigError("metrics", PROMETHEUS_MISSING) from None
+            self._metrics = Metrics(self)
+        return self._metrics
+
+    def webhook(
+        self,
+        url: str | SecretStr | None = None,
+        *,
+        command: Sequence[str] = (),
+        name: str | None = None,
+        secret: str | SecretStr | None = None,
+        form: Form = "cloudevents",
+        on: Sequence[str] | None = None,
+        thresholds: Sequence[int] = (80, 100),
+        parked_after: Duration = "30m",
+        unknown_after: Duration = "1h",
+        budgets: Sequence[str] = (),
+        timeout: Duration = "10s",
+    ) -> None:
+        """Tell somebody what is new, for as long as this is open; it need not be yet.
+
+        Each piece of news is told once (a threshold once a window), by one of all processes on
+        the store that tell the hook of that name, and again until it was taken: whoever is told
+        may be told twice. It is found by looking every few seconds, at all that is in the store.
+
+        Args:
+            url: Where it is posted: a CloudEvent in JSON, signed by Standard Webhooks.
+            command: In place of a URL a program with its arguments, which reads it on stdin.
+            name: What the hook is called in all processes. None: by its URL or command.
+            secret: For signing: ``whsec_…``, or any text of 24 bytes. None: it is not signed.
+            form: ``"text"`` posts ``{"text": "…"}``, as Slack takes it.
+            on: Some of ``budget.threshold``, ``budget.projected``, ``requests.parked``,
+                ``outcomes.unknown`` and ``job.done``. None: all of these.
+            thresholds: Percent of a limit that was spent.
+            parked_after: How long requests have to be parked.
+            unknown_after: How long the outcome of a call has to be unknown.
+            budgets: Names of budgets, or patterns such as ``"team-*"``. Empty: all.
+            timeout: For one delivery, at most a minute.
+
+        Raises:
+            ConfigError: Something of it makes no sense.
+        """
+        from scheduler.telemetry.hooks import make_webhook
+        from scheduler.telemetry.news import KINDS
+
+        hook = make_webhook(
+            url, command=command, name=name, secret=secret, form=form,
+            on=KINDS if on is None else on, thresholds=thresholds, parked_after=parked_after,
+            unknown_after=unknown_after, budgets=budgets, timeout=timeout,
+        )  # fmt: skip
+        url = secret = None  # no frame of an error shows them
+        self.herald.add(hook)
+
+    @property
+    def herald(self) -> Herald:
+        """Tells webhooks what is new."""
+        if self._herald is None:
+            from scheduler.telemetry.webhooks import Herald
+
+            self._herald = Herald(self)
+            self.accompany(self._herald)
+        return self._herald

@@ -25,7 +25,7 @@ FLOORS = [
     {"admission"},
     {"stores", "providers"},
     {"core", "config", "batch", "testing"},
-    {"adapters", "scheduler", "server"},
+    {"adapters", "scheduler", "server", "telemetry"},
     {"cli", "__main__"},
 ]
 PURE = (FLOORS[0] | FLOORS[1] | FLOORS[2]) - {"clock", "guards"} | {"guards.plain", "guards.texts"}

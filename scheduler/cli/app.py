@@ -31,6 +31,7 @@ COMMANDS = {
     "quote": "Say what a batch will cost before it runs; sends nothing.",
     "status": "Show what waits and why, what runs, and what was spent.",
     "dashboard": "Open a page to watch a store on.",
+    "top": "Watch budgets, queue, speed and spend in a terminal.",
     "queue": "List requests, with why they wait and until when.",
     "resolve": "Say what a call cost that nobody heard back from.",
     "budget": "List budgets; change, pause, remove and explain them.",

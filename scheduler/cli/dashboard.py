@@ -15,6 +15,7 @@ from scheduler.cli.output import say, tell
 EXAMPLES = """\
 scheduler dashboard
 scheduler dashboard --store postgresql://host/db --allow-changes"""
+GRACE_S = 1  # for answers that are on their way; whoever watches is on its way for ever
 
 
 def register(app: typer.Typer) -> None:
@@ -45,22 +46,20 @@ def dashboard(
 
     Who has the link sees it: a link is good for one browser, and after it another one is told.
     """
-    from scheduler.server import extra
-
-    extra.check()
     asyncio.run(_serve(store, port, allow_changes, open_browser and not as_json, as_json))
 
 
 async def _serve(
     url: str, port: int, may_change: bool, opens: bool, as_json: bool
 ) -> None:  # fmt: skip
-    from scheduler.server.listening import listen, serve_until_signal
-    from scheduler.server.page import Desk, page_app
-    from scheduler.server.page.guard import Keys
+    from scheduler.guards.signals import signals_to
+    from scheduler.server.listen import bind, listening, url_at
+    from scheduler.server.page import Desk, Keys, page_app
 
+    stop = asyncio.Event()
     async with opened(url) as store:
-        socket = listen("127.0.0.1", port)
-        address = f"http://127.0.0.1:{socket.getsockname()[1]}"
+        at = bind("127.0.0.1", port)
+        address = url_at(at)
 
         def show_another() -> None:
             say(f"the link was used; another one: {address}/?token={keys.link()}")
@@ -69,17 +68,21 @@ async def _serve(
         link = f"{address}/?token={keys.link()}"
         app = page_app(Desk(store, url, may_change=may_change), keys)
 
-        def show() -> None:
-            if as_json:
-                print(json.dumps({"url": address, "link": link}), flush=True)
-                return
-            tell(link)
-            said = "shows and changes" if may_change else "shows (--allow-changes to change)"
-            say(f"{said} the store until Ctrl-C")
-            if opens:
-                _open(link)
+        with signals_to(lambda number: stop.set()):
+            async with listening(app, at, GRACE_S):
+                _tell(address, link, may_change, as_json)
+                if opens:
+                    _open(link)
+                await stop.wait()
 
-        await serve_until_signal(app, socket, show)
+
+def _tell(address: str, link: str, may_change: bool, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": address, "link": link}), flush=True)
+        return
+    tell(link)
+    said = "shows and changes" if may_change else "shows (--allow-changes to change)"
+    say(f"{said} the store until Ctrl-C")
 
 
 def _open(link: str) -> None:

@@ -204,7 +204,7 @@ def run(
         }
         budgets = budgets_of(budget, risk, config)
         shown = make_progress(progress)
-        outcome = asyncio.run(_run(settings, budgets, source, files, options, shown))
+        outcome = asyncio.run(_run(settings, budgets, source, files, options, shown, config))
     tell(outcome, files, as_json)
     raise typer.Exit(outcome.exit)
 
@@ -269,11 +269,13 @@ async def _run(
     files: Files,
     options: RunOptions,
     shown: Progress,
+    config: str | None,
 ) -> Outcome:
     from scheduler.batch.pen import Pen
     from scheduler.cli.look import store_named
     from scheduler.cli.runner import BatchRun
     from scheduler.scheduler import Scheduler
+    from scheduler.telemetry.webhooks import start_webhooks
 
     # What two processes cannot both work on is not begun twice.
     work = {"job": files.job, "store": store_named(str(settings["store"]))}
@@ -283,7 +285,9 @@ async def _run(
     pen = Pen(files.outputs, work, shown.say, joins=joins)
     # The outputs are locked before anything is touched.
     with not_told_twice(), pen:
-        async with Scheduler(**settings, budgets=budgets) as s:  # type: ignore[arg-type]
+        s = Scheduler(**settings, budgets=budgets)  # type: ignore[arg-type]
+        start_webhooks(s, config)
+        async with s:
             return await BatchRun(s, source, files, options, shown, pen).run()
 
 

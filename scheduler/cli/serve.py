@@ -93,6 +93,12 @@ def serve(
         ),
     ] = "30s",
     store: KeptStoreOption = DEFAULT_STORE,
+    allow_changes: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changes", help="Let its page change limits, too.", rich_help_panel=TELLING
+        ),
+    ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -117,7 +123,8 @@ def serve(
     settings = scheduler_settings(sending, store, price or (), concurrency, on_unknown)
     life = gateway_settings(
         sending, settings, host=host, port=port, hosts=tuple(allow_host or ()),
-        max_hold_ms=parse_duration_ms(max_hold, "--max-hold"),
+        max_hold_ms=parse_duration_ms(max_hold, "--max-hold"), page=store,
+        may_change=allow_changes, on_link=_tell_link,
     )  # fmt: skip
     grace_s = parse_duration_ms(grace, "--grace") / 1000
     budgets = budgets_of(budget, risk, config)
@@ -198,9 +205,15 @@ def _tell(opened: Open, as_json: bool) -> None:
     """Say where it listens; all that there is on stdout."""
     url, secret = f"{opened.url}/v1", opened.secret
     if as_json:
-        print(json.dumps({"url": url, "token": secret}), flush=True)
+        print(json.dumps({"url": url, "token": secret, "page": opened.link}), flush=True)
     else:
         key = "" if secret is None else f"\nOPENAI_API_KEY={secret}"
         print(f"OPENAI_BASE_URL={url}{key}", flush=True)
     whose = "takes the tokens of the store" if secret is None else "that token ends with it"
     say(f"gateway; {whose}. ANTHROPIC_BASE_URL and GOOGLE_GEMINI_BASE_URL={opened.url}")
+    if not as_json:
+        say(f"watch it at {opened.link}")
+
+
+def _tell_link(link: str) -> None:
+    say(f"the page's link was used; another one: {link}")

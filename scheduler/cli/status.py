@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,33 +25,17 @@ from scheduler.cli.look import (
 from scheduler.cli.moving import Moving
 from scheduler.cli.output import amount, amounts, emit_json, facts, iso, local, plural, until
 from scheduler.cli.progress import provider_sentence
-from scheduler.guards.plain import about, plain_line, without_password
+from scheduler.guards.plain import about, plain_line
 from scheduler.money import decimal_usd, format_usd
+from scheduler.telemetry.picture import Picture, look
 
 if TYPE_CHECKING:
-    from scheduler.limits import GateStatus
     from scheduler.shortfall import Shortfall
-    from scheduler.stats import BudgetStatus, Counts, SpendRow, Unserved, WorkerStatus
+    from scheduler.stats import Counts, SpendRow
     from scheduler.stores.base import Store
 
-SAMPLE = 200  # parked requests looked at to tell why they wait
 REFRESH_S = 1.0
 SPEND_EVERY = 10  # refreshes; summing the spend reads every reservation
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A store at one instant."""
-
-    store: str
-    at_ms: int
-    counts: Counts
-    shortfalls: tuple[Shortfall, ...]
-    limited: tuple[GateStatus, ...]
-    budgets: tuple[BudgetStatus, ...]
-    spend: tuple[SpendRow, ...]
-    workers: tuple[WorkerStatus, ...] = ()
-    unserved: tuple[Unserved, ...] = ()
 
 
 def register(app: typer.Typer) -> None:
@@ -76,40 +59,13 @@ def status(
         return
 
     async def read(opened_store: Store) -> Picture:
-        return await look(opened_store, store, job)
+        return await look(opened_store, store, now_ms(), job=job)
 
     picture = with_store(store, read)
     if as_json:
         emit_json(status_row(picture))
     else:
         print(describe(picture), flush=True)
-
-
-async def look(
-    store: Store, url: str, job: str | None = None, spend: Sequence[SpendRow] | None = None
-) -> Picture:
-    """Take a picture of an open store; `spend` None: sum that, too."""
-    from scheduler.request import RequestState
-
-    at_ms = now_ms()
-    counts = await store.counts(job)
-    shortfalls: dict[tuple[str, str], Shortfall] = {}
-    if counts.parked:
-        for row in await store.queue([RequestState.PARKED], at_ms, job=job, limit=SAMPLE):
-            lack = row.shortfall
-            if lack is not None:
-                shortfalls.setdefault((lack.reason, lack.budget), lack)
-    return Picture(
-        store=without_password(url),
-        at_ms=at_ms,
-        counts=counts,
-        shortfalls=tuple(shortfalls.values()),
-        limited=tuple(await store.limited(at_ms)),
-        budgets=tuple(await store.budgets(at_ms)),
-        spend=tuple(await store.spend("model") if spend is None else spend),
-        workers=tuple(await store.workers(at_ms)),
-        unserved=tuple(await store.unserved(at_ms, job)),
-    )
 
 
 def status_row(picture: Picture) -> dict[str, Any]:
@@ -295,7 +251,8 @@ async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Pi
     """A picture a second."""
     spend: Sequence[SpendRow] | None = None
     for turn in itertools.count():
-        picture = await look(store, url, job, spend if turn % SPEND_EVERY else None)
+        known = spend if turn % SPEND_EVERY else None
+        picture = await look(store, url, now_ms(), job=job, spend=known)
         spend = picture.spend
         yield picture
         await asyncio.sleep(REFRESH_S)

@@ -118,10 +118,13 @@ class Orders:
         from scheduler.cli.run import not_told_twice
         from scheduler.cli.serving import Serving
         from scheduler.scheduler import Scheduler
+        from scheduler.telemetry.webhooks import start_webhooks
 
         settings, ending = self.settings(), self.ending()
         with not_told_twice():
-            async with Scheduler(**settings, role="worker") as s:
+            s = Scheduler(**settings, role="worker")
+            start_webhooks(s, self.config)
+            async with s:
                 named = without_password(self.store), store_option(self.store)
                 serving = Serving(s, shown, *named, **ending)
                 on_begin(serving)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from scheduler.core.pump import Pump
 from scheduler.core.resolver import Resolver
 from scheduler.core.steady import Steady
+from scheduler.core.watching import Companion
 from scheduler.duration import parse_duration_ms
 from scheduler.guards.plain import logger_of
 from scheduler.providers.base import Provider
@@ -36,6 +37,7 @@ class Ending:
     Args:
         pump: Moves requests until it is told to end.
         resolver: Looks after unknown outcomes.
+        companions: What ends with it.
         providers: Are closed then.
         store: Likewise, last.
         told: Called when it begins to end: nothing more may be taken in.
@@ -45,11 +47,13 @@ class Ending:
         self,
         pump: Pump,
         resolver: Resolver,
+        companions: Sequence[Companion],
         providers: Iterable[Provider],
         store: Store,
         told: Callable[[], None],
     ) -> None:
         self._pump, self._resolver, self._told = pump, resolver, told
+        self._companions = companions
         self._providers, self._store = providers, store
         self._closing: asyncio.Task[None] | None = None
         self._ends_at_s: float | None = None  # when what runs is cancelled, on the loop's clock
@@ -94,8 +98,12 @@ class Ending:
 
     async def _close(self) -> None:
         try:
+            ending = {
+                asyncio.create_task(each.aclose()): type(each).__name__ for each in self._companions
+            }
             resolving = asyncio.create_task(self._resolver.aclose())
-            await _within_bounds({resolving: "asking a provider what became of a call"})
+            ending[resolving] = "asking a provider what became of a call"
+            await _within_bounds(ending)
         finally:
             await close_all(self._providers)
 

@@ -58,7 +58,7 @@ class RequestFuture(asyncio.Future[Response]):
     __slots__ = (
         "_keeper", "_note", "_submitted_to", "_terms", "ceiling_nusd", "context", "emit", "expires_at_ms",
         "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request", "request_id", "send",
-        "since_ms",
+        "since_ms", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class RequestFuture(asyncio.Future[Response]):
         self.since_ms = 0  # and when that was, if it expires
         self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
+        self.trace: Any = None  # of who watches it
 
     def is_read_at(self, pace: Pace) -> None:
         """Its answer is read as it comes."""

@@ -40,6 +40,7 @@ from scheduler.core.steps import Steps
 from scheduler.core.tally import Tally
 from scheduler.core.telling import Telling
 from scheduler.core.tries import Tries
+from scheduler.core.watching import Watchers
 from scheduler.errors import CredentialsRefused, SchedulerClosed, SchedulerError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.limits.retry import Retry
@@ -56,12 +57,14 @@ class Pump:
     def __init__(
         self, store: Store, intake: Intake, retry: Retry, clock: Clock,
         announcer: events.Announcer, concurrency: int, poll_s: float, *, role: str = "both",
+        watchers: Watchers | None = None,
     ) -> None:  # fmt: skip
         self.store, self.announcer = store, announcer
         self.tally = Tally()
         self.broken: BaseException | None = None  # the store failed: nothing more is sent
         self.is_closed = False
         self._intake, self._clock, self._most = intake, clock, concurrency
+        self._watchers = Watchers() if watchers is None else watchers
         self._loop = asyncio.get_running_loop()
         self._signal = asyncio.Event()
         tries = self._tries = Tries()
@@ -83,8 +86,9 @@ class Pump:
         self.streams = self._resting.add  # for futures
         self._opening = Opening(sends=role != "client")
         self._starting = Starting(
-            store, clock, self._flight, self._opening, intake, waiters, self.tally, announcer
-        )
+            store, clock, self._flight, self._opening, intake, waiters, self.tally, announcer,
+            self._watchers,
+        )  # fmt: skip
         self._telling = Telling(store.gates, intake, announcer)
         self._lookout = Lookout(
             store, intake, clock, poll_s, self._flight, self._desk, self.tally, self.wake,
@@ -137,6 +141,8 @@ class Pump:
         else:
             future = self._nesting.begin(new, caller, self)
         future.context, future.ceiling_nusd = copy_context(), new.ceiling_nusd
+        if self._watchers:
+            self._watchers.submitted(future)
         if new.expires_at_ms is not None:
             future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
         self._queue(new, future)

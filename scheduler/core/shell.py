@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, get_args, overload
+from typing import Literal, Self, get_args, overload
 
 from scheduler import events
 from scheduler.budget import Budget
@@ -24,6 +23,7 @@ from scheduler.core.ending import DRAIN, Ending, close_all, drain_s
 from scheduler.core.future import RequestFuture
 from scheduler.core.governing import Governing
 from scheduler.core.intake import EXCEEDED, Intake, OnExceeded, Prevention
+from scheduler.core.looking import Looking
 from scheduler.core.mapping import answered
 from scheduler.core.marks import apply
 from scheduler.core.nested.parts import Tab
@@ -31,7 +31,7 @@ from scheduler.core.pump import Pump
 from scheduler.core.resolver import Resolver
 from scheduler.core.stream import ResponseStream
 from scheduler.core.tagging import Tagging
-from scheduler.core.tally import Tally
+from scheduler.core.watching import Companion, Watchers
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import (
     ConfigError,
@@ -59,10 +59,6 @@ from scheduler.stores.base import (
     Unknown,
 )
 
-if TYPE_CHECKING:
-    from scheduler.stats import Stats
-
-E_ = TypeVar("E_", bound=events.Event)
 FOR_OTHERS_S = 30.0  # calls that are made for other processes may take so long when this one ends
 Role = Literal["client", "worker", "both"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -76,7 +72,7 @@ NOT_OPENED = (
 )
 
 
-class Shell(Tagging, Governing):
+class Shell(Tagging, Governing, Looking):
     """What a `Scheduler` does with requests that are made for it; see there for the arguments."""
 
     def __init__(
@@ -145,7 +141,8 @@ class Shell(Tagging, Governing):
         if isinstance(budgets, str | int | float | Decimal):
             budgets = Budget(DEFAULT, budgets)
         self._wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
-        self._announcer = events.Announcer()
+        self._announcer, self._watchers = events.Announcer(), Watchers()
+        self._companions: list[Companion] = []
         self._pump: Pump | None = None
         self._resolver: Resolver | None = None
         self._state: Literal["new", "open", "closing", "closed"] = "new"
@@ -180,13 +177,18 @@ class Shell(Tagging, Governing):
             self.concurrency,
             self._poll_s,
             role=self.role,
+            watchers=self._watchers,
         )
         self._pump.suspended = resolver.wake
         self._pump.key_refused = lambda provider: self._serve()
         self._resolver = resolver
         providers = self._intake.providers.values()
-        self._ending = Ending(self._pump, resolver, providers, self.store, self._stop)
+        self._ending = Ending(
+            self._pump, resolver, self._companions, providers, self.store, self._stop
+        )
         resolver.start()
+        for companion in self._companions:
+            companion.begin()
         return self
 
     async def __aexit__(
@@ -438,6 +440,8 @@ class Shell(Tagging, Governing):
         marks = self.marks
         if marks:
             request = apply(marks, request)
+        if self._watchers:
+            request = self._watchers.mark(request)
         new = self._intake.prepare(request, on_exceeded)
         if is_checked:
             self._intake.providers[new.lane.provider].check(new.request)
@@ -607,44 +611,10 @@ class Shell(Tagging, Governing):
 
     # Looking
 
-    def stats(self) -> Stats:
-        """A picture of this scheduler now; awaits nothing."""
-        from scheduler.stats import Stats
-
-        parked: Counter[str] = Counter()
-        shortfalls = []
-        for lane in self.store.lanes():
-            if lane.shortfall is not None:
-                parked[lane.shortfall.reason.value] += lane.waiting
-                shortfalls.append(lane.shortfall)
-        resumes = [s.resumes_at_ms for s in shortfalls if s.resumes_at_ms is not None]
-        tally = Tally() if self._pump is None else self._pump.tally
-        return Stats(
-            queued=0 if self._pump is None else max(0, self._pump.waiting - parked.total()),
-            parked=dict(parked),
-            running=0 if self._pump is None else self._pump.running,
-            succeeded=tally.ended[RequestState.SUCCEEDED],
-            failed=tally.ended[RequestState.FAILED],
-            cancelled=tally.ended[RequestState.CANCELLED],
-            expired=tally.ended[RequestState.EXPIRED],
-            posted_nusd=tally.posted_nusd,
-            reserved_nusd=tally.reserved_nusd,
-            suspense_nusd=tally.suspense_nusd,
-            overruns=tally.overruns,
-            resumes_at_ms=min(resumes, default=None),
-            shortfalls=tuple(shortfalls),
-            budgets=tuple(self.store.latest()),
-            limited=tuple(self.store.gates.statuses(self._clock.now_ms())),
-        )
-
     def __repr__(self) -> str:
         if self._state != "open":
             return f"<Scheduler {self._state}>"
         return f"<Scheduler {self.stats()}>"
-
-    def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
-        """Call `callback` with every event of this kind; returns a way to stop it."""
-        return self._announcer.on(kind, callback)
 
     async def begun(self) -> None:
         """Wait until it is known what others have left for this process. Raises `StoreError`."""

@@ -14,6 +14,7 @@ from scheduler.core.intake import Intake
 from scheduler.core.labels import budget_of
 from scheduler.core.nested.opening import Opening
 from scheduler.core.tally import Tally
+from scheduler.core.watching import Watchers
 from scheduler.providers.base import Provider
 from scheduler.request import Priority, RequestState
 from scheduler.stores.base import Claimed, Store
@@ -31,15 +32,16 @@ class Starting:
         waiters: Who waits for which request.
         tally: Sums.
         announcer: Tells everybody else.
+        watchers: See each call.
     """
 
     def __init__(
         self, store: Store, clock: Clock, flight: Flight, opening: Opening, intake: Intake,
-        waiters: Waiters, tally: Tally, announcer: events.Announcer,
+        waiters: Waiters, tally: Tally, announcer: events.Announcer, watchers: Watchers,
     ) -> None:  # fmt: skip
         self._store, self._clock, self._flight, self._opening = store, clock, flight, opening
         self._intake, self._waiters = intake, waiters
-        self._tally, self._announcer = tally, announcer
+        self._tally, self._announcer, self._watchers = tally, announcer, watchers
 
     def start(self, claimed: Claimed, now_ms: int) -> None:
         """Send one request that was admitted."""
@@ -59,9 +61,7 @@ class Starting:
             return
         for future in futures:
             future.is_running = True
-        self._flight.start(
-            claimed, partial(self._sender_of, claimed.request_id), context_of(futures)
-        )
+        self._flight.start(claimed, partial(self._sender_of, claimed), context_of(futures))
         if self._announcer.hears(events.Admitted):
             request = claimed.request
             self._announcer.emit(
@@ -79,13 +79,23 @@ class Starting:
             return False
         return request_id in self._waiters and not self._waiters.is_wanted(request_id)
 
-    def _sender_of(self, request_id: int, provider: Provider) -> Sender:
-        """Who makes the call: whoever submitted it, if they said so, else its provider."""
-        for future in self._waiters.of(request_id):
-            if future.done():
-                continue
-            if future.send is not None:
-                return Sender(future.send, True, future.most_attempts)
-            if future.emit is not None:
-                return Sender(partial(provider.stream, emit=future.emit))
-        return Sender(provider.send)
+    def _sender_of(self, claimed: Claimed, provider: Provider) -> Sender:
+        """Who makes the call, as those who watch it will have it."""
+        futures = self._waiters.of(claimed.request_id)
+        sender = _chosen(futures, provider)
+        if self._watchers:
+            send = self._watchers.around(claimed, provider, futures, sender.send)
+            sender = sender._replace(send=send)
+        return sender
+
+
+def _chosen(futures: Sequence[RequestFuture], provider: Provider) -> Sender:
+    """Whoever submitted it, if they said so, else its provider."""
+    for future in futures:
+        if future.done():
+            continue
+        if future.send is not None:
+            return Sender(future.send, True, future.most_attempts)
+        if future.emit is not None:
+            return Sender(partial(provider.stream, emit=future.emit))
+    return Sender(provider.send)

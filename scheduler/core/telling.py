@@ -44,7 +44,7 @@ class Telling:
     def _tell(self, lane: LaneStatus, now_ms: int) -> None:
         provider, lack = lane.key.provider, lane.shortfall
         if lack is not None and self._announcer.hears(events.Parked):
-            self._announcer.emit(events.Parked(now_ms, lack, lane.waiting, provider))
+            self._announcer.emit(events.Parked(now_ms, lack, lane.waiting, provider, lane.key))
         elif lack is None and self._announcer.hears(events.Unparked):
             names = tuple(self._intake.book.name(each) for each in lane.key.budgets)
-            self._announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names))
+            self._announcer.emit(events.Unparked(now_ms, lane.waiting, provider, names, lane.key))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.routing import BaseRoute
 
 from scheduler.errors import ConfigError
 from scheduler.providers.base import Provider
@@ -15,6 +17,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.server.front import Front
 from scheduler.server.gateway import Gateway
 from scheduler.server.listen import bind, listening, url_at
+from scheduler.server.page import PREFIX, Desk, Keys, page_routes
 from scheduler.server.tokens import Token, Tokens, kept, make_token
 
 ONE_TIME = "one-time"  # the name of a token that ends with its gateway
@@ -34,6 +37,9 @@ class Settings:
         is_meant: Likewise.
         own: What the token of this gateway alone says of its calls. None: it has one only if no
             other was made.
+        page: What the page that shows its store calls that. Empty: there is no page.
+        may_change: Whether that page changes limits, too.
+        on_link: Told another link to the page when one was used.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +49,9 @@ class Settings:
     at_last: frozenset[str] = frozenset()
     is_meant: bool = False
     own: Mapping[str, Any] | None = None
+    page: str = ""
+    may_change: bool = False
+    on_link: Callable[[str], None] = lambda link: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +61,13 @@ class Open:
     Attributes:
         url: Where, without a path.
         secret: Its own token. None: it has none.
+        link: To the page on which it is watched, good for one browser; empty: there is none.
     """
 
     gateway: Gateway
     url: str
     secret: str | None
+    link: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -79,12 +90,26 @@ async def open_gateway(
         scheduler, list(providers), Tokens(scheduler.store, own), max_hold_ms=settings.max_hold_ms,
         at_last=settings.at_last, is_meant=settings.is_meant,
     )  # fmt: skip
+    keys = Keys(lambda: settings.on_link(_link(at, keys)))
     front = Front(
-        gateway.routes(), gateway.quick(), _names(settings),
+        [*gateway.routes(), *_page(scheduler, settings, keys)], gateway.quick(), _names(settings),
         any_address=not is_loopback(settings.host),
     )  # fmt: skip
     async with listening(front, at):
-        yield Open(gateway, url_at(at), secret)
+        yield Open(gateway, url_at(at), secret, _link(at, keys) if settings.page else "")
+
+
+def _page(scheduler: Scheduler, settings: Settings, keys: Keys) -> list[BaseRoute]:
+    if not settings.page:
+        return []
+    desk = Desk(
+        scheduler.store, settings.page, may_change=settings.may_change, now_ms=scheduler.now_ms
+    )
+    return page_routes(desk, keys, _names(settings))
+
+
+def _link(at: socket.socket, keys: Keys) -> str:
+    return f"{url_at(at)}{PREFIX}/?token={keys.link()}"
 
 
 async def _own(scheduler: Scheduler, settings: Settings) -> tuple[Token | None, str | None]:

@@ -154,8 +154,8 @@ def url_at(listening: socket.socket) -> str:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: ASGIApp, at: socket.socket) -> AsyncIterator[None]:
-    """Answer by an app what comes to a socket, while the block lasts."""
+async def listening(app: ASGIApp, at: socket.socket, grace_s: int = 5) -> AsyncIterator[None]:
+    """Answer by an app what comes to a socket, while the block lasts, and `grace_s` after it."""
     quiet, logger = _Quiet(), logger_of("uvicorn.error")
     logger.addFilter(quiet)
     level = logger.level
@@ -163,7 +163,7 @@ async def listening(app: ASGIApp, at: socket.socket) -> AsyncIterator[None]:
     server = _Server(uvicorn.Config(
         app, http=Limited, loop="none", ws="none", lifespan="off", log_config=None,
         access_log=False, server_header=False, date_header=False, proxy_headers=False,
-        timeout_keep_alive=int(KEEP_ALIVE_S), timeout_graceful_shutdown=5, backlog=2048,
+        timeout_keep_alive=int(KEEP_ALIVE_S), timeout_graceful_shutdown=grace_s, backlog=2048,
     ))  # fmt: skip
     serving = asyncio.create_task(server.serve(sockets=[at]), name="gateway")
     try:

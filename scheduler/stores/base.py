@@ -44,6 +44,7 @@ from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, To
 from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
 from scheduler.stores.noting import Noting
+from scheduler.stores.outbox import Outbox
 
 if TYPE_CHECKING:
     from scheduler.stats import (
@@ -56,9 +57,8 @@ if TYPE_CHECKING:
         WorkerStatus,
     )
 
-KEEP_FINISHED = (
-    100_000  # outcomes of keys that a store in memory keeps, unless it is told otherwise
-)
+# Outcomes of keys that a store in memory keeps, unless it is told otherwise.
+KEEP_FINISHED = 100_000
 StorePrompts = Literal["full", "hash", "none"]
 """What of a request a durable store keeps on the disk.
 
@@ -406,7 +406,7 @@ def in_use() -> ConfigError:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(Noting, History, ABC):
+class Store(Noting, History, Outbox, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod

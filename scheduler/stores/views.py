@@ -10,6 +10,7 @@ from scheduler.errors import ConfigError
 from scheduler.foresight import PRESETS
 from scheduler.ledger.account import Account, Needs, ReservationState
 from scheduler.request import RequestState
+from scheduler.shortfall import Shortfall
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy, Standing
 from scheduler.stores.base import Outcome, is_refusal
 

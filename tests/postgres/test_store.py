@@ -142,8 +142,7 @@ async def test_a_newer_schema_is_refused(opened, url):
 
 # As a store of version 5 had it.
 _FIVE = """
-DROP TABLE notes, took;
-DROP TABLE lengths;
+DROP TABLE lengths, notes, took, outbox;
 ALTER TABLE accounts DROP COLUMN risk;
 DROP INDEX requests_queued, reservations_made;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';

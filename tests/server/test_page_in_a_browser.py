@@ -109,6 +109,7 @@ def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_pat
             assert tab.get_by_role("img", name="of $0.0005").count() == 1
             # A name is text, whatever is in it.
             tab.get_by_role("button", name="<b>row-", exact=False).first.click()
+            tab.wait_for_selector("#life[open]")
             assert tab.locator("#life-title").inner_text().startswith("Request <b>row-")
             tab.keyboard.press("Escape")
 

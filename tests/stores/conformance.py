@@ -27,6 +27,7 @@ from scheduler.stores.base import (
     TurnResult,
 )
 from scheduler.stores.course import QUARTER_MS, bucket_of
+from scheduler.stores.outbox import News
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 DAY_MS = 86_400_000
@@ -896,6 +897,47 @@ class Conformance:
         await bench.settle(end(two, Outcome.SUSPEND, FAILED), post(three, 5))
 
         assert await bench.store.unknown_sum() == (2, 42, T0 + 1_000)
+
+    async def test_news_is_told_once_and_by_one_at_a_time(self, bench):
+        store, news = bench.store, [News("ops", "80 %", "{}"), News("mail", "80 %", "{}")]
+        await store.announce(news, T0)
+        await store.announce([*news, News("ops", "95 %", '{"n": 2}')], T0 + 1)
+
+        taken = await store.take_news({"ops"}, T0 + 1, lease_ms=1_000)
+        assert [(x.topic, x.event, x.tries) for x in taken] == [
+            ("80 %", "{}", 1), ("95 %", '{"n": 2}', 1),
+        ]  # fmt: skip
+        assert await store.take_news({"ops"}, T0 + 2, lease_ms=1_000) == []
+        await store.told_news(taken[0].id, T0 + 2, None)
+        await store.told_news(taken[1].id, T0 + 2, T0 + 10)
+
+        (again,) = await store.take_news({"ops"}, T0 + 10, lease_ms=1_000)
+        assert (again.topic, again.tries, again.made_at_ms) == ("95 %", 2, T0 + 1)
+        await store.told_news(again.id, T0 + 11, None)
+        await store.announce(news, T0 + 12)
+        assert await store.take_news({"ops"}, T0 + 10**7, lease_ms=1_000) == []
+        assert len(await store.take_news({"mail"}, T0 + 10**7, lease_ms=1_000)) == 1
+
+    async def test_news_that_was_taken_by_who_died_is_anybodys_again(self, bench):
+        await bench.store.announce([News("ops", "80 %", "{}")], T0)
+        assert await bench.store.take_news({"ops"}, T0, lease_ms=1_000)
+
+        assert not await bench.store.take_news({"ops"}, T0 + 999, lease_ms=1_000)
+        (again,) = await bench.store.take_news({"ops"}, T0 + 1_000, lease_ms=1_000)
+        assert again.tries == 2
+
+    async def test_what_was_armed_is_fired_by_one(self, bench):
+        store = bench.store
+        await store.arm(["job:a", "job:b"], T0)
+        await store.arm(["job:a"], T0 + 1)
+        assert await store.armed() == {"job:a", "job:b"}
+        assert await store.take_news({"ops", ""}, T0 + 1, lease_ms=1_000) == []
+
+        fired = [await store.fire("job:a", [News("ops", "done 1", "{}")], T0 + 2) for _ in range(2)]
+
+        assert fired == [True, False]
+        assert await store.armed() == {"job:b"}
+        assert len(await store.take_news({"ops"}, T0 + 2, lease_ms=1_000)) == 1
 
     async def test_own_prices_are_kept(self, bench):
         await bench.store.set_price("mine", "1/2")

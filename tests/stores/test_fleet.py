@@ -218,6 +218,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
         db.execute("DROP TABLE notes")
         db.execute("DROP TABLE took")
         db.execute("DROP TABLE lengths")
+        db.execute("DROP TABLE outbox")
         db.execute("DROP INDEX accounts_at_risk")
         db.execute("ALTER TABLE accounts DROP COLUMN risk")
         db.execute("ALTER TABLE workers DROP COLUMN about")

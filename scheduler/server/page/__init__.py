@@ -6,6 +6,7 @@ something changed, `site` is the application. The page itself is in `static`.
 """
 
 from scheduler.server.page.desk import Desk
-from scheduler.server.page.site import PREFIX, page_app
+from scheduler.server.page.guard import Keys
+from scheduler.server.page.site import PREFIX, page_app, page_routes
 
-__all__ = ["PREFIX", "Desk", "page_app"]
+__all__ = ["PREFIX", "Desk", "Keys", "page_app", "page_routes"]

@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from scheduler.errors import SchedulerError
+from scheduler.guards.plain import logger_of
 from scheduler.server.page.desk import Desk
 
 EVERY_S = 1.0
 RATIO = 5  # a look that takes long is repeated only after so many times as long
 BEAT_S = 15.0
-logger = logging.getLogger("scheduler.server")
+logger = logger_of("scheduler.server")
 
 
 class Feed:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection
 from functools import wraps
 from importlib.resources import files
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from scheduler.errors import ConfigError, SchedulerError
@@ -40,11 +39,6 @@ def page_app(desk: Desk, keys: Keys, *, hosts: Collection[str] = (), prefix: str
     """
     feed, site = Feed(desk), _Site(desk)
 
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await feed.aclose()
-
     async def events(request: Request) -> Response:
         return StreamingResponse(feed.events(), media_type="text/event-stream")
 
@@ -60,7 +54,12 @@ def page_app(desk: Desk, keys: Keys, *, hosts: Collection[str] = (), prefix: str
         Route("/api/budgets/{budget:int}", _json(site.change), methods=["POST"]),
         Route("/api/unknown/{attempt:int}", _json(site.resolve), methods=["POST"]),
     ]
-    return Guard(Starlette(routes=routes, lifespan=lifespan), keys, hosts, prefix)
+    return Guard(Starlette(routes=routes), keys, hosts, prefix)
+
+
+def page_routes(desk: Desk, keys: Keys, hosts: Collection[str] = ()) -> list[BaseRoute]:
+    """The same as part of another application, below `PREFIX`."""
+    return [Mount(PREFIX, page_app(desk, keys, hosts=hosts, prefix=PREFIX))]
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:

@@ -11,12 +11,13 @@ from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.history import AttemptRow
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.journal import Journal
+from scheduler.stores.memory.outbox import MemoryOutbox
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.views import Stood
 
 
-class Glance(Store):
+class Glance(MemoryOutbox, Store):
     """Part of `MemoryStore`, whose rows it reads."""
 
     _rows: dict[int, Row]

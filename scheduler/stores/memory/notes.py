@@ -10,6 +10,7 @@ class Notes(Noting):
     """See `Noting`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._noted: dict[str, dict[str, str]] = {}
 
     async def notes(self, kind: str) -> dict[str, str]:

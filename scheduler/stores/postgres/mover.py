@@ -31,9 +31,19 @@ PAGE = 1_000
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
     "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
-    "notes", "took",
+    "notes", "took", "outbox",
 )  # fmt: skip
-COUNTED = ("workers", "budgets", "accounts", "lanes", "jobs", "requests", "reservations", "lengths")
+COUNTED = (
+    "workers",
+    "budgets",
+    "accounts",
+    "lanes",
+    "jobs",
+    "requests",
+    "reservations",
+    "lengths",
+    "outbox",
+)
 _ENDING = ".moved"
 
 

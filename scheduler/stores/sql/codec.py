@@ -68,6 +68,8 @@ def encode_request(request: Request) -> str:
         fields["instead_of"] = request.instead_of
     if request.metadata is not None:
         fields["metadata"] = request.metadata
+    if request.trace is not None:
+        fields["trace"] = request.trace
     fields["priority"] = Priority.parse(request.priority)
     try:
         text = _to_json(fields)

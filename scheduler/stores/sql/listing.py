@@ -180,7 +180,7 @@ def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
 
 def attempts(db: Connection, request_id: int) -> list[AttemptRow]:
     """`Store.attempts`."""
-    return [AttemptRow(*row[:7], bool(row[7]), row[8]) for row in db.read(
+    return [AttemptRow._make([*row[:7], bool(row[7]), row[8]]) for row in db.read(
         "SELECT id, state, made_at_ms, settled_at_ms, ceiling_nusd, nusd, tokens, is_assumed, why"
         " FROM reservations WHERE request_id = ? ORDER BY id",
         request_id,

@@ -242,3 +242,15 @@ CREATE TABLE notes (
   said TEXT NOT NULL,
   PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
+-- What hooks are to be told; what was told stays, so that it is told once.
+CREATE TABLE outbox (
+  id         INTEGER PRIMARY KEY,
+  hook       TEXT    NOT NULL,  -- its name; empty: not to be told, but armed
+  topic      TEXT    NOT NULL,
+  event      TEXT,              -- JSON; NULL: it was told
+  made_at_ms INTEGER NOT NULL,
+  due_at_ms  INTEGER,           -- when to tell it next; NULL: not any more, or not yet
+  tries      INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX outbox_by_topic ON outbox (hook, topic);
+CREATE INDEX outbox_due ON outbox (due_at_ms) WHERE due_at_ms IS NOT NULL;

@@ -46,8 +46,9 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.history import AttemptRow
+from scheduler.stores.outbox import News
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes, fleet, gates, listing, notes, spent, views
+from scheduler.stores.sql import changes, fleet, gates, listing, notes, outbox, spent, views
 from scheduler.stores.sql import prune as pruning
 from scheduler.stores.sql import standing as stands
 from scheduler.stores.sql.codec import encode_request
@@ -224,6 +225,36 @@ class SqlStore(Store):
         """See `Noting.note`."""
         check_name("name", name)
         return await self._write(notes.note, kind, name, text, only_new)
+
+    # What hooks are to be told
+
+    async def announce(self, news: Sequence[News], now_ms: int) -> None:
+        """See `Outbox.announce`."""
+        await self._write(outbox.announce, news, now_ms)
+
+    async def take_news(
+        self, hooks: Collection[str], now_ms: int, *, lease_ms: int, limit: int = 16
+    ) -> list[News]:
+        """See `Outbox.take_news`."""
+        if not await self._read(outbox.is_any_due, now_ms):
+            return []
+        return await self._write(outbox.take_news, hooks, now_ms, lease_ms, limit)
+
+    async def told_news(self, id: int, now_ms: int, again_at_ms: int | None) -> None:
+        """See `Outbox.told_news`."""
+        await self._write(outbox.told_news, id, now_ms, again_at_ms)
+
+    async def arm(self, topics: Collection[str], now_ms: int) -> None:
+        """See `Outbox.arm`."""
+        await self._write(outbox.arm, topics, now_ms)
+
+    async def armed(self) -> set[str]:
+        """See `Outbox.armed`."""
+        return await self._read(outbox.armed)
+
+    async def fire(self, topic: str, news: Sequence[News], now_ms: int) -> bool:
+        """See `Outbox.fire`."""
+        return await self._write(outbox.fire, topic, news, now_ms)
 
     # Looking
 

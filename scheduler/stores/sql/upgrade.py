@@ -138,6 +138,11 @@ STEPS: dict[int, tuple[str, ...]] = {
         " bucket INTEGER NOT NULL, calls INTEGER NOT NULL, nusd INTEGER NOT NULL,"
         " ceiling_nusd INTEGER NOT NULL, PRIMARY KEY (quarter_ms, model, bucket))"
         " STRICT, WITHOUT ROWID",
+        "CREATE TABLE outbox (id INTEGER PRIMARY KEY, hook TEXT NOT NULL, topic TEXT NOT NULL,"
+        " event TEXT, made_at_ms INTEGER NOT NULL, due_at_ms INTEGER,"
+        " tries INTEGER NOT NULL DEFAULT 0) STRICT",
+        "CREATE UNIQUE INDEX outbox_by_topic ON outbox (hook, topic)",
+        "CREATE INDEX outbox_due ON outbox (due_at_ms) WHERE due_at_ms IS NOT NULL",
     ),
 }
 """From a version to the statements that lead to the next one."""
