@@ -31,6 +31,7 @@ PAGE = 1_000
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
     "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
+    "tenants",
 )  # fmt: skip
 COUNTED = ("workers", "budgets", "accounts", "lanes", "jobs", "requests", "reservations", "lengths")
 _ENDING = ".moved"

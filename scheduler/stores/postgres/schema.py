@@ -18,7 +18,7 @@ from scheduler.stores.postgres.link import Link
 logger = logger_of("scheduler.stores.postgres")
 
 OLDEST_SERVER = 14
-VERSION = 7
+VERSION = 8
 _OWN = (
     # Of the store itself: its version.
     "CREATE TABLE store (version BIGINT NOT NULL)",
@@ -40,6 +40,7 @@ _KEPT = (
         for table in ("accounts", "balances", "lanes", "tallies", "spent", "spent_of_budgets")
     ),
 )
+_KEPT_OF_TENANTS = "ALTER TABLE tenants SET (fillfactor = 50)"
 # From each version to the next; they are made in one transaction, with the version's number.
 STEPS: dict[int, tuple[str, ...]] = {
     5: (
@@ -56,6 +57,21 @@ STEPS: dict[int, tuple[str, ...]] = {
         " model TEXT NOT NULL, job_id BIGINT NOT NULL, made_at_ms BIGINT NOT NULL,"
         " ended_at_ms BIGINT NOT NULL, nusd BIGINT NOT NULL, tokens BIGINT NOT NULL,"
         " ceiling_nusd BIGINT NOT NULL, ceiling_tokens BIGINT NOT NULL)",
+    ),
+    7: (
+        "ALTER TABLE lanes ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE lanes ADD COLUMN is_due BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN due_at_ms BIGINT",
+        "DROP INDEX lanes_shared",
+        "CREATE UNIQUE INDEX lanes_shared ON lanes"
+        " (provider, model, budgets, priority, may_wait, service, tenant, is_due)"
+        " WHERE worker_id = 0",
+        "CREATE INDEX requests_due ON requests (lane_id, due_at_ms, id)"
+        " WHERE state = 'queued' AND due_at_ms IS NOT NULL",
+        "CREATE TABLE tenants (provider TEXT NOT NULL, priority BIGINT NOT NULL,"
+        " is_clock BIGINT NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
+        " changed_at_ms BIGINT NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant))",
+        _KEPT_OF_TENANTS,
     ),
 }
 
@@ -110,7 +126,12 @@ def make(link: Link, address: Address) -> None:
             if there is None:  # asked first: who may not make one may still use one
                 link.execute(f"CREATE SCHEMA {quoted(schema)}".encode())
             script = files("scheduler.stores.sql").joinpath("schema.sql")
-            for statement in [*schema_of(script.read_text(encoding="utf-8")), *_OWN, *_KEPT]:
+            for statement in [
+                *schema_of(script.read_text(encoding="utf-8")),
+                *_OWN,
+                *_KEPT,
+                _KEPT_OF_TENANTS,
+            ]:
                 link.execute(statement.encode())
             link.execute("INSERT INTO store (version) VALUES (%s)", (VERSION,))
         except psycopg.errors.InsufficientPrivilege as exc:
