@@ -296,6 +296,34 @@ class Tenancy:
         result = await bench.settle(*[post(each, 0) for each in held], slots=1)
         assert [each.ceiling_nusd for each in result.claimed] == [90]
 
+    async def test_whose_turn_it_is_passes_who_waits_for_money_and_is_not_counted(self, bench):
+        """The tenant of the one in line has had its share, those who pass it have spent nothing."""
+        await bench.define(Budget("team", "$0.0000001/day"))
+        team = [bench.ids["team"]]
+        await bench.submit(of("w", 30, team), of("w", 90, team), slots=2)
+        passed = 0
+        for n in range(2 * MAX_BYPASSED):
+            result = await bench.submit(of(f"t{n % 5}", 10, team), slots=5)
+            passed += len(result.claimed)
+            await bench.settle(*[post(each, 0) for each in result.claimed], slots=5)
+
+        assert passed == 2 * MAX_BYPASSED
+
+    async def test_what_was_given_back_while_it_might_not_go_is_not_saved_up(self, bench):
+        """Its budget is spent in requests, so what calls cost less helps it no further."""
+        await bench.define(Budget("own", "40 requests/day"))
+        own = [bench.ids["own"]]
+        claimed = (await bench.submit(*[of("shut", 100, own) for _ in range(80)], slots=40)).claimed
+        await bench.turn(1)
+        await bench.submit(*[of("open", 100) for _ in range(500)], slots=0)
+        await bench.turn(0, settle=[post(each, 1) for each in claimed])
+        await one_by_one(bench, 60)
+
+        bench.now_ms += 86_400_000
+        order = await one_by_one(bench, 16)
+
+        assert 7 <= order.count("shut") <= 9
+
     async def test_the_queue_shows_the_tenant_and_the_deadline(self, bench):
         dated = due(5_000)
         dated.lane = dated.lane._replace(tenant="ann")

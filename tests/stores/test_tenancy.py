@@ -73,8 +73,10 @@ async def test_a_process_hears_that_something_was_given_back_by_another(two):
     here, there = two
     big = [of("a", 1_000) for _ in range(2)]
     claimed = (await there.submit(*big, slots=2)).claimed
-    await here.submit(of("a"), *[of("b") for _ in range(40)], slots=0)
-    await here.submit(of("a"), slots=0)
+    others = [of("b") for _ in range(3 * FEWEST)]  # more lanes than are read together
+    for n, each in enumerate(others):
+        each.lane = each.lane._replace(model=f"m{n}")
+    await here.submit(of("a"), *others, slots=0)
     assert "a" not in await one_by_one(here, 3)
 
     await there.turn(0, settle=[post(each, 0) for each in claimed])
