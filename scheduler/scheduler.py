@@ -104,6 +104,10 @@ class Scheduler(Shell):
             it submits needs a key, and a provider known there by the same name and URL, else
             `ConfigError`. ``"worker"`` sends what others submit, and takes in nothing. ``"both"``
             does both.
+        fair_by: The tag that tells tenants apart, as ``"user"``: within a priority they share what
+            there is in dollars, however many requests each has. All processes on one store should
+            say the same. None: requests go by age.
+        weights: Tenants that are to get more, or less, than the others, which weigh 1.
 
     Use it as an async context manager. Everything runs in the event loop it was
     entered in.

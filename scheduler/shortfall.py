@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from scheduler.budget import UNLIMITED, Unit
@@ -37,6 +37,8 @@ class Shortfall:
         allowed: Where a pace holds it back, what may be spent or reserved by now.
         resumes_at_ms: When waiting ends by itself; None: when calls under way
             settle (``held_in_flight``), or only a raise or a person helps.
+        too_late_at_ms: When the time of the request that waits is over, if that is before: it ends
+            unsent then, unless somebody raises the limit. None: it is not, or nobody asked.
     """
 
     reason: ParkReason
@@ -52,6 +54,14 @@ class Shortfall:
     window: str
     words: str = ""
     allowed: int | None = None
+    too_late_at_ms: int | None = None
+
+    def seen_by(self, expires_at_ms: int) -> Shortfall:
+        """The same for a request whose time is over at that instant."""
+        at_ms = self.resumes_at_ms
+        if self.is_brief or (at_ms is not None and at_ms < expires_at_ms):
+            return self
+        return replace(self, too_late_at_ms=expires_at_ms)
 
     @property
     def is_of_provider(self) -> bool:

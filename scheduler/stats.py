@@ -104,6 +104,8 @@ class QueueRow:
 
     Attributes:
         service: What any process may ask in its place; empty: its own process asks.
+        tenant: With whom it shares what there is; ``""``: it has no such tag, or nobody shares.
+        due_at_ms: Its deadline; None: it has none.
     """
 
     id: int
@@ -122,6 +124,23 @@ class QueueRow:
     request: Request | None = None
     error: Mapping[str, Any] | None = None
     service: str = ""
+    tenant: str = ""
+    due_at_ms: int | None = None
+
+
+class TenantStatus(NamedTuple):
+    """How a tenant is doing.
+
+    Attributes:
+        tenant: The value of its tag; ``""``: those without one.
+        waiting: Its requests that wait.
+        served_nusd: What was reserved and spent for it in this hour and the one before, in
+            nano-dollars; of models that cost nothing, tokens.
+    """
+
+    tenant: str
+    waiting: int
+    served_nusd: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +278,7 @@ class Stats:
             itself; None: nothing is parked, or only a raise helps.
         shortfalls: Why lanes are parked now.
         limited: What providers' rate limits hold back now.
+        tenants: Who shares what there is (`fair_by`), whoever has been served most lately first.
     """
 
     queued: int
@@ -276,6 +296,7 @@ class Stats:
     shortfalls: tuple[Shortfall, ...]
     budgets: tuple[BudgetStatus, ...]
     limited: tuple[GateStatus, ...] = ()
+    tenants: tuple[TenantStatus, ...] = ()
 
     def __str__(self) -> str:
         parked = sum(self.parked.values())

@@ -20,7 +20,7 @@ from scheduler.admission.plan import (
     plan,
 )
 from scheduler.budget import parse_caps
-from scheduler.ledger.account import MAX_LINE, Account, ReservationState
+from scheduler.ledger.account import FAR, MAX_LINE, Account, ReservationState
 from scheduler.limits.words import Closed
 from scheduler.request import Tokens
 from scheduler.shortfall import ParkReason
@@ -414,7 +414,7 @@ def test_the_line_of_an_account_has_an_end_and_says_who_found_no_place():
     result = plan(views, {"p": 9}, 0)
 
     assert [each.request_id for each in shared.line] == list(range(1, MAX_LINE + 1))
-    assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, 1 + MAX_LINE)}
+    assert result.verdicts[-1].beyond == {1: (10 + MAX_LINE, FAR, 1 + MAX_LINE)}
 
 
 def is_open(lanes):
@@ -426,11 +426,11 @@ def test_lanes_are_opened_when_the_line_moves_and_those_without_a_place_one_at_a
     made = [lanes.get(LaneKey("p", (1,), priority), iter([priority]).__next__)
             for priority in (5, 6, 7)]  # fmt: skip
     lack = plan([lane([account(reserved=99)], [2])], {"p": 1}, 0).verdicts[0].shortfall
-    verdicts = [Verdict(lack, behind={1}), Verdict(lack, beyond={1: (7, 70)}),
-                Verdict(lack, beyond={1: (6, 60)})]  # fmt: skip
+    verdicts = [Verdict(lack, behind={1}), Verdict(lack, beyond={1: (7, FAR, 70)}),
+                Verdict(lack, beyond={1: (6, FAR, 60)})]  # fmt: skip
     for each, verdict in zip(made, verdicts, strict=True):
         lanes.add(each)
-        lanes.settle(each, verdict, 0, 0)
+        lanes.settle(each, verdict, (FAR, 0), 0)
     lanes.wake_behind([2], 1)
     assert is_open(lanes) == []
 

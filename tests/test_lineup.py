@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from scheduler.admission.fairness import SCALE, Fairness, Shares, tenant_key
 from scheduler.admission.plan import MOST_LOOKS, LaneKey, LaneView, Planner, plan
 from scheduler.budget import Budget
 from scheduler.ledger.account import Account
@@ -23,6 +24,7 @@ NOW_MS = 1_000
 class Waiting:
     id: int
     needs: tuple[int, int, int]
+    due_at_ms: int | None = None
     tokens: object = UNTOLD_TOKENS
 
 
@@ -36,11 +38,17 @@ def account(id: int, limit: int, reserved: int) -> Account:
 
 
 class World:
-    """Lanes with who waits in them, and their accounts, of which each plan has its own copy."""
+    """Lanes with who waits in them, and their accounts, of which each plan has its own copy.
 
-    def __init__(self, limits, lanes):
+    `times`: by tenant, how far it is, and what was given back to it; None: nobody shares.
+    """
+
+    def __init__(self, limits, lanes, times=None):
         self.accounts = {id: account(id, *each) for id, each in enumerate(limits, 1)}
-        self.lanes = Lanes()
+        self.shares = Shares()
+        if times is not None:
+            self.shares.fairness = Fairness("user", {"b": 3})
+        self.lanes = Lanes(self.shares)
         self.waiting = {}
         self.looks = 0
         next_id = iter(range(1, 10_000)).__next__
@@ -48,21 +56,31 @@ class World:
             lane = self.lanes.get(key, next_id)
             rows = self.waiting.setdefault(lane.id, [])
             for place, need in enumerate(needs):
-                row = Waiting(order + 1_000 * place + lane.id * 50_000 % 7_919, (need, 0, 1))
+                id = order + 1_000 * place + lane.id * 50_000 % 7_919
+                row = Waiting(id, (need, 0, 1), id % 7 if key.is_due else None)
                 rows.append(row)
-                self.lanes.add(lane, row.id)
+                self.lanes.add(lane, lane.key.head(row))
         ids = [row.id for rows in self.waiting.values() for row in rows]
         self.is_sound = len(ids) == len(set(ids))
-        for rows in self.waiting.values():
-            rows.sort(key=lambda row: row.id)
+        for lane in self.lanes:
+            self.waiting[lane.id].sort(key=lane.key.head)
+            at, back = (times or {}).get(lane.key.tenant, (0, 0))
+            if times is not None:
+                tenant = self.shares.of(tenant_key(lane.key))
+                tenant.at, tenant.back = at * SCALE, min(at, back) * SCALE
+                tenant.clock.now = 8 * SCALE
+        self.lanes.risen.clear()
 
     def views(self, lanes):
         self.looks += len(lanes)
         return [
             LaneView(each.key, [self.accounts[id] for id in each.key.budgets],
-                     iter(self.waiting[each.id]))
+                     iter(self.waiting[each.id]), tenant=self.tenant(each.key))
             for each in lanes
         ]  # fmt: skip
+
+    def tenant(self, key):
+        return self.shares.of(tenant_key(key)) if self.shares.fairness is not None else None
 
 
 KEYS = st.builds(
@@ -73,6 +91,13 @@ KEYS = st.builds(
     st.booleans(),
     st.sampled_from(["", "m"]),
     st.sampled_from([False, False, False, True]),
+    tenant=st.sampled_from(["", "a", "b"]),
+    is_due=st.sampled_from([False, False, True]),
+    is_shared=st.just(False),
+    service=st.just(""),
+)
+TIMES = st.none() | st.dictionaries(
+    st.sampled_from(["", "a", "b"]), st.tuples(st.integers(0, 30), st.integers(0, 10))
 )
 LANES = st.lists(
     st.tuples(KEYS, st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(1, 900)),
@@ -87,10 +112,10 @@ NO_PLACE = [(LaneKey("p", (1,), 0), [0] * 6, 1), (LaneKey("p", (1,), 2), [0, 0],
             (LaneKey("p", (1,), 3), [0], 1), (LaneKey("q", (1,), 1), [0], 1)]  # fmt: skip
 
 
-@example([(0, 0)] * 3, NO_PLACE, {"p": 7}, 9, 1)
-@given(LIMITS, LANES, SLOTS, st.integers(0, 40), st.integers(1, 5))
-def test_a_walk_decides_as_a_look_at_all_lanes(limits, lanes, slots, before, at_once):
-    world = World(limits, lanes)
+@example([(0, 0)] * 3, NO_PLACE, {"p": 7}, 9, 1, None)
+@given(LIMITS, LANES, SLOTS, st.integers(0, 40), st.integers(1, 5), TIMES)
+def test_a_walk_decides_as_a_look_at_all_lanes(limits, lanes, slots, before, at_once, times):
+    world = World(limits, lanes, times)
     if not world.is_sound:
         return
     other = copy.deepcopy(world)
@@ -104,9 +129,11 @@ def test_a_walk_decides_as_a_look_at_all_lanes(limits, lanes, slots, before, at_
     told = {lane.key: verdict for lane, verdict in zip(lineup.looked, walk.verdicts, strict=True)}
     for lane, verdict in zip(other.lanes, whole.verdicts, strict=True):
         assert told.get(lane.key, type(verdict)()).shortfall == verdict.shortfall
-    for lane, rest_id in zip(lineup.looked, walk.rests, strict=True):
+    for lane, rest in zip(lineup.looked, walk.rests, strict=True):
         gone = {each.id for each in walk.admitted}
-        assert all(row.id >= rest_id for row in world.waiting[lane.id] if row.id not in gone)
+        assert all(
+            lane.key.head(row) >= rest for row in world.waiting[lane.id] if row.id not in gone
+        )
 
 
 def many(count, need=1, limit=10, reserved=0):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from scheduler.core.callers.terms import Terms, together
 from scheduler.core.callers.twins import Twins
 from scheduler.core.callers.waiters import Enqueued, Waiters
 from scheduler.errors import ProviderOverloaded
+from scheduler.shortfall import Shortfall
 from scheduler.stores.process import Process
 from scheduler.testing import VirtualClock, run
 from tests.conftest import Bench, ask
@@ -169,7 +170,7 @@ async def live(store: str, callers: list[Caller], money_s: float | None, folder:
         async def watch() -> None:
             await asyncio.sleep(0.9)
             while True:
-                pictures = {(each.state, each.parked) for each in waiting.values()}
+                pictures = {(each.state, of_all(each.parked)) for each in waiting.values()}
                 assert len(pictures) <= 1 or store == "two processes", pictures
                 await asyncio.sleep(1.0)
 
@@ -189,6 +190,11 @@ async def live(store: str, callers: list[Caller], money_s: float | None, folder:
         assert (await schedulers[0].store.audit(VirtualClock().now_ms())).discrepancies == ()
         posted = {s.posted_nusd for s in await schedulers[0].store.spend("budget")} or {0}
     return heard, len(provider.sent), posted
+
+
+def of_all(lack: Shortfall | None) -> Shortfall | None:
+    """Why it is parked, but for what that means to one caller."""
+    return lack and replace(lack, too_late_at_ms=None)
 
 
 def check(store: str, callers: list[Caller], money_s: float | None) -> None:

@@ -74,10 +74,10 @@ def _let_try(
     scan: Scan, candidate: Candidate, free: MutableMapping[str, int], now_ms: int, result: Plan
 ) -> None:
     """Admit who tries whether its provider is open again, unless another one does."""
-    key, accounts, gates = scan.view.key, scan.view.accounts, scan.view.gates
+    key, gates = scan.view.key, scan.view.gates
     closed, scan.head = scan.view.closed, candidate
     assert closed is not None
-    can_pay = has_money(key, candidate, accounts, now_ms)
+    can_pay = has_money(scan, now_ms)
     if not closed.may_probe(now_ms):
         if key.may_wait:
             park_closed(scan, closed, candidate, now_ms)
@@ -86,10 +86,10 @@ def _let_try(
     elif not can_pay and key.may_wait:
         pass_over(scan, now_ms, result)
     elif not can_pay:
-        lack, account = worst(key, candidate, accounts, now_ms)
+        lack, account = worst(scan, now_ms)
         result.refused.append((candidate, describe(account, lack, now_ms)))
     elif has_place(key, free) and not result.holds_back(gates, candidate, now_ms, key.is_lent):
-        admit(key, candidate, accounts, result)
+        admit(scan, now_ms, result, is_in_turn=False)
         for gate in gates:
             gate.take(candidate.id, candidate.tokens, now_ms)
         free[key.provider] -= 1

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from scheduler.admission.fairness import Tenant
 from scheduler.foresight import Kind
-from scheduler.ledger.account import Account, Needs
+from scheduler.ledger.account import FAR, Account, Needs, Standing
 from scheduler.request import Tokens
 from scheduler.shortfall import Shortfall
 
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 DEPTH = 100
 NEVER = math.inf
+Head = tuple[int, int]  # who is first in a lane: when it is due (`FAR`: no deadline), and its id
+Level = tuple[
+    int, bool
+]  # a priority, and whether of those without a deadline: these are less urgent
+
+
+class Dated(Protocol):
+    """A request, as far as its place among others is concerned."""
+
+    @property
+    def id(self) -> int: ...  # noqa: D102
+    @property
+    def due_at_ms(self) -> int | None: ...  # noqa: D102
 
 
 class LaneKey(NamedTuple):
@@ -24,7 +38,8 @@ class LaneKey(NamedTuple):
 
     `may_wait` False: refuse what does not fit instead of parking it. `is_lent`: a call under way
     waits for it, and lends it its place. `is_shared`: any process that serves the provider may
-    send them, if it asks the same `service` by that name.
+    send them, if it asks the same `service` by that name. `tenant`: with whom it shares what there
+    is, where tenants share. `is_due`: they have deadlines, and go by these.
     """
 
     provider: str
@@ -35,17 +50,34 @@ class LaneKey(NamedTuple):
     is_lent: bool = False
     is_shared: bool = False
     service: str = ""
+    tenant: str = ""
+    is_due: bool = False
+
+    @property
+    def level(self) -> Level:
+        """How urgent its requests are."""
+        return self.priority, not self.is_due
+
+    @property
+    def lowest(self) -> Head:
+        """Nobody in the lane is before this."""
+        return (0, 0) if self.is_due else (FAR, 0)
+
+    def head(self, candidate: Dated) -> Head:
+        """The place of a request in the lane."""
+        if not self.is_due:
+            return FAR, candidate.id
+        due_ms = candidate.due_at_ms
+        return FAR if due_ms is None else due_ms, candidate.id
 
     def as_private(self) -> LaneKey:
         """The lane of the same requests that only one process can send."""
         return self._replace(is_shared=False, service="") if self.is_shared else self
 
 
-class Candidate(Protocol):
+class Candidate(Dated, Protocol):
     """A waiting request, as far as admission is concerned."""
 
-    @property
-    def id(self) -> int: ...  # noqa: D102
     @property
     def needs(self) -> Needs: ...  # noqa: D102
     @property
@@ -62,6 +94,7 @@ class LaneView:
         larger: Of a provider that is short of credit: those that need more than `Closed.reach`,
             smallest first. They are then not among the candidates. None: all are.
         size_by_id: With these: the size of who waits in the lane; None: it does not.
+        tenant: Whose requests they are; None: nobody shares with anybody.
     """
 
     key: LaneKey
@@ -70,6 +103,7 @@ class LaneView:
     gates: Sequence[Metered] = ()
     larger: Callable[[], Iterator[Candidate]] | None = None
     size_by_id: Callable[[int], int | None] | None = None
+    tenant: Tenant | None = None
 
     @property
     def closed(self) -> Closed | None:
@@ -86,7 +120,8 @@ class Verdict:
         wakes: Account id → amount that must become available for another look.
         smallest: Account id → the smallest amount of those that wait for it.
         behind: Accounts in whose line somebody has to go first, or give up.
-        beyond: Account id → the first for whom there was no place in line, by priority and id.
+        beyond: Account id → the first for whom there was no place in line, by priority, deadline
+            and id.
         held: Account id → most that a request hopes to get from calls under way; once
             so much has been spent that they cannot give it, it waits for something else.
         resumes_at_ms: The earliest reset that lets one of its requests go on.
@@ -97,7 +132,7 @@ class Verdict:
     wakes: dict[int, int] = field(default_factory=dict)
     smallest: dict[int, int] = field(default_factory=dict)
     behind: set[int] = field(default_factory=set)
-    beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
+    beyond: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
     resumes_at_ms: int | None = None
     fits: int = -1
@@ -120,7 +155,7 @@ class Plan:
         opens_at_ms: When the first gate opens that holds somebody back; `NEVER`: none, or
             only when calls under way end.
         moved: Accounts in whose line somebody gave up its place, which lets others go on.
-        rests: For each lane: nobody before this id waits in it any more.
+        rests: For each lane: nobody before this place waits in it any more.
         is_cut: There are more lanes to look at, at once.
     """
 
@@ -129,7 +164,7 @@ class Plan:
     verdicts: list[Verdict] = field(default_factory=list)
     opens_at_ms: float = NEVER
     moved: set[int] = field(default_factory=set)
-    rests: list[int] = field(default_factory=list)
+    rests: list[Head] = field(default_factory=list)
     is_cut: bool = False
     _held: dict[int, float] = field(default_factory=dict)  # gate where somebody waits → until when
     triers: dict[str, list[Trier]] = field(default_factory=dict)  # who may probe, by provider
@@ -182,7 +217,7 @@ class Scan:
         "has_lined_up",
         "head",
         "is_beyond",
-        "left_id",
+        "left",
         "position",
         "verdict",
         "view",
@@ -191,7 +226,7 @@ class Scan:
 
     def __init__(self, view: LaneView) -> None:
         self.view, self.verdict, self.blocked = view, Verdict(), 0
-        self.left_id: int | None = None  # the first one that stays
+        self.left: Head | None = None  # the first one that stays
         self.position = 0
         self.is_beyond = False  # there was no place in line for one: nor is there for later ones
         self.waits_for_place = self.has_lined_up = False
@@ -199,11 +234,33 @@ class Scan:
         self.has_begun = False
 
     @property
-    def rest_id(self) -> int:
-        """Nobody before this id waits in the lane any more."""
+    def rest(self) -> Head:
+        """Nobody before this place waits in the lane any more."""
+        key = self.view.key
         if self.view.larger is not None or not self.has_begun:
-            return 0
-        return self.head.id + 1 if self.left_id is None else self.left_id
+            return key.lowest
+        if self.left is not None:
+            return self.left
+        due_ms, id_ = key.head(self.head)
+        return due_ms, id_ + 1
+
+    @property
+    def start(self) -> int:
+        """Where its tenant would start now. Who is waited for, on a lent place, goes first."""
+        view = self.view
+        return 0 if view.tenant is None or view.key.is_lent else view.tenant.start
+
+    @property
+    def standing(self) -> Standing:
+        """Of the head of the lane: before whom it goes. Who is in line keeps the turn it had."""
+        view, turn = self.view, 0
+        due_ms, id_ = view.key.head(self.head)
+        if view.tenant is not None:
+            for account in view.accounts:
+                if account.line and (own := account.waiter_of(id_)) is not None:
+                    return own.standing
+            turn = view.tenant.turn
+        return Standing(view.key.priority, turn, due_ms, id_)
 
     def advance(self) -> bool:
         """Go to the next candidate; False at the end or when looked deep enough."""

@@ -6,23 +6,25 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scheduler.admission.lane import NEVER, Candidate, LaneKey, Plan, Scan
+from scheduler.admission.fairness import size_for
+from scheduler.admission.lane import NEVER, Candidate, Plan, Scan
 from scheduler.budget import UNLIMITED, WindowKind
-from scheduler.ledger.account import NOT_YET, Account, Waiter
+from scheduler.ledger.account import NOT_YET, Account, Standing, Waiter
 from scheduler.shortfall import SEVERITY, ParkReason, Shortfall
 
 MAX_BYPASSED = 32
 MAX_BYPASS_MS = 30_000
 
 
-def has_money(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int) -> bool:
-    """Whether every account has what the candidate needs, with nobody to go before it."""
-    for account in accounts:
+def has_money(scan: Scan, now_ms: int) -> bool:
+    """Whether every account has what the head of a lane needs, with nobody to go before it."""
+    candidate = scan.head
+    for account in scan.view.accounts:
         need = candidate.needs[account.index]
         if (
             (need > account.available and account.lacks(need, candidate) > 0)
             or account.paused
-            or (account.line and first_to_go(account, key, candidate, now_ms) is not None)
+            or (account.line and first_to_go(account, scan, now_ms) is not None)
         ):
             return False
     return True
@@ -36,13 +38,14 @@ class First(NamedTuple):
     is_brief: bool  # it waits for calls under way
 
 
-def first_to_go(account: Account, key: LaneKey, candidate: Candidate, now_ms: int) -> First | None:
-    """Whose bound is used up, so that admitting the candidate would delay it once too often."""
-    need, ahead = candidate.needs[account.index], 0
-    if not need or key.is_lent:
+def first_to_go(account: Account, scan: Scan, now_ms: int) -> First | None:
+    """Whose bound is used up, so that admitting the head of a lane would delay it once too often."""
+    need, ahead = scan.head.needs[account.index], 0
+    if not need or scan.view.key.is_lent:
         return None  # it takes nothing from anybody; or they may wait for its caller
+    standing = scan.standing
     for waiter in account.line:
-        if (waiter.priority, waiter.request_id) >= (key.priority, candidate.id):
+        if waiter.standing >= standing:
             return None
         if waiter.away_until_ms > now_ms:
             continue
@@ -58,17 +61,23 @@ def first_to_go(account: Account, key: LaneKey, candidate: Candidate, now_ms: in
     return None
 
 
-def admit(key: LaneKey, candidate: Candidate, accounts: Sequence[Account], result: Plan) -> None:
-    """Take the money of who goes, and its place in line."""
-    for account in accounts:
+def admit(scan: Scan, now_ms: int, result: Plan, *, is_in_turn: bool) -> None:
+    """Take the money of the head of a lane, which goes, and its place in line."""
+    view, candidate, standing = scan.view, scan.head, None
+    for account in view.accounts:
         need = candidate.needs[account.index]
         if account.line:
+            standing = standing or scan.standing  # as long as it has its place in line
             if account.leave_line(candidate.id) or _uncovers(account, need):
                 result.moved.add(account.id)
-            count_passing(account, key, candidate)
+            if need and not view.key.is_lent:
+                count_passing(account, need, standing)
         account.reserve(need)
         if account.pool is not None:
             account.begin(candidate.id, candidate.kind, candidate.needs)
+    if view.tenant is not None:
+        is_in_turn = is_in_turn and not view.key.is_lent
+        view.tenant.admit(size_for(candidate.needs), now_ms, is_in_turn=is_in_turn)
 
 
 def _uncovers(account: Account, need: int) -> bool:
@@ -82,14 +91,14 @@ def _uncovers(account: Account, need: int) -> bool:
     return False
 
 
-def count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
-    """Note whom the candidate passes that it may delay."""
-    need, ahead = candidate.needs[account.index], 0
-    for waiter in account.line if need and not key.is_lent else ():
+def count_passing(account: Account, need: int, standing: Standing) -> None:
+    """Note whom somebody passes who takes so much, and whom that may delay."""
+    ahead = 0
+    for waiter in account.line:
         if waiter.away_until_ms > account.looked_ms:
             continue
         ahead += waiter.need
-        if (waiter.priority, waiter.request_id) > (key.priority, candidate.id):
+        if waiter.standing > standing:
             return
         if need > account.spare(waiter, ahead):
             waiter.bypassed += 1
@@ -100,8 +109,8 @@ def count_passing(account: Account, key: LaneKey, candidate: Candidate) -> None:
 
 def pass_over(scan: Scan, now_ms: int, result: Plan) -> None:
     """Note why the head of a lane cannot go, what would wake it, and its place in line."""
-    key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
-    lack, account = worst(key, candidate, accounts, now_ms)
+    candidate, accounts = scan.head, scan.view.accounts
+    lack, account = worst(scan, now_ms)
     verdict = scan.verdict
     if verdict.shortfall is None:
         verdict.shortfall = describe(account, lack, now_ms)
@@ -147,12 +156,17 @@ def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
 
     Where it waits elsewhere so long that what is taken here will have left, it delays nobody.
     """
-    key, candidate, accounts = scan.view.key, scan.head, scan.view.accounts
-    order, needs = (key.priority, candidate.id), candidate.needs
+    candidate, accounts = scan.head, scan.view.accounts
+    needs, (priority, turn, due_ms, id_) = candidate.needs, scan.standing
+    order = (priority, due_ms, id_)
     if all(needs[each.index] <= each.available for each in accounts):
         return  # it only has to let others go first
-    wanted = {each.id: Waiter(*order, needs[each.index], 0, NOT_YET)
-              for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED}  # fmt: skip
+    wanted = {
+        each.id: Waiter(
+            priority, id_, needs[each.index], 0, NOT_YET, due_at_ms=due_ms, turn=turn
+        )
+        for each in accounts if needs[each.index] > 0 and each.limit < UNLIMITED
+    }  # fmt: skip
     full = [each.id for each in accounts
             if each.id in wanted and not each.has_room_for(wanted[each.id])]  # fmt: skip
     scan.verdict.beyond.update((each, order) for each in full if each not in scan.verdict.beyond)
@@ -217,21 +231,20 @@ class Lack(NamedTuple):
     first: First | None = None
 
 
-def worst(
-    key: LaneKey, candidate: Candidate, accounts: Sequence[Account], now_ms: int
-) -> tuple[Lack, Account]:
-    """What a request lacks most, and in which account; in one of them it cannot go.
+def worst(scan: Scan, now_ms: int) -> tuple[Lack, Account]:
+    """What the head of a lane lacks most, and in which account; in one of them it cannot go.
 
     If several are short, the one that makes it wait longest is told.
     """
+    candidate = scan.head
     worst: Lack | None = None
-    for account in accounts:
+    for account in scan.view.accounts:
         need = candidate.needs[account.index]
         missing, first = need - account.available if need else 0, None
         if missing > 0:
             missing = account.lacks(need, candidate)
         if missing <= 0 and not account.paused:
-            first = first_to_go(account, key, candidate, now_ms)
+            first = first_to_go(account, scan, now_ms)
             if first is None:
                 continue
             missing = min(first.ahead + need, account.limit) - account.available

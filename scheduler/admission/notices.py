@@ -123,8 +123,15 @@ def brief(lack: Shortfall) -> str:
 
 def sentence(lack: Shortfall, now_ms: int) -> str:
     """Why a request is parked, how much is missing, until when, and what to do."""
-    if lack.is_of_provider:
-        return _of_provider(lack, now_ms)
+    words = _of_provider(lack, now_ms) if lack.is_of_provider else _of_budget(lack, now_ms)
+    if lack.too_late_at_ms is None:
+        return words
+    over = _at(lack.too_late_at_ms, lack.zone, now_ms)
+    before = " before that," if lack.resumes_at_ms is not None else ""
+    return f"{words}. Its own time is over{before} {over}: unless it can go earlier, it ends unsent"
+
+
+def _of_budget(lack: Shortfall, now_ms: int) -> str:
     cap, name = _cap(lack), repr(lack.budget)
     change = about(lack.budget, rest=" 'MORE'")
     more = f"raise the limit: await s.set_limit({name}, …), or scheduler budget set {change}"
@@ -191,12 +198,14 @@ def _of_provider(lack: Shortfall, now_ms: int) -> str:
 
 def _until(lack: Shortfall, now_ms: int) -> str:
     at_ms = lack.resumes_at_ms
-    if at_ms is None:
-        return "never by itself"
+    return "never by itself" if at_ms is None else _at(at_ms, lack.zone, now_ms)
+
+
+def _at(at_ms: int, zone: str, now_ms: int) -> str:
     from zoneinfo import ZoneInfo
 
-    at = datetime.fromtimestamp(at_ms / 1000, ZoneInfo(lack.zone))
-    return f"{at:%Y-%m-%d %H:%M:%S} {lack.zone} (in {format_duration(max(0, at_ms - now_ms))})"
+    at = datetime.fromtimestamp(at_ms / 1000, ZoneInfo(zone))
+    return f"{at:%Y-%m-%d %H:%M:%S} {zone} (in {format_duration(max(0, at_ms - now_ms))})"
 
 
 def _cap(lack: Shortfall) -> Cap:

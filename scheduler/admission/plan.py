@@ -5,8 +5,11 @@ on and the free places at each provider, and returns what to start. It reads no
 clock and awaits nothing, so that the same decision is made in every store, inside
 the transaction that writes it.
 
-Order. Requests go by priority, then age. One admission in `AGING` goes to the
-oldest request of a less urgent priority, so that no priority starves.
+Order. Requests go by priority; within one, at a provider, by their tenants' turns, where tenants
+share (`fairness`); of one tenant those with deadlines go first, the earliest before all; then age
+decides. Between providers it is how far the tenant is ahead of its provider's clock, then deadline
+and age. One admission in `AGING` goes to the oldest of those who are first in a less urgent
+priority, or without a deadline in the same one, so that nobody of these starves.
 
 What does not fit. Let `need` be a request's ceiling, and of one account
 
@@ -57,9 +60,8 @@ that a reset which frees a million requests is one step.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, MutableMapping, Sequence
-from operator import itemgetter
-from typing import Protocol
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import NamedTuple, Protocol
 
 from scheduler.admission.closed import (
     leave_all_lines,
@@ -74,6 +76,7 @@ from scheduler.admission.lane import (
     Candidate,
     LaneKey,
     LaneView,
+    Level,
     Plan,
     Scan,
     Verdict,
@@ -88,6 +91,7 @@ from scheduler.admission.line import (
     pass_over,
     worst,
 )
+from scheduler.ledger.account import FAR
 from scheduler.limits import size_of
 
 __all__ = [
@@ -96,6 +100,7 @@ __all__ = [
 ]  # fmt: skip
 
 AGING = 16
+Rank = tuple[int, int, int]  # within a level at a provider: its tenant's start, deadline, id
 MOST_LOOKS = 256
 
 
@@ -120,17 +125,26 @@ def plan(
 class Lineup(Protocol):
     """Open lanes that a plan has not looked at yet.
 
-    A head may be told too low, never too high.
+    A rank may be told too low, never too high.
     """
 
     def always(self) -> Sequence[LaneView]:
         """Those to begin with, whatever places there are."""
 
-    def top(self, below: int | None = None) -> tuple[int, int] | None:
-        """Priority and lowest head of the most urgent ones, or of the oldest below a priority."""
+    def providers(self) -> Sequence[str]:
+        """Where lanes wait for a place."""
 
-    def pull(self, priority: int) -> Sequence[LaneView]:
-        """The next ones of a priority, the oldest first."""
+    def top(self, provider: str) -> tuple[int, Rank] | None:
+        """Priority and rank of the first of a provider's lanes."""
+
+    def lead(self, provider: str, priority: int, start: int) -> int:
+        """How far a start is ahead of the clock there."""
+
+    def below(self, level: Level) -> Iterator[tuple[str, Level, Rank]]:
+        """Of each provider, the first of each level that is less urgent."""
+
+    def pull(self, provider: str, level: Level) -> Sequence[LaneView]:
+        """The next ones of a level at a provider, the first of them first."""
 
     def leave(self, provider: str, model: str | None = None) -> None:
         """Nothing more goes to a provider, or to a model of it, in this plan."""
@@ -148,10 +162,19 @@ class _Whole:
     def always(self) -> Sequence[LaneView]:
         return self._lanes
 
-    def top(self, below: int | None = None) -> None:
+    def providers(self) -> Sequence[str]:
+        return ()
+
+    def top(self, provider: str) -> None:
         return None
 
-    def pull(self, priority: int) -> Sequence[LaneView]:
+    def lead(self, provider: str, priority: int, start: int) -> int:
+        return 0
+
+    def below(self, level: Level) -> Iterator[tuple[str, Level, Rank]]:
+        return iter(())
+
+    def pull(self, provider: str, level: Level) -> Sequence[LaneView]:
         return ()
 
     def leave(self, provider: str, model: str | None = None) -> None:
@@ -161,8 +184,31 @@ class _Whole:
         pass
 
 
+_Head = tuple[int, int, int, int, int]  # priority, start, deadline, id, and which scan it is
+
+
+class _First(NamedTuple):
+    """Who is first at a provider.
+
+    Attributes:
+        lead: How far its tenant is ahead of the clock there.
+        level: Of one that was not looked at yet; None: it was.
+    """
+
+    priority: int
+    lead: int
+    due_at_ms: int
+    id: int
+    provider: str
+    level: Level | None
+
+
+def _id_of(first: tuple[tuple[str, Level], tuple[Rank, _Head | None]]) -> int:
+    return first[1][0][2]
+
+
 class Planner:
-    """Decides by looking at lanes one after the other, the most urgent and oldest head first.
+    """Decides by looking at lanes one after the other, that whose turn it is first.
 
     It asks for a lane when one that it has not seen might come before all that it has, so it looks
     at about as many as it admits; and at no more than `MOST_LOOKS` from which nobody goes: these
@@ -175,19 +221,24 @@ class Planner:
         self._lineup, self._now_ms, self._before = lineup, now_ms, admitted_before
         self._free = dict(slots)
         self._scans: list[Scan] = []
-        self._heads: list[tuple[int, int, int]] = []
+        self._heads: dict[str, list[_Head]] = {}  # by provider
+        self._firsts: dict[str, _First] = {}  # who is the first there
+        self._moved: set[str] = set()  # providers at which that may have changed
+        self._waiting = 0  # lanes whose turn has not come yet
+        self._was_cut = False
         self._result = Plan()
-        self._has_all = False  # no lane is left that it has not seen
 
     def decide(self) -> Plan:
         """Go through the lineup."""
         result = self._result
         self._look_at(self._lineup.always())
-        while (scan := self._next()) is not None:
+        self._moved.update(self._lineup.providers())
+        while (found := self._next()) is not None:
+            scan, is_in_turn = found
             admitted = len(result.admitted)
-            goes_on = _consider(scan, self._free, self._now_ms, result)
-            if len(result.admitted) == admitted and scan.left_id is None:
-                scan.left_id = scan.head.id
+            goes_on = _consider(scan, self._free, self._now_ms, result, is_in_turn)
+            if len(result.admitted) == admitted and scan.left is None:
+                scan.left = scan.view.key.head(scan.head)
             if len(result.admitted) > admitted:
                 self._leave_if_full(scan)
             if goes_on:
@@ -196,14 +247,14 @@ class Planner:
                 self._leave_those_like(scan)
         self._decide_who_tries()
         result.verdicts = [scan.verdict for scan in self._scans]
-        result.rests = [scan.rest_id for scan in self._scans]
+        result.rests = [scan.rest for scan in self._scans]
         result.is_cut = self._is_cut and any(each.shortfall for each in result.verdicts)
         self._lineup.end()
         return result
 
     @property
     def _is_cut(self) -> bool:
-        looked = len(self._scans) - len(self._heads)  # the others' turn has not come yet
+        looked = len(self._scans) - self._waiting
         return looked - len(self._result.admitted) > MOST_LOOKS
 
     def _look_at(self, views: Sequence[LaneView]) -> None:
@@ -221,45 +272,105 @@ class Planner:
 
     def _advance(self, scan: Scan) -> None:
         if scan.advance():
-            order = scan.view.key.priority, scan.head.id, scan.position
-            heapq.heappush(self._heads, order)
+            key = scan.view.key
+            order = key.priority, scan.start, *key.head(scan.head), scan.position
+            heapq.heappush(self._heads.setdefault(key.provider, []), order)
+            self._waiting += 1
+            self._moved.add(key.provider)
 
-    def _next(self) -> Scan | None:
-        """The lane whose turn it is."""
-        heads, lineup = self._heads, self._lineup
-        while not (self._has_all or self._is_cut):
-            top = lineup.top()
-            if top is None:
-                self._has_all = True
-            elif heads and heads[0][:2] <= top:
-                break
-            else:
-                self._look_at(lineup.pull(top[0]))
-        if not heads:
-            return None
-        first = self._scans[heads[0][2]]
-        is_for_aged = (self._before + len(self._result.admitted)) % AGING == AGING - 1
-        if is_for_aged and has_place(first.view.key, self._free):  # else nobody goes in its stead
-            return self._scans[self._take_aged()]
-        heapq.heappop(heads)
-        return first
-
-    def _take_aged(self) -> int:
-        """Remove and return the oldest lane of those that are less urgent than the first."""
-        heads, urgent = self._heads, self._heads[0][0]
+    def _next(self) -> tuple[Scan, bool] | None:
+        """The lane whose turn it is; False: it goes before its turn, being old."""
         while True:
-            aged = min(
-                (head for head in heads if head[0] > urgent), key=itemgetter(1), default=None
-            )
-            other = None if self._is_cut else self._lineup.top(urgent)
-            if other is None or (aged is not None and aged[1] < other[1]):
+            first = self._first()
+            if first is None:
+                return None
+            if first.level is None:
                 break
-            self._look_at(self._lineup.pull(other[0]))
-        if aged is None:
-            return heapq.heappop(heads)[2]
-        heads.remove(aged)
-        heapq.heapify(heads)
-        return aged[2]
+            self._pull(first.provider, first.level)
+        scan = self._scans[self._heads[first.provider][0][-1]]
+        is_for_aged = (self._before + len(self._result.admitted)) % AGING == AGING - 1
+        if is_for_aged and has_place(scan.view.key, self._free):  # else nobody goes in its stead
+            aged = self._take_aged(scan.view.key.level)
+            if aged is not None:
+                return aged, False
+        self._take(first.provider, self._heads[first.provider][0])
+        return scan, True
+
+    def _first(self) -> _First | None:
+        """Of all providers the one whose first goes next."""
+        if self._is_cut is not self._was_cut:
+            self._was_cut = not self._was_cut
+            self._moved.update(self._lineup.providers())
+        for provider in self._moved:
+            found = self._first_of(provider)
+            if found is not None:
+                self._firsts[provider] = found
+            else:
+                self._firsts.pop(provider, None)
+        self._moved.clear()
+        if len(self._firsts) == 1:
+            return next(iter(self._firsts.values()))
+        return min(self._firsts.values(), default=None)
+
+    def _first_of(self, provider: str) -> _First | None:
+        """Who is the first at a provider, or that it is somebody who was not looked at yet."""
+        heads, head = self._heads.get(provider), None
+        while heads:
+            head = heads[0]
+            start = self._scans[head[-1]].start
+            if start == head[1]:
+                break
+            heapq.heapreplace(heads, (head[0], start, *head[2:]))  # it has gone on since
+        seen = head if heads else None
+        top = None if self._was_cut else self._lineup.top(provider)
+        if top is not None and (seen is None or (top[0], *top[1]) < seen[:4]):
+            priority, (start, due_ms, id_) = top
+            lead = self._lineup.lead(provider, priority, start)
+            return _First(priority, lead, due_ms, id_, provider, (priority, due_ms == FAR))
+        if seen is None:
+            return None
+        tenant = self._scans[seen[-1]].view.tenant
+        lead = 0 if tenant is None else seen[1] - tenant.clock.now
+        return _First(seen[0], lead, seen[2], seen[3], provider, None)
+
+    def _pull(self, provider: str, level: Level) -> None:
+        self._look_at(self._lineup.pull(provider, level))
+        self._moved.add(provider)
+
+    def _take(self, provider: str, head: _Head) -> None:
+        """Remove one of those who wait for their turn."""
+        heads = self._heads[provider]
+        if heads[0] is head:
+            heapq.heappop(heads)
+        else:
+            heads.remove(head)
+            heapq.heapify(heads)
+        self._waiting -= 1
+        self._moved.add(provider)
+
+    def _take_aged(self, urgent: Level) -> Scan | None:
+        """Remove and return the oldest of those who are first in a less urgent level."""
+        while True:
+            firsts: dict[tuple[str, Level], tuple[Rank, _Head | None]] = {}
+            for provider, heads in self._heads.items():
+                for head in heads:
+                    level = head[0], head[2] == FAR
+                    if level > urgent:
+                        rank = (self._scans[head[-1]].start, *head[2:4])
+                        known = firsts.get((provider, level))
+                        if known is None or rank < known[0]:
+                            firsts[provider, level] = rank, head
+            for provider, level, rank in () if self._was_cut else self._lineup.below(urgent):
+                known = firsts.get((provider, level))
+                if known is None or rank < known[0]:
+                    firsts[provider, level] = rank, None
+            if not firsts:
+                return None
+            (provider, level), (_, oldest) = min(firsts.items(), key=_id_of)
+            if oldest is not None:
+                self._take(provider, oldest)
+                return self._scans[oldest[-1]]
+            self._pull(provider, level)
 
     def _leave_if_full(self, scan: Scan) -> None:
         """Where the last place was given nobody else need be looked at; who is parked anyhow is."""
@@ -291,23 +402,24 @@ class Planner:
             leave_all_lines(scan, result)
 
 
-def _consider(scan: Scan, free: MutableMapping[str, int], now_ms: int, result: Plan) -> bool:
+def _consider(
+    scan: Scan, free: MutableMapping[str, int], now_ms: int, result: Plan, is_in_turn: bool
+) -> bool:
     """Admit, refuse or pass over the head of a lane; False: leave the lane for this plan."""
     key, candidate, gates = scan.view.key, scan.head, scan.view.gates
-    accounts, needs = scan.view.accounts, candidate.needs
     has_slot = has_place(key, free)
     if gates:
         closed = gates[0].closed
-        if closed is not None and size_of(*needs[:2]) > closed.reach(key.model):
+        if closed is not None and size_of(*candidate.needs[:2]) > closed.reach(key.model):
             return meet_closed(scan, closed, now_ms, result)
         has_slot = has_slot and not result.holds_back(gates, candidate, now_ms, key.is_lent)
     if not has_slot and key.may_wait:
         scan.verdict.clear()  # it waits for a place, not for money
         scan.waits_for_place = True
         return False
-    if has_money(key, candidate, accounts, now_ms):
+    if has_money(scan, now_ms):
         if has_slot:
-            admit(key, candidate, accounts, result)
+            admit(scan, now_ms, result, is_in_turn=is_in_turn)
             for gate in gates:
                 gate.let(candidate.id, candidate.tokens, now_ms)
             free[key.provider] -= 1
@@ -316,6 +428,6 @@ def _consider(scan: Scan, free: MutableMapping[str, int], now_ms: int, result: P
     if key.may_wait:
         pass_over(scan, now_ms, result)
     else:
-        lack, account = worst(key, candidate, accounts, now_ms)
+        lack, account = worst(scan, now_ms)
         result.refused.append((candidate, describe(account, lack, now_ms)))
     return True

@@ -56,9 +56,9 @@ class RequestFuture(asyncio.Future[Response]):
     """
 
     __slots__ = (
-        "_keeper", "_note", "_submitted_to", "_terms", "ceiling_nusd", "context", "emit", "expires_at_ms",
-        "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request", "request_id", "send",
-        "since_ms", "trace",
+        "_keeper", "_note", "_submitted_to", "_terms", "ceiling_nusd", "context", "due_at_ms", "emit",
+        "expires_at_ms", "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request",
+        "request_id", "send", "since_ms", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class RequestFuture(asyncio.Future[Response]):
         self._submitted_to, self._terms = lane, terms
         self.expires_at_ms: int | None = None  # as it was first submitted,
         self.since_ms = 0  # and when that was, if it expires
+        self.due_at_ms: int | None = None  # its deadline, likewise
         self.lack: Shortfall | None = None  # why another process has it parked
         self._note: str | None = None
         self.trace: Any = None  # of who watches it
@@ -96,7 +97,9 @@ class RequestFuture(asyncio.Future[Response]):
         if self._terms is None:  # seldom asked for, so made when it is
             lane = self._submitted_to
             assert lane is not None
-            self._terms = terms_in(lane, self.request, self.expires_at_ms, self.since_ms)
+            self._terms = terms_in(
+                lane, self.request, self.expires_at_ms, self.since_ms, self.due_at_ms
+            )
         return self._terms
 
     @property
@@ -126,10 +129,15 @@ class RequestFuture(asyncio.Future[Response]):
 
     @property
     def parked(self) -> Shortfall | None:
-        """Why the request is parked, how much is missing and until when; None: it is not."""
+        """Why the request is parked, how much is missing and until when; None: it is not.
+
+        Its `Shortfall.too_late_at_ms` says that its time is over before that.
+        """
         if self.done() or self.is_running or self._keeper is None:
             return None
-        return self.lack if self.lane is None else self._keeper.why_parked(self.lane)
+        lack = self.lack if self.lane is None else self._keeper.why_parked(self.lane)
+        at_ms = self.expires_at_ms if self._terms is None else self._terms.expires_at_ms
+        return lack if lack is None or at_ms is None else lack.seen_by(at_ms)
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel the request; see the class for what that costs."""

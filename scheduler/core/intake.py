@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
+from scheduler.admission.fairness import Fairness
 from scheduler.admission.notices import brief
 from scheduler.admission.plan import LaneKey
 from scheduler.clock import Clock
@@ -96,6 +97,7 @@ class Intake:
         self._tariffs: dict[str, Tariff] = {}
         self._router = Router(self.providers, routes, self._is_of)
         self.book = BudgetBook(names=Aliases(self.providers, self._router.led_by).names)
+        self.fairness: Fairness | None = None  # who shares with whom
         self.shares = False  # what is queued may be sent by other processes
         self.circle = ""  # only of those that work on the same thing; empty: of all
 
@@ -227,6 +229,8 @@ class Intake:
         service = self._service(request, provider, may_wait)
         if service and request.provider is None:  # who sends it may have another default
             request = replace(request, provider=provider.name)
+        expires_at_ms, due_at_ms = self._times(request)
+        fairness = self.fairness
         lane = LaneKey(
             provider.name,
             self.book.draws_on(
@@ -235,11 +239,12 @@ class Intake:
             ),
             int(priority),
             may_wait, request.model, is_shared=bool(service), service=service,
+            tenant="" if fairness is None else fairness.tenant_of(request.tags),
+            is_due=due_at_ms is not None,
         )  # fmt: skip
         return NewRequest(
             request, lane, quote.ceiling_nusd, quote.ceiling_tokens, quote.expected_nusd,
-            digest, self._expiry(request),
-            tokens=quote.tokens,
+            digest, expires_at_ms, due_at_ms, tokens=quote.tokens,
         )  # fmt: skip
 
     def _service(self, request: Request, provider: Provider, may_wait: bool) -> str:
@@ -338,19 +343,22 @@ class Intake:
             self._tariffs[provider.name] = tariff
         return tariff
 
-    def _expiry(self, request: Request) -> int | None:
-        if request.deadline is None and request.max_wait is None:
-            return None
-        now_ms, instants = self._clock.now_ms(), []
-        if isinstance(request.deadline, datetime):
-            if request.deadline.tzinfo is None:
-                raise ConfigError("deadline", f"{request.deadline} has no time zone")
-            instants.append(int(request.deadline.timestamp() * 1000))
-        elif request.deadline is not None:
-            instants.append(now_ms + parse_duration_ms(request.deadline, "deadline"))
-        if request.max_wait is not None:
-            instants.append(now_ms + parse_duration_ms(request.max_wait, "max_wait"))
-        return min(instants)
+    def _times(self, request: Request) -> tuple[int | None, int | None]:
+        """When a request is dropped if it was not sent by then, and its deadline."""
+        deadline, max_wait = request.deadline, request.max_wait
+        if deadline is None and max_wait is None:
+            return None, None
+        now_ms, due_at_ms = self._clock.now_ms(), None
+        if isinstance(deadline, datetime):
+            if deadline.tzinfo is None:
+                raise ConfigError("deadline", f"{deadline} has no time zone")
+            due_at_ms = int(deadline.timestamp() * 1000)
+        elif deadline is not None:
+            due_at_ms = now_ms + parse_duration_ms(deadline, "deadline")
+        if max_wait is None:
+            return due_at_ms, due_at_ms
+        patient_ms = now_ms + parse_duration_ms(max_wait, "max_wait")
+        return patient_ms if due_at_ms is None else min(patient_ms, due_at_ms), due_at_ms
 
 
 def asked_of(request: Request, provider: Provider, called: str) -> Asked:

@@ -58,6 +58,7 @@ class Looking:
             shortfalls=tuple(shortfalls),
             budgets=tuple(self.store.latest()),
             limited=tuple(self.store.gates.statuses(self._clock.now_ms())),
+            tenants=tuple(self.store.sharing(self._clock.now_ms())),
         )
 
     @property

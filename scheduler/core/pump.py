@@ -145,6 +145,7 @@ class Pump:
             self._watchers.submitted(future)
         if new.expires_at_ms is not None:
             future.expires_at_ms, future.since_ms = new.expires_at_ms, self._clock.now_ms()
+            future.due_at_ms = new.due_at_ms
         self._queue(new, future)
         return future
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Literal, Self, get_args, overload
 
 from scheduler import events
+from scheduler.admission.fairness import fairness_of
 from scheduler.budget import Budget
 from scheduler.clock import Clock, SystemClock, TrustedClock
 from scheduler.core.calls import is_within_call
@@ -99,10 +100,11 @@ class Shell(Tagging, Governing, Looking):
         clock: Clock | None = None,
         poll_interval: Duration = 0.2,
         role: Role = "both",
+        fair_by: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         if role not in ROLES:
-            known = "'client', 'worker' and 'both'"
-            raise ConfigError("role", f"{role!r} is not one of {known}")
+            raise ConfigError("role", f"{role!r} is not one of 'client', 'worker' and 'both'")
         if concurrency < 1:
             raise ConfigError("concurrency", f"{concurrency} is not at least 1")
         if max_attempts < 1:
@@ -136,6 +138,8 @@ class Shell(Tagging, Governing, Looking):
         prevention = Prevention(max_prompt_tokens, max_cost, tuple(fallback), cap_output)
         self.on_exceeded = on_exceeded
         self._intake = Intake(providers, prices, self._clock, on_exceeded, prevention, routes)
+        self._intake.fairness = fairness_of(fair_by, weights)
+        self.store.share(self._intake.fairness)
         self._retry = retry or plain_retry(max_attempts, retry_wait_s, patience)
         self._poll_s = parse_duration_ms(poll_interval, "poll_interval") / 1000
         if isinstance(budgets, str | int | float | Decimal):
@@ -169,16 +173,9 @@ class Shell(Tagging, Governing, Looking):
         self._intake.shares = self.store.is_shared and self.store.keeps_whole
         self._serve()
         self._pump = Pump(
-            self.store,
-            self._intake,
-            self._retry,
-            self._clock,
-            self._announcer,
-            self.concurrency,
-            self._poll_s,
-            role=self.role,
-            watchers=self._watchers,
-        )
+            self.store, self._intake, self._retry, self._clock, self._announcer, self.concurrency,
+            self._poll_s, role=self.role, watchers=self._watchers,
+        )  # fmt: skip
         self._pump.suspended = resolver.wake
         self._pump.key_refused = lambda provider: self._serve()
         self._resolver = resolver

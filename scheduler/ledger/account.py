@@ -40,13 +40,14 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scheduler.budget import UNLIMITED, Cap, Unit, WindowKind
 from scheduler.foresight import Flight, Kind, Pool
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
+FAR = 1 << 62  # when something is due that has no deadline
 NOT_YET = -1  # since when it has been the first, of one that has not been
 
 Needs = tuple[int, int, int]  # nano-dollars, tokens, requests; index with `unit_index`
@@ -97,6 +98,20 @@ class Tally:
     overrun: int = 0
 
 
+class Standing(NamedTuple):
+    """Before whom a request goes: the lowest is the first.
+
+    Attributes:
+        turn: When it is its tenant's turn, where tenants share (`admission.fairness`).
+        due_at_ms: Its deadline; `FAR`: none.
+    """
+
+    priority: int
+    turn: int
+    due_at_ms: int
+    id: int
+
+
 @dataclass(slots=True)
 class Waiter:
     """The first in line for money that comes back: from calls under way, or bit by bit.
@@ -108,6 +123,8 @@ class Waiter:
         since_ms: When it became the first; `NOT_YET`.
         left: In a total from which it waits for more than calls can give back: the limit
             less suspense at that time. What was left then is for whoever it suffices for.
+        due_at_ms: Its deadline; `FAR`: none.
+        turn: When it was its tenant's turn as it got its place: it keeps that.
     """
 
     priority: int
@@ -117,9 +134,16 @@ class Waiter:
     since_ms: int
     left: int | None = None
     away_until_ms: int = 0  # it waits elsewhere: what is taken here till then will have left
+    due_at_ms: int = FAR
+    turn: int = 0
+
+    @property
+    def standing(self) -> Standing:
+        """Before whom it goes."""
+        return Standing(self.priority, self.turn, self.due_at_ms, self.request_id)
 
     def __lt__(self, other: Waiter) -> bool:
-        return (self.priority, self.request_id) < (other.priority, other.request_id)
+        return self.standing < other.standing
 
 
 class Asking(Protocol):

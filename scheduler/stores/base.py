@@ -33,10 +33,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from scheduler.admission.fairness import Fairness
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.clock import Clock
-from scheduler.errors import BudgetExceeded, ConfigError
 from scheduler.guards.texts import check_names
 from scheduler.ledger.account import Crossing
 from scheduler.limits import Gates, GateStatus, Heard, Report
@@ -45,6 +45,7 @@ from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
 from scheduler.stores.noting import Noting
 from scheduler.stores.outbox import Outbox
+from scheduler.stores.refusing import is_refusal
 
 if TYPE_CHECKING:
     from scheduler.stats import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Counts,
         QueueRow,
         SpendRow,
+        TenantStatus,
         Unserved,
         WorkerStatus,
     )
@@ -85,7 +87,8 @@ class NewRequest:
     Attributes:
         digest: Fingerprint of what would be sent; only requests with a key have one.
         expires_at_ms: When it is dropped if it was not sent by then; None: never.
-        keeps_time: Of one that is amended: it is dropped when it would have been before.
+        due_at_ms: Its deadline, by which it goes before others; None: it has none.
+        keeps_time: Of one that is amended: both of these stay as they were.
         retry_failed: Queue a key again that failed before; otherwise a known key gives
             back what is known.
         is_kept: Somebody waits for it in this process: the request may stay in memory.
@@ -100,11 +103,17 @@ class NewRequest:
     expected_nusd: int = 0
     digest: str = ""
     expires_at_ms: int | None = None
+    due_at_ms: int | None = None
     keeps_time: bool = False
     retry_failed: bool = False
     is_kept: bool = False
     payload: str | None = None
     tokens: Tokens = UNTOLD_TOKENS
+
+    def set_time(self, expires_at_ms: int | None, due_at_ms: int | None) -> None:
+        """When it is dropped, and by when it goes before others, whatever its request says."""
+        self.expires_at_ms, self.due_at_ms = expires_at_ms, due_at_ms
+        self.lane = self.lane._replace(is_due=due_at_ms is not None)
 
 
 @dataclass(slots=True)
@@ -125,21 +134,6 @@ class Finished:
         """Whether it ended because of its callers' own terms: another may ask for its key anew."""
         gave_up = self.state in (RequestState.CANCELLED, RequestState.EXPIRED)
         return gave_up or is_refusal(self.error)
-
-
-REFUSED = "budget_exceeded"
-
-
-def refusal(lack: Shortfall) -> dict[str, str]:
-    """The error of a request that did not fit and was not allowed to wait, as it is stored."""
-    return {"code": REFUSED, "message": lack.reason.value, "type": BudgetExceeded.__name__}
-
-
-def is_refusal(error: Mapping[str, Any] | None) -> bool:
-    """Whether a stored error is a `refusal`."""
-    if error is None or error.get("code") != REFUSED:
-        return False
-    return bool(error.get("type", BudgetExceeded.__name__) == BudgetExceeded.__name__)
 
 
 class Picture(NamedTuple):
@@ -394,15 +388,6 @@ class TurnResult:
     waiting_shared: int = 0
 
 
-def in_use() -> ConfigError:
-    """The error for a store that a second scheduler wants to open."""
-    return ConfigError(
-        "store",
-        "is in use by another scheduler, which alone looks after it; use that one, or give both the "
-        "path of one SQLite file",
-    )
-
-
 Archive = Callable[[Sequence[Finished]], None]
 
 
@@ -464,6 +449,9 @@ class Store(Noting, History, Outbox, ABC):
                 follows what waits there.
         """
 
+    def share(self, fairness: Fairness | None) -> None:
+        """Have tenants share what there is; None: there are none."""
+
     async def pause_for_others(self, seconds: float) -> None:
         """Sleep so long; shorter, if the store hears that other processes changed something."""
         await asyncio.sleep(seconds)
@@ -510,6 +498,14 @@ class Store(Noting, History, Outbox, ABC):
     async def limited(self, now_ms: int) -> list[GateStatus]:
         """What providers' limits hold back now, as far as processes told each other."""
         return self.gates.statuses(now_ms)
+
+    def sharing(self, now_ms: int) -> list[TenantStatus]:
+        """How tenants are doing, as far as this process knows; nobody shares: none."""
+        return []
+
+    async def tenants(self, now_ms: int) -> list[TenantStatus]:
+        """How tenants are doing, in all processes."""
+        return self.sharing(now_ms)
 
     # Budgets
 

@@ -12,12 +12,16 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from scheduler.admission.fairness import Shares, TenantKey, tenant_key
+from scheduler.admission.lane import Head
 from scheduler.admission.plan import LaneKey, Verdict
 from scheduler.ledger.account import Account, Needs
 from scheduler.limits import NOTHING, Gates, size_of
-from scheduler.shortfall import Shortfall
+from scheduler.shortfall import ParkReason, Shortfall
+from scheduler.stats import TenantStatus
 from scheduler.stores.base import Settlement
 from scheduler.stores.lineup import Book
+from scheduler.stores.views import tenant_statuses
 
 MOST_IDLE = 1_000  # lanes that are empty, of those that may be forgotten
 MOST_OPENED = 1_000  # lanes in one step, of many that something opens
@@ -28,14 +32,15 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "head_id", "id", "key", "parked_total_ms", "passed_id", "passed_reach", "reported",
-        "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
+        "fits", "head", "id", "is_active", "key", "parked_total_ms", "passed", "passed_reach",
+        "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
-        self.head_id = 0  # nobody before it waits here
+        self.head = key.lowest  # nobody before it waits here
+        self.is_active = False  # somebody waits here for a turn, or for calls under way to end
         self.ticket = 0  # counts its places in the book of open lanes
         self.shortfall: Shortfall | None = None  # None: open
         self.smallest: dict[int, int] = {}  # account → least amount that waits for it
@@ -44,7 +49,8 @@ class Lane:
         self.version = 0  # counts when it was shut or opened, to tell stale heap entries
         self.reported: tuple[str, str, int | None] | None = None  # why it was shut when last told
         self.fits = NOTHING  # what is no larger goes although it is shut
-        self.passed_id, self.passed_reach = 0, NOTHING  # who is before it needs more than that
+        # Who is before it needs more than that.
+        self.passed, self.passed_reach = key.lowest, NOTHING
 
     def parked_clock_ms(self, now_ms: int) -> int:
         """A clock that runs while the lane is shut; differences are time spent parked."""
@@ -55,7 +61,7 @@ class Lane:
     def look_at_all(self, needs: Needs) -> None:
         """One that joined may be older than those that were passed."""
         if size_of(*needs[:2]) <= self.passed_reach:
-            self.passed_id = 0
+            self.passed = self.key.lowest
 
     def wakes_for(self, needs: Needs, accounts: Iterable[Account]) -> bool:
         """Whether a new request might fit although the ones before it do not."""
@@ -68,26 +74,33 @@ class Lanes:
     """The book of one process's lanes.
 
     Args:
+        shares: What is known of tenants.
         forgets: Called when a lane is dropped that has long been empty, of very many. None: all
             are kept.
 
     Attributes:
         open: Those that are not shut, in which something waits.
+        active: How many lanes of a tenant are, in which somebody waits for a turn.
+        risen: Tenants that had none of these, and have one since they were last looked at.
         parked: How many wait in lanes that are shut, by reason.
         waiting_shared: How many wait in shared lanes.
     """
 
-    def __init__(self, forgets: Callable[[Lane], None] | None = None) -> None:
-        self._forgets = forgets
+    def __init__(
+        self, shares: Shares | None = None, forgets: Callable[[Lane], None] | None = None
+    ) -> None:
+        self._shares, self._forgets = shares or Shares(), forgets
+        self.active: dict[TenantKey, int] = {}
+        self.risen: set[TenantKey] = set()
         self.parked: Counter[str] = Counter()
         self._idle: dict[int, Lane] = {}  # empty, in the order in which they became so
         self._shut: dict[str, dict[int, Lane]] = {}  # by provider
-        self._waking: list[tuple[int, int, int, int]] = []  # heap of those to be opened bit by bit
+        self._waking: list[tuple[int, Head, int, int]] = []  # heap of those to be opened bit by bit
         self._waking_ms = 0
         self._by_key: dict[LaneKey, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self._of_budget: dict[int, dict[int, Lane]] = {}
-        self.open = Book()
+        self.open = Book(self._shares)
         self._waiting = self.waiting_shared = 0
         self._wakes: dict[
             int, list[tuple[int, int, int]]
@@ -98,8 +111,8 @@ class Lanes:
         self._held: dict[int, list[tuple[int, int, int]]] = {}  # account → heap of (-need, …)
         self._behind: dict[int, dict[int, int]] = {}  # account → lane → version
         self._beyond: dict[
-            int, list[tuple[tuple[int, int], int, int]]
-        ] = {}  # account → heap of (priority and id, lane, version)
+            int, list[tuple[tuple[int, int, int], int, int]]
+        ] = {}  # account → heap of (priority, deadline and id, lane, version)
         self._due: list[
             tuple[int, int, int, int]
         ] = []  # heap of (instant, priority, lane, version)
@@ -127,19 +140,21 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._by_key.values())
 
-    def add(self, lane: Lane, head_id: int = 0, count: int = 1) -> None:
-        """`count` more requests wait in the lane, none of them before `head_id`."""
+    def add(self, lane: Lane, head: Head | None = None, count: int = 1) -> None:
+        """`count` more requests wait in the lane, none of them before `head`; None: who knows."""
         if not lane.waiting:
             self._idle.pop(lane.id, None)
-        is_first = not lane.waiting or head_id < lane.head_id
+        head = lane.key.lowest if head is None else head
+        is_first = not lane.waiting or head < lane.head
         lane.waiting += count
         self._waiting += count
         self.waiting_shared += count * lane.key.is_shared
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] += count
+        self._mark(lane)
         if is_first:
-            lane.head_id = head_id
+            lane.head = head
             if lane.shortfall is None and lane.waiting:
                 self.open.put(lane)
 
@@ -152,6 +167,7 @@ class Lanes:
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] -= count
         if not lane.waiting:
+            self._mark(lane)
             self.open.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
@@ -177,9 +193,40 @@ class Lanes:
         """Whether anything waits in any lane."""
         return self._waiting > 0
 
-    def settle(self, lane: Lane, verdict: Verdict, rest_id: int, now_ms: int) -> None:
-        """Shut the lane or leave it open, as the plan found; nobody before `rest_id` waits there."""
-        lane.head_id = rest_id
+    def sharing(self, now_ms: int) -> list[TenantStatus]:
+        """How tenants are doing."""
+        if self._shares.fairness is None:
+            return []
+        return tenant_statuses(
+            [(lane.key.tenant, lane.waiting) for lane in self._by_key.values()],
+            [(key.tenant, sum(each.lately(now_ms))) for key, each in self._shares.tenants.items()],
+        )
+
+    def _mark(self, lane: Lane) -> None:
+        """Note whether somebody waits in a lane for a turn: a tenant that had nothing may rise."""
+        lack = lane.shortfall
+        is_active = lane.waiting > 0 and (lack is None or lack.reason is ParkReason.HELD_IN_FLIGHT)
+        if is_active is lane.is_active or self._shares.fairness is None or lane.key.is_lent:
+            return
+        lane.is_active = is_active
+        key = tenant_key(lane.key)
+        count = self.active.get(key, 0) + (1 if is_active else -1)
+        if count:
+            self.active[key] = count
+        else:
+            del self.active[key]
+        if is_active and count == 1:
+            self.risen.add(key)
+
+    def rise(self, key: TenantKey) -> None:
+        """A tenant is looked at: if it had nothing to ask before, it has saved nothing up."""
+        if key in self.risen:
+            self.risen.discard(key)
+            self._shares.of(key).rise()
+
+    def settle(self, lane: Lane, verdict: Verdict, rest: Head, now_ms: int) -> None:
+        """Shut the lane or leave it open, as the plan found; nobody before `rest` waits there."""
+        lane.head = rest
         if not lane.waiting:
             return
         if verdict.shortfall is None:
@@ -191,6 +238,7 @@ class Lanes:
         lane.shut_since_ms = now_ms
         lane.version += 1
         self.open.drop(lane)
+        self._mark(lane)
         self._note(lane)
         for account_id, need in verdict.wakes.items():
             heapq.heappush(self._wakes.setdefault(account_id, []), (need, lane.id, lane.version))
@@ -318,7 +366,7 @@ class Lanes:
             return
         self._waking_ms = now_ms
         self._waking += [
-            (lane.key.priority, lane.head_id, lane.id, lane.version)
+            (lane.key.priority, lane.head, lane.id, lane.version)
             for lane in lanes
             if lane.shortfall is not None
         ]
@@ -336,6 +384,7 @@ class Lanes:
         lane.parked_total_ms = lane.parked_clock_ms(now_ms)
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
+        self._mark(lane)
         if lane.waiting:
             self.open.put(lane)
         self._note(lane)

@@ -1,63 +1,133 @@
 """Open lanes in the order in which a turn looks at them: as many as it has places for.
 
-A lane is known by the id of its head, or by a lower bound of that, so whoever looks at it may find
-that another lane comes first. Lanes for one model at one provider stand together: where there is no
-free place for them, or a gate is shut, none of them is looked at, however many there are.
+A lane is known by the place of its head, or by a lower bound of that, so whoever looks at it may find
+that another lane comes first. Lanes for one model at one provider, of one level, stand together: where
+there is no free place for them, or a gate is shut, none of them is looked at, however many there are.
+Within such a group those of one tenant stand together, whose start moves all of them at once.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.admission.plan import NEVER, LaneView
+from scheduler.admission.fairness import Shares, TenantKey, tenant_key
+from scheduler.admission.lane import Head, Level
+from scheduler.admission.plan import LaneView, Rank
 
 if TYPE_CHECKING:
     from scheduler.limits import Gates
     from scheduler.stores.lanes import Lane
 
 Views = Callable[[Sequence["Lane"]], Sequence[LaneView]]
-_Group = tuple[int, str, str]  # priority, provider, model
-_Top = tuple[int, _Group]  # with its head
+SPARE = 64  # entries of a heap that are no longer true, before it is made anew
+
+
+class _Group(NamedTuple):
+    provider: str
+    level: Level
+    model: str
+
+
+_Top = tuple[Rank, _Group]  # with the rank of its first
+_Waiting = list[tuple[Head, int, int]]  # heap of heads, lanes, tickets
+
+
+class _Crowd:
+    """The lanes of one group, by tenant.
+
+    Attributes:
+        lanes: Those of each tenant.
+        order: A heap of ranks and tenants. A tenant counts with its last entry, whose rank may be
+            too low: that is found when it is met.
+        rank_of: The rank in that entry.
+    """
+
+    __slots__ = ("lanes", "order", "rank_of")
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, _Waiting] = {}
+        self.order: list[tuple[Rank, str]] = []
+        self.rank_of: dict[str, Rank] = {}
+
+    def note(self, tenant: str, rank: Rank) -> None:
+        """A tenant may be found by this rank, unless it is by an earlier one."""
+        known = self.rank_of.get(tenant)
+        if known is not None and known <= rank:
+            return
+        self.rank_of[tenant] = rank
+        heapq.heappush(self.order, (rank, tenant))
+        if len(self.order) > 4 * len(self.rank_of) + SPARE:
+            self.order = [(each, name) for name, each in self.rank_of.items()]
+            heapq.heapify(self.order)
 
 
 class Book:
-    """Open lanes in which somebody waits."""
+    """Open lanes in which somebody waits.
 
-    def __init__(self) -> None:
+    Args:
+        shares: Knows where tenants start.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
         self._lanes: dict[int, Lane] = {}
         self._always: dict[int, Lane] = {}
-        self._heaps: dict[_Group, list[tuple[int, int, int]]] = {}  # of heads, lanes, tickets
-        # By priority and provider, of heads and groups. A group counts with its last entry, whose
-        # head may be of who has gone: that is found when it is met.
-        self._tops: dict[int, dict[str, list[_Top]]] = {}
-        self._top_of: dict[_Group, int] = {}  # the head in that entry
+        self._crowds: dict[_Group, _Crowd] = {}
+        self._groups_of: dict[TenantKey, set[_Group]] = {}
+        # By provider and level, of ranks and groups. A group counts with its last entry, whose
+        # rank may be of who has gone: that is found when it is met.
+        self._tops: dict[str, dict[Level, list[_Top]]] = {}
+        self._top_of: dict[_Group, Rank] = {}  # the rank in that entry
 
     def __len__(self) -> int:
         return len(self._lanes)
 
     def put(self, lane: Lane) -> None:
-        """A lane is open, or there is an older head in it than was known."""
+        """A lane is open, or there is an earlier head in it than was known."""
         key = lane.key
         self._lanes[lane.id] = lane
         lane.ticket += 1
         if key.is_lent or not key.may_wait:
             self._always[lane.id] = lane
             return
-        group = (key.priority, key.provider, key.model)
-        heap = self._heaps.get(group)
-        if heap is None:
-            heap = self._heaps[group] = []
-        if not heap or lane.head_id < heap[0][0]:
-            self._put_top(lane.head_id, group)
-        heapq.heappush(heap, (lane.head_id, lane.id, lane.ticket))
+        group = _Group(key.provider, key.level, key.model)
+        crowd = self._crowds.get(group)
+        if crowd is None:
+            crowd = self._crowds[group] = _Crowd()
+        waiting = crowd.lanes.get(key.tenant)
+        if waiting is None:
+            waiting = crowd.lanes[key.tenant] = []
+            if self._shares.fairness is not None:
+                self._groups_of.setdefault(tenant_key(key), set()).add(group)
+        heapq.heappush(waiting, (lane.head, lane.id, lane.ticket))
+        rank = (self._shares.start(key.provider, key.priority, key.tenant), *lane.head)
+        crowd.note(key.tenant, rank)
+        self._put_top(rank, group)
 
     def drop(self, lane: Lane) -> None:
         """A lane is shut, or nobody waits in it."""
         if self._lanes.pop(lane.id, None) is not None:
             self._always.pop(lane.id, None)
             lane.ticket += 1
+
+    def has(self, tenant: TenantKey) -> bool:
+        """Whether there may be lanes of a tenant here."""
+        return tenant in self._groups_of
+
+    def tenants(self) -> Sequence[TenantKey]:
+        """Those of whom there may be lanes here."""
+        return tuple(self._groups_of)
+
+    def moved_up(self, tenant: TenantKey) -> None:
+        """A tenant starts earlier than was known."""
+        start = self._shares.start(*tenant)
+        for group in self._groups_of.get(tenant, ()):
+            crowd = self._crowds[group]
+            rank = (start, *crowd.rank_of[tenant.tenant][1:])
+            crowd.note(tenant.tenant, rank)
+            self._put_top(rank, group)
 
     def always(self) -> list[Lane]:
         """Lanes that are looked at whatever places there are: they may not wait, or are lent one."""
@@ -66,75 +136,116 @@ class Book:
     def of_provider(self, provider: str, most: int) -> list[Lane]:
         """Some of a provider's lanes, taken out of the book."""
         found: list[Lane] = []
-        for group in [each for each in self._heaps if each[1] == provider]:
-            while len(found) < most and (head_id := self._head_of(group)) is not None:
-                found.append(self.take(head_id, group))
+        for group in [each for each in self._crowds if each.provider == provider]:
+            while len(found) < most and self._rank_of(group) is not None:
+                found.append(self.take(group))
         return found
 
-    def priorities(self) -> Sequence[int]:
-        """Those of lanes that wait for a place."""
+    def providers(self) -> Sequence[str]:
+        """Where lanes wait for a place."""
         return tuple(self._tops)
 
-    def providers(self, priority: int) -> Sequence[str]:
-        """Those of lanes of a priority that wait for a place."""
-        return tuple(self._tops.get(priority, ()))
+    def levels(self, provider: str) -> Sequence[Level]:
+        """How urgent the lanes are that wait for a place there."""
+        return tuple(self._tops.get(provider, ()))
 
-    def top(self, priority: int, provider: str, is_left: Callable[[_Group], bool]) -> _Top | None:
-        """The lowest head of them, and its group, but for groups that are left alone.
+    def top(self, provider: str, level: Level, is_left: Callable[[_Group], bool]) -> _Top | None:
+        """The first of them, and its group, but for groups that are left alone.
 
         Those are out of the book until they are put back by `restore`.
         """
-        rows = self._tops.get(priority, {})
-        tops = rows.get(provider)
+        rows = self._tops.get(provider, {})
+        tops = rows.get(level)
         while tops:
-            head_id, group = tops[0]
-            if self._top_of.get(group) != head_id:
+            rank, group = tops[0]
+            if self._top_of.get(group) != rank:
                 heapq.heappop(tops)
                 continue
-            actual_id = self._head_of(group)
-            if actual_id == head_id and not is_left(group):
-                return head_id, group
+            actual = self._rank_of(group)
+            if actual == rank and not is_left(group):
+                return rank, group
             heapq.heappop(tops)
             del self._top_of[group]
-            if actual_id is not None and actual_id > head_id:
-                self._put_top(actual_id, group)
+            if actual is not None and actual != rank:
+                self._put_top(actual, group)
         if tops is not None:
-            del rows[provider]
+            del rows[level]
             if not rows:
-                del self._tops[priority]
+                del self._tops[provider]
         return None
 
-    def take(self, head_id: int, group: _Group) -> Lane:
-        """Take the lane with the lowest head out of the book."""
-        lane = self._lanes[heapq.heappop(self._heaps[group])[1]]
+    def lead(self, provider: str, priority: int, start: int) -> int:
+        """How far a start is ahead of the clock there."""
+        clock = self._shares.clocks.get((provider, priority))
+        return start if clock is None else start - clock.now
+
+    def take(self, group: _Group) -> Lane:
+        """Take the first lane of a group, which has one, out of the book."""
+        crowd = self._crowds[group]
+        waiting = crowd.lanes[crowd.order[0][1]]
+        lane = self._lanes[heapq.heappop(waiting)[1]]
         lane.ticket += 1
         self.restore(group)
         return lane
 
     def restore(self, group: _Group) -> None:
-        """Let a group be found by its lowest head."""
-        head_id = self._head_of(group)
-        if head_id is not None:
-            self._put_top(head_id, group)
+        """Let a group be found by its first."""
+        rank = self._rank_of(group)
+        if rank is not None:
+            self._put_top(rank, group)
 
-    def _put_top(self, head_id: int, group: _Group) -> None:
-        if head_id >= self._top_of.get(group, NEVER):
+    def _put_top(self, rank: Rank, group: _Group) -> None:
+        known = self._top_of.get(group)
+        if known is not None and known <= rank:
             return  # it is found by an earlier one
-        self._top_of[group] = head_id
-        priority, provider, _ = group
-        tops = self._tops.setdefault(priority, {}).setdefault(provider, [])
-        heapq.heappush(tops, (head_id, group))
+        self._top_of[group] = rank
+        rows = self._tops.setdefault(group.provider, {})
+        tops = rows.setdefault(group.level, [])
+        heapq.heappush(tops, (rank, group))
+        if len(tops) > 4 * len(self._top_of) + SPARE:
+            tops[:] = [each for each in set(tops) if self._top_of.get(each[1]) == each[0]]
+            heapq.heapify(tops)
 
-    def _head_of(self, group: _Group) -> int | None:
-        heap = self._heaps.get(group)
-        while heap:
-            head_id, lane_id, ticket = heap[0]
+    def _rank_of(self, group: _Group) -> Rank | None:
+        """The rank of a group's first, which is then on top of its order; None: nobody is left."""
+        crowd = self._crowds.get(group)
+        while crowd is not None and crowd.order:
+            rank, tenant = crowd.order[0]
+            if crowd.rank_of.get(tenant) != rank:
+                heapq.heappop(crowd.order)
+                continue
+            head = self._head_of(crowd.lanes[tenant])
+            if head is None:
+                heapq.heappop(crowd.order)
+                self._forget(group, crowd, tenant)
+                continue
+            priority = group.level[0]
+            actual = (self._shares.start(group.provider, priority, tenant), *head)
+            if actual == rank:
+                return rank
+            crowd.rank_of[tenant] = actual
+            heapq.heapreplace(crowd.order, (actual, tenant))
+        if crowd is not None:
+            del self._crowds[group]
+        return None
+
+    def _forget(self, group: _Group, crowd: _Crowd, tenant: str) -> None:
+        """Nobody of a tenant waits in a group any more."""
+        del crowd.lanes[tenant], crowd.rank_of[tenant]
+        key = TenantKey(group.provider, group.level[0], tenant)
+        groups = self._groups_of.get(key)
+        if groups is not None:
+            groups.discard(group)
+            if not groups:
+                del self._groups_of[key]
+
+    def _head_of(self, waiting: _Waiting) -> Head | None:
+        while waiting:
+            head, lane_id, ticket = waiting[0]
             lane = self._lanes.get(lane_id)
             if lane is not None and lane.ticket == ticket:
-                return head_id
-            heapq.heappop(heap)
-        if heap is not None:
-            del self._heaps[group]
+                return head
+            heapq.heappop(waiting)
         return None
 
 
@@ -164,7 +275,6 @@ class Lineup:
         self._closed, self._slots, self._now_ms = gates.closed(), slots, now_ms
         self._is_left: dict[tuple[str, str | None], bool] = {}  # by provider and model; None: all
         self._aside: list[_Group] = []
-        self._tops: dict[int, list[_Top]] = {}  # by priority: one of each provider, as last seen
         self.looked: list[Lane] = []
 
     def always(self) -> Sequence[LaneView]:
@@ -175,31 +285,43 @@ class Lineup:
                 lanes += self._book.of_provider(provider, MOST_AT_ONCE)
         return self._look_at(lanes)
 
-    def top(self, below: int | None = None) -> tuple[int, int] | None:
-        """Priority and lowest head of the lanes to come.
+    def providers(self) -> Sequence[str]:
+        """Where there are lanes to come."""
+        return [each for each in self._book.providers() if not self._leaves_all(each)]
 
-        Args:
-            below: Of all that are less urgent than this priority, where the oldest is. None: of
-                the most urgent.
-        """
-        found = None
-        for priority in self._book.priorities():
-            if below is not None and priority <= below:
-                continue
-            if found is not None and below is None and priority > found[0]:
-                continue
-            head = self._top_of(priority)
-            if head is None:
-                continue
-            if found is None or (priority < found[0] if below is None else head[0] < found[1]):
-                found = priority, head[0]
+    def top(self, provider: str) -> tuple[int, Rank] | None:
+        """Priority and rank of the first of a provider's lanes to come."""
+        if self._leaves_all(provider):
+            return None
+        found: tuple[int, Rank] | None = None
+        for level in sorted(self._book.levels(provider)):
+            if found is not None and level[0] > found[0]:
+                break
+            top = self._book.top(provider, level, self._leaves)
+            if top is not None and (found is None or top[0] < found[1]):
+                found = level[0], top[0]
         return found
 
-    def pull(self, priority: int) -> Sequence[LaneView]:
-        """The next lanes of a priority."""
+    def lead(self, provider: str, priority: int, start: int) -> int:
+        """How far a start is ahead of the clock there."""
+        return self._book.lead(provider, priority, start)
+
+    def below(self, level: Level) -> Iterator[tuple[str, Level, Rank]]:
+        """Of each provider, the first of each level that is less urgent."""
+        for provider in self.providers():
+            for each in self._book.levels(provider):
+                top = self._book.top(provider, each, self._leaves) if each > level else None
+                if top is not None:
+                    yield provider, each, top[0]
+
+    def pull(self, provider: str, level: Level) -> Sequence[LaneView]:
+        """The next lanes of a level at a provider."""
         lanes: list[Lane] = []
-        while len(lanes) < self._at_once and (top := self._top_of(priority)) is not None:
-            lanes.append(self._book.take(*top))
+        while len(lanes) < self._at_once:
+            top = self._book.top(provider, level, self._leaves)
+            if top is None:
+                break
+            lanes.append(self._book.take(top[1]))
         return self._look_at(lanes)
 
     def leave(self, provider: str, model: str | None = None) -> None:
@@ -215,29 +337,6 @@ class Lineup:
         self.looked += lanes
         return self._show(lanes) if lanes else ()
 
-    def _top_of(self, priority: int) -> _Top | None:
-        tops = self._tops.get(priority)
-        if tops is None:
-            found = (
-                self._book.top(priority, provider, self._leaves)
-                for provider in self._book.providers(priority)
-                if not self._leaves_all(provider)
-            )
-            tops = self._tops[priority] = [top for top in found if top is not None]
-            heapq.heapify(tops)
-        while tops:
-            provider = tops[0][1][1]
-            now = None
-            if not self._leaves_all(provider):
-                now = self._book.top(priority, provider, self._leaves)
-            if now is None:
-                heapq.heappop(tops)
-            elif now != tops[0]:
-                heapq.heapreplace(tops, now)
-            else:
-                return now
-        return None
-
     def _leaves_all(self, provider: str) -> bool:
         is_left = self._is_left.get((provider, None))
         if is_left is None:
@@ -246,8 +345,7 @@ class Lineup:
 
     def _leaves(self, group: _Group) -> bool:
         """Whether a group is left alone; its provider is not."""
-        _, provider, model = group
-        if not self._is_left.get((provider, model), False):
+        if not self._is_left.get((group.provider, group.model), False):
             return False
         self._aside.append(group)
         return True

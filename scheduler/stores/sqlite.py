@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.stores import forks
-from scheduler.stores.base import StorePrompts, in_use
+from scheduler.stores.base import StorePrompts
 from scheduler.stores.file import (
     OLDEST_SQLITE,
     SCHEMA_VERSION,
@@ -34,6 +34,7 @@ from scheduler.stores.file import (
     wait_briefly,
     writing,
 )
+from scheduler.stores.refusing import in_use
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 from scheduler.stores.sql.connection import Connection, SqliteConnection
 from scheduler.stores.sql.look import Look, check_version, may_write

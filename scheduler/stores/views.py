@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget, Cap, Unit, WindowKind
 from scheduler.errors import ConfigError
 from scheduler.foresight import PRESETS
-from scheduler.ledger.account import Account, Needs, ReservationState
+from scheduler.ledger.account import FAR, Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import BudgetStatus, CapStatus, Discrepancy, Standing
-from scheduler.stores.base import Outcome, is_refusal
+from scheduler.stats import BudgetStatus, CapStatus, Discrepancy, Standing, TenantStatus
+from scheduler.stores.base import Outcome
+from scheduler.stores.refusing import is_refusal
 
 MOST_SHOWN = 5  # names in an error
 RETRY_LATER = "retry_later"  # why a request is queued that was tried already
@@ -36,8 +39,9 @@ def is_tried_again(state: RequestState, retry_failed: bool, error: object = None
 
 
 def keep_line(
-    old: Sequence[Account], new: Sequence[Account], request_id: int, priority: int, needs: Needs
-) -> bool:
+    old: Sequence[Account], new: Sequence[Account], request_id: int, lane: LaneKey,
+    due_at_ms: int | None, needs: Needs,
+) -> bool:  # fmt: skip
     """A request that waits goes to another lane: it keeps its place in line where it can.
 
     Returns:
@@ -50,8 +54,10 @@ def keep_line(
             continue
         account.leave_line(request_id)
         if account in new and waiter.need == needs[account.index]:
-            account.get_in_line(replace(waiter, priority=priority))
-            has_left = has_left or priority > waiter.priority
+            due_ms = FAR if due_at_ms is None else due_at_ms
+            moved = replace(waiter, priority=lane.priority, due_at_ms=due_ms)
+            account.get_in_line(moved)
+            has_left = has_left or waiter < moved
         else:
             has_left = True
     return has_left
@@ -125,6 +131,24 @@ def changes_at_ms(account: Account) -> int | None:
         return window.resets_at_ms(account.looked_ms)
     leaves_ms = account.oldest_ms + window.bucket_ms + window.span_ms
     return min(account.slot_ms + window.bucket_ms, leaves_ms)
+
+
+def tenant_statuses(
+    waiting: Iterable[tuple[str, int]], served: Iterable[tuple[str, int]]
+) -> list[TenantStatus]:
+    """How tenants are doing, from what each of their lanes, and of their places, has."""
+    counts: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
+    for tenant, count in waiting:
+        counts[tenant] += count
+    for tenant, amount in served:
+        sums[tenant] += amount
+    found = [
+        TenantStatus(each, counts[each], sums[each])
+        for each in counts.keys() | sums.keys()
+        if counts[each] or sums[each]
+    ]
+    return sorted(found, key=lambda each: (-each.served_nusd, -each.waiting, each.tenant))
 
 
 def check_childless(name: str, children: Iterable[str]) -> None:

@@ -222,6 +222,16 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
         db.execute("DROP INDEX accounts_at_risk")
         db.execute("ALTER TABLE accounts DROP COLUMN risk")
         db.execute("ALTER TABLE workers DROP COLUMN about")
+        db.execute("DROP INDEX requests_due")
+        db.execute("ALTER TABLE requests DROP COLUMN due_at_ms")
+        db.execute("DROP INDEX lanes_shared")
+        db.execute("ALTER TABLE lanes DROP COLUMN tenant")
+        db.execute("ALTER TABLE lanes DROP COLUMN is_due")
+        db.execute(
+            "CREATE UNIQUE INDEX lanes_shared ON lanes"
+            " (provider, model, budgets, priority, may_wait, service) WHERE worker_id = 0"
+        )
+        db.execute("DROP TABLE tenants")
         db.execute("PRAGMA user_version = 4")
 
     store = SqliteStore(path)

@@ -11,6 +11,7 @@ from unittest import mock
 from scheduler import Budget, FunctionProvider, Request, Scheduler
 from scheduler.admission.plan import LaneKey, LaneView, Planner, Verdict
 from scheduler.budget import Unit
+from scheduler.ledger.account import FAR
 from scheduler.limits import Gates
 from scheduler.request import RequestState, Tokens
 from scheduler.shortfall import ParkReason, Shortfall
@@ -37,8 +38,8 @@ def a_book(number, *, resumes_at_ms=None, budgets=lambda each: (1,)):
     book, ids = Lanes(), count(1)
     for each in range(number):
         lane = book.get(LaneKey("p", budgets(each), 10 + each % 3, True, f"m{each}"), ids.__next__)
-        book.add(lane, lane.id)
-        book.settle(lane, Verdict(LACK, resumes_at_ms=resumes_at_ms), lane.id, 0)
+        book.add(lane, (FAR, lane.id))
+        book.settle(lane, Verdict(LACK, resumes_at_ms=resumes_at_ms), (FAR, lane.id), 0)
     return book
 
 
@@ -101,7 +102,7 @@ def test_a_lane_shut_again_meanwhile_is_not_opened_by_what_is_over():
     book.wake_on(1, 3)
     lane = next(iter(book))
     book.reopen(lane, 3)
-    book.settle(lane, Verdict(LACK), lane.id, 3)
+    book.settle(lane, Verdict(LACK), (FAR, lane.id), 3)
     book.wake_due(3)
     book.wake_due(3)
     assert lane.shortfall is LACK
@@ -110,7 +111,7 @@ def test_a_lane_shut_again_meanwhile_is_not_opened_by_what_is_over():
 def test_how_many_are_parked_is_kept_by_reason():
     book = a_book(5)
     lane = next(iter(book))
-    book.add(lane, 9, 3)
+    book.add(lane, (FAR, 9), 3)
     assert book.parked == {"window_spent": 8}
     book.remove(lane, 0, 2)
     book.wake_on(1, 0)
@@ -184,7 +185,7 @@ def test_a_provider_whose_places_are_taken_is_left_as_one_however_many_models_wa
     book, ids = Lanes(), count(1)
     for each in range(1_000):
         lane = book.get(LaneKey("p", (), 10, True, f"m{each}"), ids.__next__)
-        book.add(lane, lane.id)
+        book.add(lane, (FAR, lane.id))
     met = Counter()
 
     def show(lanes):
@@ -192,8 +193,8 @@ def test_a_provider_whose_places_are_taken_is_left_as_one_however_many_models_wa
         return [LaneView(lane.key, [], iter([Waiting(lane.id)])) for lane in lanes]
 
     lineup = Lineup(book.open, show, Gates(), {"p": 2}, 0)
-    top = mock.Mock(wraps=book.open._head_of)
-    with mock.patch.object(book.open, "_head_of", top):
+    top = mock.Mock(wraps=book.open._rank_of)
+    with mock.patch.object(book.open, "_rank_of", top):
         decided = Planner(lineup, {"p": 2}, 0, 0).decide()
 
     assert [each.id for each in decided.admitted] == [1, 2]

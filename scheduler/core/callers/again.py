@@ -37,7 +37,8 @@ class Again:
         self._store.prepare(new)
         if future.is_private:
             new.lane = new.lane.as_private()
-        new.is_kept, new.expires_at_ms = not new.lane.is_shared, future.terms.expires_at_ms
+        new.is_kept = not new.lane.is_shared
+        new.set_time(future.terms.expires_at_ms, future.terms.due_at_ms)
         return new
 
     def submit(self, holder: Holder) -> None:

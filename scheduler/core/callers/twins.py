@@ -146,5 +146,6 @@ class Twins:
             request = replace(request, priority=terms.priority)
         new = self._intake.prepare(request, terms.on_exceeded)
         self._store.prepare(new)
-        new.is_kept, new.expires_at_ms = True, terms.expires_at_ms
+        new.is_kept = True
+        new.set_time(terms.expires_at_ms, terms.due_at_ms)
         return new

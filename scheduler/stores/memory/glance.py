@@ -13,6 +13,7 @@ from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.journal import Journal
 from scheduler.stores.memory.outbox import MemoryOutbox
 from scheduler.stores.memory.pages import Pages
+from scheduler.stores.memory.queues import Queues
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.views import Stood
 
@@ -24,7 +25,7 @@ class Glance(MemoryOutbox, Store):
     _pages: Pages
     _journal: Journal
     _lanes: Lanes
-    _queues: Mapping[int, Sequence[tuple[int, int]]]
+    _queues: Queues
     _delayed: Sequence[tuple[int, int, int]]
     _holds: Mapping[int, Hold]
     _unknown: Mapping[int, Hold]
@@ -34,7 +35,8 @@ class Glance(MemoryOutbox, Store):
         stood = Stood(now_ms)
         for lane in self._lanes:
             if lane.waiting:
-                oldest_at_ms = self._oldest_at_ms(lane.id)
+                first = self._queues.first(lane.id)
+                oldest_at_ms = None if first is None else first.submitted_at_ms
                 stood.wait(
                     lane.key.priority, lane.waiting, oldest_at_ms, lane.shortfall,
                     lane.shut_since_ms,
@@ -48,15 +50,6 @@ class Glance(MemoryOutbox, Store):
             if hold.state is ReservationState.PENDING and row is not None:
                 stood.run(row.lane.key.priority, 1, hold.made_at_ms)
         return stood.found()
-
-    def _oldest_at_ms(self, lane_id: int) -> int | None:
-        """When the first of a lane was submitted; those that left it are passed over."""
-        queue = self._queues.get(lane_id, ())
-        for request_id, ticket in queue[:100]:  # a heap: what is first is among these
-            row = self._rows.get(request_id)
-            if row is not None and row.ticket == ticket:
-                return row.submitted_at_ms
-        return None
 
     async def unknown_sum(self) -> UnknownSum:
         """See `Store.unknown_sum`."""

@@ -16,6 +16,7 @@ from scheduler.stats import QueueRow
 from scheduler.stores.base import Finished, Known, NewRequest, Submitted, Unknown
 from scheduler.stores.lanes import Lane
 
+Entry = tuple[int, int, int]  # deadline, request id, ticket: stale once the row has another ticket
 MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
 
 
@@ -27,6 +28,7 @@ class Row:
         "cost_nusd",
         "delivered",
         "digest",
+        "due_at_ms",
         "ended_at_ms",
         "error",
         "expected_nusd",
@@ -50,7 +52,7 @@ class Row:
         self.id, self.request, self.lane = id, new.request, lane
         self.needs: Needs = (new.ceiling_nusd, new.ceiling_tokens, 1)
         self.digest, self.expected_nusd, self.tokens = new.digest, new.expected_nusd, new.tokens
-        self.expires_at_ms = new.expires_at_ms
+        self.expires_at_ms, self.due_at_ms = new.expires_at_ms, new.due_at_ms
         self.state = RequestState.QUEUED
         self.submitted_at_ms = now_ms
         self.parked_mark_ms = lane.parked_clock_ms(now_ms)
@@ -69,6 +71,12 @@ class Row:
     def kind(self) -> Kind:
         """What costs as it does."""
         return self.request.model, self.request.job
+
+    @property
+    def entry(self) -> Entry:
+        """Its place among those that wait in its lane."""
+        due_ms, id_ = self.lane.key.head(self)
+        return due_ms, id_, self.ticket
 
     @property
     def why_parked(self) -> Shortfall | None:
@@ -98,13 +106,14 @@ class Row:
             priority=self.lane.key.priority, submitted_at_ms=self.submitted_at_ms,
             attempts=self.attempts, ceiling_nusd=self.needs[0], cost_nusd=self.cost_nusd,
             parked_ms=parked_ms, shortfall=lack, request=self.request, error=self.error,
+            tenant=self.lane.key.tenant, due_at_ms=self.due_at_ms,
         )  # fmt: skip
 
     def as_new(self) -> NewRequest:
         """The same as it might be submitted."""
         return NewRequest(
             self.request, self.lane.key, self.needs[0], self.needs[1], self.expected_nusd,
-            self.digest, self.expires_at_ms, tokens=self.tokens,
+            self.digest, self.expires_at_ms, self.due_at_ms, tokens=self.tokens,
         )  # fmt: skip
 
     def as_submitted(self, **more: Any) -> Submitted:
@@ -168,18 +177,18 @@ class Shelf:
     Each is looked at once, and then only as the smallest of them, or when there is more credit.
 
     Args:
-        queue: A heap of who waits in the lane, by id and ticket.
+        queue: A heap of who waits in the lane.
         rows: All rows, by id.
     """
 
-    def __init__(self, queue: list[tuple[int, int]], rows: Mapping[int, Row]) -> None:
+    def __init__(self, queue: list[Entry], rows: Mapping[int, Row]) -> None:
         self._queue, self._rows = queue, rows
-        self._heap: list[tuple[int, int, int]] = []  # by size, of ids and tickets
+        self._heap: list[tuple[int, Entry]] = []  # by size
         self.is_cut = False  # there were too many for one turn
 
     def clear(self) -> None:
         """Put all of them back."""
-        self._queue += [(request_id, ticket) for _, request_id, ticket in self._heap]
+        self._queue += [entry for _, entry in self._heap]
         heapq.heapify(self._queue)
         self._heap.clear()
 
@@ -189,7 +198,7 @@ class Shelf:
         if reach < 0:
             return
         while self._heap and self._heap[0][0] <= reach:
-            heapq.heappush(self._queue, heapq.heappop(self._heap)[1:])
+            heapq.heappush(self._queue, heapq.heappop(self._heap)[1])
         shelved = 0
         for row in waiting:
             if size_of(*row.needs[:2]) <= reach:
@@ -208,7 +217,7 @@ class Shelf:
             for row in islice(waiting, MAX_SHELVED):
                 self._put(row)
         while self._heap:
-            _, request_id, ticket = heapq.heappop(self._heap)
+            _, (_, request_id, ticket) = heapq.heappop(self._heap)
             found = self._rows.get(request_id)
             if found is not None and found.ticket == ticket and found.state is RequestState.QUEUED:
                 seen.append(found)
@@ -222,4 +231,4 @@ class Shelf:
         return size_of(*row.needs[:2])
 
     def _put(self, row: Row) -> None:
-        heapq.heappush(self._heap, (size_of(*row.needs[:2]), row.id, row.ticket))
+        heapq.heappush(self._heap, (size_of(*row.needs[:2]), row.entry))

@@ -12,17 +12,26 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from functools import partial
 
-from scheduler.admission.plan import LaneKey, LaneView, Planner
+from scheduler.admission.fairness import Fairness, Shares, cost_for, size_for, tenant_key
+from scheduler.admission.plan import LaneKey, Planner
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import words
 from scheduler.ledger.account import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
+from scheduler.stats import (
+    Audit,
+    BudgetStatus,
+    Counts,
+    Discrepancy,
+    QueueRow,
+    SpendRow,
+    TenantStatus,
+)
 from scheduler.stores.base import (
     Archive,
     Claimed,
@@ -37,8 +46,6 @@ from scheduler.stores.base import (
     Turn,
     TurnResult,
     Unknown,
-    in_use,
-    refusal,
 )
 from scheduler.stores.lanes import Lane, Lanes, hear
 from scheduler.stores.lineup import Lineup
@@ -48,12 +55,12 @@ from scheduler.stores.memory.glance import Glance
 from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.notes import Notes
 from scheduler.stores.memory.pages import Pages
-from scheduler.stores.memory.rows import Hold, Row, Shelf
+from scheduler.stores.memory.queues import Queues
+from scheduler.stores.memory.rows import Hold, Row
+from scheduler.stores.refusing import in_use, refusal
 from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
-
-_Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
 
 
 class MemoryStore(Notes, Glance):
@@ -78,9 +85,9 @@ class MemoryStore(Notes, Glance):
         self._pages = Pages()  # the same, by page
         self._running = 0
         self._keys: dict[tuple[str, str], Row] = {}
-        self._lanes = Lanes(self._forget_lane)
-        self._queues: dict[int, list[_Entry]] = {}  # by lane id: heaps of who waits
-        self._shelves: dict[int, Shelf] = {}  # by lane id, where a provider is short of credit
+        self._shares = Shares()
+        self._lanes = Lanes(self._shares, lambda lane: self._queues.forget(lane))
+        self._queues = Queues(self._rows, self._lanes, self._shares)
         self._delayed: list[tuple[int, int, int]] = []  # heap of (not before, request id, ticket)
         self._expiring: list[tuple[int, int]] = []  # heap of (expires at, request id)
         self._holds: dict[int, Hold] = {}
@@ -109,6 +116,12 @@ class MemoryStore(Notes, Glance):
 
     async def changed(self, now_ms: int) -> bool:
         return False
+
+    def share(self, fairness: Fairness | None) -> None:
+        self._shares.fairness = fairness
+
+    def sharing(self, now_ms: int) -> list[TenantStatus]:
+        return self._lanes.sharing(now_ms)
 
     # The turn
 
@@ -205,6 +218,8 @@ class MemoryStore(Notes, Glance):
         self._journal.answered(hold, old, now_ms)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
+        if self._shares.fairness is not None and old is ReservationState.PENDING:
+            self._give_back(hold, new, now_ms)
         for account in self._accounts_of(hold.budgets):
             cost = cost_in(account.index, hold.nusd, hold.tokens)
             before = cost_in(account.index, *assumed) if was_posted else 0
@@ -224,6 +239,15 @@ class MemoryStore(Notes, Glance):
                 oldest = self._holds.get(self._assumed.popleft())
                 if oldest is not None and oldest.state.is_end:
                     self._fold(oldest)
+
+    def _give_back(self, hold: Hold, new: ReservationState, now_ms: int) -> None:
+        """A call under way has ended: what it cost less is its tenant's."""
+        row = self._rows.get(hold.request_id)
+        if row is not None and new.is_end:
+            key, is_posted = tenant_key(row.lane.key), new is ReservationState.POSTED
+            cost = cost_for(hold.needs, hold.nusd, hold.tokens) if is_posted else 0
+            self._shares.of(key).settle(size_for(hold.needs), cost, now_ms)
+            self._lanes.open.moved_up(key)
 
     def _fold(self, hold: Hold) -> None:
         """What nothing can change any more needs no row of its own."""
@@ -272,12 +296,12 @@ class MemoryStore(Notes, Glance):
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
         lane = row.lane
-        if lane.id not in self._queues:  # it was empty for long, and is forgotten
+        if lane not in self._queues:  # it was empty for long, and is forgotten
             lane = row.lane = self._lane(lane.key)
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
-        heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-        self._lanes.add(lane, row.id)
+        self._queues.put(row)
+        self._lanes.add(lane, lane.key.head(row))
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
         ):
@@ -357,11 +381,13 @@ class MemoryStore(Notes, Glance):
         if row is None or row.state.is_final:
             return
         old, waits = row.lane, row.state is RequestState.QUEUED
+        if new.keeps_time:
+            new.set_time(row.expires_at_ms, row.due_at_ms)
         row.request, row.lane = new.request, self._lane(new.lane)
         row.needs, row.tokens = (new.ceiling_nusd, new.ceiling_tokens, 1), new.tokens
         row.expected_nusd = new.expected_nusd
         if not new.keeps_time:
-            row.expires_at_ms = new.expires_at_ms
+            row.expires_at_ms, row.due_at_ms = new.expires_at_ms, new.due_at_ms
             if waits and new.expires_at_ms is not None:
                 heapq.heappush(self._expiring, (new.expires_at_ms, row.id))
         if not waits or row.is_delayed:
@@ -369,7 +395,7 @@ class MemoryStore(Notes, Glance):
         row.parked_ms += old.parked_clock_ms(now_ms) - row.parked_mark_ms
         self._lanes.remove(old, now_ms)
         accounts = self._accounts_of(old.key.budgets), self._accounts_of(new.lane.budgets)
-        if keep_line(*accounts, row.id, new.lane.priority, row.needs):
+        if keep_line(*accounts, row.id, row.lane.key, row.due_at_ms, row.needs):
             self._lanes.wake_behind((each.id for each in accounts[0]), now_ms)
         self._enqueue(row, now_ms)
 
@@ -386,13 +412,7 @@ class MemoryStore(Notes, Glance):
             self._enqueue(row, now_ms)
 
     def _lane(self, key: LaneKey) -> Lane:
-        lane = self._lanes.get(key, self._next_id)
-        self._queues.setdefault(lane.id, [])
-        return lane
-
-    def _forget_lane(self, lane: Lane) -> None:
-        self._queues.pop(lane.id, None)
-        self._shelves.pop(lane.id, None)
+        return self._queues.have(self._lanes.get(key, self._next_id))
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
         self._lanes.wake_eased(self._accounts_of, now_ms)
@@ -400,7 +420,7 @@ class MemoryStore(Notes, Glance):
             return
         assert turn.slots is not None
         passed: list[list[Row]] = []
-        show = partial(self._show, passed)
+        show = partial(self._queues.show, passed, self._accounts_of, self.gates)
         lineup = Lineup(self._lanes.open, show, self.gates, turn.slots, now_ms)
         decided = Planner(lineup, turn.slots, now_ms, self._admitted).decide()
         self._admitted += len(decided.admitted)
@@ -413,50 +433,15 @@ class MemoryStore(Notes, Glance):
             if not (row.request.fallback or row.id in turn.holds):
                 row.error = refusal(lack)
                 self._drop(row, RequestState.FAILED, now_ms)
-        for lane, seen, verdict, rest_id in zip(
+        for lane, seen, verdict, rest in zip(
             lineup.looked, passed, decided.verdicts, decided.rests, strict=True
         ):
-            for row in seen:
-                if row.state is RequestState.QUEUED:
-                    heapq.heappush(self._queues[lane.id], (row.id, row.ticket))
-            if lane.id in self._shelves and self._shelves[lane.id].is_cut:
+            if self._queues.put_back(lane, seen):
                 result.look_again_at_ms = now_ms  # at the rest of it
-            self._lanes.settle(lane, verdict, rest_id, now_ms)
+            self._lanes.settle(lane, verdict, rest, now_ms)
+        self._shares.forget(self._lanes.active, now_ms)
         if self._lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
-
-    def _show(self, passed: list[list[Row]], lanes: Sequence[Lane]) -> list[LaneView]:
-        """Lanes as a plan sees them; notes in `passed` whom it takes out of their queues."""
-        views = []
-        for lane in lanes:
-            seen: list[Row] = []
-            passed.append(seen)
-            accounts = self._accounts_of(lane.key.budgets)
-            gates = self.gates.of(lane.key.provider, lane.key.model)
-            closed = gates[0].closed if gates else None
-            larger = size_by_id = None
-            if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-                if lane.id in self._shelves:
-                    self._shelves.pop(lane.id).clear()
-                waiting = self._candidates(lane, seen)
-            else:
-                if lane.id not in self._shelves:
-                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
-                shelf, reach = self._shelves[lane.id], closed.reach(lane.key.model)
-                waiting = shelf.small(self._candidates(lane, []), seen, reach)
-                larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
-                size_by_id = partial(shelf.size_by_id, lane)
-            views.append(LaneView(lane.key, accounts, waiting, gates, larger, size_by_id))
-        return views
-
-    def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
-        queue = self._queues[lane.id]
-        while queue:
-            request_id, ticket = heapq.heappop(queue)
-            row = self._rows.get(request_id)
-            if row is not None and row.ticket == ticket and row.state is RequestState.QUEUED:
-                seen.append(row)
-                yield row
 
     def _start(self, row: Row, now_ms: int) -> Claimed:
         hold = Hold(next(self._ids), row, now_ms)

@@ -40,6 +40,7 @@ _KEPT = (
         for table in ("accounts", "balances", "lanes", "tallies", "spent", "spent_of_budgets")
     ),
 )
+_KEPT_OF_TENANTS = "ALTER TABLE tenants SET (fillfactor = 50)"
 # From each version to the next; they are made in one transaction, with the version's number.
 STEPS: dict[int, tuple[str, ...]] = {
     5: (
@@ -68,6 +69,19 @@ STEPS: dict[int, tuple[str, ...]] = {
         " due_at_ms BIGINT, tries BIGINT NOT NULL DEFAULT 0)",
         "CREATE UNIQUE INDEX outbox_by_topic ON outbox (hook, topic)",
         "CREATE INDEX outbox_due ON outbox (due_at_ms) WHERE due_at_ms IS NOT NULL",
+        "ALTER TABLE lanes ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE lanes ADD COLUMN is_due BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN due_at_ms BIGINT",
+        "DROP INDEX lanes_shared",
+        "CREATE UNIQUE INDEX lanes_shared ON lanes"
+        " (provider, model, budgets, priority, may_wait, service, tenant, is_due)"
+        " WHERE worker_id = 0",
+        "CREATE INDEX requests_due ON requests (lane_id, due_at_ms, id)"
+        " WHERE state = 'queued' AND due_at_ms IS NOT NULL",
+        "CREATE TABLE tenants (provider TEXT NOT NULL, priority BIGINT NOT NULL,"
+        " is_clock BIGINT NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
+        " changed_at_ms BIGINT NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant))",
+        _KEPT_OF_TENANTS,
     ),
 }
 
@@ -122,7 +136,12 @@ def make(link: Link, address: Address) -> None:
             if there is None:  # asked first: who may not make one may still use one
                 link.execute(f"CREATE SCHEMA {quoted(schema)}".encode())
             script = files("scheduler.stores.sql").joinpath("schema.sql")
-            for statement in [*schema_of(script.read_text(encoding="utf-8")), *_OWN, *_KEPT]:
+            for statement in [
+                *schema_of(script.read_text(encoding="utf-8")),
+                *_OWN,
+                *_KEPT,
+                _KEPT_OF_TENANTS,
+            ]:
                 link.execute(statement.encode())
             link.execute("INSERT INTO store (version) VALUES (%s)", (VERSION,))
         except psycopg.errors.InsufficientPrivilege as exc:

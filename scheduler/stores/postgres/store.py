@@ -17,13 +17,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 from scheduler.clock import Clock
 from scheduler.errors import ConfigError, StoreError
 from scheduler.guards.plain import logger_of
-from scheduler.stores.base import NewRequest, StorePrompts, in_use
+from scheduler.stores.base import NewRequest, StorePrompts
 from scheduler.stores.postgres.address import Address, parse
 from scheduler.stores.postgres.clock import DatabaseClock
 from scheduler.stores.postgres.ears import Ears
 from scheduler.stores.postgres.hand import Hand
 from scheduler.stores.postgres.link import Link, connect
 from scheduler.stores.postgres.session import Session
+from scheduler.stores.refusing import in_use
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.store import SqlStore
 

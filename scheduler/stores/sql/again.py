@@ -108,6 +108,7 @@ def restore(books: Books, before: Memo) -> None:
         assert isinstance(each, Undoable)
         each.undo()
     books.jobs = {}  # some may not be there
+    books.shares.clear()
     books.is_told = False  # nor may what this process serves
     books.learned = Learned()  # it may hold what is not written; read anew when it is needed
     for gate in books.saved_gates:
@@ -126,7 +127,7 @@ def mend(db: Connection, books: Books) -> None:
         "SELECT lane_id, count(*) FROM requests WHERE state = 'queued'"
         " AND lane_id IN (SELECT id FROM lanes WHERE worker_id = ?) GROUP BY lane_id", me,
     )) if there else {}  # fmt: skip
-    books.lanes = Lanes()
+    books.lanes = Lanes(books.shares)
     opened = []
     for lane in list(old):
         if lane.key.is_shared or lane.id not in there:

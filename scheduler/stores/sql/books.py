@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from scheduler.admission.fairness import Shares
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.ledger.account import Account, Crossing
@@ -55,7 +56,9 @@ class Books:
         self.at_once: int | None = None  # calls that are made for others; None: none are
         self.since_ms = 0
         self.is_told = True  # others know what this process serves
-        self.lanes, self.gates = Lanes(), Gates()
+        self.shares = Shares()
+        self.lanes, self.gates = Lanes(self.shares), Gates()
+        self.saved_tenants = 0  # how often any were written
         self.kept: dict[int, Request] = {}
         self.taken: set[int] = set()
         self.claimed: dict[int, int] = {}
@@ -110,7 +113,8 @@ class Books:
     def forget_work(self) -> None:
         """This process has gone; opened again, it is another one."""
         self.worker_id = self.seen_at_ms = 0
-        self.lanes = Lanes()
+        self.shares.clear()
+        self.lanes = Lanes(self.shares)
         self.kept.clear()
         self.taken.clear()
         self.claimed.clear()

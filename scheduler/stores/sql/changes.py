@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scheduler.admission.fairness import TenantKey
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, Insert
 
@@ -37,6 +38,7 @@ class News:
         defined: Budgets that were made, changed, paused or removed.
         lanes: Shared ones in which more or fewer wait.
         gates: Provider, model, and whether it is the provider's front.
+        tenants: To whom something was given back, so that they start earlier.
         ended: Requests that ended, and that others may wait for.
         is_company: A process began to work on the store, or left it.
         is_all: Nobody knows what changed: too much did.
@@ -47,13 +49,14 @@ class News:
     defined: set[int] = field(default_factory=set)
     lanes: set[int] = field(default_factory=set)
     gates: set[tuple[str, str, bool]] = field(default_factory=set)
+    tenants: set[TenantKey] = field(default_factory=set)
     ended: list[int] = field(default_factory=list)
     is_company: bool = False
     is_all: bool = False
 
     def __bool__(self) -> bool:
         return bool(
-            self.budgets or self.moved or self.defined or self.lanes or self.gates
+            self.budgets or self.moved or self.defined or self.lanes or self.gates or self.tenants
             or self.is_company or self.is_all
         )  # fmt: skip
 
@@ -72,10 +75,11 @@ class News:
         self.defined.update(told.get("defined", ()))
         self.lanes.update(told.get("lanes", ()))
         self.gates.update((name, model, bool(f)) for name, model, f in told.get("gates", ()))
+        self.tenants.update(TenantKey(*each) for each in told.get("tenants", ()))
         self.is_company |= bool(told.get("is_company"))
 
 
-_SETS = ("budgets", "moved", "defined", "lanes", "gates")
+_SETS = ("budgets", "moved", "defined", "lanes", "gates", "tenants")
 
 
 def newest(db: Connection) -> int:

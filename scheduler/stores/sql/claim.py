@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from scheduler.admission.plan import LaneView, Plan, Planner
 from scheduler.request import Request, RequestState
-from scheduler.stores.base import Claimed, Refused, Turn, TurnResult, refusal
+from scheduler.stores.base import Claimed, Refused, Turn, TurnResult
 from scheduler.stores.lanes import Lane
 from scheduler.stores.lineup import Lineup
+from scheduler.stores.refusing import refusal
 from scheduler.stores.sql.codec import decode_request, encode_budgets
 from scheduler.stores.sql.dialect import INT, TEXT, Insert, Update
 from scheduler.stores.sql.gates import know_fronts
@@ -57,8 +58,8 @@ def claim(sheet: Sheet, turn: Turn, result: TurnResult) -> None:
     result.look_again_at_ms = now_ms if decided.is_cut else decided.look_again_at_ms
     _start(sheet, decided, result)
     _refuse(sheet, decided, turn, result)
-    for lane, verdict, rest_id in zip(lineup.looked, decided.verdicts, decided.rests, strict=True):
-        books.lanes.settle(lane, verdict, rest_id, now_ms)
+    for lane, verdict, rest in zip(lineup.looked, decided.verdicts, decided.rests, strict=True):
+        books.lanes.settle(lane, verdict, rest, now_ms)
     sheet.news.moved |= decided.moved
     if books.lanes.wake_behind(decided.moved, now_ms):
         result.look_again_at_ms = now_ms

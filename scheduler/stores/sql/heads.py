@@ -4,7 +4,7 @@ All lanes are read at once, a page of each; whoever is looked at further is read
 others that are near the end of their page. What they ask is not read: few of them go.
 
 While a provider is short of credit those that it can pay for come by age, and whoever is larger
-is passed once (`Lane.passed_id`): however many of these there are, a smaller one costs no more.
+is passed once (`Lane.passed`): however many of these there are, a smaller one costs no more.
 The smallest of the larger ones are read when one of them may try.
 """
 
@@ -15,16 +15,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from scheduler.admission.fairness import Tenant, tenant_key
+from scheduler.admission.lane import Head
 from scheduler.admission.plan import LaneView
 from scheduler.foresight import Kind
-from scheduler.ledger.account import Needs
+from scheduler.ledger.account import FAR, Needs
 from scheduler.limits import MOST_TRIED, NOTHING
 from scheduler.request import Tokens
 from scheduler.stores.lanes import Lane
 from scheduler.stores.sql.connection import Row
-from scheduler.stores.sql.dialect import INT
+from scheduler.stores.sql.dialect import INT, Type
 from scheduler.stores.sql.gates import know_gates
 from scheduler.stores.sql.sheet import FAR_MS, Sheet
+from scheduler.stores.sql.tenants import know_tenants
+from scheduler.stores.sql.waiting import BY_DATE, DATED
 
 FEW, MANY, MOST = 2, 128, 4_096  # of a page
 
@@ -32,13 +36,19 @@ FEW, MANY, MOST = 2, 128, 4_096  # of a page
 _SIZE = "(CASE {0}.ceiling_nusd WHEN 0 THEN {0}.ceiling_tokens ELSE {0}.ceiling_nusd END)"
 _COLUMNS = (
     "t.id, t.lane_id, t.ceiling_nusd, t.ceiling_tokens, t.input_tokens, t.output_tokens, t.attempts,"
-    " t.cost_nusd, t.submitted_at_ms, t.parked_mark_ms, t.parked_ms, t.job_id, t.model, t.digest"
+    " t.cost_nusd, t.submitted_at_ms, t.parked_mark_ms, t.parked_ms, t.job_id, t.model, t.digest,"
+    " t.due_at_ms"
 )
 _QUEUED = (
     "i.lane_id = g.lane_id AND i.state = 'queued' AND {at} >= g.from_id"
     " AND (i.expires_at_ms IS NULL OR i.expires_at_ms > ?)"
 )
-_GROUPS = {"lane_id": INT, "from_id": INT, "reach": INT}
+# Those with deadlines, by an index of their own.
+_DATED = (
+    f"i.lane_id = g.lane_id AND i.state = 'queued'{DATED}"
+    " AND (i.due_at_ms, i.id) >= (g.from_ms, g.from_id)"
+    " AND (i.expires_at_ms IS NULL OR i.expires_at_ms > ?)"
+)
 
 
 @dataclass(slots=True)
@@ -57,6 +67,7 @@ class Waiting:
     job_id: int
     model: str
     digest: str
+    due_at_ms: int | None
 
     @property
     def kind(self) -> Kind:
@@ -66,29 +77,30 @@ class Waiting:
 
 def _waiting(row: Row) -> Waiting:
     (id_, lane_id, nusd, tokens, input_tokens, output_tokens, attempts, cost_nusd, submitted_at_ms,
-     mark_ms, parked_ms, job_id, model, digest) = row  # fmt: skip
+     mark_ms, parked_ms, job_id, model, digest, due_at_ms) = row  # fmt: skip
     return Waiting(
         id_, lane_id, (nusd, tokens, 1), Tokens(input_tokens, output_tokens), attempts, cost_nusd,
-        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest,
+        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest, due_at_ms,
     )  # fmt: skip
 
 
 class _Pages:
-    """The oldest of several lanes, read page by page."""
+    """The first of several lanes, read page by page."""
 
-    def __init__(self, sheet: Sheet, page: int, where: str) -> None:
-        self._sheet, self._page = sheet, page
-        self._at = sheet.db.dialect.queued_at
-        self._where = _QUEUED.format(at=self._at) + where
+    def __init__(self, sheet: Sheet, page: int, where: str, *, is_due: bool) -> None:
+        self._sheet, self._page, self._is_due = sheet, page, is_due
+        at = sheet.db.dialect.queued_at
+        self._order = BY_DATE if is_due else at
+        self._where = (_DATED if is_due else _QUEUED.format(at=at)) + where
         self._rows: dict[int, deque[Row]] = {}
-        self._from: dict[int, int] = {}
+        self._from: dict[int, Head] = {}
         self._reach: dict[int, int] = {}
         self._sizes: dict[int, int] = {}  # of the last page; 0: there is no further one
 
-    def add(self, lane: Lane, from_id: int = 0, reach: int = 0) -> None:
+    def add(self, lane: Lane, start: Head, reach: int = 0) -> None:
         """One lane more, to be read from there on."""
         self._rows[lane.id] = deque()
-        self._from[lane.id], self._reach[lane.id] = from_id, reach
+        self._from[lane.id], self._reach[lane.id] = start, reach
         self._sizes[lane.id] = self._page
 
     def of(self, lane: Lane) -> Iterator[Waiting]:
@@ -113,21 +125,37 @@ class _Pages:
         low = [
             each for each, size in self._sizes.items() if size and len(self._rows[each]) * 2 <= size
         ]
-        db, page = self._sheet.db, self._page
+        db, page, is_due = self._sheet.db, self._page, self._is_due
         found = db.ask(
-            db.dialect.firsts(_COLUMNS, _GROUPS, "requests", self._where, self._at),
-            *db.dialect.row_values([(each, self._from[each], self._reach[each]) for each in low]),
+            db.dialect.firsts(_COLUMNS, _groups(is_due), "requests", self._where, self._order),
+            *db.dialect.row_values([
+                (each, *_from(self._from[each], is_due), self._reach[each]) for each in low
+            ]),
             self._sheet.now_ms, page,
         )  # fmt: skip
         self._sheet.write_ended()
         counts = dict.fromkeys(low, 0)
-        for row in sorted(found()):
+        for row in sorted(found(), key=_by_date if is_due else None):
             self._rows[row[1]].append(row)
-            self._from[row[1]] = row[0] + 1
+            self._from[row[1]] = row[-1] if is_due else FAR, row[0] + 1
             counts[row[1]] += 1
         for each, count in counts.items():
             self._sizes[each] = page if count == page else 0
         self._page = min(MOST, max(MANY, 2 * page))
+
+
+def _by_date(row: Row) -> Head:
+    return row[-1], row[0]
+
+
+def _groups(is_due: bool) -> dict[str, Type]:
+    """What tells lanes apart, and from where on they are read."""
+    dates: dict[str, Type] = {"from_ms": INT} if is_due else {}
+    return {"lane_id": INT, **dates, "from_id": INT, "reach": INT}
+
+
+def _from(head: Head, is_due: bool) -> Sequence[int]:
+    return head if is_due else head[1:]
 
 
 class Heads:
@@ -136,8 +164,10 @@ class Heads:
     def __init__(self, sheet: Sheet, lanes: Sequence[Lane], places: int) -> None:
         self._sheet, self._lanes = sheet, lanes
         page = max(FEW, min(2 * MANY, places // max(1, len(lanes))) + 2)
-        self._plain = _Pages(sheet, page, "")
-        self._small = _Pages(sheet, page, f" AND {_SIZE.format('i')} <= g.reach")
+        small = f" AND {_SIZE.format('i')} <= g.reach"
+        # Of lanes without deadlines, and of those with.
+        self._plain = [_Pages(sheet, page, "", is_due=each) for each in (False, True)]
+        self._small = [_Pages(sheet, page, small, is_due=each) for each in (False, True)]
         self._short: dict[int, _Short] = {}  # lanes of a provider that is short of credit
         self._larger: dict[int, list[Waiting]] = {}
         self._sizes: dict[int, tuple[int, int]] | None = None  # lane and size of those in line
@@ -146,28 +176,38 @@ class Heads:
         """The lanes, with those who wait in them."""
         sheet, gates = self._sheet, self._sheet.books.gates
         know_gates(sheet, ((lane.key.provider, lane.key.model) for lane in self._lanes))
+        know_tenants(sheet, (tenant_key(lane.key) for lane in self._lanes))
         sheet.load({budget_id for lane in self._lanes for budget_id in lane.key.budgets})
         views = [
             self._view(lane, LaneView(
                 lane.key, sheet.accounts_of(lane.key.budgets), iter(()),
-                gates.of(lane.key.provider, lane.key.model),
+                gates.of(lane.key.provider, lane.key.model), tenant=self._tenant(lane),
             ))
             for lane in self._lanes
         ]  # fmt: skip
-        self._plain.read()
-        self._small.read()
+        for pages in (*self._plain, *self._small):
+            pages.read()
         return views
+
+    def _tenant(self, lane: Lane) -> Tenant | None:
+        """Whose requests are in a lane."""
+        books, key = self._sheet.books, tenant_key(lane.key)
+        if books.shares.fairness is None:
+            return None
+        books.lanes.rise(key)
+        return books.shares.of(key)
 
     def _view(self, lane: Lane, view: LaneView) -> LaneView:
         closed = view.closed
         if closed is None or not closed.is_of_credit or not lane.key.may_wait:
-            lane.passed_id, lane.passed_reach = 0, NOTHING
-            self._plain.add(lane)
-            view.candidates = self._plain.of(lane)
+            lane.passed, lane.passed_reach = lane.key.lowest, NOTHING
+            pages = self._plain[lane.key.is_due]
+            pages.add(lane, lane.key.lowest)
+            view.candidates = pages.of(lane)
             return view
         short = self._short[lane.id] = _Short(lane, closed.reach(lane.key.model))
         if not short.is_over:
-            self._small.add(lane, lane.passed_id, short.reach)
+            self._small[lane.key.is_due].add(lane, lane.passed, short.reach)
             view.candidates = self._smaller(short)
         view.larger = partial(self._largest, short)
         view.size_by_id = partial(self._size_by_id, lane)
@@ -176,12 +216,13 @@ class Heads:
     def _smaller(self, short: _Short) -> Iterator[Waiting]:
         """Those that are no larger than what there is credit for; whoever is is passed once."""
         lane, is_first = short.lane, True
-        for each in self._small.of(lane):
+        for each in self._small[lane.key.is_due].of(lane):
             if is_first:
-                lane.passed_id, is_first = each.id, False
+                lane.passed, is_first = lane.key.head(each), False
             yield each
         if is_first:
-            lane.passed_id = self._sheet.db.value("SELECT coalesce(max(id), 0) + 1 FROM requests")
+            last = self._sheet.db.value("SELECT coalesce(max(id), 0) + 1 FROM requests")
+            lane.passed = (FAR, last)
         short.is_over = True
 
     def _largest(self, short: _Short) -> Iterator[Waiting]:
@@ -192,21 +233,26 @@ class Heads:
 
     def _read_larger(self) -> None:
         db, size = self._sheet.db, _SIZE.format("i")
-        queued = _QUEUED.format(at=db.dialect.queued_at)
-        rows = db.read(
-            db.dialect.firsts(
-                _COLUMNS, {**_GROUPS, "to_id": INT}, "requests",
-                f"{queued} AND i.id < g.to_id AND {size} > g.reach", f"{size}, i.id",
-            ),
-            *db.dialect.row_values([
-                (lane_id, 0, each.reach, FAR_MS if each.is_over else each.lane.passed_id)
-                for lane_id, each in self._short.items()
-            ]),
-            self._sheet.now_ms, MOST_TRIED + 1,
-        )  # fmt: skip
         self._larger = {lane_id: [] for lane_id in self._short}
-        for waiting in sorted(map(_waiting, rows), key=_size_and_id):
-            self._larger[waiting.lane_id].append(waiting)
+        for is_due in (False, True):
+            where = _DATED if is_due else _QUEUED.format(at=db.dialect.queued_at)
+            until = "(i.due_at_ms, i.id) < (g.to_ms, g.to_id)" if is_due else "i.id < g.to_id"
+            ends: dict[str, Type] = {"to_ms": INT} if is_due else {}
+            groups = [
+                (lane_id, *_from(each.lane.key.lowest, is_due), each.reach, *_from(each.end, is_due))
+                for lane_id, each in self._short.items() if each.lane.key.is_due is is_due
+            ]  # fmt: skip
+            if not groups:
+                continue
+            rows = db.read(
+                db.dialect.firsts(
+                    _COLUMNS, {**_groups(is_due), **ends, "to_id": INT}, "requests",
+                    f"{where} AND {until} AND {size} > g.reach", f"{size}, i.id",
+                ),
+                *db.dialect.row_values(groups), self._sheet.now_ms, MOST_TRIED + 1,
+            )  # fmt: skip
+            for waiting in sorted(map(_waiting, rows), key=_size_and_id):
+                self._larger[waiting.lane_id].append(waiting)
 
     def _size_by_id(self, lane: Lane, request_id: int) -> int | None:
         """The size of who waits in a lane; None: it does not."""
@@ -245,8 +291,13 @@ class _Short:
         if self.is_over:
             return
         if reach > lane.passed_reach:
-            lane.passed_id = 0
+            lane.passed = lane.key.lowest
         lane.passed_reach = reach
+
+    @property
+    def end(self) -> Head:
+        """Who is before this has been passed."""
+        return (FAR, FAR_MS) if self.is_over else self.lane.passed
 
 
 def _size_and_id(waiting: Waiting) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def queue(
         "SELECT r.id, r.key, j.name, r.state, r.model, l.provider, l.priority, r.submitted_at_ms,"
         " r.attempts, r.ceiling_nusd, r.cost_nusd, r.parked_ms, r.parked_mark_ms, l.shortfall,"
         " l.shut_since_ms, l.parked_total_ms, r.payload, r.error,"
-        " CASE WHEN l.worker_id = 0 THEN l.service ELSE '' END"
+        " CASE WHEN l.worker_id = 0 THEN l.service ELSE '' END, l.tenant, r.due_at_ms"
         " FROM requests r JOIN lanes l ON l.id = r.lane_id JOIN jobs j ON j.id = r.job_id"
         f" WHERE r.id {db.dialect.among} ORDER BY r.id",
         db.dialect.a_list(sorted(ids)[:limit]),
@@ -157,7 +157,8 @@ def _ids(db: Connection, sql: str, *values: object) -> list[int]:
 
 def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
     (id_, key, job, state, model, provider, priority, submitted_at_ms, attempts, ceiling_nusd,
-     cost_nusd, parked_ms, mark_ms, lack, shut_since_ms, parked_total_ms, payload, error, service) = row  # fmt: skip
+     cost_nusd, parked_ms, mark_ms, lack, shut_since_ms, parked_total_ms, payload, error, service,
+     tenant, due_at_ms) = row  # fmt: skip
     shortfall = None
     if state == "queued":
         clock_ms = parked_total_ms
@@ -174,7 +175,7 @@ def _queue_row(row: tuple[object, ...], now_ms: int) -> QueueRow:
         shortfall=shortfall,
         request=None if payload is None else decode_request(str(payload)),
         error=None if error is None else json.loads(str(error)),
-        service=str(service),
+        service=str(service), tenant=str(tenant), due_at_ms=due_at_ms,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Row:
     submitted_at_ms: int
     not_before_ms: int | None = None
     expires_at_ms: int | None = None
+    due_at_ms: int | None = None
     attempts: int = 0
     cost_nusd: int = 0
     parked_mark_ms: int = 0
@@ -94,7 +95,7 @@ _FIELDS: dict[str, Type] = {
     "id": INT, "job_id": INT, "key": TEXT, "digest": TEXT, "lane_id": INT, "worker_id": INT,
     "state": TEXT, "model": TEXT, "ceiling_nusd": INT, "ceiling_tokens": INT, "expected_nusd": INT,
     "input_tokens": INT, "output_tokens": INT, "submitted_at_ms": INT, "not_before_ms": INT,
-    "expires_at_ms": INT, "attempts": INT, "cost_nusd": INT, "parked_mark_ms": INT,
+    "expires_at_ms": INT, "due_at_ms": INT, "attempts": INT, "cost_nusd": INT, "parked_mark_ms": INT,
     "parked_ms": INT, "reservation_id": INT, "error": TEXT, "ended_at_ms": INT, "is_delivered": INT,
 }  # fmt: skip
 COLUMNS = ", ".join(f"r.{name}" for name in _FIELDS)
@@ -102,7 +103,7 @@ COUNT = len(_FIELDS)
 _NEW = (
     "id", "job_id", "key", "digest", "lane_id", "worker_id", "state", "model", "ceiling_nusd",
     "ceiling_tokens", "expected_nusd", "input_tokens", "output_tokens", "submitted_at_ms",
-    "expires_at_ms", "parked_mark_ms", "is_delivered",
+    "expires_at_ms", "due_at_ms", "parked_mark_ms", "is_delivered",
 )  # fmt: skip
 _SETTLED = (
     "state", "cost_nusd", "attempts", "not_before_ms", "error", "parked_mark_ms", "ended_at_ms"
@@ -139,7 +140,7 @@ def insert_rows(db: Connection, rows: Sequence[Row]) -> None:
     db.write_many(_INSERT, [
         (r.id, r.job_id, r.key, r.digest, r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd,
          r.ceiling_tokens, r.expected_nusd, r.input_tokens, r.output_tokens, r.submitted_at_ms,
-         r.expires_at_ms, r.parked_mark_ms, r.is_delivered, r.payload)
+         r.expires_at_ms, r.due_at_ms, r.parked_mark_ms, r.is_delivered, r.payload)
         for r in rows
     ])  # fmt: skip
     for row in rows:
@@ -156,7 +157,7 @@ def update_rows(db: Connection, rows: Iterable[Row]) -> None:
             values = (
                 r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd, r.ceiling_tokens,
                 r.expected_nusd, r.input_tokens, r.output_tokens, r.not_before_ms, r.expires_at_ms,
-                r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms, r.reservation_id, r.error,
+                r.due_at_ms, r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms, r.reservation_id, r.error,
                 r.ended_at_ms, r.is_delivered,
             )  # fmt: skip
             if r.payload is KEPT:

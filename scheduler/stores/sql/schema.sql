@@ -58,11 +58,13 @@ CREATE TABLE lanes (
   shut_since_ms   INTEGER NOT NULL DEFAULT 0,
   parked_total_ms INTEGER NOT NULL DEFAULT 0,
   model           TEXT    NOT NULL DEFAULT '',
-  service         TEXT    NOT NULL DEFAULT ''  -- which one the provider's name means
+  service         TEXT    NOT NULL DEFAULT '', -- which one the provider's name means
+  tenant          TEXT    NOT NULL DEFAULT '', -- with whom it shares what there is
+  is_due          INTEGER NOT NULL DEFAULT 0   -- its requests have deadlines, and go by these
 ) STRICT;
 CREATE INDEX lanes_of_worker ON lanes (worker_id, budgets);
-CREATE UNIQUE INDEX lanes_shared ON lanes (provider, model, budgets, priority, may_wait, service)
-  WHERE worker_id = 0;
+CREATE UNIQUE INDEX lanes_shared ON lanes
+  (provider, model, budgets, priority, may_wait, service, tenant, is_due) WHERE worker_id = 0;
 
 CREATE TABLE jobs (
   id   INTEGER PRIMARY KEY,
@@ -102,10 +104,13 @@ CREATE TABLE requests (
   error           TEXT,              -- JSON: why it failed
   ended_at_ms     INTEGER,           -- NULL: it lives
   input_tokens    INTEGER NOT NULL DEFAULT 0,  -- as rate limits count: a guess,
-  output_tokens   INTEGER NOT NULL DEFAULT 0   -- and the cap in the body; 0: none
+  output_tokens   INTEGER NOT NULL DEFAULT 0,  -- and the cap in the body; 0: none
+  due_at_ms       INTEGER            -- its deadline; NULL: it has none
 ) STRICT;
 CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
+CREATE INDEX requests_due ON requests (lane_id, due_at_ms, id)
+  WHERE state = 'queued' AND due_at_ms IS NOT NULL;
 CREATE INDEX requests_delayed ON requests (worker_id, not_before_ms) WHERE state = 'delayed';
 CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)
   WHERE expires_at_ms IS NOT NULL AND state IN ('queued', 'delayed');
@@ -214,6 +219,17 @@ CREATE TABLE gates (
   version  INTEGER NOT NULL,  -- counts changes
   state    TEXT    NOT NULL,  -- JSON
   PRIMARY KEY (provider, model, is_front)
+) STRICT, WITHOUT ROWID;
+
+-- Who was served how much, where tenants share. Old rows are dropped: they make no difference.
+CREATE TABLE tenants (
+  provider      TEXT    NOT NULL,  -- empty: all of them together
+  priority      INTEGER NOT NULL,
+  is_clock      INTEGER NOT NULL,  -- of the place, not of one tenant
+  tenant        TEXT    NOT NULL,
+  state         TEXT    NOT NULL,  -- JSON
+  changed_at_ms INTEGER NOT NULL,
+  PRIMARY KEY (provider, priority, is_clock, tenant)
 ) STRICT, WITHOUT ROWID;
 
 -- What each transaction changed, for other processes; older rows are dropped.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from scheduler.admission.fairness import cost_for, size_for
 from scheduler.guards.texts import words
 from scheduler.ledger.account import Needs, ReservationState, cost_in
 from scheduler.request import RequestState
@@ -14,6 +15,7 @@ from scheduler.stores.sql.codec import decode_budgets, encode_response
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, RUNNING, SUCCEEDED, Row
 from scheduler.stores.sql.sheet import Sheet
+from scheduler.stores.sql.tenants import give_back, know_tenants, tenant_of
 from scheduler.stores.sql.waiting import end, enter_again, know_lanes, leave_lane
 from scheduler.stores.views import SETTLED
 
@@ -85,6 +87,8 @@ def read_holds(sheet: Sheet, ids: Ids) -> dict[int, Hold]:
         [(hold.budgets, hold.made_at_ms) for hold in holds.values()],
     )
     know_lanes(sheet, (hold.row for hold in holds.values()))
+    whose = (tenant_of(sheet, hold.row) for hold in holds.values())
+    know_tenants(sheet, (key for key in whose if key is not None))
     return holds
 
 
@@ -177,6 +181,9 @@ def _move(
         told = sheet.db.dialect.told
         provider_id = told(words(each.provider_id)) or provider_id
         why = told(words(each.why)) or why
+    if sheet.books.shares.fairness is not None and old is ReservationState.PENDING:
+        cost = cost_for(hold.needs, *hold.cost) if is_posted else 0
+        give_back(sheet, hold.row, new, size_for(hold.needs), cost)
     sheet.settled[hold.id] = (
         new._value_, now_ms, *hold.cost, int(each.is_assumed), provider_id, why, hold.id
     )  # fmt: skip

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from scheduler.admission.fairness import Place, TenantKey
+from scheduler.admission.lane import Head
 from scheduler.foresight import PRESETS
-from scheduler.ledger.account import Account, Tally, Waiter
+from scheduler.ledger.account import FAR, Account, Tally, Waiter
 from scheduler.stores.lanes import Lane
 from scheduler.stores.sql import changes
 from scheduler.stores.sql.ahead import Ahead, StoredPool
@@ -61,7 +63,7 @@ _RESPONSES = Insert(
 _NEW_LANES = Insert(
     "lanes",
     {"id": INT, "worker_id": INT, "provider": TEXT, "budgets": TEXT, "priority": INT,
-     "may_wait": INT, "model": TEXT, "service": TEXT},
+     "may_wait": INT, "model": TEXT, "service": TEXT, "tenant": TEXT, "is_due": INT},
 )  # fmt: skip
 _WAITING = Update("lanes", "waiting = :waiting", "id = :id", {"waiting": INT, "id": INT})
 _MORE_WAITING = Update(
@@ -81,6 +83,7 @@ class Owner(NamedTuple):
 
     budgets: tuple[int, ...]
     is_alive: bool
+    tenant: TenantKey
 
 
 class Sheet:
@@ -95,6 +98,9 @@ class Sheet:
         news: What others have to be told of.
         more: By lane in which others count, too: how many more wait, of which its row does not know.
         hear: Takes what was asked and can wait until all is written.
+        tenants: Those that were read in it,
+        clocks: and the clocks they go by.
+        save: Writes what was changed of these.
     """
 
     def __init__(self, db: Connection, books: Books, now_ms: int) -> None:
@@ -113,6 +119,9 @@ class Sheet:
         self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts
         self.more: Counter[int] = Counter()
         self.ahead = Ahead(db, books.learned)
+        self.tenants: set[TenantKey] = set()
+        self.clocks: set[Place] = set()
+        self.save: Callable[[], None] = lambda: None
 
     # Gather
 
@@ -213,9 +222,9 @@ class Sheet:
 
     # What changes
 
-    def enter(self, lane: Lane, request_id: int) -> None:
-        """One more waits in a lane of the books."""
-        self.books.lanes.add(lane, request_id)
+    def enter(self, lane: Lane, head: Head) -> None:
+        """One more waits in a lane of the books, at that place."""
+        self.books.lanes.add(lane, head)
         self._count(lane, 1)
 
     def leave(self, lane: Lane, count: int = 1) -> None:
@@ -283,6 +292,7 @@ class Sheet:
         self.db.write_many(_TALLIES, [(*key, n) for key, n in self.tallies.items() if n])
         self.tallies.clear()
         self.spent.write(self.db)
+        self.save()
         drop_old = changes.tell(self.db, self.books, self.news)
         self.hear()
         drop_old()
@@ -341,19 +351,22 @@ def lane_row(worker_id: int, lane: Lane) -> tuple[object, ...]:
     """A lane as it is stored."""
     key = lane.key
     owner = 0 if key.is_shared else worker_id
-    budgets, may_wait = encode_budgets(key.budgets), int(key.may_wait)
-    return lane.id, owner, key.provider, budgets, key.priority, may_wait, key.model, key.service
+    return (
+        lane.id, owner, key.provider, encode_budgets(key.budgets), key.priority, int(key.may_wait),
+        key.model, key.service, key.tenant, int(key.is_due),
+    )  # fmt: skip
 
 
 def encode_line(line: Sequence[Waiter]) -> str | None:
     """Who is in line at an account; None: nobody. One alone as programs before wrote it."""
     rows = [
         [each.priority, each.request_id, each.need, each.bypassed, each.since_ms, each.left,
-         each.away_until_ms]
+         each.away_until_ms, each.due_at_ms, each.turn]
         for each in line
     ]  # fmt: skip
     if not rows:
         return None
+    rows = [row[:7] if row[7:] == [FAR, 0] else row for row in rows]
     return json.dumps(rows[0][:5] if len(rows) == 1 and rows[0][5:] == [None, 0] else rows)
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar, get_args
 
+from scheduler.admission.fairness import Fairness
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
@@ -26,6 +27,7 @@ from scheduler.stats import (
     QueueRow,
     SpendRow,
     Standing,
+    TenantStatus,
     UnknownSum,
     Unserved,
     WorkerStatus,
@@ -48,7 +50,17 @@ from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.history import AttemptRow
 from scheduler.stores.outbox import News
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes, fleet, gates, listing, notes, outbox, spent, views
+from scheduler.stores.sql import (
+    changes,
+    fleet,
+    gates,
+    listing,
+    notes,
+    outbox,
+    spent,
+    tenants,
+    views,
+)
 from scheduler.stores.sql import prune as pruning
 from scheduler.stores.sql import standing as stands
 from scheduler.stores.sql.codec import encode_request
@@ -95,6 +107,18 @@ class SqlStore(Store):
     def use(self, gates: Gates) -> None:
         """See `Store.use`."""
         self.gates = self._transactions.gates = gates
+
+    def share(self, fairness: Fairness | None) -> None:
+        """See `Store.share`."""
+        self._transactions.shares.fairness = fairness
+
+    def sharing(self, now_ms: int) -> list[TenantStatus]:
+        """See `Store.sharing`."""
+        return self._transactions.lanes.sharing(now_ms)
+
+    async def tenants(self, now_ms: int) -> list[TenantStatus]:
+        """See `Store.tenants`."""
+        return await self._read(tenants.statuses, now_ms)
 
     def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
         """See `Store.serve`."""

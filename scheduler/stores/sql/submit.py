@@ -156,7 +156,7 @@ def _new_row(sheet: Sheet, request_id: int, job_id: int, new: NewRequest) -> Row
 def _queue(sheet: Sheet, row: Row, new: NewRequest, lane: Lane, *, is_new: bool = False) -> None:
     """A request begins to wait, on these terms."""
     _take_terms(sheet, row, new, lane)
-    row.state, row.expires_at_ms = QUEUED, new.expires_at_ms
+    row.state, row.expires_at_ms, row.due_at_ms = QUEUED, new.expires_at_ms, new.due_at_ms
     sheet.tallies[row.job_id, QUEUED] += 1
     enter_lane(sheet, row, lane, is_new=is_new)
 
@@ -234,7 +234,8 @@ def answer(sheet: Sheet, asked: Asked) -> None:
         if request is None and payload is not None:
             request = decode_request(payload)
         if request is not None:
-            each.held = NewRequest(request, key, 0, expires_at_ms=row.expires_at_ms)
+            each.held = NewRequest(request, key, 0)
+            each.held.set_time(row.expires_at_ms, row.due_at_ms)
     if asked.again:
         rows = db.read(
             "SELECT DISTINCT request_id FROM reservations"
@@ -250,6 +251,10 @@ def answer(sheet: Sheet, asked: Asked) -> None:
 
 def amend(sheet: Sheet, amendments: Sequence[tuple[int, NewRequest]]) -> None:
     """Have requests that live ask something else, or on other terms."""
+    for request_id, new in amendments:
+        known = sheet.rows.get(request_id)
+        if new.keeps_time and known is not None:
+            new.set_time(known.expires_at_ms, known.due_at_ms)
     lanes = open_lanes(sheet, [_lane_key(sheet, new) for _, new in amendments])
     for (request_id, new), lane in zip(amendments, lanes, strict=True):
         row = sheet.rows.get(request_id)
@@ -264,13 +269,12 @@ def amend(sheet: Sheet, amendments: Sequence[tuple[int, NewRequest]]) -> None:
 def _amend(sheet: Sheet, row: Row, old: Lane, new: NewRequest, lane: Lane) -> None:
     now_ms = sheet.now_ms
     _take_terms(sheet, row, new, lane)
-    if not new.keeps_time:
-        row.expires_at_ms = new.expires_at_ms
+    row.expires_at_ms, row.due_at_ms = new.expires_at_ms, new.due_at_ms
     if row.state == QUEUED:
         row.parked_ms += max(0, old.parked_clock_ms(now_ms) - row.parked_mark_ms)
         sheet.leave(old)
         accounts = sheet.accounts_of(old.key.budgets), sheet.accounts_of(lane.key.budgets)
-        if keep_line(*accounts, row.id, lane.key.priority, row.needs):
+        if keep_line(*accounts, row.id, lane.key, row.due_at_ms, row.needs):
             sheet.moved([account.id for account in accounts[0]])
         enter_lane(sheet, row, lane, is_new=True)
 

@@ -33,6 +33,7 @@ from scheduler.stores.sql.rows import COLUMNS, Row, read_finished
 from scheduler.stores.sql.settle import ask_holds, read_holds, read_unknown, settle, write_answers
 from scheduler.stores.sql.sheet import Sheet, begin
 from scheduler.stores.sql.submit import amend, answer, ask_known, lend, read_known, submit
+from scheduler.stores.sql.tenants import hear_of
 from scheduler.stores.sql.waiting import (
     MOST_DUE,
     ask_due,
@@ -117,6 +118,7 @@ class Transactions(Books):
             workers.know_company(sheet)
         load_gates(sheet, news.gates & self.known_gates)
         learn_shared(sheet, news.lanes)
+        hear_of(sheet, news.tenants, is_all=news.is_all)
         self._look_at_accounts(sheet, news)
         for budget_id in news.defined:
             self.lanes.wake_on(budget_id, sheet.now_ms)
@@ -162,6 +164,7 @@ class Transactions(Books):
         sheet.write()
         ask_next_due(db, self.worker_id)
         sheet.finish()
+        self.shares.forget(self.lanes.active, sheet.now_ms)
         instants = [
             result.look_again_at_ms, self.lanes.due_ms, next_due_ms(db, self.worker_id),
             sheet.now_ms if is_more_due else None,

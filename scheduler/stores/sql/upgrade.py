@@ -143,6 +143,18 @@ STEPS: dict[int, tuple[str, ...]] = {
         " tries INTEGER NOT NULL DEFAULT 0) STRICT",
         "CREATE UNIQUE INDEX outbox_by_topic ON outbox (hook, topic)",
         "CREATE INDEX outbox_due ON outbox (due_at_ms) WHERE due_at_ms IS NOT NULL",
+        "ALTER TABLE lanes ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE lanes ADD COLUMN is_due INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN due_at_ms INTEGER",
+        "DROP INDEX lanes_shared",
+        "CREATE UNIQUE INDEX lanes_shared ON lanes"
+        " (provider, model, budgets, priority, may_wait, service, tenant, is_due)"
+        " WHERE worker_id = 0",
+        "CREATE INDEX requests_due ON requests (lane_id, due_at_ms, id)"
+        " WHERE state = 'queued' AND due_at_ms IS NOT NULL",
+        "CREATE TABLE tenants (provider TEXT NOT NULL, priority INTEGER NOT NULL,"
+        " is_clock INTEGER NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
+        " changed_at_ms INTEGER NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant)) STRICT, WITHOUT ROWID",
     ),
 }
 """From a version to the statements that lead to the next one."""

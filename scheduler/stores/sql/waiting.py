@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from scheduler.admission.fairness import TenantKey
+from scheduler.admission.lane import Head
 from scheduler.admission.plan import LaneKey
+from scheduler.ledger.account import FAR
 from scheduler.request import RequestState
 from scheduler.stores.base import ExpiredRequest, TurnResult
 from scheduler.stores.lanes import Lane
@@ -16,11 +19,12 @@ from scheduler.stores.sql.dialect import INT
 from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, Row
 from scheduler.stores.sql.sheet import Owner, Sheet
 
+DATED, BY_DATE = " AND i.due_at_ms IS NOT NULL", "i.due_at_ms, i.id"  # of those with deadlines
 MOST_DUE = 2_000  # of those whose time has come, in one turn; then the next one goes on
 
 _LANE = (
     "SELECT l.id, l.worker_id, l.provider, l.budgets, l.priority, l.may_wait, l.model, l.waiting,"
-    " l.shut_since_ms, l.parked_total_ms, l.service FROM lanes l WHERE l.worker_id = 0"
+    " l.parked_total_ms, l.service, l.tenant, l.is_due FROM lanes l WHERE l.worker_id = 0"
 )
 
 
@@ -35,12 +39,14 @@ def know_lanes(sheet: Sheet, rows: Iterable[Row]) -> None:
         return
     db = sheet.db
     shared = set()
-    for lane_id, worker_id, budgets, is_alive in db.read(
-        "SELECT l.id, l.worker_id, l.budgets, CASE WHEN w.is_lost = 0 THEN 1 ELSE 0 END"
+    for lane_id, worker_id, budgets, provider, priority, tenant, is_alive in db.read(
+        "SELECT l.id, l.worker_id, l.budgets, l.provider, l.priority, l.tenant,"
+        " CASE WHEN w.is_lost = 0 THEN 1 ELSE 0 END"
         f" FROM lanes l LEFT JOIN workers w ON w.id = l.worker_id WHERE l.id {db.dialect.among}",
         db.dialect.a_list(ids),
     ):
-        sheet.owners[lane_id] = Owner(decode_budgets(budgets), bool(is_alive))
+        whose = TenantKey(provider, priority, tenant)
+        sheet.owners[lane_id] = Owner(decode_budgets(budgets), bool(is_alive), whose)
         if not worker_id:
             shared.add(lane_id)
     learn_shared(sheet, shared)
@@ -51,32 +57,39 @@ def learn_shared(sheet: Sheet, ids: Iterable[int] | None) -> None:
     db = sheet.db
     if ids is None:
         rows = db.read(f"{_LANE} AND l.waiting > 0")
-        _learn(sheet, rows, _heads(sheet, [row[0] for row in rows]))
+        _learn(sheet, rows, _heads(sheet, rows))
     elif wanted := list(ids):
         _learn(sheet, db.read(f"{_LANE} AND l.id {db.dialect.among}", db.dialect.a_list(wanted)))
 
 
-def _heads(sheet: Sheet, lanes: Sequence[int]) -> dict[int, int]:
-    """The oldest in each of these: of very many, not all need be looked at to find out who is next."""
-    if not lanes:
-        return {}
-    db = sheet.db
-    oldest = db.dialect.firsts(
-        "t.lane_id, t.id", {"lane_id": INT}, "requests",
-        "i.lane_id = g.lane_id AND i.state = 'queued'", db.dialect.queued_at,
-    )  # fmt: skip
-    return dict(db.read(oldest, *db.dialect.row_values([(each,) for each in lanes]), 1))
+def _heads(sheet: Sheet, rows: Sequence[Sequence[Any]]) -> dict[int, Head]:
+    """The first in each of these: of very many, not all need be looked at to find out who is next."""
+    db, found = sheet.db, {}
+    for is_due in (0, 1):
+        lanes = [row[0] for row in rows if row[-1] == is_due]
+        if not lanes:
+            continue
+        first = db.dialect.firsts(
+            "t.lane_id, t.id, t.due_at_ms", {"lane_id": INT}, "requests",
+            f"i.lane_id = g.lane_id AND i.state = 'queued'{DATED if is_due else ''}",
+            BY_DATE if is_due else db.dialect.queued_at,
+        )  # fmt: skip
+        for lane_id, id_, due_ms in db.read(
+            first, *db.dialect.row_values([(each,) for each in lanes]), 1
+        ):
+            found[lane_id] = (due_ms if is_due else FAR, id_)
+    return found
 
 
 def _learn(
-    sheet: Sheet, rows: Iterable[Sequence[Any]], heads: Mapping[int, int] = MappingProxyType({})
+    sheet: Sheet, rows: Iterable[Sequence[Any]], heads: Mapping[int, Head] = MappingProxyType({})
 ) -> None:
     lanes = sheet.books.lanes
     for row in rows:
-        lane_id, _, provider, budgets, priority, may_wait, model, waiting, _, parked_ms = row[:-1]
+        lane_id, _, provider, budgets, priority, may_wait, model, waiting, parked_ms = row[:9]
         key = LaneKey(
             provider, decode_budgets(budgets), priority, bool(may_wait), model, is_shared=True,
-            service=row[-1],
+            service=row[9], tenant=row[10], is_due=bool(row[11]),
         )  # fmt: skip
         if not sheet.books.is_served(key):
             continue  # by that name this process would ask somebody else
@@ -85,8 +98,8 @@ def _learn(
         if more < 0:
             lanes.remove(lane, sheet.now_ms, -more)
         # One that came may be older, or smaller, than those that are known.
-        lane.passed_id = 0
-        lanes.add(lane, heads.get(lane_id, 0), max(0, more))
+        lane.passed = key.lowest
+        lanes.add(lane, heads.get(lane_id), max(0, more))
         if more > 0:
             lanes.reopen(lane, sheet.now_ms)
         if lane.shortfall is None:
@@ -132,8 +145,9 @@ def _find_shared(sheet: Sheet, keys: Sequence[LaneKey]) -> None:
 
 def enter_lane(sheet: Sheet, row: Row, lane: Lane, *, is_new: bool = False) -> None:
     """A request begins to wait in a lane."""
-    sheet.enter(lane, row.id)
-    if not is_new or row.id < lane.passed_id:
+    head = lane.key.head(row)
+    sheet.enter(lane, head)
+    if not is_new or head < lane.passed:
         lane.look_at_all(row.needs)
     if lane.shortfall is not None and lane.wakes_for(
         row.needs, sheet.accounts_of(lane.key.budgets)

@@ -78,7 +78,7 @@ def _recount(sheet: Sheet) -> None:
         if lane is not None and lane.waiting != waiting:
             lanes.add(lane, count=waiting - lane.waiting)
             lanes.remove(lane, sheet.now_ms, 0)  # it may be empty
-            lane.passed_id = 0
+            lane.passed = lane.key.lowest
 
 
 def _reclaim(sheet: Sheet, *, was_away: bool) -> None:
