@@ -25,6 +25,7 @@ FLOORS = [
     {"admission"},
     {"stores", "providers"},
     {"core", "config", "batch", "testing"},
+    {"rehearsal"},
     {"adapters", "scheduler"},
     {"cli", "__main__"},
 ]
