@@ -2,11 +2,11 @@
 
 Each world is a queue that is answered to its end by the whole scheduler, in virtual time: that is the
 truth. Before it begins, a rehearsal is asked when it will be done, of which it is told only what a user's
-store would know: some hundred earlier calls, and the queue. Made-up worlds, and traces given by path
-(CSV with `input_tokens` and `output_tokens`), of which the first rows are known and the next are the queue,
-in the order in which they came.
+store would know: some hundred calls, and the queue. Made-up worlds, and traces given by path (CSV with
+`input_tokens` and `output_tokens`), in the order in which they came. Known is a sample of the batch, or
+with `--knows before` what came just before it.
 
-    python -m benchmarks.finish [--known 100] [--requests 4000] [--seeds 1] [TRACE.csv ...]
+    python -m benchmarks.finish [--known 100] [--requests 4000] [--knows before] [TRACE.csv ...]
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def took_s(each: Length) -> float:
 
 def quote(each: Length) -> Quote:
     tokens = each[0] + CAP
-    return Quote(each[0] * IN + CAP * OUT, each[0] * IN + 300 * OUT, tokens, tokens=Tokens(each[0], CAP))
+    return Quote(
+        each[0] * IN + CAP * OUT, each[0] * IN + 300 * OUT, tokens, tokens=Tokens(each[0], CAP)
+    )
 
 
 def budget_of(terms: Terms, queue: list[Length]) -> Budget | None:
@@ -157,7 +159,9 @@ def scene(known: list[Length], queue: list[Length], terms: Terms, now_ms: int) -
         for each in known
     ]})  # fmt: skip
     desk = Desk("p", terms.at_once, Limits(terms.rpm, terms.tpm))
-    return Scene(now_ms, [group], [] if budget is None else [_purse(budget, now_ms)], {"p": desk}, lore)
+    return Scene(
+        now_ms, [group], [] if budget is None else [_purse(budget, now_ms)], {"p": desk}, lore
+    )
 
 
 def _purse(budget: Budget, now_ms: int) -> Purse:
@@ -177,8 +181,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--terms", default="")
+    parser.add_argument("--made-up", default="lognormal,bimodal,Pareto 1.6,drifting")
+    parser.add_argument("--knows", choices=("sample", "before", "all"), default="sample")
     asked = parser.parse_args()
-    names = ["lognormal", "bimodal", "Pareto 1.6", "drifting", *asked.traces]
+    names = [*(asked.made_up.split(",") if asked.made_up else ()), *asked.traces]
     right = total = within = 0
     for name in names:
         for seed in range(asked.seeds):
@@ -191,7 +197,15 @@ def main() -> None:
             else:
                 make = lengths(name, rng)
                 rows = [make(max(0, at - asked.known), asked.requests) for at in range(size)]
-            known, queue = rows[: asked.known], rows[asked.known :]
+            if (
+                asked.knows == "sample"
+            ):  # of the batch itself, as `scheduler quote --sample` draws it
+                drawn = set(rng.sample(range(len(rows)), asked.known))
+                known = [rows[at] for at in sorted(drawn)]
+                queue = [each for at, each in enumerate(rows) if at not in drawn]
+            else:
+                known, queue = rows[: asked.known], rows[asked.known :]
+                known = queue if asked.knows == "all" else known  # what is wrong by itself
             for terms in TERMS:
                 if asked.terms and asked.terms != terms.name:
                     continue

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import (
     TYPE_CHECKING,
@@ -25,6 +26,7 @@ from scheduler.core.shell import Shell
 
 if TYPE_CHECKING:
     from scheduler.providers.function import Dollars
+    from scheduler.rehearsal import Finish
 
 C_ = TypeVar("C_")
 T_ = TypeVar("T_")
@@ -223,3 +225,18 @@ class Scheduler(Shell):
         from scheduler.adapters.functions import Budgeted
 
         return cast(Decorator, Budgeted(self, quote, cost, on_exceeded, merge(NO_MARKS, marks)))
+
+    async def forecast(self) -> Finish:
+        """When all that waits, here or in the store, will be done.
+
+        What waits is rehearsed: by the real scheduler in virtual time, within the budgets as they are,
+        with as many calls at once and the rate limits that are known, from what earlier calls cost and
+        took. That takes about a second of processor time in a thread, whether much waits or little, so
+        ask it now and then, and not for each request. See docs/forecast.md for how far it may be off.
+        """
+        from scheduler.rehearsal import finish
+        from scheduler.rehearsal.remaining import remaining
+
+        at_once = self._intake.concurrency(self.concurrency)
+        scene = await remaining(self.store, self._clock.now_ms(), at_once)
+        return await asyncio.to_thread(finish, scene)

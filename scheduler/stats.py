@@ -144,6 +144,37 @@ class Past(NamedTuple):
     expected_nusd: int = 0
 
 
+class Took(NamedTuple):
+    """What one call took and cost.
+
+    `expected_nusd` is what was expected of its cost before it was sent, -1: nobody knows any more;
+    `guess` what was guessed of its prompt's tokens.
+    """
+
+    model: str
+    nusd: int
+    tokens: int
+    ms: int
+    expected_nusd: int = -1
+    guess: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Those who wait or run in one lane, and what some of them may come to.
+
+    Of each of these, `asks` has its ceiling in nano-dollars and in tokens, what it is expected to cost,
+    its prompt's tokens, as they are guessed, and the cap of its answer.
+    """
+
+    provider: str
+    model: str
+    priority: int
+    budgets: tuple[int, ...]
+    count: int
+    asks: tuple[tuple[int, int, int, int, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """A process that sends what others submit.

@@ -9,7 +9,7 @@ from random import Random
 from scheduler.budget import WindowKind
 from scheduler.rehearsal.scale import MOST_WINDOWS, Part, World, period_ms, shrink
 from scheduler.rehearsal.scene import Scene
-from scheduler.rehearsal.stage import play
+from scheduler.rehearsal.stage import Played, play
 from scheduler.window import Window
 
 LEVELS = (0.5, 0.1, 0.9, 0.5, 0.5)  # of luck, run by run
@@ -75,8 +75,8 @@ def finish_once(scene: Scene, level: float, rng: Random, most: int = MOST) -> in
     ended = play(world, _horizon_ms(world))
     latest = scene.now_ms
     for number, part in enumerate(world.parts):
-        times = [at_ms for at_ms, its in ended if its == number]
-        at_ms = _end_ms(part, times, scene.now_ms)
+        its = [each for each in ended if each.part == number]
+        at_ms = _end_ms(part, its, world.last_ms[number], scene.now_ms)
         if at_ms is None:
             return None
         latest = max(latest, at_ms)
@@ -90,34 +90,36 @@ def _horizon_ms(world: World) -> int:
     return (MOST_WINDOWS + 1) * max(spans)
 
 
-def _end_ms(part: Part, times: Sequence[int], now_ms: int) -> int | None:
+def _end_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -> int | None:
     """When the last of a part ends, if it goes on as in the windows that were played."""
-    if not times:
+    if not played:
         return now_ms if part.wanted < 1 else None
-    if len(times) >= part.wanted - 1:
-        return now_ms + times[-1]
+    if len(played) >= part.wanted - 1:
+        began_ms = max(each.began_ms for each in played)
+        return now_ms + (round(began_ms + last_ms) if last_ms else played[-1].ended_ms)
     if part.window is None:
         return None
+    times = sorted(now_ms + each.began_ms for each in played)
     starts = _starts(part.window, now_ms, times[-1])
     if len(starts) < 3:
         return None
-    # What went in whole windows, the first of which began when it was looked at or later.
-    since, until = starts[0] - now_ms, starts[-1] - now_ms
-    each = sum(since <= at < until for at in times) / (len(starts) - 1)
-    before = sum(at < until for at in times)
+    # What went in whole windows; the first one was under way when it was looked at.
+    each = sum(starts[0] <= at < starts[-1] for at in times) / (len(starts) - 1)
     if not each:
         return None
+    before = sum(at < starts[-1] for at in times)
     windows, rest = divmod(part.wanted - before, each)
     start_ms = _after(part.window, starts[-1], int(windows))
-    last = sorted(at + now_ms - starts[-2] for at in times if starts[-2] <= at + now_ms < starts[-1])
-    return start_ms + (last[min(len(last) - 1, int(rest / each * len(last)))] if last else 0)
+    last = [at - starts[-2] for at in times if starts[-2] <= at < starts[-1]]
+    more_ms = last[min(len(last) - 1, int(rest / each * len(last)))] if last else 0
+    return start_ms + round(more_ms + last_ms)
 
 
-def _starts(window: Window, now_ms: int, length_ms: int) -> list[int]:
+def _starts(window: Window, now_ms: int, until_ms: int) -> list[int]:
     """When windows begin that are played to their ends."""
     found = []
     at_ms = now_ms if window.kind is WindowKind.ROLLING else window.resets_at_ms(now_ms)
-    while at_ms is not None and at_ms <= now_ms + length_ms:
+    while at_ms is not None and at_ms <= until_ms:
         found.append(at_ms)
         at_ms = at_ms + period_ms(window, at_ms)
     return found

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from random import Random
 
     from scheduler.rehearsal.scene import Ask
 
+T = TypeVar("T")
+
 GUESSED_MS = 5_000  # of a call, where nothing is known
 GUESSED_OUTPUT = 300  # tokens of an answer
-MOST_LESSONS = 400  # of a model: more make it slower, and hardly better
+MOST_LESSONS = 1_000  # of a model: more make it slower, and hardly better
 FEWEST_FOR_SLOPE = 30
 OF_ITS_OWN = 8  # calls, from which on a model is judged by its own
 TIMES = 99  # means that are drawn to know how far off one may be
 
 
 class Lesson(NamedTuple):
-    """What one call took and cost; `expected_nusd` and `input` as they were guessed beforehand."""
+    """What one call took and cost; `expected_nusd` and `input` as they were guessed beforehand.
+
+    `expected_nusd` -1: nobody knows any more.
+    """
 
     nusd: int
     tokens: int
@@ -89,14 +94,16 @@ class Tale:
                 Drawn(ask.expected_nusd, ask.input + min(GUESSED_OUTPUT, ask.ceiling_tokens), GUESSED_MS)
                 for ask in asks
             ]  # fmt: skip
-        picked = _spread(self.lessons, len(asks) * each, rng)
+        picked = spread(self.lessons, len(asks) * each, rng)
         found = []
         for at, ask in enumerate(asks):
             nusd = tokens = ms = 0.0
             for known in picked[at * each : (at + 1) * each]:
-                more = self.slope * (ask.expected_nusd - known.expected_nusd) + shift.nusd
+                expected = known.expected_nusd if known.expected_nusd >= 0 else ask.expected_nusd
+                more = self.slope * (ask.expected_nusd - expected) + shift.nusd
                 nusd += min(max(known.nusd + more, 0.02 * known.nusd), ask.ceiling_nusd)
-                other = known.tokens + ask.input - known.input + shift.tokens
+                guess = known.input or ask.input
+                other = known.tokens + ask.input - guess + shift.tokens
                 tokens += min(max(other, 0.02 * known.tokens), ask.ceiling_tokens or other)
                 ms += known.ms
             found.append(Drawn(nusd / each, tokens / each, ms / each * shift.ms))
@@ -125,7 +132,7 @@ class Tale:
 
 def _slope(lessons: Sequence[Lesson]) -> float:
     """How much more a call costs of which a nano-dollar more was expected."""
-    if len(lessons) < FEWEST_FOR_SLOPE:
+    if len(lessons) < FEWEST_FOR_SLOPE or min(each.expected_nusd for each in lessons) < 0:
         return 1.0
     middle = sum(each.expected_nusd for each in lessons) / len(lessons)
     paid = sum(each.nusd for each in lessons) / len(lessons)
@@ -136,11 +143,11 @@ def _slope(lessons: Sequence[Lesson]) -> float:
     return min(1.5, max(0.0, both / spread))
 
 
-def _spread(lessons: Sequence[Lesson], count: int, rng: Random) -> list[Lesson]:
+def spread(all_of_them: Sequence[T], count: int, rng: Random) -> list[T]:
     """So many of them, evenly over all, in any order."""
-    step = len(lessons) / count
+    step = len(all_of_them) / count
     start = rng.random() * step
-    last = len(lessons) - 1
-    picked = [lessons[min(last, int(start + at * step))] for at in range(count)]
+    last = len(all_of_them) - 1
+    picked = [all_of_them[min(last, int(start + at * step))] for at in range(count)]
     rng.shuffle(picked)
     return picked

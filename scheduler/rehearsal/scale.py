@@ -6,8 +6,10 @@ Of N requests n are played, one for every N/n of them. With f = n/N, so that mon
     places                                           f times as many, but no fewer than `FEWEST_PLACES`
     a call                                           g times as slow, where there are more of these:
                                                      it is g calls, one after the other
-    a ceiling                                        what it costs for sure, and of the rest 1/g: so
-                                                     as much is held by calls under way as really is
+    a ceiling                                        what it costs, and of the rest 1/g, so that calls
+                                                     under way hold as much as they really do; or f,
+                                                     where there are windows, so that as much of each
+                                                     is left over as really is
 
 Windows so short that fewer than `FEWEST_IN_WINDOW` of the played ones would fit are made wider, with the
 limit. Of more than `MOST_WINDOWS` windows only the first are played; the rest go on like these.
@@ -23,8 +25,9 @@ from typing import TYPE_CHECKING
 from scheduler.budget import Budget, Cap, Unit, Window, WindowKind
 from scheduler.ledger.account import unit_index
 from scheduler.limits import Limits
-from scheduler.rehearsal.lore import Drawn, Shift
-from scheduler.rehearsal.scene import Desk, Group, Purse, Scene
+from scheduler.limits.meter import COUNTING
+from scheduler.rehearsal.lore import Drawn, Shift, spread
+from scheduler.rehearsal.scene import Ask, Desk, Group, Purse, Scene
 
 if TYPE_CHECKING:
     from random import Random
@@ -81,6 +84,7 @@ class World:
     spent: list[Spent]
     paused: list[str]
     desks: list[Desk] = field(default_factory=list)
+    last_ms: list[float] = field(default_factory=list)  # how long the last calls of each part go on
     known: list[Play] = field(default_factory=list)  # what such calls came to before
 
 
@@ -96,7 +100,8 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     longest = max((each.periods for each in parts), default=0.0)
     share = min(1.0, most / total * max(1.0, longest / MOST_WINDOWS)) if total else 1.0
     played = min(1.0, 1.5 * most / (share * total)) if total else 1.0
-    slow = _slowness(scene, groups, purses, means, share)
+    fitting = {id(each): _fitting(each, purses, means) for each in groups}
+    slow = _slowness(scene, groups, fitting, share)
     plays: list[Play] = []
     for number, part in enumerate(parts):
         part.wanted = 0.0
@@ -105,13 +110,18 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
             part.wanted += wanted
             count = int(wanted * played + rng.random()) if share * played < 1 else group.count
             each = slow[group.provider]
-            plays += _plays(scene, group, count, each, means[id(group)][1], number, rng)
+            rest = 1 / each if part.window is None else share
+            scale = _Scale(each, rest, share, number, means[id(group)][1])
+            plays += _plays(scene, group, count, scale, rng)
     if not plays and groups:
-        plays = _plays(scene, groups[0], 1, 1.0, Shift(), 0, rng)
+        plays = _plays(scene, groups[0], 1, _Scale(1.0, 1.0, 1.0, 0, Shift()), rng)
     world = World(scene.now_ms, plays, parts, [], [], [])
     for purse in scene.purses:
         _add_purse(world, purse, share, _usual(purse, groups, means))
-    world.known = [each for each in plays if len(scene.lore.of(each.model).lessons) >= WARM][:MOST_KNOWN]
+    world.last_ms = [_last_ms(scene, part, share, fitting, means, rng) for part in parts]
+    world.known = [each for each in plays if len(scene.lore.of(each.model).lessons) >= WARM][
+        :MOST_KNOWN
+    ]
     world.desks = [_desk(scene.desk(name), share, slow[name])
                    for name in {each.provider for each in groups}]  # fmt: skip
     return world
@@ -172,17 +182,35 @@ def period_ms(window: Window, at_ms: int) -> int:
 
 
 def _slowness(
-    scene: Scene, groups: Sequence[Group], purses: Mapping[str, Purse], means: Means, share: float
+    scene: Scene, groups: Sequence[Group], fitting: Mapping[int, float], share: float
 ) -> dict[str, float]:
     """How many calls, one after the other, one that is played stands for, by provider."""
     slow = {}
     for name in {each.provider for each in groups}:
-        mine = [each for each in groups if each.provider == name]
         # No more are under way than money holds ceilings of.
-        fitting = min(_fitting(group, purses, means) for group in mine)
-        at_once = min(scene.desk(name).at_once, max(1.0, fitting))
+        most = min(fitting[id(each)] for each in groups if each.provider == name)
+        at_once = min(scene.desk(name).at_once, max(1.0, most))
         slow[name] = max(1.0, FEWEST_PLACES / (share * at_once)) if share < 1 else 1.0
     return slow
+
+
+def _last_ms(
+    scene: Scene, part: Part, share: float, fitting: Mapping[int, float], means: Means, rng: Random
+) -> float:
+    """How long the last calls go on when no other is left to begin.
+
+    As many as are under way at once, each at some point of its time: the longer it is, the more
+    likely. In the small world they are fewer, and means of several.
+    """
+    longest = 0.0
+    for group in part.groups if share < 1 else ():
+        tale = scene.lore.of(group.model)
+        most = min(scene.desk(group.provider).at_once, fitting[id(group)], group.count)
+        drawn = tale.draw(group.asks, 1, means[id(group)][1], rng)
+        times = [each.ms for each in drawn]
+        for ms in rng.choices(times, times, k=max(1, int(most))) if any(times) else ():
+            longest = max(longest, ms * rng.random())
+    return longest
 
 
 def _fitting(group: Group, purses: Mapping[str, Purse], means: Means) -> float:
@@ -201,31 +229,53 @@ def _fitting(group: Group, purses: Mapping[str, Purse], means: Means) -> float:
     return found
 
 
-def _plays(
-    scene: Scene, group: Group, count: int, slow: float, shift: Shift, part: int, rng: Random
-) -> list[Play]:
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """How the requests of one group are played.
+
+    Attributes:
+        slow: How many calls one stands for, one after the other.
+        rest: How much is kept of what a ceiling has beyond the cost.
+        share: How much of the real world is played.
+    """
+
+    slow: float
+    rest: float
+    share: float
+    part: int
+    shift: Shift
+
+
+def _plays(scene: Scene, group: Group, count: int, scale: _Scale, rng: Random) -> list[Play]:
     if not count:
         return []
-    asks = group.asks
-    picked = [asks[at % len(asks)] for at in range(count)]
-    if count != len(asks):
-        rng.shuffle(picked)
+    slow, rest = scale.slow, scale.rest
+    # What a provider gives back when the answer is there hardly slows anybody down.
+    is_given_back = COUNTING.get(scene.desk(group.provider).counting, COUNTING["default"]).corrects
+    more = scale.share if is_given_back else 1.0
+    picked = spread(sorted(group.asks, key=_expected), count, rng)
     each = min(MOST_DRAWS, max(1, round(slow)))
-    drawn = scene.lore.of(group.model).draw(picked, each, shift, rng)
+    drawn = scene.lore.of(group.model).draw(picked, each, scale.shift, rng)
     return [
         Play(
             group.provider, group.model, group.priority, group.budgets,
-            _ceiling(ask.ceiling_nusd, one.nusd, slow), _ceiling(ask.ceiling_tokens, one.tokens, slow),
-            ask.input, ask.output, Drawn(one.nusd, one.tokens, one.ms * slow), part,
+            _ceiling(ask.ceiling_nusd, one.nusd, rest), _ceiling(ask.ceiling_tokens, one.tokens, rest),
+            ask.input, _ceiling(ask.output, one.tokens - ask.input, more),
+            Drawn(one.nusd, one.tokens, one.ms * slow), scale.part,
         )
         for ask, one in zip(picked, drawn, strict=True)
     ]  # fmt: skip
 
 
-def _ceiling(ceiling: int, cost: float, slow: float) -> int:
-    if slow <= 1:
-        return max(ceiling, math.ceil(cost))
-    return math.ceil(cost + max(0.0, ceiling - cost) / slow)
+def _expected(ask: Ask) -> int:
+    return ask.expected_nusd
+
+
+def _ceiling(ceiling: int, cost: float, rest: float) -> int:
+    if rest >= 1 or not ceiling:
+        return ceiling
+    cost = max(0.0, cost)
+    return math.ceil(cost + max(0.0, ceiling - cost) * rest)
 
 
 def _usual(purse: Purse, groups: Sequence[Group], means: Means) -> Drawn:

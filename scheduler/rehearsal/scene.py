@@ -13,7 +13,7 @@ from scheduler.stats import CapStatus
 if TYPE_CHECKING:
     from random import Random
 
-MOST_ASKS = 500  # of a group that are remembered
+MOST_ASKS = 2_000  # of a group that are remembered
 AT_ONCE = 64  # calls, of who does not say
 
 
@@ -69,7 +69,7 @@ class Desk:
 
     name: str
     at_once: int = AT_ONCE
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     model_limits: Mapping[str, Limits] = field(default_factory=dict)
     counting: str = "default"
 

@@ -22,7 +22,7 @@ from scheduler.guards.texts import words
 from scheduler.ledger.account import Account, Crossing, ReservationState, cost_in
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Audit, BudgetStatus, Counts, Discrepancy, QueueRow, SpendRow
+from scheduler.stats import BudgetStatus, Counts, QueueRow
 from scheduler.stores.base import (
     Archive,
     Claimed,
@@ -33,7 +33,6 @@ from scheduler.stores.base import (
     NewRequest,
     Refused,
     Settlement,
-    Store,
     Submitted,
     Turn,
     TurnResult,
@@ -46,16 +45,17 @@ from scheduler.stores.lineup import Lineup
 from scheduler.stores.memory.budgets import Budgets
 from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
+from scheduler.stores.memory.outlook import Outlook
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.rows import Hold, Row, Shelf
-from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
+from scheduler.stores.views import SETTLED, is_tried_again, keep_line
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 _Entry = tuple[int, int]  # request id, ticket: stale once the row has another ticket
 
 
-class MemoryStore(Store):
+class MemoryStore(Outlook):
     """A store that lives and dies with its process; see the module.
 
     Args:
@@ -68,6 +68,7 @@ class MemoryStore(Store):
     def __init__(self, keep_finished: int | None = KEEP_FINISHED) -> None:
         if keep_finished is not None and keep_finished < 0:
             raise ConfigError("keep_finished", f"{keep_finished} is below 0")
+        super().__init__()
         self._finished = Ended(keep_finished)
         self._ids, self._tickets = itertools.count(1), itertools.count(1)
         self._next_id = partial(next, self._ids)
@@ -171,6 +172,8 @@ class MemoryStore(Store):
         if hold is not None and is_first:
             before_nusd = held_cost(hold)
             self._move(hold, new, settlement, now_ms, result.crossings)
+            if new is ReservationState.POSTED and not settlement.is_assumed:
+                self._remember(hold, row, settlement, now_ms)
             if row is not None:
                 row.cost_nusd += held_cost(hold) - before_nusd
         if row is None:
@@ -535,23 +538,6 @@ class MemoryStore(Store):
     ) -> list[QueueRow]:  # fmt: skip
         found = await self._pages.find(set(states), job, limit, after_id)
         return [row.as_queue_row(now_ms) for row in found]
-
-    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
-
-    async def audit(self, now_ms: int) -> Audit:
-        now_ms = self._look(now_ms)
-        found: list[Discrepancy] = []
-        balances = 0
-        for account in self._budgets.all_accounts():
-            account.look(now_ms)
-            fresh = Account(account.id, account.budget_id, account.budget, account.cap)
-            self._journal.replay(fresh, self._holds.values())
-            balances += len(account.slots)
-            found += compare(account, fresh, account.oldest_ms)
-        return Audit(
-            balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
-        )
 
     # What nobody knows
 

@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar, get_args
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
-from scheduler.limits import Gates, GateStatus
+from scheduler.limits import Gates, GateStatus, Limits
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import (
@@ -22,8 +22,10 @@ from scheduler.stats import (
     BudgetStatus,
     Counts,
     Past,
+    Queued,
     QueueRow,
     SpendRow,
+    Took,
     Unserved,
     WorkerStatus,
 )
@@ -42,7 +44,7 @@ from scheduler.stores.base import (
     Unknown,
 )
 from scheduler.stores.process import this_process
-from scheduler.stores.sql import changes, fleet, gates, listing, notes, views
+from scheduler.stores.sql import changes, fleet, gates, listing, notes, outlook, views
 from scheduler.stores.sql import prune as pruning
 from scheduler.stores.sql.codec import encode_request
 from scheduler.stores.sql.connection import Connection
@@ -130,6 +132,10 @@ class SqlStore(Store):
     async def limited(self, now_ms: int) -> list[GateStatus]:
         """See `Store.limited`."""
         return await self._read(gates.statuses, now_ms)
+
+    async def rates(self, now_ms: int) -> dict[tuple[str, str], Limits]:
+        """See `Store.rates`."""
+        return {**await self._read(gates.rates, now_ms), **self.gates.known()}
 
     # What nobody knows
 
@@ -255,6 +261,14 @@ class SqlStore(Store):
     async def past(self, job: str | None = None, limit: int = 1000) -> list[Past]:
         """See `Store.past`."""
         return await self._read(views.past, job, limit)
+
+    async def took(self, limit: int = 1000) -> list[Took]:
+        """See `Store.took`."""
+        return await self._read(outlook.took, limit)
+
+    async def queued(self, most: int = 2000) -> list[Queued]:
+        """See `Store.queued`."""
+        return await self._read(outlook.queued, most)
 
     async def jobs(self) -> list[str]:
         """See `Store.jobs`."""
