@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli import dates
 from scheduler.cli.budget import budget_rows, budget_table
 from scheduler.cli.fleet import unserved_row, unserved_sentence, worker_row, worker_table
 from scheduler.cli.helping import Command
@@ -31,13 +32,15 @@ from scheduler.money import decimal_usd, format_usd
 
 if TYPE_CHECKING:
     from scheduler.limits import GateStatus
+    from scheduler.rehearsal import Finish
     from scheduler.shortfall import Shortfall
     from scheduler.stats import BudgetStatus, Counts, SpendRow, Unserved, WorkerStatus
     from scheduler.stores.base import Store
 
 SAMPLE = 200  # parked requests looked at to tell why they wait
 REFRESH_S = 1.0
-SPEND_EVERY = 10  # refreshes; summing the spend reads every reservation
+LONG_EVERY = 30  # refreshes; summing the spend reads every reservation
+LEVELS = (0.5, 0.1, 0.9)  # of luck, in which what waits is rehearsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Picture:
     spend: tuple[SpendRow, ...]
     workers: tuple[WorkerStatus, ...] = ()
     unserved: tuple[Unserved, ...] = ()
+    finish: Finish | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -86,9 +90,9 @@ def status(
 
 
 async def look(
-    store: Store, url: str, job: str | None = None, spend: Sequence[SpendRow] | None = None
+    store: Store, url: str, job: str | None = None, last: Picture | None = None
 ) -> Picture:
-    """Take a picture of an open store; `spend` None: sum that, too."""
+    """Take a picture of an open store; what takes long is taken over from the last one, if given."""
     from scheduler.request import RequestState
 
     at_ms = now_ms()
@@ -106,10 +110,22 @@ async def look(
         shortfalls=tuple(shortfalls.values()),
         limited=tuple(await store.limited(at_ms)),
         budgets=tuple(await store.budgets(at_ms)),
-        spend=tuple(await store.spend("model") if spend is None else spend),
+        spend=tuple(await store.spend("model")) if last is None else last.spend,
         workers=tuple(await store.workers(at_ms)),
         unserved=tuple(await store.unserved(at_ms, job)),
+        finish=await _finish(store, at_ms, counts) if last is None else last.finish,
     )
+
+
+async def _finish(store: Store, at_ms: int, counts: Counts) -> Finish | None:
+    """When all that waits will be done; None: nothing waits."""
+    if not counts.waiting:
+        return None
+    from scheduler.rehearsal import finish
+    from scheduler.rehearsal.remaining import remaining
+
+    scene = await remaining(store, at_ms)
+    return await asyncio.to_thread(finish, scene, levels=LEVELS)
 
 
 def status_row(picture: Picture) -> dict[str, Any]:
@@ -136,6 +152,7 @@ def status_row(picture: Picture) -> dict[str, Any]:
             }
             for reason, count in counts.parked_by_reason.items()
         ],
+        "finish": None if picture.finish is None else dates.row(picture.finish, _zone(picture)),
         "limited": [
             {
                 "provider": each.provider,
@@ -226,6 +243,9 @@ def describe(picture: Picture, width: int | None = None) -> str:
         f"requests  {', '.join(parts)}",
         f"spend     {_spend_line(picture.spend)}",
     ]
+    if picture.finish is not None:
+        when = dates.sentence(picture.finish, _zone(picture), picture.at_ms)
+        lines.append(f"finish    {when}; {dates.basis(picture.finish)}")
     for reason, count in counts.parked_by_reason.items():
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]
@@ -245,6 +265,11 @@ def describe(picture: Picture, width: int | None = None) -> str:
     if picture.workers:
         table += ["", *worker_table(picture.workers, picture.at_ms).split("\n")]
     return "\n".join([*facts(lines, width), *map(plain_line, table)])
+
+
+def _zone(picture: Picture) -> str:
+    """The zone in which those who look at its budgets live."""
+    return next((c.cap.window.zone for each in picture.budgets for c in each.caps), "UTC")
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -293,10 +318,9 @@ def _watch(url: str, job: str | None, as_json: bool) -> None:
 
 async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Picture]:
     """A picture a second."""
-    spend: Sequence[SpendRow] | None = None
+    picture: Picture | None = None
     for turn in itertools.count():
-        picture = await look(store, url, job, spend if turn % SPEND_EVERY else None)
-        spend = picture.spend
+        picture = await look(store, url, job, picture if turn % LONG_EVERY else None)
         yield picture
         await asyncio.sleep(REFRESH_S)
 

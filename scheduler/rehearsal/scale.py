@@ -90,8 +90,11 @@ class World:
 
 def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     """A world with about so many requests, at most half as many again."""
-    groups = [each for each in scene.groups if each.count and each.asks]
     purses = {each.name: each for each in scene.purses}
+    groups = [
+        replace(each, budgets=tuple(name for name in each.budgets if name in purses))
+        for each in scene.groups if each.count and each.asks
+    ]  # fmt: skip
     means = {id(each): _mean(scene, each, level, rng) for each in groups}
     parts = _parts(groups)
     for part in parts:
