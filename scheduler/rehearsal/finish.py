@@ -15,6 +15,7 @@ from scheduler.window import Window
 LEVELS = (0.5, 0.1, 0.9, 0.5, 0.5)  # of luck, run by run
 MOST = 400  # requests that are played in one run
 LONGEST_MS = 400 * 86_400_000  # without a window
+FEWEST_EVEN = 20  # requests from which it is judged how evenly they go
 MOST_STEPS = 20_000  # windows that are counted one by one
 
 
@@ -98,7 +99,7 @@ def _end_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -
         began_ms = max(each.began_ms for each in played)
         return now_ms + (round(began_ms + last_ms) if last_ms else played[-1].ended_ms)
     if part.window is None:
-        return None
+        return _on_and_on_ms(part, played, last_ms, now_ms)
     times = sorted(now_ms + each.began_ms for each in played)
     starts = _starts(part.window, now_ms, times[-1])
     if len(starts) < 3:
@@ -113,6 +114,16 @@ def _end_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -
     last = [at - starts[-2] for at in times if starts[-2] <= at < starts[-1]]
     more_ms = last[min(len(last) - 1, int(rest / each * len(last)))] if last else 0
     return start_ms + round(more_ms + last_ms)
+
+
+def _on_and_on_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -> int | None:
+    """When it ends if the rest begins as evenly as what was played; None: that came to a stop."""
+    if len(played) < part.played or len(played) < FEWEST_EVEN:
+        return None
+    times = sorted(each.began_ms for each in played)
+    since = len(times) // 5  # what goes at once at the beginning says nothing of later
+    each_ms = (times[-1] - times[since]) / (len(times) - 1 - since)
+    return now_ms + round(times[-1] + each_ms * (part.wanted - len(times)) + last_ms)
 
 
 def _starts(window: Window, now_ms: int, until_ms: int) -> list[int]:

@@ -11,7 +11,8 @@ Of N requests n are played, one for every N/n of them. With f = n/N, so that mon
                                                      where there are windows, so that as much of each
                                                      is left over as really is
 
-Windows so short that fewer than `FEWEST_IN_WINDOW` of the played ones would fit are made wider, with the
+Where a rate is so low that less than `FEWEST_A_MINUTE` would be left of it, f is larger, and only some are
+played. Windows so short that fewer than `FEWEST_IN_WINDOW` of the played ones would fit are made wider, with the
 limit. Of more than `MOST_WINDOWS` windows only the first are played; the rest go on like these.
 """
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FEWEST_PLACES = 8
 FEWEST_IN_WINDOW = 8
+FEWEST_A_MINUTE = 4
 MOST_WINDOWS = 6
 MOST_DRAWS = 32  # for one call
 WARM, MOST_KNOWN = 50, 256  # calls from which a risk learns
@@ -65,12 +67,14 @@ class Part:
         wanted: How many requests would have to be played for all of it to be done.
         window: The one that takes longest; None: no window holds it up.
         periods: How many of these it takes, roughly.
+        played: How many of the wanted are played; the others go on like these.
     """
 
     groups: list[Group]
     wanted: float = 0.0
     window: Window | None = None
     periods: float = 0.0
+    played: int = 0
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     total = sum(each.count for each in groups)
     longest = max((each.periods for each in parts), default=0.0)
     share = min(1.0, most / total * max(1.0, longest / MOST_WINDOWS)) if total else 1.0
+    share = max(share, min(1.0, _least_share(scene, groups)))
     played = min(1.0, 1.5 * most / (share * total)) if total else 1.0
     fitting = {id(each): _fitting(each, purses, means) for each in groups}
     slow = _slowness(scene, groups, fitting, share)
@@ -111,11 +116,13 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
         for group in part.groups:
             wanted = share * group.count
             part.wanted += wanted
+            part.played -= len(plays)
             count = int(wanted * played + rng.random()) if share * played < 1 else group.count
             each = slow[group.provider]
             rest = 1 / each if part.window is None else share
             scale = _Scale(each, rest, share, number, means[id(group)][1])
             plays += _plays(scene, group, count, scale, rng)
+            part.played += len(plays)
     if not plays and groups:
         plays = _plays(scene, groups[0], 1, _Scale(1.0, 1.0, 1.0, 0, Shift()), rng)
     world = World(scene.now_ms, plays, parts, [], [], [])
@@ -128,6 +135,17 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     world.desks = [_desk(scene.desk(name), share, slow[name])
                    for name in {each.provider for each in groups}]  # fmt: skip
     return world
+
+
+def _least_share(scene: Scene, groups: Sequence[Group]) -> float:
+    """What is large enough for every rate limit to be a whole number a minute."""
+    rates = [
+        each.requests_per_minute
+        for name in {group.provider for group in groups}
+        for each in (scene.desk(name).limits, *scene.desk(name).model_limits.values())
+        if each.requests_per_minute
+    ]
+    return FEWEST_A_MINUTE / min(rates) if rates else 0.0
 
 
 Means = Mapping[int, tuple[Drawn, Shift]]
