@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scheduler.cli import dates
+from scheduler.cli import burning, dates
 from scheduler.cli.budget import budget_rows, budget_table
 from scheduler.cli.fleet import unserved_row, unserved_sentence, worker_row, worker_table
 from scheduler.cli.helping import Command
@@ -57,6 +57,7 @@ class Picture:
     workers: tuple[WorkerStatus, ...] = ()
     unserved: tuple[Unserved, ...] = ()
     finish: Finish | None = None
+    burning: tuple[burning.Rate, ...] = ()
 
 
 def register(app: typer.Typer) -> None:
@@ -96,7 +97,7 @@ async def look(
     from scheduler.request import RequestState
 
     at_ms = now_ms()
-    counts = await store.counts(job)
+    counts, budgets = await store.counts(job), tuple(await store.budgets(at_ms))
     shortfalls: dict[tuple[str, str], Shortfall] = {}
     if counts.parked:
         for row in await store.queue([RequestState.PARKED], at_ms, job=job, limit=SAMPLE):
@@ -109,11 +110,12 @@ async def look(
         counts=counts,
         shortfalls=tuple(shortfalls.values()),
         limited=tuple(await store.limited(at_ms)),
-        budgets=tuple(await store.budgets(at_ms)),
+        budgets=budgets,
         spend=tuple(await store.spend("model")) if last is None else last.spend,
         workers=tuple(await store.workers(at_ms)),
         unserved=tuple(await store.unserved(at_ms, job)),
         finish=await _finish(store, at_ms, counts) if last is None else last.finish,
+        burning=tuple(await burning.rates(store, budgets, at_ms)) if last is None else last.burning,
     )
 
 
@@ -153,6 +155,7 @@ def status_row(picture: Picture) -> dict[str, Any]:
             for reason, count in counts.parked_by_reason.items()
         ],
         "finish": None if picture.finish is None else dates.row(picture.finish, _zone(picture)),
+        "burning": [burning.row(each) for each in picture.burning],
         "limited": [
             {
                 "provider": each.provider,
@@ -246,6 +249,7 @@ def describe(picture: Picture, width: int | None = None) -> str:
     if picture.finish is not None:
         when = dates.sentence(picture.finish, _zone(picture), picture.at_ms)
         lines.append(f"finish    {when}; {dates.basis(picture.finish)}")
+    lines += [f"burning   {burning.sentence(each, picture.at_ms)}" for each in picture.burning]
     for reason, count in counts.parked_by_reason.items():
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]

@@ -44,6 +44,7 @@ from typing import Protocol
 
 from scheduler.budget import UNLIMITED, Cap, Unit, WindowKind
 from scheduler.foresight import Flight, Kind, Pool
+from scheduler.ledger.burning import Burn, Burning
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
@@ -149,7 +150,7 @@ class Account:
     """
 
     __slots__ = (
-        "_changed", "_rooms", "allowed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
+        "_changed", "_rooms", "allowed", "available", "budget", "budget_id", "burn", "cap", "id", "index", "limit",
         "line", "line_changed", "looked_ms", "oldest_ms",
         "paused", "pool", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
         "warned_changed", "warned_slot_ms",
@@ -169,6 +170,7 @@ class Account:
         self.allowed = self.limit  # by now, where it is paced
         self.available = self.limit
         self.pool: Pool | None = None  # calls under way that count at less than their ceilings
+        self.burn: Burn | None = None  # how fast it is spent, where that is watched
         self.line: list[Waiter] = []  # who waits for money that comes back, the first ones
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
         self.tell_at = 0  # what is posted when the next threshold is passed
@@ -419,6 +421,13 @@ class Account:
                     self.resets_at_ms(now_ms),
                 )
         self._set_tell_at()
+
+    def news(self, now_ms: int) -> Iterator[Crossing | Burning]:
+        """What is to be told of what was posted: thresholds that were passed, and that it burns."""
+        if self.posted >= self.tell_at:
+            yield from self.crossings(now_ms)
+        if self.burn is not None and now_ms >= self.burn.next_ms:
+            yield from self.burn.look(self, now_ms)
 
     def _rearm(self) -> None:
         """A new window is told about anew; a rolling one once spending has fallen again."""

@@ -13,6 +13,7 @@ from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.foresight import PRESETS, Flight, Histories, Pool
 from scheduler.ledger.account import Account, ReservationState, Tally
+from scheduler.ledger.burning import Burn
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.journal import Journal
@@ -146,6 +147,8 @@ class Budgets:
                 if not is_new:  # in a new one nothing was reserved
                     self._journal.replay(account, self._holds.values())
             account.redefine(cap)
+            if Burn.watches(cap):
+                account.burn = account.burn or Burn()
             self._foresee(account, budget)
             account.paused = entry.paused
             _look(account, now_ms)

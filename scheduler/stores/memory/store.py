@@ -20,6 +20,7 @@ from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import words
 from scheduler.ledger.account import Account, Crossing, ReservationState, cost_in
+from scheduler.ledger.burning import Burning
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import BudgetStatus, Counts, QueueRow
@@ -90,7 +91,7 @@ class MemoryStore(Outlook):
         self._unknown: dict[int, Hold] = {}  # those in suspense, in the order they became so
         self._open: Counter[int] = Counter()  # request id → reservations in `_holds`
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
-        self._untold: list[Crossing] = []  # of what was resolved since the last turn
+        self._untold: list[Crossing | Burning] = []  # of what was resolved since the last turn
         self._journal = Journal()
         self._budgets = Budgets(self._next_id, self._journal, self._holds, self._lanes)
         self._ended: Counter[RequestState] = Counter()
@@ -193,7 +194,7 @@ class MemoryStore(Outlook):
 
     def _move(
         self, hold: Hold, new: ReservationState, settlement: Settlement, now_ms: int,
-        crossings: list[Crossing],
+        crossings: list[Crossing | Burning],
     ) -> None:  # fmt: skip
         old, hold.state = hold.state, new
         assumed = (hold.nusd, hold.tokens)
@@ -211,8 +212,8 @@ class MemoryStore(Outlook):
             account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
             if account.pool is not None and old is ReservationState.PENDING:
                 account.pool.leave(hold.request_id, now_ms, counts_for_good(hold))
-            if is_posted and account.posted >= account.tell_at:
-                crossings.extend(account.crossings(now_ms))
+            if is_posted:
+                crossings.extend(account.news(now_ms))
             self._lanes.wake(account, now_ms)
             if old is not ReservationState.PENDING and account.cap.window.span_ms:
                 self._lanes.wake_returned(account, now_ms)
