@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scheduler.budget import Budget
 from scheduler.estimates.exhaustion import used_up_ms
 from scheduler.ledger.account import Account, Tally
-from scheduler.ledger.burning import LENGTHS_MS, Burn
+from scheduler.ledger.burning import LENGTHS_MS, Burn, Burning
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -20,7 +20,6 @@ class Spending:
     def __init__(self, spec="1000000 tokens/day", at_ms=T0):
         self.account = Account(1, 1, "b", Budget("b", spec).caps[0])
         self.account.burn = Burn() if Burn.watches(self.account.cap) else None
-        self.account.tell_at = 1 << 62
         self.told = []
         self.at_ms = at_ms
         self.spend(0)
@@ -31,8 +30,7 @@ class Spending:
         slot = self.account.slots.setdefault(self.account.slot_ms, Tally())
         slot.posted += amount
         self.account.posted += amount
-        if self.account.burn is not None and self.at_ms >= self.account.burn.next_ms:
-            self.told += self.account.burn.look(self.account, self.at_ms)
+        self.told += [each for each in self.account.news(self.at_ms) if isinstance(each, Burning)]
 
     @property
     def levels(self):
@@ -65,6 +63,16 @@ def test_a_level_is_told_when_so_much_goes_in_its_long_and_its_short_window(
     steadily(spending, per_minute, minutes)
 
     assert sorted(spending.levels) == sorted(levels)
+
+
+def test_what_was_spent_between_two_notes_counts_when_it_was():
+    spending = Spending()
+    spending.spend(90_000, 1_000)  # not noted at once
+    spending.spend(2_000, 5 * HOUR)
+    spending.spend(2_000, 1_000)
+    spending.spend(2_000, MINUTE)
+
+    assert spending.levels == []
 
 
 def test_what_has_ended_is_not_told():

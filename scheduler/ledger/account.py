@@ -211,6 +211,8 @@ class Account:
             assert self.cap.pace is not None
             self.allowed = self.cap.pace.allowed(self.limit, window, now_ms)
         self.available = self.allowed - self.posted - self.reserved
+        if self.burn is not None:
+            self.burn.catch_up(self, now_ms)
         self._rearm()
 
     def reserve(self, amount: int) -> None:
@@ -426,8 +428,8 @@ class Account:
         """What is to be told of what was posted: thresholds that were passed, and that it burns."""
         if self.posted >= self.tell_at:
             yield from self.crossings(now_ms)
-        if self.burn is not None and now_ms >= self.burn.next_ms:
-            yield from self.burn.look(self, now_ms)
+        if self.burn is not None:
+            yield from self.burn.spend(self, now_ms)
 
     def _rearm(self) -> None:
         """A new window is told about anew; a rolling one once spending has fallen again."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHORT = 12  # so many short windows are a long one
 PARTS = 2_304  # of the window, between two notes
-MOST_NOTES = 2 * PARTS // 12
+MOST_NOTES = 4 * PARTS // 12
 SHORTEST_MS = 3_600_000  # of a window that is watched
 EARLY = 1.1  # times the rate that would use it up at the reset
 LATEST = 12  # in the last such part of a window nothing is said of its end
@@ -71,10 +71,11 @@ class Burning:
 class Burn:
     """What was spent on an account, and when, as far as this process has seen."""
 
-    __slots__ = ("_at_ms", "_spent", "_told", "_total", "_was", "next_ms")
+    __slots__ = ("_at_ms", "_last_ms", "_next_ms", "_spent", "_told", "_total", "_was")
 
     def __init__(self) -> None:
-        self.next_ms = 0  # before that there is nothing to be noted
+        self._next_ms = 0  # before that nothing is told
+        self._last_ms = 0  # when something was spent that is not noted yet; 0: nothing
         self._was: dict[int, int] | None = None  # what was posted in each slot
         self._total = 0
         self._at_ms: list[int] = []
@@ -86,9 +87,18 @@ class Burn:
         """Whether there is anything to watch: a limit on a window that is not too short."""
         return cap.limit is not None and cap.limit > 0 and length_ms(cap) >= SHORTEST_MS
 
-    def look(self, account: Account, now_ms: int) -> Iterator[Burning]:
-        """Note what was spent by now, and tell what is new; the account has been looked at."""
+    def catch_up(self, account: Account, now_ms: int) -> None:
+        """Note what was spent before now; to be called before anything is spent now."""
+        if self._last_ms and now_ms >= self._next_ms:
+            self._note(account, self._last_ms)
+
+    def spend(self, account: Account, now_ms: int) -> Iterator[Burning]:
+        """Something was spent; the account has been looked at. Tells what is new."""
+        if now_ms < self._next_ms:
+            self._last_ms = now_ms
+            return
         self._note(account, now_ms)
+        self._next_ms = now_ms + length_ms(account.cap) // PARTS
         if account.limit in (0, UNLIMITED):
             return
         whole_ms = length_ms(account.cap)
@@ -110,11 +120,7 @@ class Burn:
         was = self._was
         if was is not None:
             self._total += sum(posted - was.get(at, 0) for at, posted in now.items())
-        self._was = now
-        step_ms = length_ms(account.cap) // PARTS
-        if self._at_ms and now_ms < self._at_ms[-1] + step_ms:
-            return
-        self.next_ms = now_ms + step_ms
+        self._was, self._last_ms = now, 0
         self._at_ms.append(now_ms)
         self._spent.append(self._total)
         if len(self._at_ms) > MOST_NOTES:
