@@ -218,6 +218,11 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
                 f"budget {name}: {spent}, {missing}; "
                 f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
             )
+        case "kept":
+            return (
+                f"budget {name}: {spent}, the rest is kept for {lack.words} requests, {missing}; "
+                f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
+            )
         case "paced":
             share = amount(lack.allowed or 0, unit)
             return (
@@ -227,7 +232,7 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
     return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
 
 
-_RAISED = ("window_spent", "paced", "larger_than_limit")  # where a raise lets them go on
+_RAISED = ("window_spent", "kept", "paced", "larger_than_limit")  # where a raise lets them go on
 
 
 def describe(picture: Picture, width: int | None = None) -> str:
