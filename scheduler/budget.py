@@ -3,16 +3,18 @@
 A budget is written as one or more caps, separated by commas:
 
     budget := cap { "," cap } [ "risk" preset ]
-    cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ] [ "paced" [ profile ] ]
+    cap    := amount [ "/" window ] [ "@" zone ] [ "from" anchor ] [ "paced" [ profile ] ] [ keep ]
     amount := "$5" | "5 usd" | "2M tokens" | "500 requests" | "none"
     window := minute | hour | day | week | month | year     calendar, in the zone (default UTC)
             | 90s | 30m | 24h | 7d                           rolling
             | total                                          everything ever; the default
     anchor := 06:00 (day) | mon (week) | 15 (month) | 04-01 (year)
     profile := 09:00-18:00 | 24 digits, one for each hour of the day; evenly without
+    keep   := "keep" percent "for" priority { "and" percent "for" priority }
     preset := none | low | default | high
 
-A zone, an anchor and a pace belong to the cap they follow. A paced cap is spent bit by bit (`pace`).
+A zone, an anchor, a pace and what is kept belong to the cap they follow. A paced cap is spent bit by bit
+(`pace`); what a cap keeps for urgent requests others may not use (`keep`).
 The risk belongs to the budget: with one, calls under way count at what they are expected to cost,
 not at their ceilings (`scheduler.foresight`).
 
@@ -36,6 +38,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from scheduler.errors import ConfigError
+from scheduler.keep import Keep
 from scheduler.money import parse_usd, usd
 from scheduler.naming import Names, is_met, names_of
 from scheduler.pace import Pace
@@ -56,6 +59,7 @@ _NONE = re.compile(r"(?:none|unlimited)(?:\s+(usd|tokens?|requests?))?", re.IGNO
 # A comma separates caps unless it groups digits, as in "$1,000/day".
 _SEPARATOR = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 _ZONE = re.compile(r"@\s*(\S+)")
+_KEEP = re.compile(r"\s+keep\s+(.+)$", re.IGNORECASE)
 _PACE = re.compile(r"\s+paced(?:\s+(\S+))?$", re.IGNORECASE)
 _RISK = re.compile(r"[\s,]\s*risk(?:\s+|\s*=\s*)(\S+)\s*$", re.IGNORECASE)
 _ANCHOR = re.compile(r"(?<=\s)from\s+(\S+)", re.IGNORECASE)
@@ -76,12 +80,14 @@ class Cap:
     Attributes:
         limit: In nano-dollars, tokens or requests; None: no limit, only counted.
         pace: How much of it may be spent by when; None: all of it at once.
+        keep: How much of it is for more urgent requests alone; None: nothing.
     """
 
     unit: Unit
     limit: int | None
     window: Window
     pace: Pace | None = None
+    keep: Keep | None = None
 
     def __post_init__(self) -> None:
         if self.pace is not None:
@@ -90,7 +96,8 @@ class Cap:
     def __str__(self) -> str:
         window = "" if self.window.kind is WindowKind.TOTAL else f"/{self.window}"
         pace = "" if self.pace is None else f" {self.pace}"
-        return f"{self.amount_text}{window}{pace}"
+        keep = "" if self.keep is None else f" {self.keep}"
+        return f"{self.amount_text}{window}{pace}{keep}"
 
     @property
     def amount_text(self) -> str:
@@ -149,7 +156,9 @@ def _parse_cap(part: str, spec: str) -> Cap:
         found.append(matches[0] if matches else None)
         text = pattern.sub("", text).strip()
     zone, anchor = found
-    pace = None
+    pace = keep = None
+    if kept := _KEEP.search(text):
+        text, keep = text[: kept.start()], Keep.parse(kept[1])
     if paced := _PACE.search(text):
         text, pace = text[: paced.start()], Pace.parse(paced[1] or "")
     amount, slash, window = (side.strip() for side in text.partition("/"))
@@ -157,7 +166,14 @@ def _parse_cap(part: str, spec: str) -> Cap:
         what = "an amount" if not amount else "a window after the '/'"
         raise ConfigError("budget", f"{spec!r} lacks {what}, as in '$10/day'")
     unit, limit = _parse_amount(amount)
-    return Cap(unit, limit, Window.parse(window or "total", zone, anchor), pace)
+    return Cap(unit, limit, Window.parse(window or "total", zone, anchor), pace, keep)
+
+
+def _kept(caps: tuple[Cap, ...], keep: Mapping[str, float] | None) -> tuple[Cap, ...]:
+    if not keep:
+        return caps
+    read = Keep.of(keep)
+    return tuple(cap if cap.keep is not None else replace(cap, keep=read) for cap in caps)
 
 
 def _paced(caps: tuple[Cap, ...], pace: str | None) -> tuple[Cap, ...]:
@@ -208,6 +224,9 @@ class Budget:
         pace: Of its caps with a calendar window, what may be spent by when: ``"uniform"``, hours of
             each day such as ``"09:00-18:00"`` in the window's zone, or 24 digits, the weight of
             each hour. None: as each cap says itself, else all at once.
+        keep: Of each of its caps, shares that only requests of a priority, or more urgent ones, may
+            use: ``{"interactive": 0.2}``. In a calendar window what is kept shrinks with the time
+            that is left. None: as each cap says itself, else nothing.
         risk: ``"none"``: calls under way count at their ceilings, and no more is ever spent than
             the limit. ``"low"``, ``"default"``, ``"high"``: at what they are expected to cost, from
             what earlier ones did, so that the last of a budget is spent at full speed; how far it
@@ -232,6 +251,7 @@ class Budget:
         parent: str | None = None,
         pace: str | None = None,
         risk: str | None = None,
+        keep: Mapping[str, float] | None = None,
     ) -> None:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             raise ConfigError("budget", f"{name!r} is not a name of 1 to {MAX_NAME} characters")
@@ -246,7 +266,7 @@ class Budget:
         if self.risk not in RISKS:
             raise ConfigError("risk", f"{self.risk!r} is not one of {', '.join(map(repr, RISKS))}")
         caps = parse_caps(limit)
-        self.name, self.caps, self.parent = name, _paced(caps, pace), parent
+        self.name, self.caps, self.parent = name, _kept(_paced(caps, pace), keep), parent
         self.models, self.tags = tuple(models), dict(tags or {})
 
     @property

@@ -162,6 +162,32 @@ class ThresholdCrossed(Event):
     resets_at_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetBurning(Event):
+    """A budget is spent so fast that somebody should look; each level is told once a window.
+
+    Amounts in the cap's unit. Of budgets with a window of an hour or longer; each process tells what
+    it has seen itself since it began.
+
+    Attributes:
+        level: ``"page"``: a tenth of the limit within a 96th of the window (of a day: 15 minutes), and
+            it still goes on. ``"warn"``: a quarter within a twelfth (2 hours). ``"projected"``: at the
+            rate of the last twelfth it will be used up before its reset.
+        spent: So much, in the last `within_ms`.
+        used_up_at_ms: When nothing is left if it goes on like this; None: not before the reset.
+    """
+
+    budget: str
+    cap: str
+    level: str
+    spent: int
+    within_ms: int
+    posted: int
+    limit: int
+    used_up_at_ms: int | None
+    resets_at_ms: int | None
+
+
 E = TypeVar("E", bound=Event)
 
 logger = logger_of("scheduler.events")

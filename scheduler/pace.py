@@ -93,6 +93,18 @@ class Pace:
         return max(at_ms, course.at_ms(-(-wanted * course.total // limit)))
 
 
+def step_at(pace: Pace, window: Window, at_ms: int, steps: int) -> int:
+    """How many of so many equal parts of a window's weight have passed."""
+    course = _course_at(pace, window, at_ms)
+    return min(steps - 1, steps * course.passed(at_ms) // course.total)
+
+
+def begins_ms(pace: Pace, window: Window, at_ms: int, step: int, steps: int) -> int:
+    """When such a part of a window begins; the window is that of an instant."""
+    course = _course_at(pace, window, at_ms)
+    return course.at_ms(-(-step * course.total // steps))
+
+
 class _Course(NamedTuple):
     """How weight adds up in one window: at some instants, straight between them."""
 

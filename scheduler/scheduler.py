@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from scheduler.providers.function import Dollars
+    from scheduler.rehearsal import Finish
     from scheduler.telemetry.hooks import Form
     from scheduler.telemetry.prometheus import Metrics
     from scheduler.telemetry.webhooks import Herald
@@ -319,3 +321,18 @@ class Scheduler(Shell):
             self._herald = Herald(self)
             self.accompany(self._herald)
         return self._herald
+
+    async def forecast(self) -> Finish:
+        """When all that waits, here or in the store, will be done.
+
+        What waits is rehearsed: by the real scheduler in virtual time, within the budgets as they are,
+        with as many calls at once and the rate limits that are known, from what earlier calls cost and
+        took. That takes about a second of processor time in a thread, whether much waits or little, so
+        ask it now and then, and not for each request. See docs/forecast.md for how far it may be off.
+        """
+        from scheduler.rehearsal import finish
+        from scheduler.rehearsal.remaining import remaining
+
+        at_once = self._intake.concurrency(self.concurrency)
+        scene = await remaining(self.store, self._clock.now_ms(), at_once)
+        return await asyncio.to_thread(finish, scene)

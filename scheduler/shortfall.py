@@ -18,6 +18,7 @@ class ParkReason(StrEnum):
     PROVIDER_CREDIT = "provider_credit"  # the provider itself says its money is gone
     PROVIDER_DOWN = "provider_down"  # it does not answer
     WINDOW_SPENT = "window_spent"  # until the reset
+    KEPT = "kept"  # for more urgent requests, until that is released
     PACED = "paced"  # until more of the window has passed
     HELD_IN_FLIGHT = "held_in_flight"  # seconds, until running calls settle
 
@@ -33,7 +34,7 @@ class Shortfall:
     (when one request tries again) say anything, and `limit` (in dollars) what it has credit for.
 
     Attributes:
-        words: The provider's own, where it is the provider that refuses.
+        words: The provider's own, where it is the provider that refuses; or for whom it is kept.
         allowed: Where a pace holds it back, what may be spent or reserved by now.
         resumes_at_ms: When waiting ends by itself; None: when calls under way
             settle (``held_in_flight``), or only a raise or a person helps.

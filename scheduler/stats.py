@@ -28,6 +28,7 @@ class CapStatus:
         kept: What is kept for calls under way, where that is less than their ceilings, by the
             budget's risk; None: their ceilings are. `reserved` has the ceilings in any case.
         calls: How many these are; 0 where `kept` is None.
+        slots: Of a rolling window, what was posted when: the beginnings of its parts, and amounts.
     """
 
     cap: Cap
@@ -41,6 +42,7 @@ class CapStatus:
     allowed: int | None = None
     kept: int | None = None
     calls: int = 0
+    slots: tuple[tuple[int, int], ...] = ()
 
     @property
     def counted(self) -> int:
@@ -180,7 +182,7 @@ class Past(NamedTuple):
     """What one answered request came to.
 
     `guess` is what was guessed of its prompt's tokens, `input_tokens` and `output_tokens` what was
-    billed; `ms` is how long it took.
+    billed; `ms` is how long it took; `expected_nusd` what was expected before it was sent.
     """
 
     model: str
@@ -191,6 +193,38 @@ class Past(NamedTuple):
     ceiling_nusd: int
     ceiling_tokens: int
     ms: int
+    expected_nusd: int = 0
+
+
+class Took(NamedTuple):
+    """What one call took and cost.
+
+    `expected_nusd` is what was expected of its cost before it was sent, -1: nobody knows any more;
+    `guess` what was guessed of its prompt's tokens.
+    """
+
+    model: str
+    nusd: int
+    tokens: int
+    ms: int
+    expected_nusd: int = -1
+    guess: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Those who wait or run in one lane, and what some of them may come to.
+
+    Of each of these, `asks` has its ceiling in nano-dollars and in tokens, what it is expected to cost,
+    its prompt's tokens, as they are guessed, and the cap of its answer.
+    """
+
+    provider: str
+    model: str
+    priority: int
+    budgets: tuple[int, ...]
+    count: int
+    asks: tuple[tuple[int, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

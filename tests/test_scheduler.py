@@ -577,6 +577,8 @@ async def test_enqueued_requests_run_without_anybody_waiting():
 
 def tell(event):
     name = type(event).__name__
+    if name == "BudgetBurning":
+        return f"{name} {event.level}"
     return f"{name} {event.percent}" if name == "ThresholdCrossed" else name
 
 
@@ -590,7 +592,8 @@ async def test_events_tell_the_story_once():
     assert story == [
         "Admitted", "Settled", "ThresholdCrossed 50", "Admitted", "Settled",
         "ThresholdCrossed 80", "ThresholdCrossed 95", "ThresholdCrossed 100", "Parked",
-        "Unparked", "Admitted", "Settled", "ThresholdCrossed 50",
+        "Unparked", "Admitted", "Settled", "ThresholdCrossed 50", "BudgetBurning page",
+        "BudgetBurning warn", "BudgetBurning projected",
     ]  # fmt: skip
 
 

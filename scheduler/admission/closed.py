@@ -87,7 +87,7 @@ def _let_try(
         pass_over(scan, now_ms, result)
     elif not can_pay:
         lack, account = worst(scan, now_ms)
-        result.refused.append((candidate, describe(account, lack, now_ms)))
+        result.refused.append((candidate, describe(account, lack, key.priority, now_ms)))
     elif has_place(key, free) and not result.holds_back(gates, candidate, now_ms, key.is_lent):
         admit(scan, now_ms, result, is_in_turn=False)
         for gate in gates:

@@ -18,11 +18,12 @@ MAX_BYPASS_MS = 30_000
 
 def has_money(scan: Scan, now_ms: int) -> bool:
     """Whether every account has what the head of a lane needs, with nobody to go before it."""
-    candidate = scan.head
+    candidate, priority = scan.head, scan.view.key.priority
     for account in scan.view.accounts:
         need = candidate.needs[account.index]
+        kept = account.keeps(priority) if account.cap.keep is not None else 0
         if (
-            (need > account.available and account.lacks(need, candidate) > 0)
+            (need + kept > account.available and account.lacks(need, candidate, kept) > 0)
             or account.paused
             or (account.line and first_to_go(account, scan, now_ms) is not None)
         ):
@@ -50,13 +51,15 @@ def first_to_go(account: Account, scan: Scan, now_ms: int) -> First | None:
         if waiter.away_until_ms > now_ms:
             continue
         ahead += waiter.need
+        kept = account.keeps(waiter.priority)
         if waiter.since_ms == NOT_YET:
             waiter.since_ms, account.line_changed = now_ms, True
         if waiter.bypassed >= MAX_BYPASSED or now_ms - waiter.since_ms >= MAX_BYPASS_MS:
-            spare = account.spare(waiter, ahead)
+            spare = account.spare(waiter, ahead + kept)
             if need > spare:
-                return First(ahead, spare, account.available < waiter.need <= account.at_best)
-        if ahead > account.available:
+                is_brief = account.available < waiter.need + kept <= account.at_best
+                return First(ahead + kept, spare, is_brief)
+        if ahead + kept > account.available:
             return None  # whoever comes behind it is not the first
     return None
 
@@ -86,7 +89,7 @@ def _uncovers(account: Account, need: int) -> bool:
     for waiter in account.line:
         if waiter.away_until_ms <= account.looked_ms:
             ahead += waiter.need
-            if available - need < ahead <= available:
+            if available - need < ahead + account.keeps(waiter.priority) <= available:
                 return True
     return False
 
@@ -100,32 +103,33 @@ def count_passing(account: Account, need: int, standing: Standing) -> None:
         ahead += waiter.need
         if waiter.standing > standing:
             return
-        if need > account.spare(waiter, ahead):
+        reach = ahead + account.keeps(waiter.priority)
+        if need > account.spare(waiter, reach):
             waiter.bypassed += 1
             account.line_changed = True
-        if ahead > account.available:
+        if reach > account.available:
             return
 
 
 def pass_over(scan: Scan, now_ms: int, result: Plan) -> None:
     """Note why the head of a lane cannot go, what would wake it, and its place in line."""
-    candidate, accounts = scan.head, scan.view.accounts
+    candidate, accounts, priority = scan.head, scan.view.accounts, scan.view.key.priority
     lack, account = worst(scan, now_ms)
     verdict = scan.verdict
     if verdict.shortfall is None:
-        verdict.shortfall = describe(account, lack, now_ms)
+        verdict.shortfall = describe(account, lack, priority, now_ms)
     scan.blocked += 1
     if lack.first is not None:
         verdict.behind.add(account.id)
     if lack.need < verdict.smallest.get(account.id, math.inf):  # larger ones go no earlier
         verdict.smallest[account.id] = lack.need
-        wake, due_ms = _next_look(lack, account, now_ms)
+        wake, due_ms = _next_look(lack, account, priority, now_ms)
         verdict.wakes[account.id] = min(wake, verdict.wakes.get(account.id, wake))
         if due_ms is not None:
             verdict.resumes_at_ms = min(due_ms, verdict.resumes_at_ms or due_ms)
     if lack.reason is ParkReason.HELD_IN_FLIGHT:
         for each in accounts:  # once any of them cannot give it any more, look again
-            amount = candidate.needs[each.index]
+            amount = candidate.needs[each.index] + each.keeps(priority)
             verdict.held[each.id] = max(amount, verdict.held.get(each.id, 0))
     if lack.first is not None and lack.first.ahead <= account.at_best:
         verdict.held[account.id] = max(lack.first.ahead, verdict.held.get(account.id, 0))
@@ -135,13 +139,13 @@ def pass_over(scan: Scan, now_ms: int, result: Plan) -> None:
         _get_in_line(scan, now_ms, result)
 
 
-def _next_look(lack: Lack, account: Account, now_ms: int) -> tuple[int, int | None]:
+def _next_look(lack: Lack, account: Account, priority: int, now_ms: int) -> tuple[int, int | None]:
     """What must become available, or until when, for another look to be worth it."""
-    first = lack.first
+    first, need = lack.first, lack.need + account.keeps(priority)
     if first is None:
         if lack.reason in (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT):
-            return lack.need, None
-        return lack.need, account.may_free_at_ms(now_ms, lack.need)
+            return need, None
+        return need, account.may_free_at_ms(now_ms, lack.need, priority)
     # It fits, but has to let others go first; the lane hears of it when these leave the line.
     wake = account.available + math.ceil(lack.need - first.spare)
     if first.ahead <= account.available:
@@ -159,7 +163,8 @@ def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
     candidate, accounts = scan.head, scan.view.accounts
     needs, (priority, turn, due_ms, id_) = candidate.needs, scan.standing
     order = (priority, due_ms, id_)
-    if all(needs[each.index] <= each.available for each in accounts):
+    kept = {each.id: each.keeps(priority) for each in accounts}
+    if all(needs[each.index] + kept[each.id] <= each.available for each in accounts):
         return  # it only has to let others go first
     wanted = {
         each.id: Waiter(
@@ -173,7 +178,10 @@ def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
     scan.is_beyond = len(full) == len(wanted)
     if scan.is_beyond:
         return
-    starts_ms = {each.id: _starts_ms(each, needs[each.index], now_ms) for each in accounts}
+    starts_ms = {
+        each.id: _starts_ms(each, needs[each.index] + kept[each.id], priority, now_ms)
+        for each in accounts
+    }
     last_ms = max(starts_ms.values())
     for each in accounts:
         if each.id not in wanted:
@@ -206,11 +214,11 @@ def _away_until_ms(account: Account, last_ms: float) -> int:
     return 0 if window.kind is WindowKind.TOTAL else window.slot_start_ms(int(last_ms))
 
 
-def _starts_ms(account: Account, need: int, now_ms: int) -> float:
+def _starts_ms(account: Account, need: int, priority: int, now_ms: int) -> float:
     """When the account has so much, by itself if not by calls under way."""
     if need <= account.at_best:
         return now_ms
-    at_ms = account.frees_at_ms(now_ms, need - account.available)
+    at_ms = account.frees_at_ms(now_ms, need - account.available, priority)
     return NEVER if at_ms is None else at_ms
 
 
@@ -240,15 +248,16 @@ def worst(scan: Scan, now_ms: int) -> tuple[Lack, Account]:
     worst: Lack | None = None
     for account in scan.view.accounts:
         need = candidate.needs[account.index]
-        missing, first = need - account.available if need else 0, None
+        kept = account.keeps(scan.view.key.priority)
+        missing, first = need + kept - account.available if need else 0, None
         if missing > 0:
-            missing = account.lacks(need, candidate)
+            missing = account.lacks(need, candidate, kept)
         if missing <= 0 and not account.paused:
             first = first_to_go(account, scan, now_ms)
             if first is None:
                 continue
             missing = min(first.ahead + need, account.limit) - account.available
-        reason = _reason(account, need)
+        reason = _reason(account, need, kept)
         if first is not None and first.is_brief:
             missing = 0
         elif first is not None:
@@ -260,7 +269,7 @@ def worst(scan: Scan, now_ms: int) -> tuple[Lack, Account]:
     return worst, found
 
 
-def _reason(account: Account, need: int) -> ParkReason:
+def _reason(account: Account, need: int, kept: int) -> ParkReason:
     if account.paused:
         return ParkReason.PAUSED
     if need > account.limit:
@@ -269,14 +278,16 @@ def _reason(account: Account, need: int) -> ParkReason:
         return ParkReason.WINDOW_SPENT
     if need > account.at_best:
         return ParkReason.PACED
+    if need + kept > account.at_best:
+        return ParkReason.KEPT
     return ParkReason.HELD_IN_FLIGHT
 
 
-def describe(account: Account, lack: Lack, now_ms: int) -> Shortfall:
+def describe(account: Account, lack: Lack, priority: int, now_ms: int) -> Shortfall:
     """The same for people."""
-    resumes_at_ms = None
-    if lack.reason in (ParkReason.WINDOW_SPENT, ParkReason.PACED):
-        resumes_at_ms = account.frees_at_ms(now_ms, lack.missing)
+    resumes_at_ms, keep = None, account.cap.keep
+    if lack.reason in (ParkReason.WINDOW_SPENT, ParkReason.PACED, ParkReason.KEPT):
+        resumes_at_ms = account.frees_at_ms(now_ms, lack.missing, priority)
     return Shortfall(
         reason=lack.reason,
         budget=account.budget,
@@ -289,5 +300,8 @@ def describe(account: Account, lack: Lack, now_ms: int) -> Shortfall:
         resumes_at_ms=resumes_at_ms,
         zone=account.cap.window.zone,
         window=account.cap.window.describe(),
+        words=keep.kept_for(priority)
+        if lack.reason is ParkReason.KEPT and keep is not None
+        else "",
         allowed=account.allowed if lack.reason is ParkReason.PACED else None,
     )

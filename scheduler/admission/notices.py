@@ -158,6 +158,11 @@ def _of_budget(lack: Shortfall, now_ms: int) -> str:
             f"parked: budget {name} is held by running calls ({held}; {needs}, {missing}); it goes on "
             f"when they settle. To go on now, {more}"
         )
+    if lack.reason is ParkReason.KEPT:
+        return (
+            f"parked: the rest of budget {name} is kept for {lack.words} requests ({held}; {needs}, "
+            f"{missing}); it goes on {_until(lack, now_ms)}. To go on now, {more}"
+        )
     if lack.reason is ParkReason.PACED:
         share = f"{cap.format_amount(lack.allowed or 0)} allowed by now"
         return (

@@ -21,6 +21,9 @@ What does not fit. Let `need` be a request's ceiling, and of one account
     at best < need ≤ limit      window spent: it starts at the reset, or after a raise
     limit < need                larger than the limit: only a raise helps
 
+Of an account that keeps a share for more urgent requests, what is kept from a request counts as part
+of its need wherever that is compared with what there is (`keep`).
+
 Who may pass. Unlike processors, money that was spent does not come back, so a
 small request that passes a large one can delay it for good. Who waits for money
 that comes back, from calls under way or bit by bit, is the account's *waiter*:
@@ -429,5 +432,5 @@ def _consider(
         pass_over(scan, now_ms, result)
     else:
         lack, account = worst(scan, now_ms)
-        result.refused.append((candidate, describe(account, lack, now_ms)))
+        result.refused.append((candidate, describe(account, lack, key.priority, now_ms)))
     return True

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from scheduler.budget import Budget, Unit
-from scheduler.cli.output import plural, say, tell, until
+from scheduler.budget import Budget
+from scheduler.cli.output import plural, say, tell
+from scheduler.cli.rehearsing import AT_ONCE
 from scheduler.cli.sampling import Draw, Sampled
-from scheduler.duration import format_duration
 from scheduler.errors import ConfigError
-from scheduler.estimates.finish import finish_ms
 from scheduler.money import decimal_usd, format_usd
 
 if TYPE_CHECKING:
     from scheduler.batch.input import LineOptions
     from scheduler.batch.source import Source
     from scheduler.cli.delivery import Files
-    from scheduler.cli.forecast import Forecast
     from scheduler.cli.learned import Learned
     from scheduler.estimates import Interval
-    from scheduler.stats import CapStatus
 
 __all__ = [
     "Draw",
     "Estimate",
     "as_json_rows",
     "check_sample",
-    "finish",
     "sampled",
     "tell_estimate",
-    "tell_finish",
 ]
 
 DIGITS = 4  # of an amount that is a guess
-AT_ONCE = 64  # as many calls as a run makes, unless it is told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,49 +77,6 @@ async def sampled(
     return await sample(settings, budget, lines, source, files, run, progress("none"))
 
 
-def finish(
-    estimate: Estimate, forecast: Forecast, caps: Sequence[CapStatus], now_ms: int
-) -> dict[str, int | None]:
-    """When the last line may start, as far as budgets go: early, as expected, and late."""
-    total, money, tokens = forecast.total, estimate.learned.money(), estimate.learned.tokens()
-    able = max(1, total.requests)
-
-    def at(which: str) -> int | None:
-        needs = []
-        for cap in caps:
-            match cap.cap.unit:
-                case Unit.USD:
-                    need = getattr(money, which) if money else float(total.expected_nusd)
-                    most = total.ceiling_nusd / able
-                case Unit.TOKENS if tokens is None:
-                    return None
-                case Unit.TOKENS:
-                    need, most = getattr(tokens, which), 0.0
-                case _:
-                    need, most = float(total.requests), 0.0
-            needs.append((cap, need, max(0.0, most - need / able)))
-        return finish_ms(needs, now_ms)
-
-    if forecast.never or forecast.unfit:
-        return dict.fromkeys(("low", "expected", "high"))
-    return {which: at(which) for which in ("low", "expected", "high")}
-
-
-def tell_finish(when: dict[str, int | None], zone: str, now_ms: int) -> None:
-    """Say it to people; nothing, if it is now in any case, or never."""
-
-    def words(at_ms: int | None) -> str:
-        return "now" if at_ms == now_ms else until(at_ms, zone, now_ms)
-
-    if when["expected"] is None or set(when.values()) == {now_ms}:
-        return
-    text = f"as far as the budget goes, the last would start: {words(when['expected'])}"
-    if when["low"] != when["high"]:
-        late = "not without a raise" if when["high"] is None else words(when["high"])
-        text += f"; in 9 of 10 cases between {words(when['low'])} and {late}"
-    tell(text)
-
-
 def tell_estimate(estimate: Estimate) -> None:
     """Say it to people."""
     taken, learned = estimate.sampled, estimate.learned
@@ -152,11 +102,6 @@ def tell_estimate(estimate: Estimate) -> None:
         tell(
             f"that are about {round(tokens.expected):,} tokens, from {round(tokens.low):,} to "
             f"{round(tokens.high):,}"
-        )
-    if seconds := learned.seconds(AT_ONCE):
-        tell(
-            f"with {AT_ONCE} calls at once it takes about {format_duration(max(1, round(seconds)) * 1000)}, "
-            "if neither a budget nor a rate limit holds it back"
         )
 
 

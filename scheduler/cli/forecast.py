@@ -82,6 +82,14 @@ class _Window:
             return now_ms + self.cap.window.span_ms + self.cap.window.bucket_ms
         return None
 
+    def allows_ms(self, need: int, at_ms: int) -> int:
+        """When a pace lets so much more be spent, which fits into this window; `at_ms` without one."""
+        pace, limit = self.cap.pace, self.cap.limit
+        if pace is None or limit is None:
+            return at_ms
+        there_ms = pace.reaches_ms(limit - self.left + need, self.cap.window, at_ms, limit)
+        return at_ms if there_ms is None else there_ms
+
     def reach(self, at_ms: int, is_next: bool) -> None:
         """Come to a later instant, with a new window if one has begun."""
         while self.resets_at_ms is not None and self.resets_at_ms <= at_ms:
@@ -101,7 +109,7 @@ class Forecast:
         at_once: How many of those can be under way at the same time, each with its ceiling.
         unfit: Requests that could start in an empty window, but none begins any more.
         never: Requests that may need more than a whole limit, by the cap that lacks most.
-        done_at_ms: When the window begins in which the last ones fit; None: not without a raise.
+        done_at_ms: When the last one may start, by windows and paces; None: not without a raise.
         windows: How many more windows are needed.
         known: Requests that have their answer from an earlier run: they are not sent again.
         known_failed: Likewise those that have failed.
@@ -122,11 +130,12 @@ class Forecast:
     windows: int = 0
     done_at_ms: int | None = None
     _at_ms: int = 0
+    _now_ms: int = 0
     _caps: list[_Window] = field(default_factory=list)
 
     @property
     def last_ms(self) -> int:
-        """When the window begins in which the last one fits that can."""
+        """When the last one may start that can."""
         return self._at_ms
 
     @property
@@ -136,7 +145,7 @@ class Forecast:
 
     def begin(self, statuses: Sequence[CapStatus], now_ms: int) -> None:
         """Start with what the caps have now; none: no limit."""
-        self.done_at_ms = self._at_ms = now_ms
+        self.done_at_ms = self._at_ms = self._now_ms = now_ms
         for each in statuses:
             if each.cap.limit is None:
                 continue
@@ -144,11 +153,15 @@ class Forecast:
             is_total = resets is None and not each.cap.window.span_ms
             # What a budget without a window has spent never comes back.
             room = each.cap.limit - (each.posted if is_total else 0)
-            left = max(0, each.available or 0)
-            self._caps.append(_Window(each.cap, max(0, room), left, left, resets))
+            now, left = max(0, each.available or 0), max(0, each.cap.limit - each.counted)
+            self._caps.append(_Window(each.cap, max(0, room), left, now, resets))
 
-    def add(self, request: Request, quote: Quote, quote_one: Callable[[Request], Quote]) -> None:
-        """Count one more request, and fit it into this window or a later one."""
+    def add(self, request: Request, quote: Quote, quote_one: Callable[[Request], Quote]) -> bool:
+        """Count one more request, and fit it into this window or a later one.
+
+        Returns:
+            Whether some window has room for it.
+        """
         self.total.add(quote)
         self.by_model.setdefault(request.model, Total()).add(quote)
         if quote.why_unbound:
@@ -159,25 +172,34 @@ class Forecast:
             never = self.never.setdefault(worst.cap, Never(worst.cap, worst.room))
             _note(never, request, quote, quote_one)
             self.done_at_ms = None
-            return
+            return False
         if not self._wait_for(quote):
             self.unfit += 1
             self.done_at_ms = None
-            return
+            return True
         for each in self._caps:
             each.left -= _expected(quote, each.cap.unit)
-        if not self.windows:
+        if self._at_ms == self._now_ms:
             self.fits_now += 1
             if all(_most(quote, each.cap.unit) <= each.held for each in self._caps):
                 self.at_once += 1
                 for each in self._caps:
                     each.held -= _most(quote, each.cap.unit)
+        return True
 
     def _wait_for(self, quote: Quote) -> bool:
         """Go on to the window in which a request can start; False: there is none."""
         while True:
             short = [each for each in self._caps if _most(quote, each.cap.unit) > each.left]
             if not short:
+                allowed = [
+                    each.allows_ms(_most(quote, each.cap.unit), self._at_ms) for each in self._caps
+                ]
+                if allowed and max(allowed) > self._at_ms:
+                    self._at_ms = max(allowed)
+                    for each in self._caps:
+                        each.reach(self._at_ms, is_next=False)
+                    continue
                 if self.done_at_ms is not None:
                     self.done_at_ms = self._at_ms
                 return True

@@ -8,6 +8,7 @@ from random import Random
 
 from scheduler.estimates import Interval, Paid, Rest, total
 from scheduler.prices.book import prompt_only
+from scheduler.rehearsal.lore import Lesson, Lore
 from scheduler.request import Quote, Request
 from scheduler.stats import Past
 from scheduler.stores.base import Store
@@ -38,6 +39,7 @@ class Learned:
     _tokens_left: dict[str, Rest] = field(default_factory=dict)
     _prices: dict[str, float] = field(default_factory=dict)  # of a token of a prompt
     _usual: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _calls: dict[str, Sequence[Past]] = field(default_factory=dict)
 
     @classmethod
     async def of(cls, store: Store | None, job: str, seed: int) -> Learned:
@@ -75,6 +77,7 @@ class Learned:
         if not calls:
             return
         self.calls += len(calls)
+        self._calls[model] = calls
         self._seconds += [each.ms / 1000 for each in calls]
         self._tokens[model] = [
             Paid(
@@ -96,6 +99,17 @@ class Learned:
     def tokens(self) -> Interval | None:
         """Likewise its tokens."""
         return total(self._tokens, self._tokens_left, Random(self.seed))
+
+    def lore(self) -> Lore:
+        """The calls that it rests on, for a rehearsal."""
+        return Lore({
+            model: [
+                Lesson(each.cost_nusd, each.input_tokens + each.output_tokens, each.ms,
+                       each.expected_nusd, each.guess)
+                for each in reversed(calls)
+            ]
+            for model, calls in self._calls.items()
+        })  # fmt: skip
 
     def seconds(self, at_once: int) -> float | None:
         """How long the rest takes with so many calls at once, if nothing but the answers is waited for."""

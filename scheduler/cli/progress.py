@@ -65,6 +65,7 @@ _ORDER = (
 _NAME = 24  # cells of a budget's name
 _SHORT = {
     ParkReason.WINDOW_SPENT: "spent",
+    ParkReason.KEPT: "kept",
     ParkReason.PACED: "paced",
     ParkReason.HELD_IN_FLIGHT: "held",
     ParkReason.LARGER_THAN_LIMIT: "too large",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scheduler.cli.options import Sending
     from scheduler.cli.sampling import Draw
     from scheduler.core.intake import Intake
+    from scheduler.rehearsal import Scene
     from scheduler.request import Quote, Request
     from scheduler.stats import CapStatus
     from scheduler.stores.base import Known, Store
@@ -113,14 +114,13 @@ def quote(
         Estimate,
         as_json_rows,
         check_sample,
-        finish,
         sampled,
         tell_estimate,
-        tell_finish,
     )
     from scheduler.cli.forecast import Forecast
     from scheduler.cli.learned import Learned
     from scheduler.cli.options import Sending, check_store, open_input, parse_prices
+    from scheduler.cli.rehearsing import as_json_row, dates, desks, purse, risk_of, tell_dates
     from scheduler.cli.run import files_of
 
     with open_input(input_file) as source:
@@ -135,7 +135,9 @@ def quote(
         # With --sample it bounds that, and the stored one is what the rest has to fit.
         what_if = budget if sample is None else None
 
-        async def read(draw: Draw | None = None) -> tuple[Forecast, list[CapStatus], Learned]:
+        async def read(
+            draw: Draw | None = None,
+        ) -> tuple[Forecast, list[CapStatus], Learned, Scene]:
             async with _looked_at(store) as looked:
                 status = await looked.budgets(at_ms) if looked else []
                 prices = {**(await looked.prices() if looked else {}), **given}
@@ -144,9 +146,13 @@ def quote(
                 forecast.begin(caps, at_ms)
                 earlier = await Earlier.of(looked, files)
                 learned = await Learned.of(looked, earlier.job, seed)
-                reading = _Reading(forecast, _intake(sending, prices), earlier, learned, draw)
+                intake = _intake(sending, prices)
+                reading = _Reading(forecast, intake, earlier, learned, draw)
                 await reading.all(source, options)
-                return forecast, caps, learned
+                rates = await looked.rates(at_ms) if looked else {}
+                money = [purse(caps, risk_of(what_if, status))] if caps else []
+                scene = reading.lines.scene(at_ms, money, desks(intake, rates), learned.lore())
+                return forecast, caps, learned, scene
 
         taken = None
         if sample is not None:
@@ -156,18 +162,17 @@ def quote(
             source.rewind()
             settings = {**sending.settings(), "store": store, "prices": given}
             taken = asyncio.run(sampled(settings, bound, draw, source, files, options))
-        forecast, caps, learned = asyncio.run(read())
-    estimate = Estimate(learned, taken)
-    when, zone = finish(estimate, forecast, caps, at_ms), caps[0].cap.window.zone if caps else "UTC"
+        forecast, caps, learned, scene = asyncio.run(read())
+    estimate, ends = Estimate(learned, taken), dates(scene, seed)
     if as_json:
-        from scheduler.cli.output import emit_json, iso
+        from scheduler.cli.output import emit_json
 
-        ends = {name: iso(each, zone) for name, each in when.items()}
-        emit_json({**_as_json(forecast, caps), **as_json_rows(estimate), "finish": ends})
+        row = {"finish": as_json_row(ends, scene)}
+        emit_json({**_as_json(forecast, caps), **as_json_rows(estimate), **row})
     else:
         _show(forecast, caps, at_ms)
         tell_estimate(estimate)
-        tell_finish(when, zone, at_ms)
+        tell_dates(ends, scene)
     if taken is not None and taken.exit not in (Exit.DONE, Exit.PARKED, Exit.FAILED):
         raise typer.Exit(taken.exit)
     if forecast.unknown:
@@ -236,8 +241,11 @@ class _Reading:
         self, forecast: Forecast, intake: Intake, earlier: Earlier, learned: Learned,
         draw: Draw | None,
     ) -> None:  # fmt: skip
+        from scheduler.cli.rehearsing import Lines
+
         self._forecast, self._intake, self._earlier = forecast, intake, earlier
         self._learned, self._draw = learned, draw
+        self.lines = Lines()  # to be sent
         self._told: set[str] = set()
 
     async def all(self, source: Source, options: LineOptions) -> None:
@@ -280,8 +288,9 @@ class _Reading:
             if stands is None or stands.state.is_final:  # what waits has its place already
                 self._draw.offer(line)
         else:
-            quoted = self._learned.add(line.request, quoted, self._intake.check)
-            forecast.add(line.request, quoted, self._intake.check)
+            expected = self._learned.add(line.request, quoted, self._intake.check)
+            if forecast.add(line.request, expected, self._intake.check):
+                self.lines.add(line.request, quoted, self._intake)
 
 
 def _has_failed(known: Known) -> bool:
@@ -452,7 +461,7 @@ def _what_fits(forecast: Forecast, caps: list[CapStatus], now_ms: int) -> str:
         words += ", at their expected cost"
         if forecast.unfit:
             words += f"; {plural(forecast.unfit, 'request')} not without a raise"
-        elif forecast.windows:
+        elif forecast.last_ms > now_ms:
             zone = caps[0].cap.window.zone
             words += f"; the rest would be done after {until(forecast.last_ms, zone, now_ms)}"
     if forecast.at_once < min(forecast.fits_now, FEW_AT_ONCE):

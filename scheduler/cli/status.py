@@ -6,10 +6,12 @@ import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli import burning, dates
 from scheduler.cli.budget import budget_rows, budget_table
 from scheduler.cli.fleet import unserved_row, unserved_sentence, worker_row, worker_table
 from scheduler.cli.helping import Command
@@ -30,12 +32,27 @@ from scheduler.money import decimal_usd, format_usd
 from scheduler.telemetry.picture import Picture, look
 
 if TYPE_CHECKING:
+    from scheduler.rehearsal import Finish
     from scheduler.shortfall import Shortfall
     from scheduler.stats import Counts, SpendRow
     from scheduler.stores.base import Store
 
 REFRESH_S = 1.0
-SPEND_EVERY = 10  # refreshes; summing the spend reads every reservation
+LONG_EVERY = 30  # refreshes; summing the spend reads every reservation
+LEVELS = (0.5, 0.1, 0.9)  # of luck, in which what waits is rehearsed
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(Picture):
+    """A picture, with what takes longer to find out.
+
+    Attributes:
+        finish: When all that waits will be done; None: nothing does.
+        burning: Budgets that are being used up fast.
+    """
+
+    finish: Finish | None = None
+    burning: tuple[burning.Rate, ...] = ()
 
 
 def register(app: typer.Typer) -> None:
@@ -58,14 +75,38 @@ def status(
         _watch(store, job, as_json)
         return
 
-    async def read(opened_store: Store) -> Picture:
-        return await look(opened_store, store, now_ms(), job=job)
+    async def read(opened_store: Store) -> Seen:
+        return await see(opened_store, store, job)
 
     picture = with_store(store, read)
     if as_json:
         emit_json(status_row(picture))
     else:
         print(describe(picture), flush=True)
+
+
+async def see(store: Store, url: str, job: str | None = None, last: Seen | None = None) -> Seen:
+    """Look at an open store; what takes long is taken over from the last time, if that is given."""
+    at_ms = now_ms()
+    picture = await look(store, url, at_ms, job=job, spend=None if last is None else last.spend)
+    if last is not None:
+        finish, rates = last.finish, last.burning
+    else:
+        finish = await _finish(store, at_ms, picture.counts)
+        rates = tuple(await burning.rates(store, picture.budgets, at_ms))
+    found = {each.name: getattr(picture, each.name) for each in fields(picture)}
+    return Seen(**found, finish=finish, burning=rates)
+
+
+async def _finish(store: Store, at_ms: int, counts: Counts) -> Finish | None:
+    """When all that waits will be done; None: nothing waits."""
+    if not counts.waiting:
+        return None
+    from scheduler.rehearsal import finish
+    from scheduler.rehearsal.remaining import remaining
+
+    scene = await remaining(store, at_ms)
+    return await asyncio.to_thread(finish, scene, levels=LEVELS)
 
 
 def status_row(picture: Picture) -> dict[str, Any]:
@@ -92,6 +133,7 @@ def status_row(picture: Picture) -> dict[str, Any]:
             }
             for reason, count in counts.parked_by_reason.items()
         ],
+        **_seen_row(picture),
         "limited": [
             {
                 "provider": each.provider,
@@ -111,6 +153,13 @@ def status_row(picture: Picture) -> dict[str, Any]:
             "suspense_usd": decimal_usd(sum(row.suspense_nusd for row in picture.spend)),
         },
     }
+
+
+def _seen_row(picture: Picture) -> dict[str, Any]:
+    if not isinstance(picture, Seen):
+        return {}
+    finish = None if picture.finish is None else dates.row(picture.finish, _zone(picture))
+    return {"finish": finish, "burning": [burning.row(each) for each in picture.burning]}
 
 
 def shortfall_row(lack: Shortfall) -> dict[str, Any]:
@@ -154,6 +203,11 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
                 f"budget {name}: {spent}, {missing}; "
                 f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
             )
+        case "kept":
+            return (
+                f"budget {name}: {spent}, the rest is kept for {lack.words} requests, {missing}; "
+                f"resumes {until(lack.resumes_at_ms, lack.zone, at_ms)}"
+            )
         case "paced":
             share = amount(lack.allowed or 0, unit)
             return (
@@ -163,7 +217,7 @@ def sentence(lack: Shortfall, at_ms: int, store: str = "") -> str:
     return f"budget {name}: {spent}, {missing}; resumes when running calls settle"
 
 
-_RAISED = ("window_spent", "paced", "larger_than_limit")  # where a raise lets them go on
+_RAISED = ("window_spent", "kept", "paced", "larger_than_limit")  # where a raise lets them go on
 
 
 def describe(picture: Picture, width: int | None = None) -> str:
@@ -182,6 +236,8 @@ def describe(picture: Picture, width: int | None = None) -> str:
         f"requests  {', '.join(parts)}",
         f"spend     {_spend_line(picture.spend)}",
     ]
+    if isinstance(picture, Seen):
+        lines += _seen_lines(picture)
     for reason, count in counts.parked_by_reason.items():
         lines.append(f"parked    {plural(count, 'request')} ({reason})")
         whys = [s for s in picture.shortfalls if s.reason == reason]
@@ -201,6 +257,21 @@ def describe(picture: Picture, width: int | None = None) -> str:
     if picture.workers:
         table += ["", *worker_table(picture.workers, picture.at_ms).split("\n")]
     return "\n".join([*facts(lines, width), *map(plain_line, table)])
+
+
+def _seen_lines(picture: Seen) -> list[str]:
+    lines = []
+    if picture.finish is not None:
+        when = dates.sentence(picture.finish, _zone(picture), picture.at_ms)
+        lines.append(f"finish    {when}; {dates.basis(picture.finish)}")
+    return lines + [
+        f"burning   {burning.sentence(each, picture.at_ms)}" for each in picture.burning
+    ]
+
+
+def _zone(picture: Picture) -> str:
+    """The zone in which those who look at its budgets live."""
+    return next((c.cap.window.zone for each in picture.budgets for c in each.caps), "UTC")
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
@@ -227,7 +298,7 @@ def _watch(url: str, job: str | None, as_json: bool) -> None:
     A terminal is redrawn; a pipe gets one picture after the other, JSON as a line each.
     """
     if as_json:
-        show: Callable[[Picture], None] | None = _print_json
+        show: Callable[[Seen], None] | None = _print_json
     elif sys.stdout.isatty():
         show = None
     else:
@@ -247,26 +318,24 @@ def _watch(url: str, job: str | None, as_json: bool) -> None:
         return
 
 
-async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Picture]:
+async def _pictures(store: Store, url: str, job: str | None) -> AsyncIterator[Seen]:
     """A picture a second."""
-    spend: Sequence[SpendRow] | None = None
+    picture: Seen | None = None
     for turn in itertools.count():
-        known = spend if turn % SPEND_EVERY else None
-        picture = await look(store, url, now_ms(), job=job, spend=known)
-        spend = picture.spend
+        picture = await see(store, url, job, picture if turn % LONG_EVERY else None)
         yield picture
         await asyncio.sleep(REFRESH_S)
 
 
-def _print_json(picture: Picture) -> None:
+def _print_json(picture: Seen) -> None:
     emit_json(status_row(picture), indent=None)
 
 
-def _print_plain(picture: Picture) -> None:
+def _print_plain(picture: Seen) -> None:
     print(describe(picture), end="\n\n", flush=True)
 
 
-async def _redraw(pictures: AsyncIterator[Picture]) -> None:
+async def _redraw(pictures: AsyncIterator[Seen]) -> None:
     moving = Moving(sys.stdout)
     try:
         async for picture in pictures:

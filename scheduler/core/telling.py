@@ -8,6 +8,7 @@ from scheduler import events
 from scheduler.admission.notices import Notices
 from scheduler.core.intake import Intake
 from scheduler.core.steps import Steps
+from scheduler.ledger.burning import Burning
 from scheduler.limits import Gates
 from scheduler.stores.base import LaneStatus, TurnResult
 
@@ -26,8 +27,16 @@ class Telling:
         self._notices = Notices(gates.closed_since)
 
     async def tell(self, result: TurnResult, now_ms: int, steps: Steps) -> None:
-        """Tell of crossed thresholds, and of lanes that were shut or opened."""
+        """Tell of crossed thresholds and of burning budgets, and of lanes that were shut or opened."""
         for each in result.crossings:
+            if isinstance(each, Burning):
+                self._announcer.emit(
+                    events.BudgetBurning(
+                        now_ms, each.budget, str(each.cap), each.level, each.spent, each.within_ms,
+                        each.posted, each.limit, each.used_up_at_ms, each.resets_at_ms,
+                    )
+                )  # fmt: skip
+                continue
             self._announcer.emit(
                 events.ThresholdCrossed(
                     now_ms, each.budget, str(each.cap), each.percent, each.posted, each.limit,

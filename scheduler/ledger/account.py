@@ -44,6 +44,9 @@ from typing import NamedTuple, Protocol
 
 from scheduler.budget import UNLIMITED, Cap, Unit, WindowKind
 from scheduler.foresight import Flight, Kind, Pool
+from scheduler.keep import STEPS
+from scheduler.ledger.burning import Burn, Burning
+from scheduler.pace import Pace, begins_ms, step_at
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
@@ -173,7 +176,7 @@ class Account:
     """
 
     __slots__ = (
-        "_changed", "_rooms", "allowed", "available", "budget", "budget_id", "cap", "id", "index", "limit",
+        "_changed", "_kept", "_rooms", "allowed", "available", "budget", "budget_id", "burn", "cap", "id", "index", "limit",
         "line", "line_changed", "looked_ms", "oldest_ms",
         "paused", "pool", "posted", "reserved", "slot_ms", "slots", "suspense", "tell_at", "warned",
         "warned_changed", "warned_slot_ms",
@@ -193,10 +196,12 @@ class Account:
         self.allowed = self.limit  # by now, where it is paced
         self.available = self.limit
         self.pool: Pool | None = None  # calls under way that count at less than their ceilings
+        self.burn: Burn | None = None  # how fast it is spent, where that is watched
         self.line: list[Waiter] = []  # who waits for money that comes back, the first ones
         self.warned, self.warned_slot_ms = 0, 0  # highest threshold told, and in which window
         self.tell_at = 0  # what is posted when the next threshold is passed
         self._changed: set[int] = set()
+        self._kept: dict[int, int] = {}  # what is kept now, by priority
         self._rooms: dict[tuple[int, int], float] = {}  # what `_room` found since the last look
         self.line_changed = self.warned_changed = False
 
@@ -204,6 +209,7 @@ class Account:
         """Change the limit; what is posted and reserved stays."""
         self.cap, self.index = cap, unit_index(cap.unit)
         self.limit = UNLIMITED if cap.limit is None else cap.limit
+        self._kept = {}
 
     @property
     def is_paced(self) -> bool:
@@ -215,6 +221,7 @@ class Account:
         window = self.cap.window
         self.looked_ms = now_ms
         self._rooms.clear()
+        self._kept.clear()
         self.slot_ms = window.slot_start_ms(now_ms)
         self.oldest_ms = oldest_ms = window.oldest_counting_ms(now_ms)
         self.posted = self.reserved = self.suspense = 0
@@ -233,6 +240,8 @@ class Account:
             assert self.cap.pace is not None
             self.allowed = self.cap.pace.allowed(self.limit, window, now_ms)
         self.available = self.allowed - self.posted - self.reserved
+        if self.burn is not None:
+            self.burn.catch_up(self, now_ms)
         self._rearm()
 
     def reserve(self, amount: int) -> None:
@@ -250,14 +259,31 @@ class Account:
         if self.pool is not None:
             self.pool.enter(id, Flight(kind, self.looked_ms, needs[:2]))
 
-    def lacks(self, need: int, request: Asking) -> int:
-        """How much a request lacks here; nothing, or less: there is room for it.
+    def keeps(self, priority: int) -> int:
+        """What is kept now from requests of a priority, for more urgent ones."""
+        keep = self.cap.keep
+        if keep is None or self.limit >= UNLIMITED:
+            return 0
+        known = self._kept.get(priority)
+        if known is None:
+            known = self._kept[priority] = keep.amount(self.limit, priority, self._step)
+        return known
+
+    @property
+    def _step(self) -> int:
+        """In which step what is kept is being released; in a window without an end the first."""
+        if self.cap.window.kind is not WindowKind.CALENDAR:
+            return 0
+        return step_at(self.cap.pace or Pace(), self.cap.window, self.looked_ms, STEPS)
+
+    def lacks(self, need: int, request: Asking, kept: int = 0) -> int:
+        """How much a request lacks here, from which so much is kept; nothing, or less: there is room.
 
         Where less is kept for calls under way than their ceilings, it, too, counts at less.
         """
         if not need:
             return 0  # what is free fits even after an overrun
-        missing, pool, left = need - self.available, self.pool, self.at_best
+        missing, pool, left = need + kept - self.available, self.pool, self.at_best - kept
         if missing <= 0 or pool is None or need > left:
             return missing
         ceilings, kept = pool.kept(self.looked_ms, self.oldest_ms, request.kind, need)
@@ -372,7 +398,7 @@ class Account:
             if waiter.since_ms == NOT_YET:
                 waiter.since_ms = self.looked_ms
             ahead += waiter.need
-            if ahead > self.available:
+            if ahead + self.keeps(waiter.priority) > self.available:
                 return
 
     def spare(self, waiter: Waiter, ahead: int) -> float:
@@ -383,15 +409,16 @@ class Account:
 
         Args:
             waiter: The one in line.
-            ahead: What it needs, and those before it.
+            ahead: What it needs, those before it, and what is kept from it.
         """
+        kept = self.keeps(waiter.priority)
         if waiter.need > self.limit:
             return math.inf  # only a raise helps
         if ahead <= self.at_best or ahead > self.limit:
             # any call that settles may be what it waits for
             return self.available + self.relief - ahead
         kind = self.cap.window.kind
-        if self.is_paced and ahead <= self.limit - self.posted - self.suspense:
+        if (self.is_paced or kept) and ahead - kept <= self.limit - self.posted - self.suspense:
             # its share comes later if others take of it
             return self.available + self.relief - ahead
         if kind is WindowKind.ROLLING:
@@ -444,6 +471,13 @@ class Account:
                 )
         self._set_tell_at()
 
+    def news(self, now_ms: int) -> Iterator[Crossing | Burning]:
+        """What is to be told of what was posted: thresholds that were passed, and that it burns."""
+        if self.posted >= self.tell_at:
+            yield from self.crossings(now_ms)
+        if self.burn is not None:
+            yield from self.burn.spend(self, now_ms)
+
     def _rearm(self) -> None:
         """A new window is told about anew; a rolling one once spending has fallen again."""
         if self.warned:
@@ -472,24 +506,30 @@ class Account:
             return window.resets_at_ms(now_ms)
         return self.frees_at_ms(now_ms)
 
-    def frees_at_ms(self, now_ms: int, missing: int = 1) -> int | None:
-        """When at least `missing` more will be there by itself; None: never."""
+    def frees_at_ms(self, now_ms: int, missing: int = 1, priority: int = 0) -> int | None:
+        """When at least `missing` more will be there by itself, for a priority; None: never."""
         window = self.cap.window
         if window.kind is not WindowKind.ROLLING:
-            return self._allowed_at_ms(self.allowed + missing, now_ms)
+            there = self.allowed - self.keeps(priority)
+            return self._allowed_at_ms(there + missing, now_ms, priority)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
             missing -= self.slots[slot_ms].posted + self.slots[slot_ms].reserved
             if missing <= 0:
                 return window.stops_counting_ms(slot_ms)
         return None
 
-    def may_free_at_ms(self, now_ms: int, need: int) -> int | None:
+    def may_free_at_ms(self, now_ms: int, need: int, priority: int = 0) -> int | None:
         """The first instant at which `need` may be there, if calls under way turn out free."""
-        window = self.cap.window
+        window, kept = self.cap.window, self.keeps(priority)
         if window.kind is not WindowKind.ROLLING:
             # Where calls under way may give it, they may also not: then it is there later.
-            open_ = self.suspense if need > self.at_best else self.reserved - self.relief
-            return self._allowed_at_ms(need + self.posted + open_, now_ms)
+            open_ = self.suspense if need + kept > self.at_best else self.reserved - self.relief
+            at_ms = self._allowed_at_ms(need + self.posted + open_, now_ms, priority)
+            if kept and self.reserved > self.suspense and at_ms is not None:
+                # Some of it may come from them, and the rest be released: neither suffices alone.
+                return min(at_ms, self._released_ms(self._step + 1, now_ms))
+            return at_ms
+        need += kept
         missing = max(1, need - self.at_best)
         for slot_ms in sorted(start for start in self.slots if start >= self.oldest_ms):
             tally = self.slots[slot_ms]
@@ -498,13 +538,41 @@ class Account:
                 return window.stops_counting_ms(slot_ms)
         return None
 
-    def _allowed_at_ms(self, amount: int, now_ms: int) -> int | None:
-        """When so much may be used up, in this window or by the next one."""
+    def _allowed_at_ms(self, amount: int, now_ms: int, priority: int = 0) -> int | None:
+        """When so much may be used up by a priority, in this window or by the next one."""
         at_ms, window = None, self.cap.window
-        if self.is_paced:
+        if self.keeps(priority):
+            at_ms = self._left_at_ms(amount, now_ms, priority)
+        elif self.is_paced:
             assert self.cap.pace is not None
             at_ms = self.cap.pace.reaches_ms(amount, window, now_ms, self.limit)
         return window.resets_at_ms(now_ms) if at_ms is None else at_ms
+
+    def _left_at_ms(self, amount: int, now_ms: int, priority: int) -> int | None:
+        """When so much of this window may be used up by a priority from which some is kept; None: never."""
+        keep, window, pace = self.cap.keep, self.cap.window, self.cap.pace
+        assert keep is not None, "asked only where something is kept"
+        if window.kind is not WindowKind.CALENDAR:
+            return None
+        for step in range(self._step, STEPS):
+            since_ms = max(now_ms, self._released_ms(step, now_ms))
+            wanted = amount + keep.amount(self.limit, priority, step)
+            at_ms: int | None = since_ms if wanted <= self.limit else None
+            if pace is not None:
+                at_ms = pace.reaches_ms(wanted, window, now_ms, self.limit)
+            if at_ms is None:
+                continue
+            at_ms = max(at_ms, since_ms)
+            if step == STEPS - 1 or at_ms < self._released_ms(step + 1, now_ms):
+                return at_ms
+        return None
+
+    def _released_ms(self, step: int, now_ms: int) -> int:
+        """When a step begins in which less is kept."""
+        window = self.cap.window
+        if window.kind is not WindowKind.CALENDAR or step >= STEPS:
+            return window.resets_at_ms(now_ms) or UNLIMITED
+        return begins_ms(self.cap.pace or Pace(), window, now_ms, step, STEPS)
 
     def take_changed(self) -> list[tuple[int, Tally]]:
         """Slots changed since the last call, for the store to write."""

@@ -70,6 +70,15 @@ class Metered:
         self._said: dict[tuple[Dimension, int], int] = {}  # spans of limits, from words
 
     @property
+    def limits(self) -> Limits:
+        """What its meters hold, a minute."""
+        told: dict[Dimension, int] = {}
+        for meter in self.meters.values():
+            per_minute = max(1, round(meter.limit * MINUTE_MS / meter.span_ms))
+            told[meter.dimension] = min(per_minute, told.get(meter.dimension, per_minute))
+        return Limits(*(told.get(each) for each in Dimension))
+
+    @property
     def is_dirty(self) -> bool:
         """Whether it changed since the last state that processes have in common."""
         return self._is_dirty

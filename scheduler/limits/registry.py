@@ -161,6 +161,10 @@ class Gates:
         """What gates hold back now."""
         return [status for gate in self if (status := gate.status(now_ms)) is not None]
 
+    def known(self) -> dict[tuple[str, str], Limits]:
+        """The limits that were told or met, by provider and model; of a front without a model."""
+        return {(gate.provider, gate.model): gate.limits for gate in self if gate.meters}
+
     def why_held(self, provider: str, model: str, now_ms: int) -> str | None:
         """Why requests for a model wait now; None: no gate holds them back."""
         held = (each for each in self.statuses(now_ms) if each.provider == provider)

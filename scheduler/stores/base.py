@@ -39,6 +39,7 @@ from scheduler.budget import Budget
 from scheduler.clock import Clock
 from scheduler.guards.texts import check_names
 from scheduler.ledger.account import Crossing
+from scheduler.ledger.burning import Burning
 from scheduler.limits import Gates, GateStatus, Heard, Report
 from scheduler.request import UNTOLD_TOKENS, Request, RequestState, Response, Tokens
 from scheduler.shortfall import Shortfall
@@ -378,7 +379,7 @@ class TurnResult:
     refused: list[Refused] = field(default_factory=list)
     expired: list[ExpiredRequest] = field(default_factory=list)
     lanes: list[LaneStatus] = field(default_factory=list)
-    crossings: list[Crossing] = field(default_factory=list)
+    crossings: list[Crossing | Burning] = field(default_factory=list)
     look_again_at_ms: int | None = None
     lease_ms: int | None = None
     superseded: dict[int, bool] = field(default_factory=dict)

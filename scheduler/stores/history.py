@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from scheduler.stats import Past, Standing, UnknownSum
+from scheduler.limits import Gates, Limits
+from scheduler.stats import Past, Queued, Standing, Took, UnknownSum
 from scheduler.stores.course import CourseRow, TookRow
 
 
@@ -33,6 +34,12 @@ class AttemptRow(NamedTuple):
 
 class History:
     """Part of `Store`: what is only looked at. None of it reads requests one by one."""
+
+    gates: Gates
+
+    async def rates(self, now_ms: int) -> dict[tuple[str, str], Limits]:
+        """What is known of providers' limits, by provider and model; without one, of all models."""
+        return self.gates.known()
 
     async def past(self, job: str | None = None, limit: int = 1000) -> list[Past]:
         """The last requests that were answered, newest first; of one job, or of all.
@@ -63,7 +70,7 @@ class History:
         """
         raise NotImplementedError
 
-    async def took(self, since_ms: int) -> list[TookRow]:
+    async def durations(self, since_ms: int) -> list[TookRow]:
         """How long answered attempts took, by model and the quarter of an hour in which they ended.
 
         Args:
@@ -74,3 +81,11 @@ class History:
     async def attempts(self, request_id: int) -> list[AttemptRow]:
         """All tries at sending a request, in order; a store in memory keeps those that are open."""
         raise NotImplementedError
+
+    async def took(self, limit: int = 1000) -> list[Took]:
+        """How the last calls went that were answered, newest first."""
+        return []
+
+    async def queued(self, most: int = 2000) -> list[Queued]:
+        """Who waits or runs, lane by lane, with about so many of them; costs no more if more wait."""
+        return []

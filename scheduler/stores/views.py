@@ -87,7 +87,16 @@ def _cap_status(account: Account, now_ms: int) -> CapStatus:
         allowed=account.allowed if account.is_paced else None,
         kept=kept,
         calls=0 if pool is None or kept is None else len(pool),
+        slots=_slots(account),
     )
+
+
+def _slots(account: Account) -> tuple[tuple[int, int], ...]:
+    """What was posted in which part of a rolling window."""
+    if account.cap.window.kind is not WindowKind.ROLLING:
+        return ()
+    found = ((at, each.posted) for at, each in account.slots.items() if at >= account.oldest_ms)
+    return tuple(sorted(each for each in found if each[1]))
 
 
 def risk_of(cap: Cap, budget: Budget) -> str | None:

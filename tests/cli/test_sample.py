@@ -195,7 +195,7 @@ def test_the_same_seed_draws_the_same_lines(scheduler, tmp_path):
     assert answered[0] != [f"c{n}" for n in range(10)]
 
 
-def test_it_says_when_the_last_would_start(scheduler, tmp_path):
+def test_it_says_when_it_would_be_done(scheduler, tmp_path):
     write(tmp_path / "a.jsonl", [line(n) for n in range(LINES)])
     write(tmp_path / "b.jsonl", [line(n) for n in range(LINES)])
     scheduler("run", "a.jsonl", *SIM)
@@ -205,7 +205,10 @@ def test_it_says_when_the_last_would_start(scheduler, tmp_path):
 
     none, day, never = finish(), finish("--budget", "$0.005/day"), finish("--budget", "$0.005")
 
-    assert none["low"] == none["high"]
-    assert none["expected"] < day["low"] <= day["expected"] <= day["high"]
-    assert day["expected"].endswith("T00:00:00+00:00")
-    assert never["expected"] is None
+    assert none["calls"] == LINES
+    assert none["early"] <= none["likely"] <= none["late"]
+    assert none["late"] < day["early"] <= day["likely"] <= day["late"]
+    assert day["likely"][11:16] == "00:00"  # the calls of a day take no minute
+    assert never["likely"] is None
+    assert list(day["others"]) == ["$0.01/day", "$0.025/day"]
+    assert day["smallest_for_today"].endswith("/day")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.stores.conformance import Conformance
 from tests.stores.foreseen import Foreseen
+from tests.stores.outlook import Outlook
 from tests.stores.tenancy import Tenancy
 
 
@@ -18,6 +19,12 @@ class TestPostgres(Conformance):
 
 
 class TestForeseen(Foreseen):
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestOutlook(Outlook):
     @pytest.fixture
     async def store(self, opened):
         return await opened()

@@ -881,11 +881,11 @@ class Conformance:
         await bench.settle(post(two, 5))  # said twice
         await bench.settle(post(three, 9))  # its outcome was unknown, and so is how long it took
 
-        (row,) = await bench.store.took(T0)
+        (row,) = await bench.store.durations(T0)
 
         quarter_ms = bench.now_ms - bench.now_ms % QUARTER_MS
         assert row == (quarter_ms, "m", bucket_of(1_000), 2, 25, 60)
-        assert await bench.store.took(T0 + 2 * QUARTER_MS) == []
+        assert await bench.store.durations(T0 + 2 * QUARTER_MS) == []
 
     async def test_what_nobody_knows_is_summed(self, bench):
         assert await bench.store.unknown_sum() == (0, 0, 0)

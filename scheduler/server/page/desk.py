@@ -53,7 +53,7 @@ class Desk:
         rows = {
             status.id: [row for row in course if row.budget_id == status.id] for status in shown
         }
-        took = await store.took(now_ms - DAY_MS)
+        took = await store.durations(now_ms - DAY_MS)
         counts = await store.counts()
         unknown = await store.unknown_sum()
         return {

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown
 from scheduler.foresight import PRESETS, Flight, Histories, Pool
-from scheduler.ledger.account import Account, ReservationState
+from scheduler.ledger.account import Account, ReservationState, Tally
+from scheduler.ledger.burning import Burn
 from scheduler.stats import BudgetStatus
 from scheduler.stores.lanes import Lanes
 from scheduler.stores.memory.journal import Journal
@@ -90,6 +91,18 @@ class Budgets:
             self._by_id[entry.id] = entry
         self._change(entry, budget, is_new, now_ms)
 
+    def begin_with(self, name: str, position: int, slot_ms: int, amount: int) -> None:
+        """Have a cap begin as if so much had been posted in a slot: for worlds that are played."""
+        entry = self._get(name)
+        account = entry.accounts[position]
+        account.slots.setdefault(slot_ms, Tally()).posted += amount
+        account.look(account.looked_ms)
+        self._touched.add(entry.id)
+
+    def learn(self, flight: Flight, ended_at_ms: int, costs: tuple[int, int]) -> None:
+        """Know how an earlier call went."""
+        self._histories.learn(flight, ended_at_ms, costs)
+
     def remove(self, name: str, now_ms: int) -> None:
         """Let a budget bind nobody any more; what was spent on it stays known.
 
@@ -134,6 +147,8 @@ class Budgets:
                 if not is_new:  # in a new one nothing was reserved
                     self._journal.replay(account, self._holds.values())
             account.redefine(cap)
+            if Burn.watches(cap):
+                account.burn = account.burn or Burn()
             self._foresee(account, budget)
             account.paused = entry.paused
             _look(account, now_ms)

@@ -67,9 +67,9 @@ class Glance(MemoryOutbox, Store):
         """See `Store.course`."""
         return self._journal.course(budgets, since_ms, self._holds.values())
 
-    async def took(self, since_ms: int) -> list[TookRow]:
-        """See `Store.took`."""
-        return self._journal.took(since_ms)
+    async def durations(self, since_ms: int) -> list[TookRow]:
+        """See `Store.durations`."""
+        return self._journal.durations(since_ms)
 
     async def attempts(self, request_id: int) -> list[AttemptRow]:
         """See `Store.attempts`."""

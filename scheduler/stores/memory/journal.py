@@ -86,8 +86,8 @@ class Journal:
         sums[1] += hold.nusd
         sums[2] += hold.needs[0]
 
-    def took(self, since_ms: int) -> list[TookRow]:
-        """Rows of `Store.took`."""
+    def durations(self, since_ms: int) -> list[TookRow]:
+        """Rows of `Store.durations`."""
         rows = sorted(self._took.items())
         return [TookRow(*key, *sums) for key, sums in rows if key[0] + QUARTER_MS > since_ms]
 

@@ -59,6 +59,14 @@ class Queues:
                 return row
         return None
 
+    def some(self, lane_id: int, few: int) -> Iterator[Row]:
+        """About so many of a lane, from all over it."""
+        queue = self._queues.get(lane_id, ())
+        for _, request_id, ticket in queue[:: max(1, len(queue) // few)]:
+            row = self._rows.get(request_id)
+            if row is not None and row.ticket == ticket and row.state is RequestState.QUEUED:
+                yield row
+
     def put_back(self, lane: Lane, seen: Sequence[Row]) -> bool:
         """Those that a plan saw and left; whether there is more of a shelf to look at."""
         queue = self._queues[lane.id]

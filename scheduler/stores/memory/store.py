@@ -21,17 +21,10 @@ from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import words
 from scheduler.ledger.account import Account, Crossing, ReservationState, cost_in
+from scheduler.ledger.burning import Burning
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
-from scheduler.stats import (
-    Audit,
-    BudgetStatus,
-    Counts,
-    Discrepancy,
-    QueueRow,
-    SpendRow,
-    TenantStatus,
-)
+from scheduler.stats import BudgetStatus, Counts, QueueRow, TenantStatus
 from scheduler.stores.base import (
     Archive,
     Claimed,
@@ -54,16 +47,17 @@ from scheduler.stores.memory.ended import KEEP_FINISHED, Ended
 from scheduler.stores.memory.glance import Glance
 from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.notes import Notes
+from scheduler.stores.memory.outlook import Outlook
 from scheduler.stores.memory.pages import Pages
 from scheduler.stores.memory.queues import Queues
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.refusing import in_use, refusal
-from scheduler.stores.views import SETTLED, compare, is_tried_again, keep_line
+from scheduler.stores.views import SETTLED, is_tried_again, keep_line
 
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 
-class MemoryStore(Notes, Glance):
+class MemoryStore(Notes, Glance, Outlook):
     """A store that lives and dies with its process; see the module.
 
     Args:
@@ -98,7 +92,7 @@ class MemoryStore(Notes, Glance):
         self._unknown: dict[int, Hold] = {}  # those in suspense, in the order they became so
         self._open: Counter[int] = Counter()  # request id → reservations in `_holds`
         self._assumed: deque[int] = deque()  # ends that may still be corrected, oldest first
-        self._untold: list[Crossing] = []  # of what was resolved since the last turn
+        self._untold: list[Crossing | Burning] = []  # of what was resolved since the last turn
         self._journal = Journal()
         self._budgets = Budgets(self._next_id, self._journal, self._holds, self._lanes)
         self._ended: Counter[RequestState] = Counter()
@@ -186,6 +180,8 @@ class MemoryStore(Notes, Glance):
         if hold is not None and is_first:
             before_nusd = held_cost(hold)
             self._move(hold, new, settlement, now_ms, result.crossings)
+            if new is ReservationState.POSTED and not settlement.is_assumed:
+                self._remember(hold, row, settlement, now_ms)
             if row is not None:
                 row.cost_nusd += held_cost(hold) - before_nusd
         if row is None:
@@ -205,7 +201,7 @@ class MemoryStore(Notes, Glance):
 
     def _move(
         self, hold: Hold, new: ReservationState, settlement: Settlement, now_ms: int,
-        crossings: list[Crossing],
+        crossings: list[Crossing | Burning],
     ) -> None:  # fmt: skip
         old, hold.state = hold.state, new
         assumed = (hold.nusd, hold.tokens)
@@ -226,8 +222,8 @@ class MemoryStore(Notes, Glance):
             account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
             if account.pool is not None and old is ReservationState.PENDING:
                 account.pool.leave(hold.request_id, now_ms, counts_for_good(hold))
-            if is_posted and account.posted >= account.tell_at:
-                crossings.extend(account.crossings(now_ms))
+            if is_posted:
+                crossings.extend(account.news(now_ms))
             self._lanes.wake(account, now_ms)
             if old is not ReservationState.PENDING and account.cap.window.span_ms:
                 self._lanes.wake_returned(account, now_ms)
@@ -523,23 +519,6 @@ class MemoryStore(Notes, Glance):
     ) -> list[QueueRow]:  # fmt: skip
         found = await self._pages.find(set(states), job, limit, after_id)
         return [row.as_queue_row(now_ms) for row in found]
-
-    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        return self._journal.spend(by, since_ms, self._holds.values(), self._budgets.names())
-
-    async def audit(self, now_ms: int) -> Audit:
-        now_ms = self._look(now_ms)
-        found: list[Discrepancy] = []
-        balances = 0
-        for account in self._budgets.all_accounts():
-            account.look(now_ms)
-            fresh = Account(account.id, account.budget_id, account.budget, account.cap)
-            self._journal.replay(fresh, self._holds.values())
-            balances += len(account.slots)
-            found += compare(account, fresh, account.oldest_ms)
-        return Audit(
-            balances, len(self._holds) + self._journal.count, tuple(found), self._journal.overruns
-        )
 
     # What nobody knows
 

@@ -15,6 +15,7 @@ from scheduler.admission.fairness import Shares
 from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget, Cap, Window, parse_caps
 from scheduler.ledger.account import Account, Crossing
+from scheduler.ledger.burning import Burn, Burning
 from scheduler.limits import Gates
 from scheduler.limits.metered import Metered
 from scheduler.request import Request
@@ -66,7 +67,8 @@ class Books:
         self.admitted = 0
         self.was_lost = False  # others had taken this process for dead
         self.is_miscounted = False  # fewer requests wait than this process believes
-        self.untold: list[Crossing] = []  # of what was resolved since the last turn
+        self._burns: dict[int, Burn] = {}  # by account
+        self.untold: list[Crossing | Burning] = []  # of what was resolved since the last turn
         self.changes = self.definition_changes = 0
         self.company: frozenset[int] = frozenset()
         self.known_gates: set[tuple[str, str, bool]] = set()  # those that were read once
@@ -119,6 +121,12 @@ class Books:
         self.taken.clear()
         self.claimed.clear()
         self.meet(())
+
+    def burn_of(self, account: Account) -> Burn | None:
+        """How fast an account is spent, as far as this process has seen; None: it is not watched."""
+        if not Burn.watches(account.cap):
+            return None
+        return self._burns.setdefault(account.id, Burn())
 
     def cap_of(self, account_id: int, text: str) -> Cap:
         """A stored cap, read anew only if it was changed."""

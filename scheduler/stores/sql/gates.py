@@ -94,7 +94,17 @@ def save_gates(sheet: Sheet) -> None:
 
 def statuses(db: Connection, now_ms: int) -> list[GateStatus]:
     """What the stored gates hold back now; for those who only look."""
-    found = []
+    found = (gate.status(now_ms) for gate in _stored(db, now_ms))
+    return [status for status in found if status is not None]
+
+
+def rates(db: Connection, now_ms: int) -> dict[tuple[str, str], Limits]:
+    """What the stored gates know of limits; for those who only look."""
+    return {(gate.provider, gate.model): gate.limits for gate in _stored(db, now_ms) if gate.meters}
+
+
+def _stored(db: Connection, now_ms: int) -> list[Front | Gate]:
+    found: list[Front | Gate] = []
     for provider, model, is_front, state in db.read(
         "SELECT provider, model, is_front, state FROM gates ORDER BY provider, model"
     ):
@@ -108,5 +118,5 @@ def statuses(db: Connection, now_ms: int) -> list[GateStatus]:
             gate.load(json.loads(state), now_ms, as_it_is=True)
         except (ValueError, TypeError, LookupError):
             continue
-        found.append(gate.status(now_ms))
-    return [status for status in found if status is not None]
+        found.append(gate)
+    return found

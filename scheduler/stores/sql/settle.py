@@ -164,8 +164,8 @@ def _move(
         cost = cost_in(account.index, each.nusd, each.tokens)
         before = cost_in(account.index, *assumed) if was_posted else 0
         account.settle(hold.made_at_ms, old, new, hold.needs[account.index], cost, before)
-        if is_posted and account.posted >= account.tell_at:
-            result.crossings.extend(account.crossings(now_ms))
+        if is_posted:
+            result.crossings.extend(account.news(now_ms))
         lanes.wake(account, now_ms)
         if old is not ReservationState.PENDING and account.cap.window.span_ms:
             lanes.wake_returned(account, now_ms)

@@ -177,6 +177,7 @@ class Sheet:
         account = Account(account_id, budget_id, name, read, bool(is_paused))  # type: ignore[arg-type]
         account.warned, account.warned_slot_ms = warned, warned_slot_ms  # type: ignore[assignment]
         account.line = decode_line(line)  # type: ignore[arg-type]
+        account.burn = self.books.burn_of(account)
         if risk is not None:
             account.pool = self.ahead.pool(account, PRESETS[risk])  # type: ignore[index]
         oldest_ms = self._oldest.get(id(read.window))  # many accounts have the same one

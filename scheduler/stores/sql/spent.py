@@ -270,8 +270,8 @@ def course(db: Connection, budgets: Collection[int], since_ms: int) -> list[Cour
     )]  # fmt: skip
 
 
-def took(db: Connection, since_ms: int) -> list[TookRow]:
-    """`Store.took`."""
+def durations(db: Connection, since_ms: int) -> list[TookRow]:
+    """`Store.durations`."""
     return [TookRow(*row) for row in db.read(
         "SELECT quarter_ms, model, bucket, calls, nusd, ceiling_nusd FROM took"
         " WHERE quarter_ms > ? ORDER BY quarter_ms, model, bucket",

@@ -16,7 +16,7 @@ from scheduler.admission.plan import LaneKey
 from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.texts import check_name
-from scheduler.limits import Gates, GateStatus
+from scheduler.limits import Gates, GateStatus, Limits
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import (
@@ -24,10 +24,12 @@ from scheduler.stats import (
     BudgetStatus,
     Counts,
     Past,
+    Queued,
     QueueRow,
     SpendRow,
     Standing,
     TenantStatus,
+    Took,
     UnknownSum,
     Unserved,
     WorkerStatus,
@@ -57,6 +59,7 @@ from scheduler.stores.sql import (
     listing,
     notes,
     outbox,
+    outlook,
     spent,
     tenants,
     views,
@@ -161,6 +164,10 @@ class SqlStore(Store):
     async def limited(self, now_ms: int) -> list[GateStatus]:
         """See `Store.limited`."""
         return await self._read(gates.statuses, now_ms)
+
+    async def rates(self, now_ms: int) -> dict[tuple[str, str], Limits]:
+        """See `Store.rates`."""
+        return {**await self._read(gates.rates, now_ms), **self.gates.known()}
 
     # What nobody knows
 
@@ -314,9 +321,9 @@ class SqlStore(Store):
         """See `Store.course`."""
         return await self._read(spent.course, budgets, since_ms)
 
-    async def took(self, since_ms: int) -> list[TookRow]:
-        """See `Store.took`."""
-        return await self._read(spent.took, since_ms)
+    async def durations(self, since_ms: int) -> list[TookRow]:
+        """See `Store.durations`."""
+        return await self._read(spent.durations, since_ms)
 
     async def attempts(self, request_id: int) -> list[AttemptRow]:
         """See `Store.attempts`."""
@@ -351,6 +358,14 @@ class SqlStore(Store):
     async def past(self, job: str | None = None, limit: int = 1000) -> list[Past]:
         """See `Store.past`."""
         return await self._read(views.past, job, limit)
+
+    async def took(self, limit: int = 1000) -> list[Took]:
+        """See `Store.took`."""
+        return await self._read(outlook.took, limit)
+
+    async def queued(self, most: int = 2000) -> list[Queued]:
+        """See `Store.queued`."""
+        return await self._read(outlook.queued, most)
 
     async def jobs(self) -> list[str]:
         """See `Store.jobs`."""

@@ -154,6 +154,7 @@ def past(db: Connection, job: str | None, limit: int) -> list[Past]:
     )  # fmt: skip
     rows = db.read(
         "SELECT r.model, r.cost_nusd, r.input_tokens, r.ceiling_nusd, r.ceiling_tokens, a.response,"
+        " r.expected_nusd,"
         " (SELECT max(v.settled_at_ms - v.made_at_ms) FROM reservations v"
         " WHERE v.request_id = r.id AND v.state = 'posted')"
         " FROM requests r JOIN responses a ON a.request_id = r.id"
@@ -161,12 +162,12 @@ def past(db: Connection, job: str | None, limit: int) -> list[Past]:
         *values, limit,
     )  # fmt: skip
     found = []
-    for model, cost_nusd, guess, ceiling_nusd, ceiling_tokens, text, ms in rows:
+    for model, cost_nusd, guess, ceiling_nusd, ceiling_tokens, text, expected_nusd, ms in rows:
         usage = decode_response(text).usage
         if usage is not None:
             found.append(Past(
                 model, cost_nusd, usage.input_tokens, usage.output_tokens, guess, ceiling_nusd,
-                ceiling_tokens, ms or 0,
+                ceiling_tokens, ms or 0, expected_nusd,
             ))  # fmt: skip
     return found
 

@@ -1,0 +1,144 @@
+"""Several rehearsals with different luck: early, likely, late."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from scheduler.budget import WindowKind
+from scheduler.rehearsal.scale import MOST_WINDOWS, Part, World, period_ms, shrink
+from scheduler.rehearsal.scene import Scene
+from scheduler.rehearsal.stage import Played, play
+from scheduler.window import Window
+
+LEVELS = (0.5, 0.1, 0.9, 0.5, 0.5)  # of luck, run by run
+MOST = 400  # requests that are played in one run
+LONGEST_MS = 400 * 86_400_000  # without a window
+FEWEST_EVEN = 20  # requests from which it is judged how evenly they go
+MOST_STEPS = 20_000  # windows that are counted one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """When what waits will be done, in Unix milliseconds; None: not without a raise.
+
+    Attributes:
+        early_ms: In one of ten cases it is done before.
+        late_ms: In one of ten cases it takes longer.
+        requests: How many wait.
+        calls: On how many calls it rests.
+    """
+
+    early_ms: int | None
+    likely_ms: int | None
+    late_ms: int | None
+    requests: int
+    calls: int
+
+
+def finish(scene: Scene, *, seed: int = 0, levels: Sequence[float] = LEVELS) -> Finish:
+    """When all that waits will be done.
+
+    It takes about a second of processor time, however much waits; so ask it where people ask, and in
+    a thread where an event loop runs.
+
+    Args:
+        scene: What waits, and what is known.
+        seed: The same one gives the same dates.
+        levels: One run for each.
+    """
+    if not scene.count:
+        return Finish(scene.now_ms, scene.now_ms, scene.now_ms, 0, scene.lore.count)
+    found = [finish_once(scene, level, Random(f"{seed}/{at}")) for at, level in enumerate(levels)]
+    likely = [each for each, level in zip(found, levels, strict=True) if level == 0.5]
+    known = sorted(each for each in found if each is not None)
+    middle = sorted(likely, key=lambda each: (each is None, each))[len(likely) // 2]
+    return Finish(
+        known[0] if known else None,
+        middle,
+        known[-1] if len(known) == len(found) else None,
+        scene.count,
+        scene.lore.count,
+    )
+
+
+def finish_once(scene: Scene, level: float, rng: Random, most: int = MOST) -> int | None:
+    """One rehearsal: when all would be done, in Unix milliseconds; None: not without a raise.
+
+    Args:
+        scene: What waits, and what is known.
+        level: How unlucky: in that share of cases calls cost and take less.
+        rng: Draws.
+        most: How many requests are played, about.
+    """
+    world = shrink(scene, most, level, rng)
+    ended = play(world, _horizon_ms(world))
+    latest = scene.now_ms
+    for number, part in enumerate(world.parts):
+        its = [each for each in ended if each.part == number]
+        at_ms = _end_ms(part, its, world.last_ms[number], scene.now_ms)
+        if at_ms is None:
+            return None
+        latest = max(latest, at_ms)
+    return latest
+
+
+def _horizon_ms(world: World) -> int:
+    spans = [period_ms(part.window, world.now_ms) for part in world.parts if part.window]
+    if len(spans) < len(world.parts) or max(each.periods for each in world.parts) <= MOST_WINDOWS:
+        return LONGEST_MS
+    return (MOST_WINDOWS + 1) * max(spans)
+
+
+def _end_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -> int | None:
+    """When the last of a part ends, if it goes on as in the windows that were played."""
+    if not played:
+        return now_ms if part.wanted < 1 else None
+    if len(played) >= part.wanted - 1:
+        began_ms = max(each.began_ms for each in played)
+        return now_ms + (round(began_ms + last_ms) if last_ms else played[-1].ended_ms)
+    if part.window is None:
+        return _on_and_on_ms(part, played, last_ms, now_ms)
+    times = sorted(now_ms + each.began_ms for each in played)
+    starts = _starts(part.window, now_ms, times[-1])
+    if len(starts) < 3:
+        return None
+    # What went in whole windows; the first one was under way when it was looked at.
+    each = sum(starts[0] <= at < starts[-1] for at in times) / (len(starts) - 1)
+    if not each:
+        return None
+    before = sum(at < starts[-1] for at in times)
+    windows, rest = divmod(part.wanted - before, each)
+    start_ms = _after(part.window, starts[-1], int(windows))
+    last = [at - starts[-2] for at in times if starts[-2] <= at < starts[-1]]
+    more_ms = last[min(len(last) - 1, int(rest / each * len(last)))] if last else 0
+    return start_ms + round(more_ms + last_ms)
+
+
+def _on_and_on_ms(part: Part, played: Sequence[Played], last_ms: float, now_ms: int) -> int | None:
+    """When it ends if the rest begins as evenly as what was played; None: that came to a stop."""
+    if len(played) < part.played or len(played) < FEWEST_EVEN:
+        return None
+    times = sorted(each.began_ms for each in played)
+    since = len(times) // 5  # what goes at once at the beginning says nothing of later
+    each_ms = (times[-1] - times[since]) / (len(times) - 1 - since)
+    return now_ms + round(times[-1] + each_ms * (part.wanted - len(times)) + last_ms)
+
+
+def _starts(window: Window, now_ms: int, until_ms: int) -> list[int]:
+    """When windows begin that are played to their ends."""
+    found = []
+    at_ms = now_ms if window.kind is WindowKind.ROLLING else window.resets_at_ms(now_ms)
+    while at_ms is not None and at_ms <= until_ms:
+        found.append(at_ms)
+        at_ms = at_ms + period_ms(window, at_ms)
+    return found
+
+
+def _after(window: Window, start_ms: int, count: int) -> int:
+    if window.kind is WindowKind.ROLLING or count > MOST_STEPS:
+        return start_ms + count * period_ms(window, start_ms)
+    for _ in range(count):
+        start_ms = window.resets_at_ms(start_ms) or start_ms
+    return start_ms

@@ -1,0 +1,153 @@
+"""What is known of calls that were answered: what they cost and how long they took. Pure.
+
+A call costs what one like it cost, corrected for what was expected of each (a regression): the prompts
+are known beforehand, and it is the answers that are drawn. Draws are spread evenly over what is known,
+so that few of them tell as much as many would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from scheduler.rehearsal.scene import Ask
+
+T = TypeVar("T")
+
+GUESSED_MS = 5_000  # of a call, where nothing is known
+GUESSED_OUTPUT = 300  # tokens of an answer
+MOST_LESSONS = 1_000  # of a model: more make it slower, and hardly better
+FEWEST_FOR_SLOPE = 30
+OF_ITS_OWN = 8  # calls, from which on a model is judged by its own
+TIMES = 99  # means that are drawn to know how far off one may be
+
+
+class Lesson(NamedTuple):
+    """What one call took and cost; `expected_nusd` and `input` as they were guessed beforehand.
+
+    `expected_nusd` -1: nobody knows any more.
+    """
+
+    nusd: int
+    tokens: int
+    ms: int
+    expected_nusd: int
+    input: int = 0
+
+
+class Drawn(NamedTuple):
+    """What one call is taken to cost and to take."""
+
+    nusd: float
+    tokens: float
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How much more, or less, than is known: a call's cost, and how many times its time."""
+
+    nusd: float = 0.0
+    tokens: float = 0.0
+    ms: float = 1.0
+
+
+@dataclass(slots=True)
+class Lore:
+    """Calls that are known, by model, newest last."""
+
+    by_model: Mapping[str, Sequence[Lesson]] = field(default_factory=dict)
+    _tales: dict[str, Tale] = field(default_factory=dict, repr=False)
+
+    def of(self, model: str) -> Tale:
+        """What is known of a model: from its own calls, or, for want of these, from all."""
+        if model not in self._tales:
+            lessons = list(self.by_model.get(model, ()))[-MOST_LESSONS:]
+            if len(lessons) < OF_ITS_OWN:
+                every = [each for known in self.by_model.values() for each in known]
+                lessons = every[-MOST_LESSONS:] if len(every) > len(lessons) else lessons
+            self._tales[model] = Tale(lessons)
+        return self._tales[model]
+
+    @property
+    def count(self) -> int:
+        """How many calls are known."""
+        return sum(map(len, self.by_model.values()))
+
+
+class Tale:
+    """What the calls of one model tell."""
+
+    def __init__(self, lessons: Sequence[Lesson]) -> None:
+        self.lessons = sorted(lessons)  # by what they cost
+        self.is_guess = not lessons
+        self.slope = _slope(lessons)
+
+    def draw(self, asks: Sequence[Ask], each: int, shift: Shift, rng: Random) -> list[Drawn]:
+        """What these come to: for each the mean of so many draws."""
+        if self.is_guess:
+            return [
+                Drawn(ask.expected_nusd, ask.input + min(GUESSED_OUTPUT, ask.ceiling_tokens), GUESSED_MS)
+                for ask in asks
+            ]  # fmt: skip
+        picked = spread(self.lessons, len(asks) * each, rng)
+        found = []
+        for at, ask in enumerate(asks):
+            nusd = tokens = ms = 0.0
+            for known in picked[at * each : (at + 1) * each]:
+                expected = known.expected_nusd if known.expected_nusd >= 0 else ask.expected_nusd
+                more = self.slope * (ask.expected_nusd - expected) + shift.nusd
+                nusd += min(max(known.nusd + more, 0.02 * known.nusd), ask.ceiling_nusd)
+                guess = known.input or ask.input
+                other = known.tokens + ask.input - guess + shift.tokens
+                tokens += min(max(other, 0.02 * known.tokens), ask.ceiling_tokens or other)
+                ms += known.ms
+            found.append(Drawn(nusd / each, tokens / each, ms / each * shift.ms))
+        return found
+
+    def shift(self, level: float, count: int, rng: Random) -> Shift:
+        """How far `count` calls may be off what is known, so that this share of cases is below it."""
+        if level == 0.5 or len(self.lessons) < 2:
+            return Shift()
+        known = len(self.lessons)
+        # The rest differs by chance as well, so what is drawn are fewer than are known.
+        size = max(2, round(known * count / (known + count)))
+        rests = [
+            (each.nusd - self.slope * each.expected_nusd, each.tokens - each.input, each.ms)
+            for each in self.lessons
+        ]
+        means = sorted(
+            tuple(sum(one) / size for one in zip(*rng.choices(rests, k=size), strict=True))
+            for _ in range(TIMES)
+        )
+        middle = tuple(sum(one) / known for one in zip(*rests, strict=True))
+        place = min(TIMES - 1, int(level * TIMES))
+        nusd, tokens, ms = (sorted(each[at] for each in means)[place] for at in range(3))
+        return Shift(nusd - middle[0], tokens - middle[1], ms / middle[2] if middle[2] else 1.0)
+
+
+def _slope(lessons: Sequence[Lesson]) -> float:
+    """How much more a call costs of which a nano-dollar more was expected."""
+    if len(lessons) < FEWEST_FOR_SLOPE or min(each.expected_nusd for each in lessons) < 0:
+        return 1.0
+    middle = sum(each.expected_nusd for each in lessons) / len(lessons)
+    paid = sum(each.nusd for each in lessons) / len(lessons)
+    spread = sum((each.expected_nusd - middle) ** 2 for each in lessons)
+    if spread <= 1e-9 * middle * middle * len(lessons):
+        return 1.0
+    both = sum((each.expected_nusd - middle) * (each.nusd - paid) for each in lessons)
+    return min(1.5, max(0.0, both / spread))
+
+
+def spread(all_of_them: Sequence[T], count: int, rng: Random) -> list[T]:
+    """So many of them, evenly over all, in any order."""
+    step = len(all_of_them) / count
+    start = rng.random() * step
+    last = len(all_of_them) - 1
+    picked = [all_of_them[min(last, int(start + at * step))] for at in range(count)]
+    rng.shuffle(picked)
+    return picked
