@@ -28,6 +28,7 @@ from scheduler.foresight.survival import Amounts, Curve, History, Outlook
 
 MOST_KINDS = 1_000
 UNSEEN = 2  # so many of n calls may be unlike all that were seen; that is one deviation
+MOST_SKEW = 2.0
 STALE_MS = 100  # at most so long many calls are not added up anew, since all that is a guess
 
 Kind = tuple[str, Hashable]  # of calls that cost alike: model, job
@@ -124,23 +125,25 @@ class Histories:
 class _Sum:
     """What calls of one kind add up to."""
 
-    __slots__ = ("count", "gap", "mean", "variance")
+    __slots__ = ("count", "gap", "mean", "third", "variance")
 
     def __init__(self) -> None:
-        self.count, self.mean, self.variance, self.gap = 0, 0.0, 0.0, 0.0
+        self.count, self.mean, self.variance, self.third, self.gap = 0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, outlook: Outlook) -> None:
         """One call more."""
         self.count += 1
         self.mean += outlook.mean
         self.variance += outlook.variance
+        self.third += outlook.third
         self.gap = max(self.gap, outlook.gap)
 
-    def remove(self, mean: float, variance: float) -> None:
+    def remove(self, outlook: Outlook) -> None:
         """One has ended; the largest gap stays."""
         self.count -= 1
-        self.mean -= mean
-        self.variance = max(0.0, self.variance - variance) if self.count else 0.0
+        self.mean -= outlook.mean
+        self.third -= outlook.third
+        self.variance = max(0.0, self.variance - outlook.variance) if self.count else 0.0
 
     def spread(self, curve: Curve, more: Outlook | None = None) -> float:
         """The variance of what they cost together, and one more of them, and of what is expected."""
@@ -161,14 +164,14 @@ class Load:
     def __init__(self) -> None:
         self.ceilings, self.mean, self.gap = 0, 0.0, 0.0
         self._sums: dict[Kind, tuple[Curve, _Sum]] = {}
-        self._shares: dict[int, tuple[Kind | None, int, float, float]] = {}
+        self._shares: dict[int, tuple[Kind | None, int, Outlook]] = {}
 
     def add(self, id: int, kind: Kind, curve: Curve | None, age_ms: int, ceiling: int) -> None:
         """One call more."""
         self.ceilings += ceiling
         if curve is None:
             self.mean += ceiling
-            self._shares[id] = None, ceiling, ceiling, 0.0
+            self._shares[id] = None, ceiling, Outlook(ceiling, 0.0, 0.0, 0.0)
             return
         outlook = curve.outlook(age_ms, ceiling)
         self.mean += outlook.mean
@@ -177,18 +180,18 @@ class Load:
         if found is None:
             found = self._sums[kind] = curve, _Sum()
         found[1].add(outlook)
-        self._shares[id] = kind, ceiling, outlook.mean, outlook.variance
+        self._shares[id] = kind, ceiling, outlook
 
     def remove(self, id: int) -> None:
         """One that was added has ended."""
         share = self._shares.pop(id, None)
         if share is None:
             return  # it did not count any more
-        kind, ceiling, mean, variance = share
+        kind, ceiling, outlook = share
         self.ceilings -= ceiling
-        self.mean -= mean
+        self.mean -= outlook.mean
         if kind is not None:
-            self._sums[kind][1].remove(mean, variance)
+            self._sums[kind][1].remove(outlook)
 
     def kept(
         self, risk: Risk, kind: Kind | None = None, curve: Curve | None = None, ceiling: int = 0
@@ -202,9 +205,16 @@ class Load:
             total.spread(its, more if each == kind else None)
             for each, (its, total) in self._sums.items()
         )
-        if curve is not None and kind not in self._sums:
-            variance += _Sum().spread(curve, more)
-        needed = math.ceil(mean + risk.sigmas * math.sqrt(variance) + risk.pad * gap)
+        third = sum(total.third for _, total in self._sums.values())
+        if curve is not None and more is not None:
+            third += more.third
+            if kind not in self._sums:
+                variance += _Sum().spread(curve, more)
+        deviation = math.sqrt(variance)
+        # Sums of few are skewed as those are that they consist of (Cornish and Fisher).
+        skew = max(0.0, min(MOST_SKEW, third / deviation**3)) if deviation > 0 else 0.0
+        sigmas = risk.sigmas + skew * max(0.0, risk.sigmas**2 - 1) / 6
+        needed = math.ceil(mean + sigmas * deviation + risk.pad * gap)
         return min(self.ceilings + ceiling, needed)
 
 

@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from scheduler.foresight import drift
-from scheduler.foresight.tail import Tail, find_tail
+from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
 MEMORY = 1024  # calls that are remembered, and
 RING = 256  # of them those by which one goes
@@ -43,7 +43,7 @@ MOST_RIPE = 4096
 APART = 0.5  # jobs of one model differ by so much of their mean, as far as one knows
 
 Amounts = tuple[int, int]  # nano-dollars, tokens
-Tells = tuple[float, float, float]  # mean, variance, gap
+Tells = tuple[Moments, float]  # what it costs, and the gap
 
 
 class Seen(NamedTuple):
@@ -56,7 +56,7 @@ class Seen(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What one call will have cost.
+    """What one call will have cost: the mean, the variance, the third moment about the mean.
 
     Attributes:
         gap: How far its ceiling is above what it costs if it ends as others did.
@@ -64,6 +64,7 @@ class Outlook(NamedTuple):
 
     mean: float
     variance: float
+    third: float
     gap: float
 
 
@@ -74,8 +75,8 @@ class Curve:
         slope: The share of a ceiling that is spent in any case.
         took_ms: When calls ended, in order.
         hazards: For each position: how many had to be expected to end before it, of one call.
-        beyond: For each position: of those from there on, the mean cost beyond that share, its
-            variance, and the part of them that has not ended yet.
+        beyond: For each position: of those from there on, what they cost beyond that share, and
+            the part of them that has not ended yet.
         tail: What these cost; None: their ceilings.
         least: The least that any cost beyond that share.
         widest: The largest of their ceilings.
@@ -93,7 +94,7 @@ class Curve:
 
     def __init__(
         self, slope: float, took_ms: Sequence[int], hazards: Sequence[float],
-        beyond: Sequence[Tells], tail: Tail | None, least: float, widest: int,
+        beyond: Sequence[tuple[Moments, float]], tail: Tail | None, least: float, widest: int,
     ) -> None:  # fmt: skip
         self.slope, self.count, self.ripe = slope, len(took_ms), len(took_ms)
         self._took_ms, self._hazards, self._beyond, self._tail = took_ms, hazards, beyond, tail
@@ -103,39 +104,37 @@ class Curve:
 
     def outlook(self, age_ms: int, ceiling: int) -> Outlook:
         """What to expect of a call that has lasted so long."""
-        mean, variance, gap = self._tells(age_ms, ceiling, 1.0)
+        cost, gap = self._tells(age_ms, ceiling, 1.0)
         if self._stretch > 1:
-            more = self._before._tells(age_ms, ceiling, self._stretch)
-            if more[0] > mean:
-                mean, variance, gap = more
-        if mean >= ceiling:
-            return Outlook(float(ceiling), 0.0, 0.0)
-        return Outlook(max(0.0, mean), variance, gap)
+            more, its_gap = self._before._tells(age_ms, ceiling, self._stretch)
+            if more[0] > cost[0]:
+                cost, gap = more, its_gap
+        if cost[0] >= ceiling:
+            return Outlook(float(ceiling), 0.0, 0.0, 0.0)
+        return Outlook(max(0.0, cost[0]), cost[1], cost[2], gap)
 
     def _tells(self, age_ms: float, ceiling: int, times: float) -> Tells:
         """The same if all took so many times as long, and cost as much more beyond the cheapest."""
         seen = min(ceiling, self._widest)
         free = seen - self.slope * seen  # what may be spent beyond what is in any case
         if times == 1:
-            mean, variance, gap = self._extra(age_ms, free)
+            (mean, variance, third), gap = self._extra(age_ms, free)
         else:
             least = min(self._least, free)
-            mean, variance, gap = self._extra(age_ms / times, least + (free - least) / times)
-            mean = least + times * (mean - least)
-            variance, gap = times * times * variance, times * gap
-        return ceiling - free + mean, variance, gap
+            (mean, variance, third), gap = self._extra(
+                age_ms / times, least + (free - least) / times
+            )
+            mean, gap = least + times * (mean - least), times * gap
+            variance, third = times**2 * variance, times**3 * third
+        return (ceiling - free + mean, variance, third), gap
 
     def _extra(self, age_ms: float, free: float) -> Tells:
-        extra, variance, rest = self._beyond[bisect_right(self._took_ms, age_ms)]
-        late, late_variance = free, 0.0
-        if self._tail is not None:
-            late, late_variance = self._tail.beyond(age_ms, free)
-        mean = extra + rest * (late - extra)
-        if mean >= free:
-            return free, 0.0, 0.0
-        ends, apart = 1 - rest, late - extra
-        spread = ends * variance + rest * late_variance + ends * rest * apart * apart
-        return mean, spread, free - (extra if ends else late)
+        ended, rest = self._beyond[bisect_right(self._took_ms, age_ms)]
+        late = (free, 0.0, 0.0) if self._tail is None else self._tail.beyond(age_ms, free)
+        cost = mixed(ended, late, rest)
+        if cost[0] >= free:
+            return (free, 0.0, 0.0), 0.0
+        return cost, free - (ended[0] if rest < 1 else late[0])
 
     def hazard(self, age_ms: float) -> float:
         """How many ends had to be expected of one call by that age, if it began anew at each."""
@@ -318,22 +317,25 @@ def _weigh(
 
 def _sum_up(
     ends: Sequence[tuple[int, float]], weights: Sequence[float], rest: float
-) -> list[tuple[float, float, float]]:
-    """For each position what follows it, up to the end."""
+) -> list[tuple[Moments, float]]:
+    """For each position what follows it, up to the end, and the part that has not ended by then."""
     middle = sum(extra for _, extra in ends) / max(1, len(ends))  # else squares lose their digits
-    found = [(0.0, 0.0, 1.0)]
-    mass = first = second = 0.0
+    nothing = (0.0, 0.0, 0.0), 1.0
+    found: list[tuple[Moments, float]] = [nothing]
+    mass = first = second = third = 0.0
     for after, ((_, extra), weight) in enumerate(
         zip(reversed(ends), reversed(weights), strict=True), start=1
     ):
+        off = extra - middle
         mass += weight
-        first += weight * (extra - middle)
-        second += weight * (extra - middle) ** 2
+        first += weight * off
+        second += weight * off * off
+        third += weight * off * off * off
         if after < FEW or mass <= 0:
-            found.append((0.0, 0.0, 1.0))
+            found.append(nothing)
             continue
         mean = first / mass
-        found.append((middle + mean, max(0.0, second / mass - mean * mean), rest / (mass + rest)))
+        found.append((central(middle, mean, second / mass, third / mass), rest / (mass + rest)))
     found.reverse()
     return found
 
