@@ -16,7 +16,7 @@ from typing import Protocol
 
 LATELY = 256  # calls begun last
 FEWEST_BEFORE = 50  # calls before them, to compare them with
-SIGMAS = 2.0  # fewer ended than that below what was to be expected: it is no chance
+SIGMAS = 1.0  # fewer ended than that below what was to be expected: it is taken for no chance
 FEWEST = 8  # calls that should have ended, before anything is concluded
 MOST, STEPS = 64.0, 12
 

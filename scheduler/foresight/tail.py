@@ -65,7 +65,7 @@ class Tail:
         self._trust, self._last_ms = trust, max(1, last_ms)
         self._first: dict[float, Moments] = {}  # of those that are younger, by their ceiling
 
-    def beyond(self, age_ms: int, ceiling: float) -> Moments:
+    def beyond(self, age_ms: float, ceiling: float) -> Moments:
         """What one will cost that lasts longer than the longest, and than its age."""
         if age_ms > self._last_ms:
             return self._guess(age_ms, ceiling)
@@ -74,7 +74,7 @@ class Tail:
             known = self._first[ceiling] = self._guess(self._last_ms, ceiling)
         return known
 
-    def _guess(self, age_ms: int, ceiling: float) -> Moments:
+    def _guess(self, age_ms: float, ceiling: float) -> Moments:
         most_ms = (ceiling - self._at_once) / self._rate
         if most_ms <= age_ms:
             return ceiling, 0.0, 0.0
