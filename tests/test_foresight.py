@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.budget import Budget, parse_caps
 from scheduler.errors import ConfigError
 from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk
-from scheduler.foresight.survival import FEW, Curve, estimate, share_of_ceiling
+from scheduler.foresight.survival import FEW, estimate, share_of_ceiling
 from scheduler.foresight.tail import Tail, find_tail
 from scheduler.ledger.account import Account
 
@@ -27,10 +27,6 @@ def history(ends, ceiling=U):
     return made
 
 
-def weights(curve: Curve, ages):
-    return [round(curve._beyond[n][2], 6) for n in ages]
-
-
 # The estimator
 
 
@@ -40,7 +36,7 @@ def test_calls_that_have_not_ended_make_the_others_count_for_more():
     curve = history([(1, 10), (2, 20), (3, 30), (4, 40)]).curve(0, [0] * 6, 5)
 
     # 1 - 1/11, then 1 - 1/10 of it, then 8/9, then 7/8: seven of eleven have not ended.
-    _, _, rest = curve._beyond[0]
+    _, rest = curve._beyond[0]
     assert rest == pytest.approx(7 / 11)
     assert curve.outlook(0, U).mean == pytest.approx(4 / 11 * 25 + 7 / 11 * U)
 
@@ -69,12 +65,15 @@ def test_who_began_before_one_looked_counts_from_the_age_it_had_then():
     expected.append(expected[-1] * (1 - 1 / 2))
     from scheduler.foresight.survival import _weigh
 
-    found, rest = _weigh([1, 3, 11, 12], [10, 10], [1, 3, 11, 12])
+    found, hazards, rest = _weigh([1, 3, 11, 12], [10, 10], [1, 3, 11, 12])
     survived = [1.0]
     for weight in found:
         survived.append(survived[-1] - weight)
     assert survived == pytest.approx(expected)
     assert rest == pytest.approx(expected[-1])
+    assert hazards == pytest.approx(
+        [0, 1 / 3, 1 / 3 + 1 / 2, 1 / 3 + 1 / 2 + 1 / 3, 1 / 3 + 1 / 2 + 1 / 3 + 1 / 2]
+    )
     assert curve.count == 4
 
 
@@ -92,7 +91,7 @@ def test_of_so_few_that_took_longer_nothing_is_concluded(longer):
     # No tail: cost has nothing to do with time.
     curve = history([(n, 50) for n in range(1, 51)]).curve(0, (), 50)
 
-    assert curve.outlook(50 - longer, U) == (float(U), 0.0, 0.0)
+    assert curve.outlook(50 - longer, U) == (float(U), 0.0, 0.0, 0.0)
 
 
 def test_what_of_a_ceiling_is_spent_in_any_case_is_found():
@@ -135,12 +134,12 @@ def test_what_is_expected_is_something_and_at_most_the_ceiling(
         made.learn(10_000 - took_ms, 10_000, (cost, 0), (held, 0))
     curve = estimate(made._seen, under_way, since_ms, 10_000, 0)
 
-    mean, variance, gap = curve.outlook(age_ms, ceiling)
+    mean, variance, third, gap = curve.outlook(age_ms, ceiling)
 
     assert mean <= ceiling + 1e-6
     assert variance >= 0
     assert gap >= 0
-    assert all(math.isfinite(each) for each in (mean, variance, gap))
+    assert all(math.isfinite(each) for each in (mean, variance, third, gap))
 
 
 # The tail
@@ -152,7 +151,7 @@ def test_who_has_lasted_long_will_last_long():
     assert tail.beyond(10, 10_000) == tail.beyond(100, 10_000)
     # Without an end it would be three times as long as it is.
     assert 2 * 200 < tail.beyond(200, 10_000)[0] < 3 * 200
-    assert tail.beyond(400, 300) == (300, 0)
+    assert tail.beyond(400, 300) == (300, 0, 0)
 
 
 @pytest.mark.parametrize("index", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])

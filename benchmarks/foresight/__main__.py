@@ -1,4 +1,4 @@
-"""``python -m benchmarks.foresight [--seeds 20] [--rules …] [--only WORD] [--budget N] [TRACE.csv …]``.
+"""``python -m benchmarks.foresight [--seeds 20] [--rules …] [--only WORD] [--budget N] [--at-once 256] [TRACE.csv …]``.
 
 For each trace and each distribution: how many ceilings the budget is worth, the time to 95 % of it
 against one who knows every cost beforehand, how often and how far it was overspent.
@@ -39,7 +39,9 @@ def worlds(traces: list[Path], only: str) -> dict[str, object]:
             of_trace(path, seed), jitter=0.25, seed=seed
         )
     for name in MADE_UP:
-        found[name] = lambda seed, name=name: as_calls(made_up(name, seed))
+        found[name] = lambda seed, name=name: as_calls(
+            made_up(name, seed), new_job=name.startswith("a new job")
+        )
     return {name: make for name, make in found.items() if only in name}
 
 
@@ -67,13 +69,17 @@ def main() -> None:
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=ALL)
     parser.add_argument("--only", default="")
     parser.add_argument("--budget", type=float, help="in ceilings; default: 60 % of all costs")
+    parser.add_argument("--at-once", type=int, default=256)
     options = parser.parse_args()
     print(
         "what                                     rule        ceilings  to 95 %   worst   over > 0.2 %  most over  used"
     )
     for name, make in worlds(options.traces, options.only).items():
         for rule in options.rules:
-            told = [one(make, seed, rule, options.budget) for seed in range(1, options.seeds + 1)]
+            told = [
+                one(make, seed, rule, options.budget, options.at_once)
+                for seed in range(1, options.seeds + 1)
+            ]
             worth, ratios, overs, used = (list(each) for each in zip(*told, strict=True))
             print(
                 f"{name:40} {rule:11} {mean(worth):8.0f}  {mean(ratios):7.2f} {max(ratios):7.2f}"
@@ -83,13 +89,15 @@ def main() -> None:
             )
 
 
-def one(make: object, seed: int, rule: str, budget: float | None) -> tuple[float, ...]:
+def one(
+    make: object, seed: int, rule: str, budget: float | None, at_once: int = 256
+) -> tuple[float, ...]:
     """One run: what the budget is worth, the ratio, how far it was overspent, and used."""
     calls = make(seed)  # type: ignore[operator]
     ceiling = mean(call.ceiling for call in calls)
     limit = round(SHARE * sum(call.cost for call in calls) if budget is None else budget * ceiling)
-    ideal = simulate(calls, limit, Rule())
-    ran = simulate(calls, limit, rule_of(rule, calls))
+    ideal = simulate(calls, limit, Rule(), at_once)
+    ran = simulate(calls, limit, rule_of(rule, calls), at_once)
     return limit / ceiling, ran.at_95_ms / ideal.at_95_ms, ran.over, ran.used
 
 

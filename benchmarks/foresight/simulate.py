@@ -15,7 +15,7 @@ from benchmarks.foresight.lengths import Call
 from scheduler.foresight import Flight, Histories, Pool, Risk
 
 DEPTH, MOST_PASSED = 100, 32  # as the scheduler's own plan looks past who does not fit
-KIND = ("m", "")
+MODEL = "m"
 
 
 class Ran(NamedTuple):
@@ -129,7 +129,7 @@ class Foreseen(Rule):
         self.histories = Histories()
         self.pool = Pool(self.risk, 0, self.histories)
         for call in self._earlier:
-            flight = Flight(KIND, -call.took_ms, (call.ceiling, 0))
+            flight = Flight((MODEL, call.job), -call.took_ms, (call.ceiling, 0))
             self.histories.learn(flight, 0, (call.cost, 0))
 
     def counts(self, call: Call) -> int:
@@ -141,18 +141,18 @@ class Foreseen(Rule):
         left, ceilings = self.limit - self.spent, self.promised + call.ceiling
         if ceilings > self.risk.stretch * left:
             return False
-        _, kept = self.pool.kept(now_ms, -(10**12), KIND, call.ceiling)
+        _, kept = self.pool.kept(now_ms, -(10**12), (MODEL, call.job), call.ceiling)
         return kept <= left
 
     def enter(self, now_ms: int, id: int, call: Call) -> None:
         super().enter(now_ms, id, call)
-        self.pool.enter(id, Flight(KIND, now_ms, (call.ceiling, 0)))
+        self.pool.enter(id, Flight((MODEL, call.job), now_ms, (call.ceiling, 0)))
         if self._is_blind:
             self.histories.forget_flights()
 
     def leave(self, now_ms: int, id: int, call: Call) -> None:
         super().leave(now_ms, id, call)
-        flight = Flight(KIND, now_ms - call.took_ms, (call.ceiling, 0))
+        flight = Flight((MODEL, call.job), now_ms - call.took_ms, (call.ceiling, 0))
         if self._is_blind:
             self.histories.learn(flight, now_ms, (call.cost, 0))
         self.pool.leave(id, now_ms, (call.cost, 0))

@@ -3,6 +3,11 @@
     kept = the smaller of     the sum of all ceilings
            and                expected + sigmas · deviation + pad · the largest gap
 
+The deviation has three parts: how far calls differ from each other; how far what is expected of a
+kind may be wrong, which is common to all of it; and that of n calls none may have been of a sort that
+will come now: there may be UNSEEN / n of these, at their ceilings. So one does not go from a few calls
+to hundreds at once.
+
 A call is let in if what is spent and what is kept, it included, are within the limit, and
 
     the sum of all ceilings ≤ stretch · what is left
@@ -19,9 +24,11 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from scheduler.foresight.risk import Risk
-from scheduler.foresight.survival import Amounts, Curve, History
+from scheduler.foresight.survival import Amounts, Curve, History, Outlook
 
 MOST_KINDS = 1_000
+UNSEEN = 2  # so many of n calls may be unlike all that were seen; that is one deviation
+MOST_SKEW = 2.0
 STALE_MS = 100  # at most so long many calls are not added up anew, since all that is a guess
 
 Kind = tuple[str, Hashable]  # of calls that cost alike: model, job
@@ -40,8 +47,10 @@ class Histories:
 
     def __init__(self) -> None:
         self._histories: dict[Kind, History] = {}
+        self._of_models: dict[str, History] = {}
         self.count = 0  # of what was learned
         self._flights: dict[Kind, dict[int, int]] = {}
+        self._lent: dict[tuple[Kind, int], tuple[int, Curve]] = {}
 
     def forget_flights(self) -> None:
         """Whoever is under way is told anew."""
@@ -71,27 +80,80 @@ class Histories:
     def learn(self, flight: Flight, ended_at_ms: int, costs: Amounts) -> None:
         """What a call took and cost."""
         self.count += 1
-        history = self._histories.pop(flight.kind, None) or History()
-        self._histories[flight.kind] = history  # the last that anything was learned of
-        history.learn(flight.made_at_ms, ended_at_ms, costs, flight.ceilings)
+        kind, made_at_ms = flight.kind, flight.made_at_ms
+        history = self._histories.pop(kind, None) or History()
+        self._histories[kind] = history  # the last that anything was learned of
+        history.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
+        of_model = self._of_models.pop(kind[0], None) or History()
+        self._of_models[kind[0]] = of_model
+        of_model.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
         if len(self._histories) > MOST_KINDS:
             del self._histories[next(iter(self._histories))]
+        if len(self._of_models) > MOST_KINDS:
+            del self._of_models[next(iter(self._of_models))]
 
     def curve(self, kind: Kind, unit: int, warm: int, now_ms: int) -> Curve | None:
-        """What is to be expected of a kind; None: too little is known."""
+        """What is to be expected of a kind; None: too little is known.
+
+        Of one that is new it is what is known of its model's others, with more doubt.
+        """
         history = self._histories.get(kind)
-        if history is None or len(history) < warm:
+        under_way = self._flights.get(kind, {}).values()
+        if history is not None and len(history) >= warm:
+            return history.curve(unit, under_way, now_ms)
+        of_model = self._of_models.get(kind[0])
+        if of_model is None or len(of_model) < warm:
             return None
-        return history.curve(unit, self._flights.get(kind, {}).values(), now_ms)
+        as_of, curve = self._lent.get((kind, unit), (0, None))
+        if curve is None or self.count != as_of:
+            model = of_model.curve(unit, self._under_way(kind[0]), now_ms)
+            own = history or History()
+            times = own.stretch(model, under_way, now_ms)
+            curve = model.lent(times, own.ripe(model.ripe_ms, under_way, now_ms))
+            if len(self._lent) > MOST_KINDS:
+                self._lent.clear()
+            self._lent[kind, unit] = self.count, curve
+        return curve
+
+    def _under_way(self, model: str) -> list[int]:
+        """When those of a model began that have not ended."""
+        return [
+            ms for kind, flights in self._flights.items() if kind[0] == model for ms in flights.values()
+        ]  # fmt: skip
 
 
 class _Sum:
     """What calls of one kind add up to."""
 
-    __slots__ = ("count", "variance")
+    __slots__ = ("count", "gap", "mean", "third", "variance")
 
     def __init__(self) -> None:
-        self.count, self.variance = 0, 0.0
+        self.count, self.mean, self.variance, self.third, self.gap = 0, 0.0, 0.0, 0.0, 0.0
+
+    def add(self, outlook: Outlook) -> None:
+        """One call more."""
+        self.count += 1
+        self.mean += outlook.mean
+        self.variance += outlook.variance
+        self.third += outlook.third
+        self.gap = max(self.gap, outlook.gap)
+
+    def remove(self, outlook: Outlook) -> None:
+        """One has ended; the largest gap stays."""
+        self.count -= 1
+        self.mean -= outlook.mean
+        self.third -= outlook.third
+        self.variance = max(0.0, self.variance - outlook.variance) if self.count else 0.0
+
+    def spread(self, curve: Curve, more: Outlook | None = None) -> float:
+        """The variance of what they cost together, and one more of them, and of what is expected."""
+        count, mean, variance, gap = self.count, self.mean, self.variance, self.gap
+        if more is not None:
+            count, mean, variance = count + 1, mean + more.mean, variance + more.variance
+            gap = max(gap, more.gap)
+        unseen = UNSEEN * count * gap / (curve.ripe + 1)
+        common = curve.apart * mean
+        return variance * (1 + count / curve.count) + unseen * unseen + common * common
 
 
 class Load:
@@ -102,59 +164,58 @@ class Load:
     def __init__(self) -> None:
         self.ceilings, self.mean, self.gap = 0, 0.0, 0.0
         self._sums: dict[Kind, tuple[Curve, _Sum]] = {}
-        self._shares: dict[int, tuple[Kind | None, int, float, float]] = {}
+        self._shares: dict[int, tuple[Kind | None, int, Outlook]] = {}
 
     def add(self, id: int, kind: Kind, curve: Curve | None, age_ms: int, ceiling: int) -> None:
         """One call more."""
         self.ceilings += ceiling
         if curve is None:
             self.mean += ceiling
-            self._shares[id] = None, ceiling, ceiling, 0.0
+            self._shares[id] = None, ceiling, Outlook(ceiling, 0.0, 0.0, 0.0)
             return
-        mean, variance, gap = curve.outlook(age_ms, ceiling)
-        self.mean += mean
-        if gap > self.gap:
-            self.gap = gap
+        outlook = curve.outlook(age_ms, ceiling)
+        self.mean += outlook.mean
+        self.gap = max(self.gap, outlook.gap)
         found = self._sums.get(kind)
         if found is None:
             found = self._sums[kind] = curve, _Sum()
-        found[1].count += 1
-        found[1].variance += variance
-        self._shares[id] = kind, ceiling, mean, variance
+        found[1].add(outlook)
+        self._shares[id] = kind, ceiling, outlook
 
     def remove(self, id: int) -> None:
-        """One that was added has ended; the largest gap stays."""
+        """One that was added has ended."""
         share = self._shares.pop(id, None)
         if share is None:
             return  # it did not count any more
-        kind, ceiling, mean, variance = share
+        kind, ceiling, outlook = share
         self.ceilings -= ceiling
-        self.mean -= mean
+        self.mean -= outlook.mean
         if kind is not None:
-            total = self._sums[kind][1]
-            total.count -= 1
-            total.variance = max(0.0, total.variance - variance) if total.count else 0.0
+            self._sums[kind][1].remove(outlook)
 
     def kept(
         self, risk: Risk, kind: Kind | None = None, curve: Curve | None = None, ceiling: int = 0
     ) -> int:
         """What has to be kept for them, and for one more that begins."""
-        ceilings, mean, gap, more = self.ceilings + ceiling, self.mean, self.gap, 0.0
-        if curve is None:
-            mean += ceiling
-        else:
-            expected, more, its_gap = curve.outlook(0, ceiling)
-            mean, gap = mean + expected, max(gap, its_gap)
-        variance, is_met = 0.0, False
-        for each, (its, total) in self._sums.items():
-            # An error in what is expected is common to all of a kind.
-            is_its = each == kind
-            is_met |= is_its
-            new = total.variance + more if is_its else total.variance
-            variance += new * (1 + (total.count + is_its) / its.count)
-        if curve is not None and not is_met:
-            variance += more * (1 + 1 / curve.count)
-        return min(ceilings, math.ceil(mean + risk.sigmas * math.sqrt(variance) + risk.pad * gap))
+        more = None if curve is None else curve.outlook(0, ceiling)
+        mean = self.mean + (ceiling if more is None else more.mean)
+        gap = self.gap if more is None else max(self.gap, more.gap)
+        # An error in what is expected is common to all of a kind, and to that alone.
+        variance = sum(
+            total.spread(its, more if each == kind else None)
+            for each, (its, total) in self._sums.items()
+        )
+        third = sum(total.third for _, total in self._sums.values())
+        if curve is not None and more is not None:
+            third += more.third
+            if kind not in self._sums:
+                variance += _Sum().spread(curve, more)
+        deviation = math.sqrt(variance)
+        # Sums of few are skewed as those are that they consist of (Cornish and Fisher).
+        skew = max(0.0, min(MOST_SKEW, third / deviation**3)) if deviation > 0 else 0.0
+        sigmas = risk.sigmas + skew * max(0.0, risk.sigmas**2 - 1) / 6
+        needed = math.ceil(mean + sigmas * deviation + risk.pad * gap)
+        return min(self.ceilings + ceiling, needed)
 
 
 class Pool:

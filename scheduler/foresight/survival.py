@@ -3,13 +3,14 @@
 Who looks only at calls that have ended learns too little of them: of calls that began together the
 cheapest end first. So a call that is under way counts as one of which it is known that it takes
 longer than it has so far (Kaplan and Meier), and one that began before the oldest that is still
-remembered counts from the age that it had then (left truncation). One more call counts that never ends: after n calls the next one is the
-longest of all in one case of n + 1. What calls cost that nobody has outlived yet is guessed (`tail`),
-where there is reason to; else they count at their ceilings.
+remembered counts from the age that it had then (left truncation). One more call counts that never
+ends: after n calls the next one is the longest of all in one case of n + 1. What calls cost that nobody
+has outlived yet is guessed (`tail`), where there is reason to; else they count at their ceilings. And
+where calls begun lately last longer than those before them, all is expected to go on like that (`drift`).
 
 Part of a ceiling may be known for sure, as what a prompt costs. So not the cost is learned but what
 it is beyond a share of the ceiling, and that share, by least squares. Where all ceilings are the
-same it is zero.
+same it is zero. What a ceiling is beyond the largest that was seen counts in full.
 
 >>> history = History()
 >>> for took_ms in range(1, 101):
@@ -26,16 +27,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from scheduler.foresight.tail import Tail, find_tail
+from scheduler.foresight import drift
+from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
-RING = 256  # calls that are remembered
+MEMORY = 1024  # calls that are remembered, and
+RING = 256  # of them those by which one goes
 REBUILD = 16  # of these so many new ones, before they are looked at anew
+ANEW = 64  # and so many, before those before them are
 FEW = 3  # of so many that took longer nothing is concluded
+RIPE = 0.9  # at an age by which so many have ended it shows whether a call is a usual one
+MOST_RIPE = 4096
+APART = 0.5  # jobs of one model differ by so much of their mean, as far as one knows
 
 Amounts = tuple[int, int]  # nano-dollars, tokens
+Tells = tuple[Moments, float]  # what it costs, and the gap
 
 
 class Seen(NamedTuple):
@@ -48,7 +56,7 @@ class Seen(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What one call will have cost.
+    """What one call will have cost: the mean, the variance, the third moment about the mean.
 
     Attributes:
         gap: How far its ceiling is above what it costs if it ends as others did.
@@ -56,6 +64,7 @@ class Outlook(NamedTuple):
 
     mean: float
     variance: float
+    third: float
     gap: float
 
 
@@ -65,39 +74,94 @@ class Curve:
     Args:
         slope: The share of a ceiling that is spent in any case.
         took_ms: When calls ended, in order.
-        beyond: For each position: of those from there on, the mean cost beyond that share, its
-            variance, and the part of them that has not ended yet.
+        hazards: For each position: how many had to be expected to end before it, of one call.
+        beyond: For each position: of those from there on, what they cost beyond that share, and
+            the part of them that has not ended yet.
         tail: What these cost; None: their ceilings.
+        least: The least that any cost beyond that share.
+        widest: The largest of their ceilings.
 
     Attributes:
         count: Calls it was learned from.
+        ripe: Calls of which it is known whether they are usual ones.
+        apart: By what part of its mean all may differ together: it was learned from others.
     """
 
-    __slots__ = ("_beyond", "_tail", "_took_ms", "count", "slope")
+    __slots__ = (
+        "_before", "_beyond", "_hazards", "_least", "_stretch", "_tail", "_took_ms", "_widest", "apart",
+        "count", "ripe", "slope",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        slope: float,
-        took_ms: Sequence[int],
-        beyond: Sequence[tuple[float, float, float]],
-        tail: Tail | None,
-    ) -> None:
-        self.slope, self.count = slope, len(took_ms)
-        self._took_ms, self._beyond, self._tail = took_ms, beyond, tail
+        self, slope: float, took_ms: Sequence[int], hazards: Sequence[float],
+        beyond: Sequence[tuple[Moments, float]], tail: Tail | None, least: float, widest: int,
+    ) -> None:  # fmt: skip
+        self.slope, self.count, self.ripe = slope, len(took_ms), len(took_ms)
+        self._took_ms, self._hazards, self._beyond, self._tail = took_ms, hazards, beyond, tail
+        self._least, self._widest, self.apart = least, widest, 0.0
+        self._before: Curve = self
+        self._stretch = 1.0
 
     def outlook(self, age_ms: int, ceiling: int) -> Outlook:
         """What to expect of a call that has lasted so long."""
-        extra, variance, rest = self._beyond[bisect_right(self._took_ms, age_ms)]
-        free = ceiling - self.slope * ceiling  # what may be spent beyond what is in any case
-        late, late_variance = free, 0.0
-        if self._tail is not None:
-            late, late_variance = self._tail.beyond(age_ms, free)
-        mean = extra + rest * (late - extra)
-        if mean >= free:
-            return Outlook(float(ceiling), 0.0, 0.0)
-        ends, apart = 1 - rest, late - extra
-        spread = ends * variance + rest * late_variance + ends * rest * apart * apart
-        return Outlook(max(0.0, ceiling - free + mean), spread, free - (extra if ends else late))
+        cost, gap = self._tells(age_ms, ceiling, 1.0)
+        if self._stretch > 1:
+            more, its_gap = self._before._tells(age_ms, ceiling, self._stretch)
+            if more[0] > cost[0]:
+                cost, gap = more, its_gap
+        if cost[0] >= ceiling:
+            return Outlook(float(ceiling), 0.0, 0.0, 0.0)
+        return Outlook(max(0.0, cost[0]), cost[1], cost[2], gap)
+
+    def _tells(self, age_ms: float, ceiling: int, times: float) -> Tells:
+        """The same if all took so many times as long, and cost as much more beyond the cheapest."""
+        seen = min(ceiling, self._widest)
+        free = seen - self.slope * seen  # what may be spent beyond what is in any case
+        if times == 1:
+            (mean, variance, third), gap = self._extra(age_ms, free)
+        else:
+            least = min(self._least, free)
+            (mean, variance, third), gap = self._extra(
+                age_ms / times, least + (free - least) / times
+            )
+            mean, gap = least + times * (mean - least), times * gap
+            variance, third = times**2 * variance, times**3 * third
+        return (ceiling - free + mean, variance, third), gap
+
+    def _extra(self, age_ms: float, free: float) -> Tells:
+        ended, rest = self._beyond[bisect_right(self._took_ms, age_ms)]
+        late = (free, 0.0, 0.0) if self._tail is None else self._tail.beyond(age_ms, free)
+        cost = mixed(ended, late, rest)
+        if cost[0] >= free:
+            return (free, 0.0, 0.0), 0.0
+        return cost, free - (ended[0] if rest < 1 else late[0])
+
+    def hazard(self, age_ms: float) -> float:
+        """How many ends had to be expected of one call by that age, if it began anew at each."""
+        return self._hazards[bisect_right(self._took_ms, age_ms)]
+
+    @property
+    def ripe_ms(self) -> int:
+        """At that age it shows whether a call is a usual one."""
+        return self._took_ms[int(RIPE * len(self._took_ms))]
+
+    def doubt(self, before: Curve, times: float) -> None:
+        """Expect no less than another one does, if all took so many times as long as that says."""
+        self._before, self._stretch = before, times
+
+    def lent(self, times: float, ripe: int) -> Curve:
+        """The same for others of which little is known but that they last so many times as long.
+
+        Args:
+            times: 1: not even that.
+            ripe: Of so many of them it is known whether they are usual ones.
+        """
+        curve = Curve(
+            self.slope, self._took_ms, self._hazards, self._beyond, self._tail, self._least, self._widest
+        )  # fmt: skip
+        curve.ripe, curve.apart = self.ripe, (1 / APART**2 + ripe) ** -0.5
+        curve.doubt(self, times)
+        return curve
 
 
 class History:
@@ -108,27 +172,28 @@ class History:
         count: How many were learned of, ever.
     """
 
-    __slots__ = ("_curves", "_seen", "count", "since_ms")
+    __slots__ = ("_curves", "_earlier", "_seen", "count", "since_ms")
 
     def __init__(self) -> None:
         self._seen: deque[Seen] = deque()
         self.since_ms: int | None = None
         self.count = 0
         self._curves: dict[int, tuple[int, Curve]] = {}
+        self._earlier: dict[int, tuple[int, int, Curve]] = {}
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def learn(self, made_at_ms: int, ended_at_ms: int, costs: Amounts, ceilings: Amounts) -> None:
         """A call ended; told in that order."""
-        if len(self._seen) >= RING:
+        if len(self._seen) >= MEMORY:
             oldest = self._seen.popleft()
             self.since_ms = oldest.made_at_ms + oldest.took_ms
         took_ms = max(0, ended_at_ms - made_at_ms)
         self._seen.append(Seen(made_at_ms, took_ms, costs, ceilings))
         self.count += 1
 
-    def curve(self, unit: int, under_way: Iterable[int], now_ms: int) -> Curve:
+    def curve(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
         """What is to be expected now; anew after some more have ended.
 
         Args:
@@ -138,9 +203,60 @@ class History:
         """
         built, curve = self._curves.get(unit, (0, None))
         if curve is None or self.count - built >= max(1, min(REBUILD, len(self) // REBUILD)):
-            curve = estimate(self._seen, under_way, self.since_ms, now_ms, unit)
+            curve = self._look(unit, under_way, now_ms)
             self._curves[unit] = self.count, curve
         return curve
+
+    def _look(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
+        seen, since_ms = list(self._seen), self.since_ms
+        last = seen[-RING:]
+        if len(seen) > RING:
+            since_ms = seen[-RING - 1].made_at_ms + seen[-RING - 1].took_ms
+        curve = estimate(last, under_way, since_ms, now_ms, unit)
+        unripe_ms = now_ms - curve.ripe_ms
+        young = sum(each.made_at_ms > unripe_ms for each in seen)
+        curve.ripe = min(MOST_RIPE, self.count - young + sum(ms <= unripe_ms for ms in under_way))
+        before = self._before(seen, unit, under_way, now_ms)
+        if before is not None:
+            from_ms, earlier = before
+            curve.doubt(earlier, self.stretch(earlier, under_way, now_ms, from_ms))
+        return curve
+
+    def _before(
+        self, seen: Sequence[Seen], unit: int, under_way: Collection[int], now_ms: int
+    ) -> tuple[int, Curve] | None:
+        """What calls told that began before the last ones, and when these began."""
+        built, from_ms, earlier = self._earlier.get(unit, (0, 0, None))
+        if earlier is not None and self.count - built < min(ANEW, len(self) // REBUILD):
+            return from_ms, earlier
+        begun_ms = sorted((*(each.made_at_ms for each in seen), *under_way))
+        lately = min(drift.LATELY, len(begun_ms) - drift.FEWEST_BEFORE)
+        if lately <= 0:
+            return None
+        from_ms = begun_ms[-lately]
+        old = [each for each in seen if each.made_at_ms < from_ms]
+        if len(old) < drift.FEWEST_BEFORE:
+            return None
+        earlier = estimate(
+            old, [ms for ms in under_way if ms < from_ms], self.since_ms, now_ms, unit
+        )
+        self._earlier[unit] = self.count, from_ms, earlier
+        return from_ms, earlier
+
+    def stretch(
+        self, earlier: Curve, under_way: Iterable[int], now_ms: int, from_ms: int = 0
+    ) -> float:
+        """How many times as long calls last as others told, at least; of those begun since."""
+        took_ms = [each.took_ms for each in self._seen if each.made_at_ms >= from_ms]
+        ages_ms = [max(0, now_ms - ms) for ms in under_way if ms >= from_ms]
+        return drift.stretch(earlier, took_ms + ages_ms, len(took_ms))
+
+    def ripe(self, age_ms: int, under_way: Iterable[int], now_ms: int) -> int:
+        """How many, of those remembered or under way, began so long ago."""
+        from_ms = now_ms - age_ms
+        return sum(each.made_at_ms <= from_ms for each in self._seen) + sum(
+            ms <= from_ms for ms in under_way
+        )
 
 
 def estimate(
@@ -159,15 +275,18 @@ def estimate(
     joins = [] if since_ms is None else sorted(
         since_ms - at_ms for at_ms, _ in begun_ms if at_ms < since_ms
     )  # fmt: skip
-    weights, rest = _weigh([took_ms for took_ms, _ in ends], joins, leaves)
+    took_ms = [each[0] for each in ends]
+    weights, hazards, rest = _weigh(took_ms, joins, leaves)
     tail = find_tail(ends, begun_ms, since_ms)
-    return Curve(slope, [each[0] for each in ends], _sum_up(ends, weights, rest), tail)
+    least = min((each[1] for each in ends), default=0.0)
+    widest = max((each.ceilings[unit] for each in seen), default=0)
+    return Curve(slope, took_ms, hazards, _sum_up(ends, weights, rest), tail, least, widest)
 
 
 def _weigh(
     took_ms: Sequence[int], joins: Sequence[int], leaves: Sequence[int]
-) -> tuple[list[float], float]:
-    """The weight of each end, in order, and that of what has not ended.
+) -> tuple[list[float], list[float], float]:
+    """The weight of each end, in order, the hazard before each, and the weight of what has not ended.
 
     Args:
         took_ms: At what age calls ended.
@@ -175,6 +294,7 @@ def _weigh(
         leaves: At what age each ended, or was last looked at.
     """
     weights: list[float] = []
+    hazards, hazard = [0.0], 0.0
     survives, joined, left, position = 1.0, 0, 0, 0
     absent = len(joins)
     while position < len(took_ms):
@@ -189,28 +309,33 @@ def _weigh(
         at_risk = max(ties, len(leaves) - left - (absent - joined)) + 1
         weights += [survives / at_risk] * ties
         survives *= 1 - ties / at_risk
+        hazard += ties / at_risk
+        hazards += [hazard] * ties
         position += ties
-    return weights, survives
+    return weights, hazards, survives
 
 
 def _sum_up(
     ends: Sequence[tuple[int, float]], weights: Sequence[float], rest: float
-) -> list[tuple[float, float, float]]:
-    """For each position what follows it, up to the end."""
+) -> list[tuple[Moments, float]]:
+    """For each position what follows it, up to the end, and the part that has not ended by then."""
     middle = sum(extra for _, extra in ends) / max(1, len(ends))  # else squares lose their digits
-    found = [(0.0, 0.0, 1.0)]
-    mass = first = second = 0.0
+    nothing = (0.0, 0.0, 0.0), 1.0
+    found: list[tuple[Moments, float]] = [nothing]
+    mass = first = second = third = 0.0
     for after, ((_, extra), weight) in enumerate(
         zip(reversed(ends), reversed(weights), strict=True), start=1
     ):
+        off = extra - middle
         mass += weight
-        first += weight * (extra - middle)
-        second += weight * (extra - middle) ** 2
+        first += weight * off
+        second += weight * off * off
+        third += weight * off * off * off
         if after < FEW or mass <= 0:
-            found.append((0.0, 0.0, 1.0))
+            found.append(nothing)
             continue
         mean = first / mass
-        found.append((middle + mean, max(0.0, second / mass - mean * mean), rest / (mass + rest)))
+        found.append((central(middle, mean, second / mass, third / mass), rest / (mass + rest)))
     found.reverse()
     return found
 

@@ -24,7 +24,25 @@ CAUTION = 1.0  # standard deviations
 TRUSTED = 0.2  # what is as likely as that, or more, is believed
 FITS = 0.5  # of the variance of costs has to be explained by time
 
-Known = tuple[float, float]  # the mean, and the variance
+Moments = tuple[float, float, float]  # the mean, the variance, the third about the mean
+
+
+def central(base: float, first: float, second: float, third: float) -> Moments:
+    """Moments about the mean, from those about a base."""
+    variance = second - first * first
+    return base + first, max(0.0, variance), third - 3 * first * variance - first * first * first
+
+
+def mixed(one: Moments, other: Moments, share: float) -> Moments:
+    """Of what is the one, or with that probability the other."""
+    apart = other[0] - one[0]
+    up, down = (1 - share) * apart, -share * apart
+    return (
+        one[0] + share * apart,
+        (1 - share) * (one[1] + down * down) + share * (other[1] + up * up),
+        (1 - share) * (one[2] + 3 * one[1] * down + down * down * down)
+        + share * (other[2] + 3 * other[1] * up + up * up * up),
+    )
 
 
 class Tail:
@@ -45,9 +63,9 @@ class Tail:
     ) -> None:
         self._index, self._at_once, self._rate = index, at_once, rate
         self._trust, self._last_ms = trust, max(1, last_ms)
-        self._first: dict[float, Known] = {}  # of those that are younger, by their ceiling
+        self._first: dict[float, Moments] = {}  # of those that are younger, by their ceiling
 
-    def beyond(self, age_ms: int, ceiling: float) -> Known:
+    def beyond(self, age_ms: float, ceiling: float) -> Moments:
         """What one will cost that lasts longer than the longest, and than its age."""
         if age_ms > self._last_ms:
             return self._guess(age_ms, ceiling)
@@ -56,16 +74,14 @@ class Tail:
             known = self._first[ceiling] = self._guess(self._last_ms, ceiling)
         return known
 
-    def _guess(self, age_ms: int, ceiling: float) -> Known:
+    def _guess(self, age_ms: float, ceiling: float) -> Moments:
         most_ms = (ceiling - self._at_once) / self._rate
         if most_ms <= age_ms:
-            return ceiling, 0.0
-        first = age_ms * self._moment(1, age_ms / most_ms)
-        second = age_ms * age_ms * self._moment(2, age_ms / most_ms)
-        mean = min(ceiling, self._at_once + self._rate * first)
-        variance = self._rate * self._rate * max(0.0, second - first * first)
-        trust, gap = self._trust, ceiling - mean
-        return ceiling - trust * gap, trust * variance + trust * (1 - trust) * gap * gap
+            return ceiling, 0.0, 0.0
+        one, two, three = (self._moment(power, age_ms / most_ms) for power in (1, 2, 3))
+        cost = self._rate * age_ms
+        told = central(self._at_once, cost * one, cost**2 * two, cost**3 * three)
+        return mixed((min(ceiling, told[0]), *told[1:]), (ceiling, 0.0, 0.0), 1 - self._trust)
 
     def _moment(self, power: int, part: float) -> float:
         """Of the length in ages, cut off where the ceiling is reached, of which this is a part."""
