@@ -93,3 +93,42 @@ def test_the_program_in_the_page_on_providers_runs():
     )
 
     assert done.returncode == 0, done.stderr
+
+
+OBSERVING = (ROOT / "docs" / "observability.md").read_text()
+
+
+def test_the_program_in_the_page_on_watching_prints_what_stands_below_it(tmp_path):
+    ((program, output),) = re.findall(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", OBSERVING, re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
+    )  # fmt: skip
+
+    assert done.stdout == output, done.stderr
+
+
+def test_the_webhooks_of_that_page_are_taken(tmp_path, monkeypatch):
+    from scheduler.config import load_config
+    from scheduler.telemetry.hooks import configured
+    from scheduler.telemetry.news import KINDS
+
+    monkeypatch.setenv("OPS_WEBHOOK_SECRET", "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", "https://hooks.slack.com/services/T/B/x")
+    (text,) = re.findall(r"```toml\n(.*?)```", OBSERVING, re.DOTALL)
+    path = tmp_path / "scheduler.toml"
+    path.write_text(text)
+
+    hooks = configured(load_config(path))
+
+    assert [each.name for each in hooks] == ["ops", "slack", "pager"]
+    assert set(re.findall(r"^\| `(\w+\.\w+)` \|", OBSERVING, re.MULTILINE)) == set(KINDS)
+
+
+def test_the_commands_and_files_of_that_page_exist():
+    for words in re.findall(r"^\$ scheduler (\w+)", OBSERVING, re.MULTILINE):
+        assert warm.run([sys.executable, "-m", "scheduler", words, "--help"]).returncode == 0
+    for target in re.findall(r"\]\((\.\./[^)]+)\)", OBSERVING):
+        assert (ROOT / "docs" / target).exists()

@@ -18,6 +18,7 @@ from scheduler.stores.base import Archive, Unknown
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.telemetry.prometheus import Metrics
 
 E_ = TypeVar("E_", bound="events.Event")
 
@@ -159,3 +160,14 @@ class BlockingGoverning:
     def on(self, kind: type[E_], callback: Callable[[E_], None]) -> Callable[[], None]:
         """Call `callback` with every event of a kind, in the scheduler's thread; see `events`."""
         return self.scheduler.on(kind, callback)
+
+    def metrics(self) -> Metrics:
+        """What Prometheus is told; see `Scheduler.metrics`. Its `text` and `app` may be awaited in
+        any loop.
+        """  # noqa: D205
+        found: Metrics = self._ask_there(self.scheduler.metrics)
+        return found
+
+    def webhook(self, url: str | None = None, **options: Any) -> None:
+        """Tell somebody what is new; see `Scheduler.webhook`."""
+        self._ask_there(partial(self.scheduler.webhook, url, **options))

@@ -76,14 +76,16 @@ class Herald:
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._look(is_last=True)
-                await self._tell_all()
-                if self._telling:
-                    await asyncio.wait(self._telling.values())
-        for task in self._telling.values():
-            task.cancel()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._look(is_last=True)
+                    await self._tell_all()
+                    if self._telling:
+                        await asyncio.wait(self._telling.values())
+        finally:  # what was not told is in the store, for the next process
+            for task in self._telling.values():
+                task.cancel()
 
     def _hear(self, event: object) -> None:
         if self._signal is not None:

@@ -245,3 +245,23 @@ async def test_the_store_is_looked_at_once_a_second_however_many_ask(monkeypatch
         await s.metrics().text()
 
     assert len(looks) == 1
+
+
+async def test_a_blocking_scheduler_tells_the_same_in_whatever_loop():
+    import scheduler
+
+    def use():
+        with scheduler.open(budgets="$1", providers=Bench()) as s:
+            metrics = s.metrics()
+            s.run(ask())
+            return read(asyncio.run(metrics.text())), read(generate_latest_of(metrics))
+
+    def generate_latest_of(metrics):
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        return generate_latest(registry)
+
+    for told in await asyncio.to_thread(use):
+        ended = key("scheduler_requests_total", budget="default", model="m", outcome="succeeded")
+        assert told[ended] == 1
+        assert told[key("scheduler_store_up")] == 1

@@ -397,3 +397,16 @@ async def test_nothing_secret_is_on_the_disk(endpoint, tmp_path):
 
     for file in tmp_path.iterdir():
         assert b"s3cr3t" not in file.read_bytes()
+
+
+async def test_a_blocking_scheduler_tells_too(endpoint):
+    import scheduler as package
+
+    def use():
+        with package.open(budgets=Budget("team", "$0.0000001/day"), providers=Bench()) as s:
+            s.webhook(endpoint.url, on=["budget.threshold"], thresholds=[50])
+            s.run(ask(cost=60))
+
+    await asyncio.to_thread(use)
+
+    assert len(endpoint.told) == 1
