@@ -99,6 +99,14 @@ def serve(
             "--allow-changes", help="Let its page change limits, too.", rich_help_panel=TELLING
         ),
     ] = False,
+    metrics: Annotated[
+        bool,
+        typer.Option(
+            "--metrics",
+            help="Tell Prometheus at /metrics, if it has a token.",
+            rich_help_panel=TELLING,
+        ),
+    ] = False,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -124,7 +132,7 @@ def serve(
     life = gateway_settings(
         sending, settings, host=host, port=port, hosts=tuple(allow_host or ()),
         max_hold_ms=parse_duration_ms(max_hold, "--max-hold"), page=store,
-        may_change=allow_changes, on_link=_tell_link,
+        may_change=allow_changes, metrics=metrics, on_link=_tell_link,
     )  # fmt: skip
     grace_s = parse_duration_ms(grace, "--grace") / 1000
     budgets = budgets_of(budget, risk, config)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.routing import BaseRoute
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
 
 from scheduler.errors import ConfigError
 from scheduler.providers.base import Provider
@@ -39,6 +42,7 @@ class Settings:
             other was made.
         page: What the page that shows its store calls that. Empty: there is no page.
         may_change: Whether that page changes limits, too.
+        metrics: Whether Prometheus is told at ``/metrics``, if it has a token.
         on_link: Told another link to the page when one was used.
     """
 
@@ -51,6 +55,7 @@ class Settings:
     own: Mapping[str, Any] | None = None
     page: str = ""
     may_change: bool = False
+    metrics: bool = False
     on_link: Callable[[str], None] = lambda link: None
 
 
@@ -86,13 +91,14 @@ async def open_gateway(
     """
     own, secret = await _own(scheduler, settings)
     at = bind(settings.host, settings.port)
+    tokens = Tokens(scheduler.store, own)
     gateway = Gateway(
-        scheduler, list(providers), Tokens(scheduler.store, own), max_hold_ms=settings.max_hold_ms,
+        scheduler, list(providers), tokens, max_hold_ms=settings.max_hold_ms,
         at_last=settings.at_last, is_meant=settings.is_meant,
     )  # fmt: skip
     keys = Keys(lambda: settings.on_link(_link(at, keys)))
     front = Front(
-        [*gateway.routes(), *_page(scheduler, settings, keys)], gateway.quick(), _names(settings),
+        [*gateway.routes(), *_page(scheduler, settings, keys), *_metrics(scheduler, settings, tokens)], gateway.quick(), _names(settings),
         any_address=not is_loopback(settings.host),
     )  # fmt: skip
     async with listening(front, at):
@@ -106,6 +112,22 @@ def _page(scheduler: Scheduler, settings: Settings, keys: Keys) -> list[BaseRout
         scheduler.store, settings.page, may_change=settings.may_change, now_ms=scheduler.now_ms
     )
     return page_routes(desk, keys, _names(settings))
+
+
+def _metrics(scheduler: Scheduler, settings: Settings, tokens: Tokens) -> list[BaseRoute]:
+    if not settings.metrics:
+        return []
+    metrics = scheduler.metrics()
+
+    async def answer(request: Request) -> Response:
+        how, _, secret = request.headers.get("authorization", "").partition(" ")
+        found = await tokens.find(secret, scheduler.now_ms(), time.monotonic())
+        if how.lower() != "bearer" or found is None:
+            said = "this needs a token of the gateway (scheduler token create prometheus)\n"
+            return PlainTextResponse(said, 401, {"www-authenticate": "Bearer"})
+        return Response(await metrics.text(), media_type=metrics.content_type)
+
+    return [Route("/metrics", answer)]
 
 
 def _link(at: socket.socket, keys: Keys) -> str:

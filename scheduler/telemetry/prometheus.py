@@ -56,7 +56,12 @@ class Metrics:
 
     Args:
         s: The scheduler.
+
+    Attributes:
+        content_type: Of its text, for the header of that name.
     """
+
+    content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, s: Shell) -> None:
         self._s = s

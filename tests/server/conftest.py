@@ -56,6 +56,7 @@ class Gateway:
     process: Any = None
     url: str = ""
     token: str = ""
+    page: str = ""
 
     def start(self) -> Gateway:
         words = [sys.executable, "-m", "scheduler", "serve", "--port", "0", "--json",
@@ -67,7 +68,7 @@ class Gateway:
         assert line, self.process.stderr.read()
         told = json.loads(line)
         assert "url" in told, told
-        self.url, self.token = told["url"], told["token"]
+        self.url, self.token, self.page = told["url"], told["token"], told["page"]
         return self
 
     @property
