@@ -16,7 +16,6 @@ from scheduler.cli.output import bar, clock_time, local
 from scheduler.cli.widths import GAP, cells, fitted, head, middle
 from scheduler.duration import format_duration
 from scheduler.guards.plain import one_line
-from scheduler.money import format_usd
 from scheduler.request import RequestState
 from scheduler.telemetry.picture import HOUR_MS, Picture, priority_word
 
@@ -159,26 +158,26 @@ def _top(picture: Picture, speed: Speed, width: int, keys: str) -> list[Line]:
         [Piece(text)]
         for text in fitted(pace, ["workers", "total", "since", "rate"], width).split("\n")
     ]
-    for text in _troubles(picture):
-        lines.append([Piece(head(text, width), BAD)])
+    for forms in _troubles(picture):
+        text = next((each for each in forms if cells(each) <= width), head(forms[-1], width))
+        lines.append([Piece(text, BAD)])
     return lines
 
 
-def _troubles(picture: Picture) -> list[str]:
-    """What somebody should look at."""
-    found, unknown = [], picture.unknown
+def _troubles(picture: Picture) -> list[tuple[str, ...]]:
+    """What somebody should look at, each in words from the longest to the shortest."""
+    found: list[tuple[str, ...]] = []
+    unknown = picture.unknown
     if unknown.attempts:
         ago = format_duration(max(0, picture.at_ms - unknown.oldest_at_ms))
-        what = "outcome" if unknown.attempts == 1 else "outcomes"
-        found.append(
-            f"unknown: {unknown.attempts:,} {what} {'holds' if unknown.attempts == 1 else 'hold'} "
-            f"{format_usd(unknown.nusd)}, the oldest for {ago} (scheduler resolve)"
-        )
-    found += [
-        f"unserved: {each.waiting:,} for {one_line(each.provider)}, by no live worker"
-        for each in picture.unserved
-    ]
-    found += [f"limited: {one_line(each.sentence)}" for each in picture.limited]
+        what, hold = ("outcome", "holds") if unknown.attempts == 1 else ("outcomes", "hold")
+        short = f"unknown: {unknown.attempts:,} {what} {hold} {short_usd(unknown.nusd)}"
+        longer = f"{short}, the oldest for {ago}"
+        found.append((f"{longer} (scheduler resolve)", longer, short))
+    for each in picture.unserved:
+        short = f"unserved: {each.waiting:,} for {one_line(each.provider)}"
+        found.append((f"{short}, by no live worker", short))
+    found += [(f"limited: {one_line(each.sentence)}",) for each in picture.limited]
     return found[:3]
 
 
