@@ -86,12 +86,20 @@ class DefaultsTable(_Strict):
     fallback: list[str] = Field(default_factory=list)
 
 
+class FairnessTable(_Strict):
+    """``[fairness]``: who shares with whom, and ``[fairness.weights]``."""
+
+    by: str | None = None
+    weights: dict[str, float] = Field(default_factory=dict)
+
+
 class _File(_Strict):
     store: str | None = Field(default=None, repr=False)
     store_env: str | None = None
     provider: dict[str, ProviderTable] = Field(default_factory=dict)
     route: dict[str, str] = Field(default_factory=dict)
     defaults: DefaultsTable = Field(default_factory=DefaultsTable)
+    fairness: FairnessTable = Field(default_factory=FairnessTable)
 
 
 @dataclass(slots=True)
@@ -110,6 +118,7 @@ class Config:
     tables: Mapping[str, ProviderTable] = field(default_factory=dict)
     routes: Mapping[str, str] = field(default_factory=dict)
     defaults: DefaultsTable = field(default_factory=DefaultsTable)
+    fairness: FairnessTable = field(default_factory=FairnessTable)
 
     def store_url(self) -> str | None:
         """Where queue and ledger live; None: it is not said.
@@ -169,7 +178,9 @@ def load_config(path: str | Path | None = None) -> Config:
     store = None if read.store is None else SecretStr(read.store)
     if store is not None and read.store_env is not None:
         raise ConfigError(f"{file}: store", "and store_env cannot both be set")
-    return Config(file, store, read.store_env, read.provider, read.route, read.defaults)
+    return Config(
+        file, store, read.store_env, read.provider, read.route, read.defaults, read.fairness
+    )
 
 
 def _read(file: Path) -> _File | ConfigError:
@@ -213,7 +224,7 @@ def _explain(exc: ValidationError, file: Path) -> ConfigError:
     problem = first["msg"]
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
-        tables = (ProviderTable, DefaultsTable, _File)
+        tables = (ProviderTable, DefaultsTable, FairnessTable, _File)
         known = {each for table in tables for each in table.model_fields}
         near = difflib.get_close_matches(name, known, 1, 0.6)
         problem = f"is not known{f'; is it {near[0]!r}?' if near else ''}"

@@ -32,9 +32,17 @@ from scheduler.money import decimal_usd, format_usd
 if TYPE_CHECKING:
     from scheduler.limits import GateStatus
     from scheduler.shortfall import Shortfall
-    from scheduler.stats import BudgetStatus, Counts, SpendRow, Unserved, WorkerStatus
+    from scheduler.stats import (
+        BudgetStatus,
+        Counts,
+        SpendRow,
+        TenantStatus,
+        Unserved,
+        WorkerStatus,
+    )
     from scheduler.stores.base import Store
 
+MOST_TENANTS = 8  # told one by one
 SAMPLE = 200  # parked requests looked at to tell why they wait
 REFRESH_S = 1.0
 SPEND_EVERY = 10  # refreshes; summing the spend reads every reservation
@@ -53,6 +61,7 @@ class Picture:
     spend: tuple[SpendRow, ...]
     workers: tuple[WorkerStatus, ...] = ()
     unserved: tuple[Unserved, ...] = ()
+    tenants: tuple[TenantStatus, ...] = ()
 
 
 def register(app: typer.Typer) -> None:
@@ -109,6 +118,7 @@ async def look(
         spend=tuple(await store.spend("model") if spend is None else spend),
         workers=tuple(await store.workers(at_ms)),
         unserved=tuple(await store.unserved(at_ms, job)),
+        tenants=tuple(await store.tenants(at_ms)),
     )
 
 
@@ -147,6 +157,14 @@ def status_row(picture: Picture) -> dict[str, Any]:
         ],
         "workers": [worker_row(each) for each in picture.workers],
         "unserved": [unserved_row(each) for each in picture.unserved],
+        "tenants": [
+            {
+                "tenant": each.tenant,
+                "waiting": each.waiting,
+                "served_usd": decimal_usd(each.served_nusd),
+            }
+            for each in picture.tenants
+        ],
         "budgets": [row for budget in picture.budgets for row in budget_rows(budget)],
         "spend": {
             "attempts": sum(row.attempts for row in picture.spend),
@@ -238,6 +256,7 @@ def describe(picture: Picture, width: int | None = None) -> str:
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     lines += [f"unserved  {unserved_sentence(each, store)}" for each in picture.unserved]
+    lines += _tenant_lines(picture.tenants)
     if picture.budgets:
         table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
@@ -245,6 +264,23 @@ def describe(picture: Picture, width: int | None = None) -> str:
     if picture.workers:
         table += ["", *worker_table(picture.workers, picture.at_ms).split("\n")]
     return "\n".join([*facts(lines, width), *map(plain_line, table)])
+
+
+def _tenant_lines(tenants: Sequence[TenantStatus]) -> list[str]:
+    """What each was served in this hour and the one before, and how many wait."""
+    told = [
+        f"{each.tenant or '(no tag)'} {format_usd(each.served_nusd)}"
+        + (f" ({each.waiting:,} waiting)" if each.waiting else "")
+        for each in tenants[:MOST_TENANTS]
+    ]
+    if len(tenants) > MOST_TENANTS:
+        rest = tenants[MOST_TENANTS:]
+        waiting = sum(each.waiting for each in rest)
+        told.append(
+            f"{len(rest):,} more {format_usd(sum(each.served_nusd for each in rest))}"
+            + (f" ({waiting:,} waiting)" if waiting else "")
+        )
+    return [f"tenants   {', '.join(told)}, since an hour or two"] if told else []
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:
