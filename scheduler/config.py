@@ -103,6 +103,13 @@ class WebhookTable(_Strict):
     timeout: str | int | float = "10s"
 
 
+class FairnessTable(_Strict):
+    """``[fairness]``: who shares with whom, and ``[fairness.weights]``."""
+
+    by: str | None = None
+    weights: dict[str, float] = Field(default_factory=dict)
+
+
 class _File(_Strict):
     store: str | None = Field(default=None, repr=False)
     store_env: str | None = None
@@ -110,6 +117,7 @@ class _File(_Strict):
     route: dict[str, str] = Field(default_factory=dict)
     defaults: DefaultsTable = Field(default_factory=DefaultsTable)
     webhooks: list[WebhookTable] = Field(default_factory=list)
+    fairness: FairnessTable = Field(default_factory=FairnessTable)
 
 
 @dataclass(slots=True)
@@ -129,6 +137,7 @@ class Config:
     routes: Mapping[str, str] = field(default_factory=dict)
     defaults: DefaultsTable = field(default_factory=DefaultsTable)
     webhooks: Sequence[WebhookTable] = ()
+    fairness: FairnessTable = field(default_factory=FairnessTable)
 
     def store_url(self) -> str | None:
         """Where queue and ledger live; None: it is not said.
@@ -189,7 +198,14 @@ def load_config(path: str | Path | None = None) -> Config:
     if store is not None and read.store_env is not None:
         raise ConfigError(f"{file}: store", "and store_env cannot both be set")
     return Config(
-        file, store, read.store_env, read.provider, read.route, read.defaults, read.webhooks
+        file,
+        store,
+        read.store_env,
+        read.provider,
+        read.route,
+        read.defaults,
+        read.webhooks,
+        read.fairness,
     )
 
 
@@ -246,7 +262,7 @@ def _explain(exc: ValidationError, file: Path) -> ConfigError:
     problem = first["msg"]
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
-        tables = (ProviderTable, DefaultsTable, WebhookTable, _File)
+        tables = (ProviderTable, DefaultsTable, WebhookTable, FairnessTable, _File)
         known = {each for table in tables for each in table.model_fields}
         near = difflib.get_close_matches(name, known, 1, 0.6)
         problem = f"is not known{f'; is it {near[0]!r}?' if near else ''}"

@@ -318,3 +318,34 @@ def test_a_run_of_the_command_tells_it_itself_and_leaves_the_logger_as_it_was(to
     assert told() == []
     run(main())
     assert [level for level, _ in told()] == ["WARNING"]
+
+
+def test_whose_time_is_over_before_the_reset_hears_of_both_instants(told):
+    """It is not failed early: somebody may raise the limit."""
+
+    async def main():
+        async with opened("$0.0000001/day") as s:
+            await s.run(ask(ceiling=100, cost=100))
+            late, early = await parked(s, deadline="1h"), await parked(s, deadline="2d")
+            lack, midnight = late.parked, early.parked.resumes_at_ms
+            assert (lack.too_late_at_ms, early.parked.too_late_at_ms) == (late.expires_at_ms, None)
+            assert lack.resumes_at_ms == midnight > lack.too_late_at_ms
+            assert "resumes 2026-01-02 00:00:00 UTC" in late.notice
+            assert "Its own time is over before that, 2026-01-01 01:00:0" in late.notice
+            assert "own time" not in early.notice
+            assert not late.done()
+            await s.set_limit("team", "$0.000001")
+            await late
+
+    run(main())
+    assert not [text for _, text in told() if "own time" in text]  # the lane's notice is of all
+
+
+def test_whose_time_is_over_although_only_a_raise_helps_hears_of_it():
+    async def main():
+        async with opened("$0.0000001") as s:
+            future = await parked(s, ceiling=150, max_wait="1h")
+            assert future.parked.too_late_at_ms == future.expires_at_ms
+            assert "Its own time is over 2026-01-01 01:00:00 UTC" in future.notice
+
+    run(main())

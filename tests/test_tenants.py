@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.admission.fairness import SCALE, Clock, Fairness, Shares, Tenant, tenant_key
+from scheduler.admission.fairness import (
+    SCALE,
+    Clock,
+    Fairness,
+    Shares,
+    Tenant,
+    TenantKey,
+    tenant_key,
+)
 from scheduler.admission.plan import AGING, LaneKey, LaneView, plan
 from scheduler.errors import ConfigError
 from scheduler.ledger.account import FAR
@@ -271,18 +279,28 @@ def by_definition(lanes, places, before, shares):
         whose(chosen).admit(chosen[6], is_in_turn=is_in_turn)
 
 
+TIMES = st.none() | st.dictionaries(
+    st.tuples(
+        st.sampled_from(["p", "q"]), st.sampled_from([0, 10, 20]), st.sampled_from(["", "a", "b"])
+    ),
+    st.tuples(st.integers(0, 60), st.integers(0, 20)),
+)
+
+
 @settings(deadline=None, max_examples=300)
-@given(LANES, st.tuples(st.integers(0, 30), st.integers(0, 30)), st.integers(0, 40), st.booleans())
-def test_the_plan_goes_by_the_order_as_it_is_said(lanes, places, before, shares_at_all):
+@given(LANES, st.tuples(st.integers(0, 30), st.integers(0, 30)), st.integers(0, 40), TIMES)
+def test_the_plan_goes_by_the_order_as_it_is_said(lanes, places, before, times):
     def shares():
         made = Shares()
-        made.fairness = Fairness("user", {"b": 2}) if shares_at_all else None
+        made.fairness = None if times is None else Fairness("user", {"b": 2})
+        for (provider, priority, tenant), (at, back) in (times or {}).items():
+            whose = made.of(TenantKey(provider, priority, tenant))
+            whose.at, whose.back, whose.clock.now = at * SCALE, min(at, back) * SCALE, 20 * SCALE
         return made
 
     free = dict(zip("pq", places, strict=True))
     decided = plan(views(lanes, shares()), free, 0, admitted_before=before)
 
-    # A place that is full holds the others up no longer: `plan` is given these places, too.
     assert [each.id for each in decided.admitted] == by_definition(lanes, free, before, shares())
 
 
@@ -309,3 +327,18 @@ def test_times_are_whole_and_a_weight_divides_them():
     ]  # fmt: skip
     assert fairness.tenant_of({"user": "ann", "team": "x"}) == "ann"
     assert fairness.tenant_of({"team": "x"}) == ""
+
+
+def test_the_clock_goes_on_with_those_whose_turn_it_is_alone():
+    clock = Clock(whole := Clock())
+    ann, bob = Tenant(clock, SCALE), Tenant(clock, SCALE)
+    ann.admit(100)
+    ann.admit(50, is_in_turn=False)
+    assert (clock.now, ann.start, bob.start) == (0, 150 * SCALE, 0)
+
+    ann.admit(10)
+    assert clock.now == whole.now == bob.start == 150 * SCALE
+    assert (ann.lead, ann.turn, bob.lead) == (10 * SCALE, 160 * SCALE, 0)
+
+    bob.admit(1)  # it was behind, and is no further behind than the clock
+    assert bob.at == 151 * SCALE

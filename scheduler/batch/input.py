@@ -6,8 +6,8 @@ record without an id is called by its place, ``line-N``, so that a rerun knows i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from scheduler.batch.forms import Fields, form, read_key, salvage_key
@@ -55,6 +55,7 @@ class LineOptions:
         limit: Read only so many lines; None: all.
         max_line_bytes: Longer lines are errors, and are not kept in memory.
         id_column: The field that has a line's id; None: ``custom_id``, else ``id``.
+        tags: Of all lines.
     """
 
     job: str = ""
@@ -63,6 +64,7 @@ class LineOptions:
     limit: int | None = None
     max_line_bytes: int = MAX_LINE_BYTES
     id_column: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_source(source: Source, options: LineOptions) -> Iterator[BatchLine | BadLine]:
@@ -108,7 +110,7 @@ def _parse(record: Record, name: str, options: LineOptions) -> BatchLine | BadLi
         return BadLine(InputError(name, record.number, str(exc)), key)
     request = Request(
         formed.body, url=formed.url, key=key or record.place, job=options.job,
-        priority=options.priority,
+        priority=options.priority, tags=options.tags,
     )  # fmt: skip
     dropped = tuple(each for each in formed.dropped if each != named_by)
     return BatchLine(record.number, request, named_by, dropped)

@@ -115,6 +115,29 @@ RiskOption = Annotated[
         rich_help_panel=MONEY,
     ),
 ]
+FairByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fair-by",
+        metavar="TAG",
+        help="Whoever differs in this tag shares in dollars, e.g. user.",
+        rich_help_panel=SENDING,
+    ),
+]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=N",
+        help="With --fair-by: a share of its own, where others have 1; repeatable.",
+        rich_help_panel=SENDING,
+    ),
+]
+TagOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="A tag of all lines; repeatable.", rich_help_panel=SENDING
+    ),
+]
 MaxCostOption = Annotated[
     str | None,
     typer.Option(metavar="USD", help="Refuse requests that may cost more.", rich_help_panel=MONEY),
@@ -246,6 +269,8 @@ class Sending:
     fallback: Sequence[str] = ()
     max_attempts: int | None = None
     patience: str | None = None
+    fair_by: str | None = None
+    weight: Sequence[str] = ()
 
     def settings(self, needs_key: bool = True, *, by_others: bool = False) -> dict[str, Any]:
         """Arguments for `Scheduler`: the file's, and over them these.
@@ -274,6 +299,8 @@ class Sending:
             "cap_output": self.cap_output or defaults.cap_output,
             "fallback": fallback,
             "on_exceeded": "fallback" if self.fallback else defaults.on_exceeded,
+            "fair_by": self.fair_by or config.fairness.by,
+            "weights": config.fairness.weights | _weights(self.weight),
         }
 
     def providers(
@@ -301,6 +328,27 @@ class Sending:
                 tokens_per_minute=self.max_tokens_per_minute or limits.tokens_per_minute,
             )
         return found
+
+
+def _weights(options: Sequence[str]) -> dict[str, float]:
+    """``NAME=N`` options as a table. Raises `ConfigError`: not of that form."""
+    table = {}
+    for option in options:
+        name, _, number = option.rpartition("=")
+        try:
+            table[name] = float(number)
+        except ValueError:
+            raise ConfigError("--weight", f"{option!r} is not NAME=N, like ann=2") from None
+    return table
+
+
+def parse_tags(options: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` options as a table. Raises `ConfigError`: not of that form."""
+    pairs = [option.partition("=") for option in options]
+    for option, (name, found, _) in zip(options, pairs, strict=True):
+        if not (name and found):
+            raise ConfigError("--tag", f"{option!r} is not NAME=VALUE, like user=ann")
+    return {name: value for name, _, value in pairs}
 
 
 def make_intake(config: str | None) -> Intake:

@@ -121,6 +121,8 @@ def queue_row(row: QueueRow, unserved: Sequence[Unserved] = ()) -> dict[str, Any
         "provider": row.provider,
         "served": not is_unserved(row, unserved),
         "priority": row.priority,
+        "tenant": row.tenant,
+        "deadline": iso(row.due_at_ms),
         "submitted_at": iso(row.submitted_at_ms),
         "attempts": row.attempts,
         "ceiling_usd": decimal_usd(row.ceiling_nusd),
@@ -137,9 +139,12 @@ def queue_table(
     """Requests for people; the reason is told once, where it changes."""
     from scheduler.duration import format_duration
 
+    # What hardly anybody uses has a column where somebody does.
+    has_tenants, has_dates = any(each.tenant for each in rows), any(each.due_at_ms for each in rows)
     lines, told = [], ""
     for row in rows:
         why = _why(row, at_ms, store, unserved)
+        left_ms = None if row.due_at_ms is None else max(0, row.due_at_ms - at_ms)
         lines.append(
             (
                 row.id,
@@ -147,6 +152,8 @@ def queue_table(
                 row.state.value,
                 row.model,
                 row.priority,
+                *((row.tenant,) if has_tenants else ()),
+                *((left_ms and format_duration(left_ms),) if has_dates else ()),
                 row.attempts,
                 amount(row.ceiling_nusd, "usd"),
                 format_duration(max(0, at_ms - row.submitted_at_ms)),
@@ -154,7 +161,10 @@ def queue_table(
             )
         )
         told = why
-    columns = ("id", "key", "state", "model", "priority", "attempts", "at most", "age", "why")
+    more = [*(["tenant"] if has_tenants else []), *(["due in"] if has_dates else [])]
+    columns = (
+        "id", "key", "state", "model", "priority", *more, "attempts", "at most", "age", "why"
+    )  # fmt: skip
     return table(columns, lines, right="id priority attempts age")
 
 

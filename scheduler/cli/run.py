@@ -30,6 +30,7 @@ from scheduler.cli.options import (
     BudgetOption,
     CapOutputOption,
     ConcurrencyOption,
+    FairByOption,
     GraceOption,
     IdColumnOption,
     KeptStoreOption,
@@ -48,8 +49,10 @@ from scheduler.cli.options import (
     RetryFailedOption,
     RiskOption,
     StrictOption,
+    TagOption,
     TimeoutOption,
     TokensOption,
+    WeightOption,
     config_option,
 )
 from scheduler.errors import ConfigError
@@ -133,6 +136,9 @@ def run(
     base_url: BaseUrlOption = None,
     config: Annotated[str | None, config_option(SENDING)] = None,
     concurrency: ConcurrencyOption = 64,
+    tag: TagOption = None,
+    fair_by: FairByOption = None,
+    weight: WeightOption = None,
     max_requests_per_minute: RequestsOption = None,
     max_tokens_per_minute: TokensOption = None,
     max_prompt_tokens: MaxPromptOption = None,
@@ -163,7 +169,14 @@ def run(
     PROMPTS holds lines of OpenAI's or Anthropic's batches, raw bodies, objects with "messages"
     or with "prompt".
     """
-    from scheduler.cli.options import Sending, budgets_of, check_store, open_input, parse_prices
+    from scheduler.cli.options import (
+        Sending,
+        budgets_of,
+        check_store,
+        open_input,
+        parse_prices,
+        parse_tags,
+    )
     from scheduler.cli.outcome import RunOptions
     from scheduler.cli.progress import progress as make_progress
     from scheduler.cli.summary import tell
@@ -177,7 +190,11 @@ def run(
         check_store(store)
         options = RunOptions(
             LineOptions(
-                model=model, limit=limit, max_line_bytes=max_line_bytes, id_column=id_column
+                model=model,
+                limit=limit,
+                max_line_bytes=max_line_bytes,
+                id_column=id_column,
+                tags=parse_tags(tag or ()),
             ),
             stops=on_exhausted == "stop",
             max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
@@ -189,7 +206,8 @@ def run(
         )
         sending = Sending(
             config, base_url, timeout, max_requests_per_minute, max_tokens_per_minute,
-            max_prompt_tokens, max_cost, cap_output, fallback or (), max_attempts, patience,
+            max_prompt_tokens, max_cost, cap_output, fallback or (), max_attempts, patience, fair_by,
+            weight or (),
         ).settings()  # fmt: skip
         if on_unknown is not None:
             for provider in sending["providers"]:

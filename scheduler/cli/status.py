@@ -34,9 +34,10 @@ from scheduler.telemetry.picture import Picture, look
 if TYPE_CHECKING:
     from scheduler.rehearsal import Finish
     from scheduler.shortfall import Shortfall
-    from scheduler.stats import Counts, SpendRow
+    from scheduler.stats import Counts, SpendRow, TenantStatus
     from scheduler.stores.base import Store
 
+MOST_TENANTS = 8  # told one by one
 REFRESH_S = 1.0
 LONG_EVERY = 30  # refreshes; summing the spend reads every reservation
 LEVELS = (0.5, 0.1, 0.9)  # of luck, in which what waits is rehearsed
@@ -145,6 +146,14 @@ def status_row(picture: Picture) -> dict[str, Any]:
         ],
         "workers": [worker_row(each) for each in picture.workers],
         "unserved": [unserved_row(each) for each in picture.unserved],
+        "tenants": [
+            {
+                "tenant": each.tenant,
+                "waiting": each.waiting,
+                "served_usd": decimal_usd(each.served_nusd),
+            }
+            for each in picture.tenants
+        ],
         "budgets": [row for budget in picture.budgets for row in budget_rows(budget)],
         "spend": {
             "attempts": sum(row.attempts for row in picture.spend),
@@ -250,6 +259,7 @@ def describe(picture: Picture, width: int | None = None) -> str:
         what = about(name, store, " 'MORE'")
         lines.append(f"          to go on now, raise it: scheduler budget set {what}")
     lines += [f"unserved  {unserved_sentence(each, store)}" for each in picture.unserved]
+    lines += _tenant_lines(picture.tenants)
     if picture.budgets:
         table = ["", *budget_table(picture.budgets, picture.at_ms).split("\n")]
     else:
@@ -272,6 +282,23 @@ def _seen_lines(picture: Seen) -> list[str]:
 def _zone(picture: Picture) -> str:
     """The zone in which those who look at its budgets live."""
     return next((c.cap.window.zone for each in picture.budgets for c in each.caps), "UTC")
+
+
+def _tenant_lines(tenants: Sequence[TenantStatus]) -> list[str]:
+    """What each was served in this hour and the one before, and how many wait."""
+    told = [
+        f"{each.tenant or '(no tag)'} {format_usd(each.served_nusd)}"
+        + (f" ({each.waiting:,} waiting)" if each.waiting else "")
+        for each in tenants[:MOST_TENANTS]
+    ]
+    if len(tenants) > MOST_TENANTS:
+        rest = tenants[MOST_TENANTS:]
+        waiting = sum(each.waiting for each in rest)
+        told.append(
+            f"{len(rest):,} more {format_usd(sum(each.served_nusd for each in rest))}"
+            + (f" ({waiting:,} waiting)" if waiting else "")
+        )
+    return [f"tenants   {', '.join(told)}, since an hour or two"] if told else []
 
 
 def _odd_ends(counts: Counts) -> list[tuple[int, str]]:

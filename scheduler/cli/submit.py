@@ -18,6 +18,7 @@ from scheduler.cli.options import (
     BaseUrlOption,
     BudgetOption,
     CapOutputOption,
+    FairByOption,
     IdColumnOption,
     KeptStoreOption,
     LimitOption,
@@ -29,6 +30,8 @@ from scheduler.cli.options import (
     RetryFailedOption,
     RiskOption,
     StrictOption,
+    TagOption,
+    WeightOption,
     config_option,
 )
 from scheduler.cli.output import say
@@ -92,6 +95,9 @@ def submit(
     price: PriceOption = None,
     base_url: BaseUrlOption = None,
     config: Annotated[str | None, config_option(SENDING)] = None,
+    tag: TagOption = None,
+    fair_by: FairByOption = None,
+    weight: WeightOption = None,
     max_prompt_tokens: MaxPromptOption = None,
     store: KeptStoreOption = DEFAULT_STORE,
     as_json: Annotated[
@@ -111,6 +117,7 @@ def submit(
         check_store,
         open_input,
         parse_prices,
+        parse_tags,
     )
     from scheduler.cli.submitting import Submitting, beside, name_of
     from scheduler.request import Priority
@@ -121,7 +128,7 @@ def submit(
         check_store(store)
         sending = Sending(
             config, base_url, max_prompt_tokens=max_prompt_tokens, max_cost=max_cost,
-            cap_output=cap_output,
+            cap_output=cap_output, fair_by=fair_by, weight=weight or (),
         ).settings(needs_key=False, by_others=True)  # fmt: skip
         if sending["on_exceeded"] != "wait":
             say(f"on_exceeded = {sending['on_exceeded']!r} of the configuration is for 'run': what is "
@@ -135,7 +142,7 @@ def submit(
         }
         options = LineOptions(
             job=job, model=model, priority=int(Priority.parse(_number(priority))), limit=limit,
-            max_line_bytes=max_line_bytes, id_column=id_column,
+            max_line_bytes=max_line_bytes, id_column=id_column, tags=parse_tags(tag or ()),
         )  # fmt: skip
         budgets = budgets_of(budget, risk, config)
         place = errors or beside(input_file)

@@ -21,6 +21,7 @@ from scheduler.cli.options import (
     TELLING,
     BaseUrlOption,
     ConcurrencyOption,
+    FairByOption,
     GraceOption,
     KeptStoreOption,
     MaxAttemptsOption,
@@ -31,6 +32,7 @@ from scheduler.cli.options import (
     RequestsOption,
     TimeoutOption,
     TokensOption,
+    WeightOption,
     config_option,
 )
 
@@ -50,6 +52,8 @@ def worker(
     base_url: BaseUrlOption = None,
     config: Annotated[str | None, config_option(SENDING)] = None,
     concurrency: ConcurrencyOption = 64,
+    fair_by: FairByOption = None,
+    weight: WeightOption = None,
     max_requests_per_minute: RequestsOption = None,
     max_tokens_per_minute: TokensOption = None,
     max_attempts: MaxAttemptsOption = None,
@@ -81,7 +85,7 @@ def worker(
     orders = Orders(
         store, provider or (), base_url, config, concurrency, max_requests_per_minute,
         max_tokens_per_minute, max_attempts, patience, timeout, price or (), on_unknown,
-        on_exhausted, until_idle, max_wait, grace,
+        on_exhausted, until_idle, max_wait, grace, fair_by, weight or (),
     )  # fmt: skip
     orders.check()
     outcome = asyncio.run(orders.carry_out(make_progress(progress)))

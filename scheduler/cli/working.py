@@ -41,6 +41,8 @@ class Orders:
     until_idle: bool = False
     max_wait: str | None = None
     grace: str = "30s"
+    fair_by: str | None = None
+    weight: Sequence[str] = ()
 
     @property
     def grace_s(self) -> float:
@@ -79,6 +81,7 @@ class Orders:
         sending = Sending(
             self.config, self.base_url, self.timeout, self.max_requests_per_minute,
             self.max_tokens_per_minute, max_attempts=self.max_attempts, patience=self.patience,
+            fair_by=self.fair_by, weight=self.weight,
         ).settings(needs_key=False, by_others=not needs_key)  # fmt: skip
         if needs_key:
             sending["providers"] = able(sending["providers"], self.provider)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Counts,
         SpendRow,
         Standing,
+        TenantStatus,
         UnknownSum,
         Unserved,
         WorkerStatus,
@@ -59,6 +60,7 @@ class Picture:
         spend: What was ever spent, by model.
         lately: What was spent in the last 45 to 60 minutes.
         unknown: Of attempts whose outcome nobody knows.
+        tenants: Who shares with whom, where that is asked for.
     """
 
     store: str
@@ -73,6 +75,7 @@ class Picture:
     standing: tuple[Standing, ...]
     lately: Lately
     unknown: UnknownSum
+    tenants: tuple[TenantStatus, ...]
 
     def per_hour(self, status: BudgetStatus, cap: CapStatus) -> float:
         """How much of a cap's unit was lately spent in an hour, in its budget."""
@@ -122,6 +125,7 @@ async def look(
         standing=tuple(standing),
         lately=await _lately(store, at_ms),
         unknown=await store.unknown_sum(),
+        tenants=tuple(await store.tenants(at_ms)),
     )
 
 

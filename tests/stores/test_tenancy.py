@@ -103,7 +103,7 @@ async def test_shared_lanes_carry_the_tenant_and_the_deadline(two):
 
 @pytest.mark.anyio
 async def test_a_thousand_tenants_cost_a_turn_what_it_has_places_for(two):
-    here, _ = two
+    here = two[0]
     await here.submit(*[of(f"t{n}") for n in range(1_000)], slots=0)
     looked = []
     views = Heads.views
