@@ -159,9 +159,8 @@ def scene(known: list[Length], queue: list[Length], terms: Terms, now_ms: int) -
         for each in known
     ]})  # fmt: skip
     desk = Desk("p", terms.at_once, Limits(terms.rpm, terms.tpm))
-    return Scene(
-        now_ms, [group], [] if budget is None else [_purse(budget, now_ms)], {"p": desk}, lore
-    )
+    purses = [] if budget is None else [_purse(budget, now_ms)]
+    return Scene(now_ms, [group], purses, {"p": desk}, lore, begins=True)
 
 
 def _purse(budget: Budget, now_ms: int) -> Purse:
@@ -179,7 +178,7 @@ def main() -> None:
     parser.add_argument("traces", nargs="*")
     parser.add_argument("--known", type=int, default=100)
     parser.add_argument("--requests", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--terms", default="")
     parser.add_argument("--made-up", default="lognormal,bimodal,Pareto 1.6,drifting")
     parser.add_argument("--knows", choices=("sample", "before", "all"), default="sample")
@@ -187,7 +186,7 @@ def main() -> None:
     names = [*(asked.made_up.split(",") if asked.made_up else ()), *asked.traces]
     right = total = within = 0
     for name in names:
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             rng = random.Random(f"{name}/{seed}")
             size = asked.known + asked.requests
             if name in asked.traces:

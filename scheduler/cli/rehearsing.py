@@ -52,7 +52,7 @@ class Lines:
         self, now_ms: int, purses: Sequence[Purse], desks: Mapping[str, Desk], lore: Lore
     ) -> Scene:
         """All of them, as they are rehearsed."""
-        return Scene(now_ms, list(self._groups.values()), purses, desks, lore)
+        return Scene(now_ms, list(self._groups.values()), purses, desks, lore, begins=True)
 
 
 def desks(intake: Intake, rates: Mapping[tuple[str, str], Limits]) -> dict[str, Desk]:

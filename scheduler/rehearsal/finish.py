@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 from scheduler.budget import WindowKind
-from scheduler.rehearsal.scale import MOST_WINDOWS, Part, World, period_ms, shrink
-from scheduler.rehearsal.scene import Scene
+from scheduler.limits.gate import FIRST_WINDOW
+from scheduler.rehearsal.lore import GUESSED_MS, Drawn
+from scheduler.rehearsal.scale import MOST_WINDOWS, Part, Play, World, period_ms, shrink
+from scheduler.rehearsal.scene import Desk, Scene
 from scheduler.rehearsal.stage import Played, play
 from scheduler.window import Window
 
@@ -16,6 +19,8 @@ LEVELS = (0.5, 0.1, 0.9, 0.5, 0.5)  # of luck, run by run
 MOST = 400  # requests that are played in one run
 LONGEST_MS = 400 * 86_400_000  # without a window
 FEWEST_EVEN = 20  # requests from which it is judged how evenly they go
+ROUNDS = 6  # of as many calls as may go at once, until all of them do
+MOST_AT_ONCE = 256
 MOST_STEPS = 20_000  # windows that are counted one by one
 
 
@@ -74,14 +79,41 @@ def finish_once(scene: Scene, level: float, rng: Random, most: int = MOST) -> in
     """
     world = shrink(scene, most, level, rng)
     ended = play(world, _horizon_ms(world))
+    is_small = len(world.plays) < scene.count  # else its beginning has been played
     latest = scene.now_ms
     for number, part in enumerate(world.parts):
         its = [each for each in ended if each.part == number]
         at_ms = _end_ms(part, its, world.last_ms[number], scene.now_ms)
         if at_ms is None:
             return None
-        latest = max(latest, at_ms)
+        latest = max(latest, at_ms + (beginning_ms(scene) if scene.begins and is_small else 0))
     return latest
+
+
+def beginning_ms(scene: Scene) -> int:
+    """What it costs a run that it starts with few calls at once, in milliseconds.
+
+    That takes as many answers in a small world as in the real one, so it is played by itself.
+    """
+    latest = 0
+    for name in sorted({each.provider for each in scene.groups}):
+        desk = scene.desk(name)
+        model = next(each.model for each in scene.groups if each.provider == name)
+        is_known = desk.limits.per_minute() or desk.model_limits
+        if is_known or desk.at_once <= FIRST_WINDOW:
+            continue
+        lessons = scene.lore.of(model).lessons
+        ms = sum(each.ms for each in lessons) / len(lessons) if lessons else GUESSED_MS
+        latest = max(latest, round(ms * _rounds_lost(min(desk.at_once, MOST_AT_ONCE))))
+    return latest
+
+
+@lru_cache(maxsize=64)
+def _rounds_lost(at_once: int) -> float:
+    """How many times what a call takes."""
+    one = Play("p", "m", 0, (), 0, 0, 0, 0, Drawn(0, 0, 1_000.0), 0)
+    world = World(0, [one] * (ROUNDS * at_once), [], [], [], [], [Desk("p", at_once)])
+    return play(world, LONGEST_MS)[-1].ended_ms / 1_000 - ROUNDS
 
 
 def _horizon_ms(world: World) -> int:

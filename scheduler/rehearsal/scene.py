@@ -81,6 +81,8 @@ class Scene:
     Attributes:
         desks: Providers by name; one that is not among them takes 64 calls at once.
         lore: What is known of calls like these.
+        begins: Whether a run of it is to begin: where a provider's limits are not known it starts
+            with few calls at once.
     """
 
     now_ms: int
@@ -88,6 +90,7 @@ class Scene:
     purses: Sequence[Purse] = ()
     desks: Mapping[str, Desk] = field(default_factory=dict)
     lore: Lore = field(default_factory=Lore)
+    begins: bool = False
 
     @property
     def count(self) -> int:
