@@ -31,7 +31,7 @@ def picture(posted=0, limit="$10/day", *, at_ms=NOON, rate=0, name="team", **mor
     row = SpendRow(name, 1, rate, 0, 0, 0)
     made = Picture(
         "s", at_ms, Counts(), (), (), (BudgetStatus(1, budget, False, caps),), (), (), (), (),
-        Lately(at_ms - HOUR_MS, (), (), {name: row}), UnknownSum(),
+        Lately(at_ms - HOUR_MS, (), (), {name: row}), UnknownSum(), (),
     )  # fmt: skip
     return replace(made, **more)
 
