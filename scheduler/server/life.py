@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.routing import BaseRoute
 
 from scheduler.errors import ConfigError
 from scheduler.providers.base import Provider
@@ -17,8 +19,13 @@ from scheduler.server.gateway import Gateway
 from scheduler.server.listen import bind, listening, url_at
 from scheduler.server.tokens import Token, Tokens, kept, make_token
 
+Part = Callable[[Gateway], Iterable[BaseRoute]]
+"""Something that is served: its routes, of which each asks by itself who comes."""
+
+PARTS: tuple[Part, ...] = (Gateway.routes,)
+"""All that is served; routes of the first come first."""
+
 ONE_TIME = "one-time"  # the name of a token that ends with its gateway
-MAX_HOLD = "10m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ async def open_gateway(
         at_last=settings.at_last, is_meant=settings.is_meant,
     )  # fmt: skip
     front = Front(
-        gateway.routes(), gateway.quick(), _names(settings),
+        [route for part in PARTS for route in part(gateway)], gateway.quick(), _names(settings),
         any_address=not is_loopback(settings.host),
     )  # fmt: skip
     async with listening(front, at):
