@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 import urllib.request
+from typing import Any
 
 SCHEDULER = [sys.executable, "-m", "scheduler"]
 BODY = {"model": "sim-small", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
 
 
-def ask(told, **headers):
+def ask(told: dict[str, str], **headers: str) -> tuple[Any, str | None]:
     """What any HTTP client does; SDKs take told["url"] as base_url and told["token"] as api_key."""
     headers = {"authorization": f"Bearer {told['token']}", **headers}
     url = f"{told['url']}/chat/completions"
@@ -29,7 +30,7 @@ def ask(told, **headers):
         return json.loads(answer.read()), answer.headers.get("x-scheduler-cost-usd")
 
 
-def command(folder, *words):
+def command(folder: str, *words: str) -> Any:
     done = subprocess.run(
         [*SCHEDULER, *words, "--json"], cwd=folder, capture_output=True, check=True
     )
@@ -43,11 +44,12 @@ with tempfile.TemporaryDirectory() as folder:
         [*SCHEDULER, "serve", *options],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    assert gateway.stdout is not None
     told = json.loads(gateway.stdout.readline())
     print(f"answered, ${ask(told)[1]}")
 
     command(folder, "budget", "set", "default", "$0.00002")
-    answers = []
+    answers: list[Any] = []
     waits = {"x-scheduler-wait": "forever"}
     client = threading.Thread(target=lambda: answers.append(ask(told, **waits)))
     client.start()

@@ -24,7 +24,6 @@ from scheduler.server.page import PREFIX, Desk, Keys, page_routes
 from scheduler.server.tokens import Token, Tokens, kept, make_token
 
 ONE_TIME = "one-time"  # the name of a token that ends with its gateway
-MAX_HOLD = "10m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,11 @@ async def open_gateway(
     )  # fmt: skip
     keys = Keys(lambda: settings.on_link(_link(at, keys)))
     front = Front(
-        [*gateway.routes(), *_page(scheduler, settings, keys), *_metrics(scheduler, settings, tokens)], gateway.quick(), _names(settings),
+        [
+            *gateway.routes(), *_page(scheduler, settings, keys),
+            *_metrics(scheduler, settings, tokens),
+        ],
+        gateway.quick(), _names(settings),
         any_address=not is_loopback(settings.host),
     )  # fmt: skip
     async with listening(front, at):

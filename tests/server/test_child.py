@@ -117,6 +117,21 @@ def test_its_variables_lead_to_the_gateway_and_keep_what_was_said(monkeypatch):
     assert env["ANTHROPIC_CUSTOM_HEADERS"] == "X-Scheduler-Job: mine"
 
 
+@pytest.mark.parametrize("words", [["serve"], ["run", "--", "true"]])
+def test_without_the_extra_it_says_what_to_install(words, tmp_path):
+    program = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['scheduler', *sys.argv[1:]]\n"
+        "from scheduler.cli.app import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 3
+    assert "pip install 'llm-budget-scheduler[server]'" in done.stderr
+
+
 def test_what_stands_behind_the_dashes_is_the_command():
     assert split(["--budget", "$1", "--", "a", "--b", "--", "c"]) == (
         ["--budget", "$1"], ["a", "--b", "--", "c"],
