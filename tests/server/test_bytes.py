@@ -116,6 +116,7 @@ async def test_headers_go_on_but_for_keys_hops_and_our_own():
             opened, ASKED, "x-title: app", "user-agent: theirs", "openai-beta: x=1", "cookie: c=1",
             "x-scheduler-job: j", "x-own: forged", "openai-organization: forged", "x-hop: 1",
             "connection: x-hop", "accept-encoding: br", "x-forwarded-for: 1.2.3.4",
+            *(f"{name}: {opened.secret}" for name in ("x-api-key", "x-goog-api-key", "api-key")),
         )  # fmt: skip
 
     line, headers, _ = recorder.asked[0]
