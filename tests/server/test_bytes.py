@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 
+import pytest
+
 from scheduler import Scheduler
 from scheduler.providers.openai import OpenAI
 from scheduler.server.life import Settings, open_gateway
@@ -213,3 +215,26 @@ async def test_a_query_goes_on_without_the_key():
         await ask(opened, ASKED, path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b")
 
     assert recorder.asked[0][0] == "POST /v1/chat/completions?beta=true&a=b HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted"), [
+        (b"", b""), (b"POST /v1/chat/completions HT", b""),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %s\r\n"
+         b"content-length: 100\r\n\r\n{", b"HTTP/1.1 408"),
+    ],
+)  # fmt: skip
+async def test_who_stops_in_the_middle_is_not_waited_for(monkeypatch, begun, wanted):
+    monkeypatch.setattr("scheduler.server.listen.HEAD_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.BODY_SILENCE_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    recorder = Recorder()
+    async with gateway_to(recorder) as (opened, _):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun.replace(b"%s", opened.secret.encode()))
+        came = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+
+    assert came.startswith(wanted)
+    assert recorder.asked == []
