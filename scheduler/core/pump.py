@@ -356,7 +356,9 @@ class Pump:
                 self._turning = True
                 await self._turn()
                 self._turning = False
-                for _ in range(4):  # so long a call takes whose answer is there at once
+                # So long a call takes whose answer is there at once; and callers that come in one by
+                # one, over HTTP, gather.
+                for _ in range(4):
                     await asyncio.sleep(0)
                 if not self._inbox.is_empty:
                     self._signal.set()

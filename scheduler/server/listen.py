@@ -43,8 +43,8 @@ class Limited(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         super().connection_made(transport)
-        self._since_s = self.loop.time()
-        self._timer = self.loop.call_later(HEAD_S, self._look)
+        self._since_s, self._most_s = self.loop.time(), HEAD_S
+        self._timer = self.loop.call_later(LOOK_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""

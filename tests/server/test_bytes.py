@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 
+import pytest
+
 from scheduler import Scheduler
 from scheduler.providers.openai import OpenAI
 from scheduler.server.life import Settings, open_gateway
@@ -116,6 +118,7 @@ async def test_headers_go_on_but_for_keys_hops_and_our_own():
             opened, ASKED, "x-title: app", "user-agent: theirs", "openai-beta: x=1", "cookie: c=1",
             "x-scheduler-job: j", "x-own: forged", "openai-organization: forged", "x-hop: 1",
             "connection: x-hop", "accept-encoding: br", "x-forwarded-for: 1.2.3.4",
+            *(f"{name}: {opened.secret}" for name in ("x-api-key", "x-goog-api-key", "api-key")),
         )  # fmt: skip
 
     line, headers, _ = recorder.asked[0]
@@ -212,3 +215,26 @@ async def test_a_query_goes_on_without_the_key():
         await ask(opened, ASKED, path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b")
 
     assert recorder.asked[0][0] == "POST /v1/chat/completions?beta=true&a=b HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted"), [
+        (b"", b""), (b"POST /v1/chat/completions HT", b""),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer %s\r\n"
+         b"content-length: 100\r\n\r\n{", b"HTTP/1.1 408"),
+    ],
+)  # fmt: skip
+async def test_who_stops_in_the_middle_is_not_waited_for(monkeypatch, begun, wanted):
+    monkeypatch.setattr("scheduler.server.listen.HEAD_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.BODY_SILENCE_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    recorder = Recorder()
+    async with gateway_to(recorder) as (opened, _):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun.replace(b"%s", opened.secret.encode()))
+        came = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+
+    assert came.startswith(wanted)
+    assert recorder.asked == []
