@@ -67,7 +67,7 @@ def test_a_level_is_told_when_so_much_goes_in_its_long_and_its_short_window(
 
 def test_what_was_spent_between_two_notes_counts_when_it_was():
     spending = Spending()
-    spending.spend(90_000, 1_000)  # not noted at once
+    spending.spend(99_000, 1_000)  # not noted at once
     spending.spend(2_000, 5 * HOUR)
     spending.spend(2_000, 1_000)
     spending.spend(2_000, MINUTE)
@@ -173,3 +173,33 @@ def test_the_band_holds_what_is_likely_and_is_none_where_calls_cost_nothing_by_c
     assert now_ms <= early <= likely <= late
     assert abs(likely - now_ms - left / mean) <= 1 + 1e-6 * left / mean
     assert used_up_ms(left, mean, 0.0, now_ms) == (likely, likely, likely)
+
+
+@pytest.mark.anyio
+async def test_people_are_told_when_it_is_used_up_if_that_is_before_the_reset():
+    from scheduler.cli.burning import rates, row, sentence
+    from scheduler.stores.memory.store import MemoryStore
+    from tests.stores.conformance import Bench, new, post
+
+    store = MemoryStore()
+    await store.open(T0)
+    bench = Bench(store)
+    bench.now_ms = T0 + 8 * HOUR
+    await bench.define(Budget("team", "$0.00001/day @Europe/Athens"), Budget("slow", "$1/day"))
+    for _ in range(20):
+        result = await bench.submit(new([bench.ids["team"], bench.ids["slow"]], 100), slots=1)
+        bench.now_ms += 3 * MINUTE
+        await bench.settle(post(result.claimed[0], 100), slots=0)
+
+    found = await rates(store, await store.budgets(bench.now_ms), bench.now_ms)
+
+    (rate,) = found  # 2,000 in two hours: the other 8,000 last for eight more
+    assert (rate.budget, rate.percent, rate.within_ms) == ("team", 20, 2 * HOUR)
+    early, likely, late = (each - bench.now_ms for each in rate.used_up)
+    assert abs(likely - 8 * HOUR) < MINUTE
+    assert 6 * HOUR < early < likely < late < 10.5 * HOUR
+    assert sentence(rate, bench.now_ms).startswith(
+        "team: 20 % of $0.00001/day @Europe/Athens went in the last 2h"
+    )
+    assert row(rate)["within_seconds"] == 7_200
+    await store.aclose()

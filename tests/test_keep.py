@@ -260,3 +260,22 @@ def test_waiting_for_what_is_kept_takes_no_turns(monkeypatch):
 
     assert abs(answer.parked_ms - 12 * HOUR_MS) <= 24 * MINUTE_MS  # a step
     assert len(turns) <= 5
+
+
+def test_what_a_call_gives_back_and_what_is_released_may_suffice_together():
+    """Neither would by itself for hours; and another call goes on for long."""
+
+    async def main():
+        clock = VirtualClock(START_MS - START_MS % DAY_MS)
+        async with Scheduler(budgets=Budget("team", SPEC), providers=Bench(), clock=clock) as s:
+            await s.run(ask(1, ceiling=3_500, cost=3_500, priority="interactive"))
+            long = s.submit(ask(2, ceiling=600, cost=600, seconds=72_000, priority="interactive"))
+            short = s.submit(ask(3, ceiling=600, cost=300, seconds=3_600, priority="interactive"))
+            await asyncio.sleep(1)
+            answer = await s.submit(ask(4, ceiling=600, cost=10, priority="batch"))
+            assert not long.done()
+            await short
+            return answer.parked_ms
+
+    # Of 6,000 are 3,800 spent and 600 held: from a sixth of the day on 1,000 are kept.
+    assert 3.9 * HOUR_MS <= run(main()) <= 5 * HOUR_MS

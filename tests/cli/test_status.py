@@ -47,6 +47,18 @@ def test_status_for_programs_has_exact_decimal_strings(cli, filled):
     assert status["budgets"][0]["available_usd"] == "0.15"
 
 
+def test_status_says_when_what_waits_will_be_done(cli, filled):
+    done = cli("status", "--store", filled)
+    told = json.loads(cli("status", "--json", "--store", filled).stdout)
+
+    # Three may need $0.30 each, of a budget of which so much is left tomorrow.
+    assert "finish    done about " in done.stdout
+    assert "Europe/Athens; judged by 3 calls" in " ".join(done.stdout.split())
+    assert (told["finish"]["requests"], told["finish"]["calls"]) == (3, 3)
+    assert told["finish"]["early"] <= told["finish"]["likely"] <= told["finish"]["late"]
+    assert told["burning"] == []
+
+
 def test_looking_leaves_the_store_as_it_was(cli, filled):
     before = filled.read_bytes()
 

@@ -55,8 +55,8 @@ def test_nothing_goes_wrong_where_budgets_take_a_risk(store, first, count):
 def test_in_these_worlds_more_goes_than_ceilings_allow():
     lacks, eased = Account.lacks, []
 
-    def watched(account, need, request):
-        found = lacks(account, need, request)
+    def watched(account, need, request, kept=0):
+        found = lacks(account, need, request, kept)
         if found <= 0 < need - account.available:
             eased.append(account.budget)
         return found
