@@ -27,7 +27,7 @@ from scheduler.foresight.risk import Risk
 from scheduler.foresight.survival import Amounts, Curve, History, Outlook
 
 MOST_KINDS = 1_000
-UNSEEN = 2  # so many of n calls may be unlike all that were seen; that is one deviation
+UNSEEN = 4  # so many of n calls may be unlike all that were seen; that is one deviation
 MOST_SKEW = 2.0
 STALE_MS = 100  # at most so long many calls are not added up anew, since all that is a guess
 

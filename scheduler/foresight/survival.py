@@ -40,6 +40,7 @@ ANEW = 64  # and so many, before those before them are
 FEW = 3  # of so many that took longer nothing is concluded
 RIPE = 0.9  # at an age by which so many have ended it shows whether a call is a usual one
 MOST_RIPE = 4096
+ONWARD = 0.15  # lengths that have risen may go on rising: a deviation of such a part of it
 APART = 0.5  # jobs of one model differ by so much of their mean, as far as one knows
 
 Amounts = tuple[int, int]  # nano-dollars, tokens
@@ -220,6 +221,7 @@ class History:
         if before is not None:
             from_ms, earlier = before
             curve.doubt(earlier, self.stretch(earlier, under_way, now_ms, from_ms))
+            curve.apart = min(APART, (curve._stretch - 1) * ONWARD)
         return curve
 
     def _before(
