@@ -159,15 +159,17 @@ class _Sum:
 class Load:
     """What calls under way add up to, at one instant."""
 
-    __slots__ = ("_shares", "_sums", "ceilings", "gap", "mean")
+    __slots__ = ("_shares", "_sums", "ceilings", "gap", "mean", "told")
 
     def __init__(self) -> None:
         self.ceilings, self.mean, self.gap = 0, 0.0, 0.0
         self._sums: dict[Kind, tuple[Curve, _Sum]] = {}
         self._shares: dict[int, tuple[Kind | None, int, Outlook]] = {}
+        self.told: dict[tuple[Kind | None, int], int] = {}  # what was kept, since it changed last
 
     def add(self, id: int, kind: Kind, curve: Curve | None, age_ms: int, ceiling: int) -> None:
         """One call more."""
+        self.told.clear()
         self.ceilings += ceiling
         if curve is None:
             self.mean += ceiling
@@ -187,6 +189,7 @@ class Load:
         share = self._shares.pop(id, None)
         if share is None:
             return  # it did not count any more
+        self.told.clear()
         kind, ceiling, outlook = share
         self.ceilings -= ceiling
         self.mean -= outlook.mean
@@ -279,8 +282,11 @@ class Pool:
                 if flight.made_at_ms >= oldest_ms:
                     self._add(load, id_, flight, now_ms)
             self._load, self._as_of = load, (now_ms, oldest_ms, self._histories.count)
-        curve = None if kind is None else self._curve(kind, now_ms)
-        return load.ceilings + ceiling, load.kept(self.risk, kind, curve, ceiling)
+        told = load.told.get((kind, ceiling))
+        if told is None:  # many who wait ask the same
+            curve = None if kind is None else self._curve(kind, now_ms)
+            told = load.told[kind, ceiling] = load.kept(self.risk, kind, curve, ceiling)
+        return load.ceilings + ceiling, told
 
     def _is_fresh(self, now_ms: int, oldest_ms: int) -> bool:
         """Whether what was added up last still holds; of few calls it does as of that very moment."""
