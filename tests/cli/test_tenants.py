@@ -138,13 +138,13 @@ def test_tenants_and_deadlines_are_shown(cli):
     (row,) = json.loads(cli("queue", "--json").stdout)
     assert row["tenant"] == "eve"
     assert row["deadline"] is not None
-    assert "tenant" in (table := cli("queue").stdout)
-    assert "due in" in table
+    assert "TENANT" in (table := cli("queue").stdout)
+    assert "DUE IN" in table
 
 
 def test_without_tenants_no_column_and_no_line_is_of_them(cli):
     write(2)
     assert cli("submit", "p.jsonl", "--job", "j", *SIM).exit_code == 0
 
-    assert "tenant" not in cli("queue").stdout
+    assert "TENANT" not in cli("queue").stdout
     assert "tenants" not in cli("status").stdout
