@@ -61,7 +61,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from scheduler.admission.closed import (
     leave_all_lines,
@@ -187,20 +187,9 @@ class _Whole:
 _Head = tuple[int, int, int, int, int]  # priority, start, deadline, id, and which scan it is
 
 
-class _First(NamedTuple):
-    """Who is first at a provider.
-
-    Attributes:
-        lead: How far its tenant is ahead of the clock there.
-        level: Of one that was not looked at yet; None: it was.
-    """
-
-    priority: int
-    lead: int
-    due_at_ms: int
-    id: int
-    provider: str
-    level: Level | None
+# Who is first at a provider: its priority, how far its tenant is ahead of the clock there, deadline,
+# id, the provider; and the level of one that was not looked at yet. None: it was.
+_First = tuple[int, int, int, int, str, Level | None]
 
 
 def _id_of(first: tuple[tuple[str, Level], tuple[Rank, _Head | None]]) -> int:
@@ -273,10 +262,14 @@ class Planner:
     def _advance(self, scan: Scan) -> None:
         if scan.advance():
             key = scan.view.key
-            order = key.priority, scan.start, *key.head(scan.head), scan.position
-            heapq.heappush(self._heads.setdefault(key.provider, []), order)
+            provider, (due_ms, id_) = key.provider, key.head(scan.head)
+            heads = self._heads.get(provider)
+            if heads is None:
+                heads = self._heads[provider] = []
+            start = 0 if scan.view.tenant is None else scan.start
+            heapq.heappush(heads, (key.priority, start, due_ms, id_, scan.position))
             self._waiting += 1
-            self._moved.add(key.provider)
+            self._moved.add(provider)
 
     def _next(self) -> tuple[Scan, bool] | None:
         """The lane whose turn it is; False: it goes before its turn, being old."""
@@ -284,21 +277,25 @@ class Planner:
             first = self._first()
             if first is None:
                 return None
-            if first.level is None:
+            provider, level = first[4:]
+            if level is None:
                 break
-            self._pull(first.provider, first.level)
-        scan = self._scans[self._heads[first.provider][0][-1]]
+            self._pull(provider, level)
+        heads = self._heads[provider]
+        scan = self._scans[heads[0][4]]
         is_for_aged = (self._before + len(self._result.admitted)) % AGING == AGING - 1
         if is_for_aged and has_place(scan.view.key, self._free):  # else nobody goes in its stead
             aged = self._take_aged(scan.view.key.level)
             if aged is not None:
                 return aged, False
-        self._take(first.provider, self._heads[first.provider][0])
+        heapq.heappop(heads)
+        self._waiting -= 1
+        self._moved.add(provider)
         return scan, True
 
     def _first(self) -> _First | None:
         """Of all providers the one whose first goes next."""
-        if self._is_cut is not self._was_cut:
+        if len(self._scans) > MOST_LOOKS and self._is_cut is not self._was_cut:
             self._was_cut = not self._was_cut
             self._moved.update(self._lineup.providers())
         for provider in self._moved:
@@ -314,38 +311,27 @@ class Planner:
 
     def _first_of(self, provider: str) -> _First | None:
         """Who is the first at a provider, or that it is somebody who was not looked at yet."""
-        heads, head = self._heads.get(provider), None
+        heads, lead, seen = self._heads.get(provider), 0, None
         while heads:
-            head = heads[0]
-            start = self._scans[head[-1]].start
-            if start == head[1]:
+            seen = heads[0]
+            scan = self._scans[seen[4]]
+            if scan.view.tenant is None:
                 break
-            heapq.heapreplace(heads, (head[0], start, *head[2:]))  # it has gone on since
-        seen = head if heads else None
+            start = scan.start
+            if start == seen[1]:
+                lead = start - scan.view.tenant.clock.now
+                break
+            heapq.heapreplace(heads, (seen[0], start, *seen[2:]))  # it has gone on since
         top = None if self._was_cut else self._lineup.top(provider)
-        if top is not None and (seen is None or (top[0], *top[1]) < seen[:4]):
+        if top is not None:
             priority, (start, due_ms, id_) = top
-            lead = self._lineup.lead(provider, priority, start)
-            return _First(priority, lead, due_ms, id_, provider, (priority, due_ms == FAR))
-        if seen is None:
-            return None
-        tenant = self._scans[seen[-1]].view.tenant
-        lead = 0 if tenant is None else seen[1] - tenant.clock.now
-        return _First(seen[0], lead, seen[2], seen[3], provider, None)
+            if seen is None or (priority, start, due_ms, id_) < seen:
+                lead = self._lineup.lead(provider, priority, start)
+                return priority, lead, due_ms, id_, provider, (priority, due_ms == FAR)
+        return None if seen is None else (seen[0], lead, seen[2], seen[3], provider, None)
 
     def _pull(self, provider: str, level: Level) -> None:
         self._look_at(self._lineup.pull(provider, level))
-        self._moved.add(provider)
-
-    def _take(self, provider: str, head: _Head) -> None:
-        """Remove one of those who wait for their turn."""
-        heads = self._heads[provider]
-        if heads[0] is head:
-            heapq.heappop(heads)
-        else:
-            heads.remove(head)
-            heapq.heapify(heads)
-        self._waiting -= 1
         self._moved.add(provider)
 
     def _take_aged(self, urgent: Level) -> Scan | None:
@@ -368,8 +354,12 @@ class Planner:
                 return None
             (provider, level), (_, oldest) = min(firsts.items(), key=_id_of)
             if oldest is not None:
-                self._take(provider, oldest)
-                return self._scans[oldest[-1]]
+                heads = self._heads[provider]
+                heads.remove(oldest)
+                heapq.heapify(heads)
+                self._waiting -= 1
+                self._moved.add(provider)
+                return self._scans[oldest[4]]
             self._pull(provider, level)
 
     def _leave_if_full(self, scan: Scan) -> None:

@@ -169,7 +169,7 @@ def run(
                 max_line_bytes=max_line_bytes,
                 id_column=id_column,
                 tags=parse_tags(tag or ()),
-            ),  # fmt: skip
+            ),
             stops=on_exhausted == "stop",
             max_wait_ms=None if max_wait is None else parse_duration_ms(max_wait, "--max-wait"),
             retry_failed=retry_failed,

@@ -32,13 +32,14 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "head", "id", "is_active", "key", "parked_total_ms", "passed", "passed_reach",
+        "fits", "group", "head", "id", "is_active", "key", "parked_total_ms", "passed", "passed_reach",
         "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
         self.waiting = 0
+        self.group = key.provider, key.level, key.model  # among which it stands in the book
         self.head = key.lowest  # nobody before it waits here
         self.is_active = False  # somebody waits here for a turn, or for calls under way to end
         self.ticket = 0  # counts its places in the book of open lanes
@@ -204,9 +205,11 @@ class Lanes:
 
     def _mark(self, lane: Lane) -> None:
         """Note whether somebody waits in a lane for a turn: a tenant that had nothing may rise."""
+        if self._shares.fairness is None:
+            return
         lack = lane.shortfall
         is_active = lane.waiting > 0 and (lack is None or lack.reason is ParkReason.HELD_IN_FLIGHT)
-        if is_active is lane.is_active or self._shares.fairness is None or lane.key.is_lent:
+        if is_active is lane.is_active or lane.key.is_lent:
             return
         lane.is_active = is_active
         key = tenant_key(lane.key)

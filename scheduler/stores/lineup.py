@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scheduler.admission.fairness import Shares, TenantKey, tenant_key
 from scheduler.admission.lane import Head, Level
@@ -24,13 +24,8 @@ Views = Callable[[Sequence["Lane"]], Sequence[LaneView]]
 SPARE = 64  # entries of a heap that are no longer true, before it is made anew
 
 
-class _Group(NamedTuple):
-    provider: str
-    level: Level
-    model: str
-
-
-_Top = tuple[Rank, _Group]  # with the rank of its first
+Group = tuple[str, Level, str]  # a provider, how urgent, a model
+_Top = tuple[Rank, Group]  # with the rank of its first
 _Waiting = list[tuple[Head, int, int]]  # heap of heads, lanes, tickets
 
 
@@ -74,12 +69,12 @@ class Book:
         self._shares = shares
         self._lanes: dict[int, Lane] = {}
         self._always: dict[int, Lane] = {}
-        self._crowds: dict[_Group, _Crowd] = {}
-        self._groups_of: dict[TenantKey, set[_Group]] = {}
+        self._crowds: dict[Group, _Crowd] = {}
+        self._groups_of: dict[TenantKey, set[Group]] = {}
         # By provider and level, of ranks and groups. A group counts with its last entry, whose
         # rank may be of who has gone: that is found when it is met.
         self._tops: dict[str, dict[Level, list[_Top]]] = {}
-        self._top_of: dict[_Group, Rank] = {}  # the rank in that entry
+        self._top_of: dict[Group, Rank] = {}  # the rank in that entry
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -92,7 +87,7 @@ class Book:
         if key.is_lent or not key.may_wait:
             self._always[lane.id] = lane
             return
-        group = _Group(key.provider, key.level, key.model)
+        group = lane.group
         crowd = self._crowds.get(group)
         if crowd is None:
             crowd = self._crowds[group] = _Crowd()
@@ -102,7 +97,10 @@ class Book:
             if self._shares.fairness is not None:
                 self._groups_of.setdefault(tenant_key(key), set()).add(group)
         heapq.heappush(waiting, (lane.head, lane.id, lane.ticket))
-        rank = (self._shares.start(key.provider, key.priority, key.tenant), *lane.head)
+        due_ms, id_ = lane.head
+        is_fair = self._shares.fairness is not None
+        start = self._shares.start(key.provider, key.priority, key.tenant) if is_fair else 0
+        rank = (start, due_ms, id_)
         crowd.note(key.tenant, rank)
         self._put_top(rank, group)
 
@@ -111,6 +109,11 @@ class Book:
         if self._lanes.pop(lane.id, None) is not None:
             self._always.pop(lane.id, None)
             lane.ticket += 1
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether there are tenants."""
+        return self._shares.fairness is not None
 
     def has(self, tenant: TenantKey) -> bool:
         """Whether there may be lanes of a tenant here."""
@@ -136,7 +139,7 @@ class Book:
     def of_provider(self, provider: str, most: int) -> list[Lane]:
         """Some of a provider's lanes, taken out of the book."""
         found: list[Lane] = []
-        for group in [each for each in self._crowds if each.provider == provider]:
+        for group in [each for each in self._crowds if each[0] == provider]:
             while len(found) < most and self._rank_of(group) is not None:
                 found.append(self.take(group))
         return found
@@ -149,7 +152,7 @@ class Book:
         """How urgent the lanes are that wait for a place there."""
         return tuple(self._tops.get(provider, ()))
 
-    def top(self, provider: str, level: Level, is_left: Callable[[_Group], bool]) -> _Top | None:
+    def top(self, provider: str, level: Level, is_left: Callable[[Group], bool]) -> _Top | None:
         """The first of them, and its group, but for groups that are left alone.
 
         Those are out of the book until they are put back by `restore`.
@@ -179,7 +182,7 @@ class Book:
         clock = self._shares.clocks.get((provider, priority))
         return start if clock is None else start - clock.now
 
-    def take(self, group: _Group) -> Lane:
+    def take(self, group: Group) -> Lane:
         """Take the first lane of a group, which has one, out of the book."""
         crowd = self._crowds[group]
         waiting = crowd.lanes[crowd.order[0][1]]
@@ -188,25 +191,29 @@ class Book:
         self.restore(group)
         return lane
 
-    def restore(self, group: _Group) -> None:
+    def restore(self, group: Group) -> None:
         """Let a group be found by its first."""
         rank = self._rank_of(group)
         if rank is not None:
             self._put_top(rank, group)
 
-    def _put_top(self, rank: Rank, group: _Group) -> None:
+    def _put_top(self, rank: Rank, group: Group) -> None:
         known = self._top_of.get(group)
         if known is not None and known <= rank:
             return  # it is found by an earlier one
         self._top_of[group] = rank
-        rows = self._tops.setdefault(group.provider, {})
-        tops = rows.setdefault(group.level, [])
+        rows = self._tops.get(group[0])
+        if rows is None:
+            rows = self._tops[group[0]] = {}
+        tops = rows.get(group[1])
+        if tops is None:
+            tops = rows[group[1]] = []
         heapq.heappush(tops, (rank, group))
         if len(tops) > 4 * len(self._top_of) + SPARE:
             tops[:] = [each for each in set(tops) if self._top_of.get(each[1]) == each[0]]
             heapq.heapify(tops)
 
-    def _rank_of(self, group: _Group) -> Rank | None:
+    def _rank_of(self, group: Group) -> Rank | None:
         """The rank of a group's first, which is then on top of its order; None: nobody is left."""
         crowd = self._crowds.get(group)
         while crowd is not None and crowd.order:
@@ -219,20 +226,22 @@ class Book:
                 heapq.heappop(crowd.order)
                 self._forget(group, crowd, tenant)
                 continue
-            priority = group.level[0]
-            actual = (self._shares.start(group.provider, priority, tenant), *head)
-            if actual == rank:
+            start = 0
+            if self._shares.fairness is not None:
+                start = self._shares.start(group[0], group[1][0], tenant)
+            if start == rank[0] and head == rank[1:]:
                 return rank
+            actual = (start, *head)
             crowd.rank_of[tenant] = actual
             heapq.heapreplace(crowd.order, (actual, tenant))
         if crowd is not None:
             del self._crowds[group]
         return None
 
-    def _forget(self, group: _Group, crowd: _Crowd, tenant: str) -> None:
+    def _forget(self, group: Group, crowd: _Crowd, tenant: str) -> None:
         """Nobody of a tenant waits in a group any more."""
         del crowd.lanes[tenant], crowd.rank_of[tenant]
-        key = TenantKey(group.provider, group.level[0], tenant)
+        key = TenantKey(group[0], group[1][0], tenant)
         groups = self._groups_of.get(key)
         if groups is not None:
             groups.discard(group)
@@ -274,7 +283,8 @@ class Lineup:
         self._book, self._show, self._at_once = book, show, at_once
         self._closed, self._slots, self._now_ms = gates.closed(), slots, now_ms
         self._is_left: dict[tuple[str, str | None], bool] = {}  # by provider and model; None: all
-        self._aside: list[_Group] = []
+        self._aside: list[Group] = []
+        self._top: dict[str, tuple[int, Rank, Group] | None] = {}  # by provider, as last seen
         self.looked: list[Lane] = []
 
     def always(self) -> Sequence[LaneView]:
@@ -291,15 +301,20 @@ class Lineup:
 
     def top(self, provider: str) -> tuple[int, Rank] | None:
         """Priority and rank of the first of a provider's lanes to come."""
-        if self._leaves_all(provider):
-            return None
-        found: tuple[int, Rank] | None = None
-        for level in sorted(self._book.levels(provider)):
+        if provider not in self._top or self._book.is_fair:  # then starts move
+            self._top[provider] = None if self._leaves_all(provider) else self._first_of(provider)
+        top = self._top[provider]
+        return top and top[:2]
+
+    def _first_of(self, provider: str) -> tuple[int, Rank, Group] | None:
+        found: tuple[int, Rank, Group] | None = None
+        levels = self._book.levels(provider)
+        for level in sorted(levels) if len(levels) > 1 else levels:
             if found is not None and level[0] > found[0]:
                 break
             top = self._book.top(provider, level, self._leaves)
             if top is not None and (found is None or top[0] < found[1]):
-                found = level[0], top[0]
+                found = level[0], *top
         return found
 
     def lead(self, provider: str, priority: int, start: int) -> int:
@@ -317,6 +332,9 @@ class Lineup:
     def pull(self, provider: str, level: Level) -> Sequence[LaneView]:
         """The next lanes of a level at a provider."""
         lanes: list[Lane] = []
+        known = self._top.pop(provider, None)
+        if known is not None and known[2][1] == level and not self._book.is_fair:
+            lanes.append(self._book.take(known[2]))
         while len(lanes) < self._at_once:
             top = self._book.top(provider, level, self._leaves)
             if top is None:
@@ -327,6 +345,7 @@ class Lineup:
     def leave(self, provider: str, model: str | None = None) -> None:
         """Show no more lanes of a provider, or of one of its models, in this turn."""
         self._is_left[provider, model] = True
+        self._top.pop(provider, None)
 
     def end(self) -> None:
         """Let the book be whole again, but for the lanes that were shown."""
@@ -343,9 +362,9 @@ class Lineup:
             is_left = self._is_left[provider, None] = not self._has_place(provider)
         return is_left
 
-    def _leaves(self, group: _Group) -> bool:
+    def _leaves(self, group: Group) -> bool:
         """Whether a group is left alone; its provider is not."""
-        if not self._is_left.get((group.provider, group.model), False):
+        if not self._is_left.get((group[0], group[2]), False):
             return False
         self._aside.append(group)
         return True
