@@ -215,6 +215,7 @@ class Planner:
         self._moved: set[str] = set()  # providers at which that may have changed
         self._waiting = 0  # lanes whose turn has not come yet
         self._was_cut = False
+        self._last: list[_Head] | None = None  # where all others wait, once all were looked at
         self._result = Plan()
 
     def decide(self) -> Plan:
@@ -273,15 +274,19 @@ class Planner:
 
     def _next(self) -> tuple[Scan, bool] | None:
         """The lane whose turn it is; False: it goes before its turn, being old."""
-        while True:
+        heads = self._last
+        if heads is None:
             first = self._first()
+            while first is not None and first[5] is not None:
+                self._pull(first[4], first[5])
+                first = self._first()
             if first is None:
                 return None
-            provider, level = first[4:]
-            if level is None:
-                break
-            self._pull(provider, level)
-        heads = self._heads[provider]
+            heads = self._heads[first[4]]
+            if len(self._heads) == 1 and not self._lineup.providers():
+                self._last = heads
+        elif self._first_seen(heads) is None:
+            return None
         scan = self._scans[heads[0][4]]
         is_for_aged = (self._before + len(self._result.admitted)) % AGING == AGING - 1
         if is_for_aged and has_place(scan.view.key, self._free):  # else nobody goes in its stead
@@ -290,7 +295,7 @@ class Planner:
                 return aged, False
         heapq.heappop(heads)
         self._waiting -= 1
-        self._moved.add(provider)
+        self._moved.add(scan.view.key.provider)
         return scan, True
 
     def _first(self) -> _First | None:
@@ -311,24 +316,29 @@ class Planner:
 
     def _first_of(self, provider: str) -> _First | None:
         """Who is the first at a provider, or that it is somebody who was not looked at yet."""
-        heads, lead, seen = self._heads.get(provider), 0, None
-        while heads:
-            seen = heads[0]
-            scan = self._scans[seen[4]]
-            if scan.view.tenant is None:
-                break
-            start = scan.start
-            if start == seen[1]:
-                lead = start - scan.view.tenant.clock.now
-                break
-            heapq.heapreplace(heads, (seen[0], start, *seen[2:]))  # it has gone on since
+        heads = self._heads.get(provider)
+        seen = self._first_seen(heads) if heads else None
         top = None if self._was_cut else self._lineup.top(provider)
         if top is not None:
             priority, (start, due_ms, id_) = top
             if seen is None or (priority, start, due_ms, id_) < seen:
                 lead = self._lineup.lead(provider, priority, start)
                 return priority, lead, due_ms, id_, provider, (priority, due_ms == FAR)
-        return None if seen is None else (seen[0], lead, seen[2], seen[3], provider, None)
+        if seen is None:
+            return None
+        tenant = self._scans[seen[4]].view.tenant
+        lead = 0 if tenant is None else seen[1] - tenant.clock.now
+        return seen[0], lead, seen[2], seen[3], provider, None
+
+    def _first_seen(self, heads: list[_Head]) -> _Head | None:
+        """The first of those that were looked at."""
+        while heads:
+            head = heads[0]
+            scan = self._scans[head[4]]
+            if scan.view.tenant is None or (start := scan.start) == head[1]:
+                return head
+            heapq.heapreplace(heads, (head[0], start, *head[2:]))  # it has gone on since
+        return None
 
     def _pull(self, provider: str, level: Level) -> None:
         self._look_at(self._lineup.pull(provider, level))

@@ -191,9 +191,10 @@ class Heads:
 
     def _tenant(self, lane: Lane) -> Tenant | None:
         """Whose requests are in a lane."""
-        books, key = self._sheet.books, tenant_key(lane.key)
+        books = self._sheet.books
         if books.shares.fairness is None:
             return None
+        key = tenant_key(lane.key)
         books.lanes.rise(key)
         return books.shares.of(key)
 
