@@ -74,7 +74,7 @@ class Line:
                     first = self._first(waiting, account.id, before)
                     # Whoever waits may wait for the very call within which one was made.
                     is_passed = first is not None and not row.lane.key.is_lent
-                    if is_passed and _order(first) < _order(row):
+                    if is_passed and self._is_before(first, row):
                         self._count(first, row, balance, before, now_ms)
                     balance.take(need)
             if row in waiting:
@@ -87,6 +87,12 @@ class Line:
             for request_id, each in firsts | self._since_ms.keys()
             if request_id in by_id and self._is_in_line(by_id[request_id], before, each, now_ms)
         }
+
+    def _is_before(self, first: Row, row: Row) -> bool:
+        """Whether who goes is no more urgent; of two tenants only a less urgent priority is, for sure."""
+        if first.lane.key.tenant != row.lane.key.tenant:
+            return first.lane.key.priority < row.lane.key.priority
+        return _order(first) < _order(row)
 
     def _starts_ms(
         self, row: Row, balances: dict[int, _Balance], now_ms: int
@@ -153,8 +159,8 @@ class Line:
         assert waited_ms < MAX_BYPASS_MS, f"{first.id} was passed by {row.id} after {waited_ms} ms"
 
 
-def _order(row: Row) -> tuple[int, int]:
-    return row.lane.key.priority, row.id
+def _order(row: Row) -> tuple[int, int, int]:
+    return row.lane.key.priority, *row.lane.key.head(row)
 
 
 class _Balance:

@@ -124,7 +124,8 @@ class Computer:
         self.scheduler = Scheduler(
             self.handle, providers=world.provider, clock=world.clock,
             concurrency=rng.choice([1, 3, 8]), poll_interval=50 if store.is_shared else 0.2,
-            retry_wait_s=lambda attempt: rng.choice([0.0, 2.0, 40.0]),
+            retry_wait_s=lambda attempt: rng.choice([0.0, 2.0, 40.0]), fair_by=world.fair_by,
+            weights={"bob": 3} if world.fair_by else None,
         )  # fmt: skip
 
     async def point(self) -> None:
@@ -198,6 +199,10 @@ class World:
         if seed % 2:  # what has a key is sent by any process
             self.provider.service = self.provider.name
         self.provider.purse = purse.choice([None, None, None, 10, 40])
+        # Likewise; who shares with whom, and who is to go first.
+        self.order = random.Random(f"{seed} {store} order")
+        self.fair_by = self.order.choice([None, None, "user"])
+        self.has_deadlines = self.order.random() < 0.5
         self.provider.tells = purse.random() < 0.5
         self.poor_since_s: dict[int, float] = {}  # futures that wait although there is credit
         self.may_die = True
@@ -473,7 +478,10 @@ class World:
         return Request(
             {"model": "m", "n": question, "ceiling": ceiling, "draws": list(draws),
              "inner": rng.choice(INNER)},
-            budget=draws[:1], priority=rng.choice(["interactive", "normal", "batch"]), **options,
+            budget=draws[:1], priority=rng.choice(["interactive", "normal", "batch"]),
+            tags={"user": self.order.choice(["ann", "bob", "eve"])} if self.fair_by else {},
+            deadline=self.order.choice([None, "300d", "400d"]) if self.has_deadlines else None,
+            **options,
         )  # fmt: skip
 
     def ask(self, computer: Computer, question: str) -> None:
