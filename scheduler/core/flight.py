@@ -202,8 +202,9 @@ class Flight:
         """End all calls; their requests go back to the queue."""
         calls = [call for call in self.calls.values() if not call.is_over]
         for call in calls:
-            call.interrupted = CLOSED
-            self._strike(call, RequestState.QUEUED)
+            if not call.is_over:  # it may have gone with one that waited for it
+                call.interrupted = CLOSED
+                self._strike(call, RequestState.QUEUED)
         if calls:
             self._loop.call_later(STUBBORN_S, self._give_up, calls)
 
