@@ -201,8 +201,9 @@ class World:
         self.provider.purse = purse.choice([None, None, None, 10, 40])
         # Likewise; who shares with whom, and who is to go first.
         self.order = random.Random(f"{seed} {store} order")
-        self.fair_by = self.order.choice([None, None, "user"])
-        self.has_deadlines = self.order.random() < 0.5
+        is_plain = crash_at is not None  # as many awaits as ever
+        self.fair_by = None if is_plain else self.order.choice([None, None, "user"])
+        self.has_deadlines = not is_plain and self.order.random() < 0.5
         self.provider.tells = purse.random() < 0.5
         self.poor_since_s: dict[int, float] = {}  # futures that wait although there is credit
         self.may_die = True
