@@ -157,6 +157,13 @@ ALTER TABLE lanes RESET (fillfactor);
 ALTER TABLE tallies RESET (fillfactor);
 ALTER TABLE spent RESET (fillfactor);
 ALTER TABLE spent_of_budgets RESET (fillfactor);
+DROP TABLE tenants;
+DROP INDEX requests_due;
+ALTER TABLE requests DROP COLUMN due_at_ms;
+DROP INDEX lanes_shared;
+ALTER TABLE lanes DROP COLUMN tenant, DROP COLUMN is_due;
+CREATE UNIQUE INDEX lanes_shared ON lanes
+  (provider, model, budgets, priority, may_wait, service) WHERE worker_id = 0;
 UPDATE store SET version = 5
 """
 
