@@ -42,6 +42,21 @@ KINDS: dict[str, Lengths] = {
     "lognormal, sigma 1": drawn(lambda rng: rng.lognormvariate(math.log(200), 1)),
     "bimodal": drawn(bimodal),
     "Pareto 1.6, capped": drawn(lambda rng: 100 * rng.paretovariate(1.6)),
+    # What it was not made with.
+    "lognormal, sigma 0.5": drawn(lambda rng: rng.lognormvariate(math.log(300), 0.5)),
+    "lognormal, sigma 1.5": drawn(lambda rng: rng.lognormvariate(math.log(100), 1.5)),
+    "exponential": drawn(lambda rng: rng.expovariate(1 / 250)),
+    "half and half": drawn(
+        lambda rng: rng.lognormvariate(math.log(100 if rng.random() < 0.5 else 1200), 0.4)
+    ),
+    "one in twenty is long": drawn(
+        lambda rng: rng.lognormvariate(math.log(80 if rng.random() < 0.95 else 2500), 0.4)
+    ),
+    "Pareto 1.2, capped": drawn(lambda rng: 60 * rng.paretovariate(1.2)),
+    "Pareto 2.2, capped": drawn(lambda rng: 150 * rng.paretovariate(2.2)),
+    "one in ten runs into the cap": drawn(
+        lambda rng: CAP if rng.random() < 0.1 else rng.lognormvariate(math.log(200), 0.6)
+    ),
 }
 
 

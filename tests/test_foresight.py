@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from scheduler.budget import Budget, parse_caps
 from scheduler.errors import ConfigError
-from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk
-from scheduler.foresight.survival import FEW, estimate, share_of_ceiling
+from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk, drift
+from scheduler.foresight.drift import stretch
+from scheduler.foresight.reserve import Load
+from scheduler.foresight.survival import FEW, Outlook, estimate, share_of_ceiling
 from scheduler.foresight.tail import Tail, find_tail
 from scheduler.ledger.account import Account
 
@@ -140,6 +143,134 @@ def test_what_is_expected_is_something_and_at_most_the_ceiling(
     assert variance >= 0
     assert gap >= 0
     assert all(math.isfinite(each) for each in (mean, variance, third, gap))
+
+
+# Changes
+
+
+def steady(count=300):
+    """Earlier calls: one each 10 ms, which takes 100 ms or 200, 300, …, 1,000."""
+    made = History()
+    ends = sorted((10 * n + 100 * (1 + n * 7 % 10), 10 * n) for n in range(count))
+    for ended_at_ms, made_at_ms in ends:
+        took_ms = ended_at_ms - made_at_ms
+        made.learn(made_at_ms, ended_at_ms, (took_ms, 0), (U * 10, 0))
+    return estimate(made._seen, (), None, 10 * count + 1_000, 0)
+
+
+def test_calls_that_last_as_long_as_others_did_are_not_stretched():
+    earlier = steady()
+    ages = [100 * (1 + n % 10) for n in range(100)]
+
+    assert stretch(earlier, ages, 100) == 1
+    # Half of them began lately: as many have ended as should have.
+    assert stretch(earlier, [min(age, 500) for age in ages], 50) == 1
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_calls_of_which_too_few_have_ended_are_stretched_before_the_others_end(times):
+    earlier = steady()
+    full = [times * 100 * (1 + n % 10) for n in range(100)]
+    ages = [min(took_ms, 600) for took_ms in full]
+
+    found = stretch(earlier, ages, sum(took_ms <= 600 for took_ms in full))
+
+    assert 1 + (times - 1) / 2.5 < found <= times
+
+
+def test_of_few_calls_that_last_no_change_is_concluded():
+    assert stretch(steady(), [1_000] * 2, 0) == 1
+
+
+def test_all_is_expected_to_cost_as_many_times_more_once_lengths_have_risen():
+    made = History()
+    began = [(10 * n, 10 * n + 100 * (1 + n * 7 % 10)) for n in range(300)]
+    for made_at_ms, ended_at_ms in sorted(began, key=lambda each: each[1]):
+        made.learn(made_at_ms, ended_at_ms, (ended_at_ms - made_at_ms, 0), (U * 10, 0))
+    now_ms = 4_100
+    usual = made.curve(0, (), now_ms).outlook(0, U * 10)
+    for n in range(16):  # of 256 that began at 3,000 none has ended but these
+        made.learn(3_000, now_ms, (1_100 + n, 0), (U * 10, 0))
+
+    risen = made.curve(0, [3_000] * 240, now_ms)
+
+    assert risen.outlook(0, U * 10).mean > 1.5 * usual.mean
+    assert risen.apart > 0
+
+
+def test_a_new_job_begins_from_what_its_models_others_cost_with_more_doubt():
+    histories = Histories()
+    for n in range(200):
+        histories.learn(
+            Flight(("m", "old"), 10 * n, (U, U)), 10 * n + 50 + n % 50, (100 + n % 50, 0)
+        )
+    old, new, alien = (
+        histories.curve(kind, 0, 50, 3_000) for kind in (("m", "old"), ("m", "new"), ("n", "old"))
+    )
+
+    assert alien is None  # nothing is carried from one model to another
+    assert new.outlook(0, U).mean == pytest.approx(old.outlook(0, U).mean, rel=0.02)
+    assert (old.apart, new.apart) == (0, 0.5)
+    kept = []
+    for kind in (("m", "old"), ("m", "new")):
+        pool = Pool(PRESETS["default"], 0, histories)
+        for id_ in range(100):
+            pool.enter(id_, Flight(kind, 3_000, (U, U)))
+        kept.append(pool.kept(3_000, 0)[1])
+    assert kept[1] > 1.5 * kept[0]
+    assert kept[1] < 100 * U
+
+
+def test_a_new_job_is_less_doubted_the_more_of_its_calls_are_known():
+    histories = Histories()
+    for n in range(200):
+        histories.learn(Flight(("m", "old"), 10 * n, (U, U)), 10 * n + 50, (100, 0))
+    for n in range(12):
+        histories.learn(Flight(("m", "new"), 3_000, (U, U)), 3_050 + n, (100, 0))
+
+    assert histories.curve(("m", "new"), 0, 50, 4_000).apart == pytest.approx((4 + 12) ** -0.5)
+
+
+def test_a_new_job_whose_calls_last_longer_is_stretched():
+    def expected():
+        histories = Histories()
+        for n in range(200):
+            flight = Flight(("m", "old"), 10 * n, (U, U))
+            histories.learn(flight, 10 * n + 50 + n % 50, (10 + 10 * (n % 50), 0))
+        for id_ in range(12):
+            histories.enter(id_, Flight(("m", "new"), 3_000, (U, U)))
+        return histories.curve(("m", "new"), 0, 50, 3_095).outlook(0, U).mean
+
+    # Most of these should have ended within 95 ms.
+    with mock.patch.object(drift, "stretch", return_value=1.0):
+        unnoticed = expected()
+
+    assert expected() > 1.1 * unnoticed
+
+
+def test_what_a_ceiling_is_beyond_the_largest_that_was_seen_counts_in_full():
+    curve = history([(n, 10 * n) for n in range(1, 101)], ceiling=2_000).curve(0, (), 100)
+
+    usual, wider = curve.outlook(0, 2_000), curve.outlook(0, 50_000)
+
+    assert wider.mean - usual.mean == pytest.approx(48_000)
+    assert wider.gap == pytest.approx(usual.gap)
+
+
+def test_sums_of_few_are_kept_for_by_how_skewed_they_are():
+    """Two kinds of calls with the same mean and spread; of the one a few cost most of it."""
+    load = {}
+    for third in (0.0, 8.0 * 300**3):
+        load[third] = Load()
+        curve = mock.Mock(count=10**9, ripe=10**9, apart=0.0)
+        curve.outlook.return_value = Outlook(300.0, 300.0**2, third, 0.0)
+        for id_ in range(16):
+            load[third].add(id_, KIND, curve, 0, 10_000)
+
+    plain, skewed = (each.kept(Risk("any", 3, 0, 8)) for each in load.values())
+
+    assert plain == pytest.approx(16 * 300 + 3 * 4 * 300, abs=2)
+    assert skewed == pytest.approx(plain + 4 * 300 * 2 * (9 - 1) / 6, abs=2)
 
 
 # The tail

@@ -18,6 +18,7 @@ from scheduler.stores.base import Archive, Unknown
 
 if TYPE_CHECKING:
     from scheduler import events
+    from scheduler.rehearsal import Finish
     from scheduler.telemetry.prometheus import Metrics
 
 E_ = TypeVar("E_", bound="events.Event")
@@ -171,3 +172,8 @@ class BlockingGoverning:
     def webhook(self, url: str | None = None, **options: Any) -> None:
         """Tell somebody what is new; see `Scheduler.webhook`."""
         self._ask_there(partial(self.scheduler.webhook, url, **options))
+
+    def forecast(self) -> Finish:
+        """When all that waits will be done; see `Scheduler.forecast`. It takes about a second."""
+        found: Finish = self._do(self.scheduler.forecast)
+        return found

@@ -1,6 +1,7 @@
 """What will calls under way have cost when they end? Pure, and guesses all of it.
 
 `survival` learns how long calls take and what they cost then, also from those that have not ended;
+`tail` guesses what outlives them all, `drift` sees whether those begun lately last longer than others did;
 `risk` says how sure one wants to be; `reserve` is what has to be kept for those under way.
 """
 

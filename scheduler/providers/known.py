@@ -43,6 +43,7 @@ STREAM_OPTIONS = {
     ),
     "azure": (None, "2026-11, API versions before 2024-09-01-preview refuse it"),
     "gemini": (True, "2026-11, gemini-api/docs/openai"),
+    "google": (False, "2026-11, api/generate-content: usageMetadata in each chunk"),
     "openrouter": (True, "2026-11, use-cases/usage-accounting: a last chunk, with the cost"),
     "groq": (True, "2026-11, api-reference: stream_options.include_usage"),
     "mistral": (False, "2025-03, anon-kode#53: 422 extra_forbidden; told unasked with the end"),
