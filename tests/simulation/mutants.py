@@ -183,7 +183,7 @@ MUTANTS = [
     Mutant("settle in the window that is now", Account, "settle", settle_in_this_window),
     Mutant("check without reserving", Account, "reserve", check_without_reserving),
     Mutant("compare with a stale balance", Account, "reserve", compare_with_a_stale_balance),
-    Mutant("pass freely whose window is spent", Account, "spare", pass_whose_window_is_spent, 60),
+    Mutant("pass freely whose window is spent", Account, "spare", pass_whose_window_is_spent, 100),
     Mutant("forget the parent budget", BudgetBook, "draws_on", forget_the_parent),
     Mutant("send one claim twice", Starting, "start", start_twice),
     Mutant("lose the end of a call", Pump, "_turn", lose_an_ending),
