@@ -79,6 +79,8 @@ class Nodes:
 
 @contextlib.contextmanager
 def nodes() -> Iterator[Nodes]:
+    # Whatever folder it is given, it notes there where the last cluster is.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         made = Nodes(Path(folder))
         try:
