@@ -28,6 +28,7 @@ class TrustedClock:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.is_steady = getattr(clock, "is_steady", False) is True  # goes as its loop does
 
     def now_ms(self) -> int:
         """Unix time in milliseconds."""

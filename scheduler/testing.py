@@ -53,6 +53,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
+        # What is due within that is due. After some months seconds have fewer digits than the real
+        # clock's resolution: a timer that is due now would never be, and the loop would spin.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Seconds since the loop was made, in virtual time."""

@@ -14,7 +14,7 @@ from scheduler.rehearsal.remaining import lore_of, remaining
 from scheduler.rehearsal.scale import shrink
 from scheduler.request import Quote
 from scheduler.stats import CapStatus, Took
-from scheduler.testing import VirtualClock, run
+from scheduler.testing import VirtualClock, _JumpingSelector, run
 
 HOUR = 3_600_000
 NOON = START_MS + 12 * HOUR
@@ -119,6 +119,21 @@ def test_it_costs_the_same_however_much_waits():
 
     assert len(large.plays) <= 600
     assert len(small.plays) <= 600
+
+
+@pytest.mark.parametrize("spec", ["$0.000003/year", "$0.000003/month"])
+def test_windows_that_take_years_are_played_in_no_more_steps(spec, monkeypatch):
+    """No clock ticks meanwhile, and none stands still."""
+    steps = []
+    select = _JumpingSelector.select
+    monkeypatch.setattr(
+        _JumpingSelector, "select", lambda self, s=None: steps.append(s) or select(self, s)
+    )
+
+    told = finish(waiting(15, purse(spec)), levels=(0.5,))
+
+    assert told.likely_ms is None or told.likely_ms > NOON + 60 * DAY
+    assert len(steps) < 5_000
 
 
 def test_the_same_seed_tells_the_same():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from scheduler.clock import Clock
@@ -19,6 +20,7 @@ class Alarm:
     ) -> None:
         self._loop, self._clock, self._ring = loop, clock, ring
         self._timer: asyncio.TimerHandle | None = None
+        self._longest_s = math.inf if getattr(clock, "is_steady", False) else LONGEST_TIMER_S
 
     def set(self, at_ms: int | None) -> None:
         """Ring then, and not when it was set to before; None: not at all."""
@@ -30,7 +32,7 @@ class Alarm:
 
     def _await(self, at_ms: int) -> None:
         delay_s = (at_ms - self._clock.now_ms()) / 1000
-        if delay_s > LONGEST_TIMER_S:
-            self._timer = self._loop.call_later(LONGEST_TIMER_S, self._await, at_ms)
+        if delay_s > self._longest_s:
+            self._timer = self._loop.call_later(self._longest_s, self._await, at_ms)
         else:
             self._timer = self._loop.call_later(max(0.0, delay_s), self._ring)
