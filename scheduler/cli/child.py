@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,29 +87,40 @@ async def _run(
 
 async def _child(words: list[str], env: Mapping[str, str]) -> int:
     """The command's exit code, as a shell tells it."""
-    try:
-        child = await asyncio.create_subprocess_exec(*words, env=env)
-    except FileNotFoundError:
-        say(f"error: there is no command {words[0]!r}; nothing was run")
-        return NOT_FOUND
-    except OSError as exc:
-        say(f"error: {words[0]!r} cannot be run: {exc.strerror or exc}")
-        return NOT_EXECUTABLE
-    with passing_on(child):
+    with passing_on() as begin:  # before it is there: it may be at work before this goes on
+        try:
+            child = await asyncio.create_subprocess_exec(*words, env=env)
+        except FileNotFoundError:
+            say(f"error: there is no command {words[0]!r}; nothing was run")
+            return NOT_FOUND
+        except OSError as exc:
+            say(f"error: {words[0]!r} cannot be run: {exc.strerror or exc}")
+            return NOT_EXECUTABLE
+        begin(child)
         code = await child.wait()
     return 128 - code if code < 0 else code
 
 
 @contextlib.contextmanager
-def passing_on(child: asyncio.subprocess.Process) -> Iterator[None]:
-    """Signals to this process are the child's while the block lasts.
+def passing_on() -> Iterator[Callable[[asyncio.subprocess.Process], None]]:
+    """Signals to this process are the child's while the block lasts; it is named when it is there.
 
     One of the keyboard goes to both by itself, so it is only not heeded here.
     """
+    children: list[asyncio.subprocess.Process] = []
+    early: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(number)
+        if not children:
+            early.append(number)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    def begin(child: asyncio.subprocess.Process) -> None:
+        children.append(child)
+        for number in early:
+            pass_on(number, None)
 
     def of_keyboard(number: int, frame: object) -> None:
         if not (sys.stdin is not None and sys.stdin.isatty()):
@@ -122,7 +133,7 @@ def passing_on(child: asyncio.subprocess.Process) -> Iterator[None]:
             continue
         before.append((number, signal.signal(number, of_keyboard if name == "SIGINT" else pass_on)))
     try:
-        yield
+        yield begin
     finally:
         for number, handler in before:
             signal.signal(number, handler)

@@ -1,12 +1,14 @@
 """``scheduler run … -- COMMAND``: programs as they are, within a budget."""
 
+import os
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
-from scheduler.cli.child import environment, split
+from scheduler.cli.child import environment, passing_on, split
 from scheduler.errors import ConfigError
 from tests import warm
 
@@ -139,3 +141,19 @@ def test_what_stands_behind_the_dashes_is_the_command():
     assert split(["a.jsonl"]) == (["a.jsonl"], None)
     with pytest.raises(ConfigError, match="no command"):
         split(["--"])
+
+
+def test_a_signal_that_comes_before_the_command_is_there_is_passed_on():
+    class Child:
+        told: ClassVar = []
+
+        def send_signal(self, number):
+            self.told.append(number)
+
+    with passing_on() as begin:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert Child.told == []
+        begin(Child())
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert Child.told == [signal.SIGTERM, signal.SIGUSR1]
