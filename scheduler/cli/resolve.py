@@ -112,22 +112,9 @@ def _check(
 
 
 async def _settle(store: Store, found: Sequence[Unknown], nusd: int) -> list[Unknown]:
-    from scheduler.request import RequestState
-    from scheduler.stores.base import Outcome, Settlement
+    from scheduler.stores.views import resolved_by_hand
 
-    settlements = [
-        Settlement(
-            each.id,
-            each.request_id,
-            Outcome.POST if nusd else Outcome.VOID,
-            RequestState.FAILED,
-            nusd,
-            each.ceiling_tokens if nusd else 0,
-            is_assumed=True,
-            why=f"{each.why or 'outcome unknown'}; resolved by hand",
-        )
-        for each in found
-    ]
+    settlements = [resolved_by_hand(each, nusd, "resolved by hand") for each in found]
     done = await store.resolve(settlements, now_ms())
     return [each for each, is_new in zip(found, done, strict=True) if is_new]
 

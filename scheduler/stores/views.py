@@ -14,7 +14,7 @@ from scheduler.ledger.account import FAR, Account, Needs, ReservationState
 from scheduler.request import RequestState
 from scheduler.shortfall import Shortfall
 from scheduler.stats import BudgetStatus, CapStatus, Discrepancy, Standing, TenantStatus
-from scheduler.stores.base import Outcome
+from scheduler.stores.base import Outcome, Settlement, Unknown
 from scheduler.stores.refusing import is_refusal
 
 MOST_SHOWN = 5  # names in an error
@@ -222,3 +222,18 @@ class Stood:
             self._found.values(),
             key=lambda each: (order.index(each.state), each.priority, each.reason, each.budget),
         )
+
+
+def resolved_by_hand(unknown: Unknown, nusd: int, how: str) -> Settlement:
+    """What settles an unknown outcome as a person says; the request itself stays as it is.
+
+    Args:
+        unknown: It.
+        nusd: What it cost; 0: it was never billed.
+        how: By which way they said so.
+    """
+    return Settlement(
+        unknown.id, unknown.request_id, Outcome.POST if nusd else Outcome.VOID, RequestState.FAILED,
+        nusd, unknown.ceiling_tokens if nusd else 0, is_assumed=True,
+        why=f"{unknown.why or 'outcome unknown'}; {how}",
+    )  # fmt: skip

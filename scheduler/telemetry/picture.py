@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from scheduler.budget import Unit
 from scheduler.guards.plain import without_password
 from scheduler.request import Priority, RequestState
+from scheduler.stores.course import QUARTER_MS
 
 if TYPE_CHECKING:
     from scheduler.limits import GateStatus
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     )
     from scheduler.stores.base import Store
 
-QUARTER_MS = 15 * 60_000
 HOUR_MS = 3_600_000
 LATELY_MS = 45 * 60_000  # at least so long is lately
 SAMPLE = 200  # parked requests of one job that are looked at to tell why they wait

@@ -13,7 +13,8 @@ from scheduler.request import RequestState
 from scheduler.server.page import acts, figures
 from scheduler.server.page.burn import HOUR_MS, burn, since_ms
 from scheduler.stats import BudgetStatus
-from scheduler.stores.base import Outcome, Settlement, Store, Unknown
+from scheduler.stores.base import Store
+from scheduler.stores.views import resolved_by_hand
 
 DAY_MS = 24 * HOUR_MS
 MOST_BUDGETS = 50  # shown at once; of more, those of which the least is left
@@ -168,7 +169,8 @@ class Desk:
         if not found:
             raise NotFound
         (unknown,) = found
-        (was_new,) = await self._store.resolve([_settlement(unknown, nusd)], self._now_ms())
+        settlement = resolved_by_hand(unknown, nusd, "resolved on the page")
+        (was_new,) = await self._store.resolve([settlement], self._now_ms())
         if not was_new:
             raise NotFound
         what, after = ("charge", format_usd(nusd)) if nusd else ("void", format_usd(0))
@@ -199,11 +201,3 @@ def _urgency(status: BudgetStatus) -> tuple[float, int]:
         if cap.limit is not None and cap.available is not None
     ]
     return min(left, default=2.0), status.id
-
-
-def _settlement(unknown: Unknown, nusd: int) -> Settlement:
-    return Settlement(
-        unknown.id, unknown.request_id, Outcome.POST if nusd else Outcome.VOID, RequestState.FAILED,
-        nusd, unknown.ceiling_tokens if nusd else 0, is_assumed=True,
-        why=f"{unknown.why or 'outcome unknown'}; resolved on the page",
-    )  # fmt: skip
