@@ -46,6 +46,7 @@ from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
 from scheduler.stores.noting import Noting
 from scheduler.stores.outbox import Outbox
+from scheduler.stores.papers import Papers
 from scheduler.stores.refusing import is_refusal
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class TurnResult:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(Noting, History, Outbox, ABC):
+class Store(Noting, Papers, History, Outbox, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod

@@ -142,7 +142,7 @@ async def test_a_newer_schema_is_refused(opened, url):
 
 # As a store of version 5 had it.
 _FIVE = """
-DROP TABLE lengths, notes, took, outbox;
+DROP TABLE lengths, notes, papers, pages, took, outbox;
 ALTER TABLE accounts DROP COLUMN risk;
 DROP INDEX requests_queued, reservations_made;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';

@@ -28,6 +28,7 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.course import QUARTER_MS, bucket_of
 from scheduler.stores.outbox import News
+from scheduler.stores.papers import Paper
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 DAY_MS = 86_400_000
@@ -964,6 +965,62 @@ class Conformance:
         assert list(await store.notes("tokens")) == ["b\u00e9a \x7f", "cid"]
         assert await store.notes("hooks") == {"ann": "other"}
         assert await store.notes("none") == {}
+
+    async def test_papers_are_kept_by_owner_and_changed_by_who_knows_them(self, bench):
+        store = bench.store
+        first = Paper("batch", "b1", "ann", "half \ud800", 5, True)
+        assert await store.add_paper(first)
+        assert not await store.add_paper(first._replace(text="other", owner="bob"))
+        assert await store.add_paper(Paper("batch", "b2", "bob", "{}", 6, False))
+        assert await store.add_paper(Paper("file", "b1", "ann", "{}", 7, True))
+        found = await store.paper("batch", "b1")
+        assert found == first._replace(text="half \\ud800")
+        assert await store.paper("batch", "none") is None
+
+        assert await store.change_paper(found, '{"n": 1}', True)
+        assert not await store.change_paper(found, '{"n": 2}', True)  # somebody else did
+        found = await store.paper("batch", "b1")
+        assert found.text == '{"n": 1}'
+        assert await store.open_papers("batch") == [found]
+        assert await store.change_paper(found, '{"n": 1}', False)
+        assert not await store.change_paper(found, '{"n": 3}', False)
+        assert await store.open_papers("batch") == []
+
+        assert await store.remove_paper("batch", "b1")
+        assert not await store.remove_paper("batch", "b1")
+        assert (await store.paper("file", "b1")).made_at_ms == 7
+
+    async def test_papers_are_listed_a_page_at_a_time(self, bench):
+        store = bench.store
+        made = [("c", 1), ("a", 2), ("d", 2), ("b", 3)]
+        for name, at_ms in made:
+            assert await store.add_paper(Paper("batch", name, "ann", "{}", at_ms))
+            await store.add_paper(Paper("batch", f"{name}-bobs", "bob", "{}", at_ms))
+
+        async def names(**options):
+            return [each.name for each in await store.papers("batch", "ann", **options)]
+
+        assert await names(limit=10) == ["b", "d", "a", "c"]
+        assert await names(limit=10, newest_first=False) == ["c", "a", "d", "b"]
+        assert await names(limit=2) == ["b", "d"]
+        assert await names(limit=2, after="d") == ["a", "c"]
+        assert await names(limit=1, after="a", newest_first=False) == ["d"]
+        assert await names(limit=2, after="none") == []
+
+    async def test_pages_are_written_over_and_go_with_their_paper(self, bench):
+        store = bench.store
+        for number in (2, 0, 1):
+            await store.write_page("file", "f", number, f"page {number}\n")
+        await store.write_page("file", "f", 1, "été\r\n")
+        await store.write_page("file", "g", 0, "other")
+
+        assert list(await store.pages("file", "f", limit=2)) == [(0, "page 0\n"), (1, "été\r\n")]
+        assert list(await store.pages("file", "f", first=2, limit=9)) == [(2, "page 2\n")]
+        assert list(await store.pages("file", "f", first=3)) == []
+        await store.add_paper(Paper("file", "f", "ann", "{}", 1))
+        await store.remove_paper("file", "f")
+        assert list(await store.pages("file", "f", limit=9)) == []
+        assert list(await store.pages("file", "g")) == [(0, "other")]
 
     async def test_thresholds_are_told_once(self, bench):
         first = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(3)])

@@ -216,6 +216,8 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
     await store.aclose()
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE notes")
+        db.execute("DROP TABLE papers")
+        db.execute("DROP TABLE pages")
         db.execute("DROP TABLE took")
         db.execute("DROP TABLE lengths")
         db.execute("DROP TABLE outbox")

@@ -49,6 +49,7 @@ from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.notes import Notes
 from scheduler.stores.memory.outlook import Outlook
 from scheduler.stores.memory.pages import Pages
+from scheduler.stores.memory.papers import Folder
 from scheduler.stores.memory.queues import Queues
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.refusing import in_use, refusal
@@ -57,7 +58,7 @@ from scheduler.stores.views import SETTLED, is_tried_again, keep_line
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 
-class MemoryStore(Notes, Glance, Outlook):
+class MemoryStore(Notes, Folder, Glance, Outlook):
     """A store that lives and dies with its process; see the module.
 
     Args:

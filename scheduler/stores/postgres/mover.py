@@ -31,7 +31,7 @@ PAGE = 1_000
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
     "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
-    "notes", "took", "outbox", "tenants",
+    "notes", "papers", "pages", "took", "outbox", "tenants",
 )  # fmt: skip
 COUNTED = (
     "workers",

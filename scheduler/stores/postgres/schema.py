@@ -18,7 +18,7 @@ from scheduler.stores.postgres.link import Link
 logger = logger_of("scheduler.stores.postgres")
 
 OLDEST_SERVER = 14
-VERSION = 8
+VERSION = 9
 _OWN = (
     # Of the store itself: its version.
     "CREATE TABLE store (version BIGINT NOT NULL)",
@@ -82,6 +82,15 @@ STEPS: dict[int, tuple[str, ...]] = {
         " is_clock BIGINT NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
         " changed_at_ms BIGINT NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant))",
         _KEPT_OF_TENANTS,
+    ),
+    8: (
+        "CREATE TABLE papers (kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL,"
+        " said TEXT NOT NULL, made_at_ms BIGINT NOT NULL, is_open BIGINT NOT NULL,"
+        " PRIMARY KEY (kind, name))",
+        "CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name)",
+        "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
+        "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number BIGINT NOT NULL,"
+        " said TEXT NOT NULL, PRIMARY KEY (kind, name, number))",
     ),
 }
 

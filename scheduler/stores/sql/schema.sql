@@ -258,6 +258,27 @@ CREATE TABLE notes (
   said TEXT NOT NULL,
   PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
+
+-- Longer texts of theirs, such as a gateway's batches; those of files are in pages.
+CREATE TABLE papers (
+  kind       TEXT    NOT NULL,
+  name       TEXT    NOT NULL,
+  owner      TEXT    NOT NULL,
+  said       TEXT    NOT NULL,  -- JSON
+  made_at_ms INTEGER NOT NULL,
+  is_open    INTEGER NOT NULL,  -- somebody has work to do with it
+  PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name);
+CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1;
+CREATE TABLE pages (
+  kind   TEXT    NOT NULL,
+  name   TEXT    NOT NULL,
+  number INTEGER NOT NULL,
+  said   TEXT    NOT NULL,
+  PRIMARY KEY (kind, name, number)
+) STRICT;
+
 -- What hooks are to be told; what was told stays, so that it is told once.
 CREATE TABLE outbox (
   id         INTEGER PRIMARY KEY,

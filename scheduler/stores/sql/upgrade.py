@@ -156,6 +156,15 @@ STEPS: dict[int, tuple[str, ...]] = {
         " is_clock INTEGER NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
         " changed_at_ms INTEGER NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant)) STRICT, WITHOUT ROWID",
     ),
+    7: (
+        "CREATE TABLE papers (kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL,"
+        " said TEXT NOT NULL, made_at_ms INTEGER NOT NULL, is_open INTEGER NOT NULL,"
+        " PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID",
+        "CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name)",
+        "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
+        "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
+        " said TEXT NOT NULL, PRIMARY KEY (kind, name, number)) STRICT",
+    ),
 }
 """From a version to the statements that lead to the next one."""
 
