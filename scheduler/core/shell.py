@@ -382,6 +382,14 @@ class Shell(Tagging, Governing, Looking):
             self._check_room(len(batch), self.max_queue)
         return await pump.enqueue(batch)
 
+    async def withdraw(self, ids: Iterable[int]) -> None:
+        """Cancel requests by their ids in the store; what waited of them costs nothing.
+
+        Those that run come to their end, those that another process alone can send are left to it,
+        and so are those that somebody here awaits. Returns when all of that is stored.
+        """
+        await self._pump_here().withdraw(ids)
+
     async def map(
         self,
         requests: Iterable[Request] | AsyncIterator[Request],

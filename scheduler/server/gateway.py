@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from starlette.routing import BaseRoute, Route
@@ -28,7 +30,7 @@ from scheduler.providers.base import Provider
 from scheduler.providers.google import Google
 from scheduler.providers.http import HttpProvider
 from scheduler.providers.known import kind_at
-from scheduler.request import Response
+from scheduler.request import RESPONSES, Response
 from scheduler.scheduler import Scheduler
 from scheduler.server import forwarded
 from scheduler.server.asked import read_asked
@@ -37,6 +39,9 @@ from scheduler.server.line import HungUp, Line
 from scheduler.server.passing import pass_on
 from scheduler.server.refusals import NOT_AGAIN, Unserved, Whole, refused
 from scheduler.server.tokens import Token, Tokens
+
+if TYPE_CHECKING:
+    from scheduler.server.batches.background import Background
 
 logger = logger_of("scheduler.server")
 
@@ -71,6 +76,7 @@ class Gateway:
 
     Attributes:
         exchanges: Calls under way, or held.
+        background: Takes those that nobody stays on the line for. None: nobody does.
         succeeded: How many were answered.
         cost_nusd: What these cost.
         parked_ms: How long these were parked, in all.
@@ -87,6 +93,7 @@ class Gateway:
         self.exchanges: set[Exchange] = set()
         self._is_empty = asyncio.Event()
         self.is_stopping = False
+        self.background: Background | None = None
         self.succeeded = self.cost_nusd = self.parked_ms = 0
         self._turns, self._left = -1, dict[tuple[int, ...], str | None]()
         self._chosen: dict[tuple[Dialect, str, str], str] = {}
@@ -131,7 +138,7 @@ class Gateway:
                     503, "stopping", "the gateway is stopping; nothing was sent. Ask again",
                     (b"retry-after", b"1"), (b"connection", b"close"),
                 )  # fmt: skip
-            token = await self._token_of(line)
+            token = await self.token_of(line)
             asked = read_asked(line.headers, token, self.scheduler.now_ms())
             content = b"" if line.scope["method"] == "GET" else await line.body()
             if is_free:
@@ -143,6 +150,14 @@ class Gateway:
             if again is not None:
                 await line.answer(again)
                 return
+            if self.background is not None and call.url == RESPONSES:
+                if call.body.get("background") is True:
+                    await line.answer(await self.background.begin(line, call, asked, token))
+                    return
+                linked = await self.background.linked(call.body, token)
+                if linked is not call.body:
+                    call = replace(call, body=linked)
+                    content = call.encode(linked)
             provider = self.choose(call.dialect, call.body["model"], line)
             exchange = Exchange(self, line, call, content, asked, provider)
         except HungUp:
@@ -155,7 +170,7 @@ class Gateway:
             return
         await exchange.run()
 
-    async def _token_of(self, line: Line) -> Token:
+    async def token_of(self, line: Line) -> Token:
         """Whose call it is.
 
         Raises:
@@ -184,7 +199,10 @@ class Gateway:
         Raises:
             ConfigError: There is nobody who could be.
         """
-        wanted = line.scope.get("path_params", {}).get("provider", "")
+        return self.named(dialect, model, wanted_at(line))
+
+    def named(self, dialect: Dialect, model: str, wanted: str) -> str:
+        """The same, where a path names a provider; empty: it does not."""
         found = self._chosen.get((dialect, model, wanted))
         if found is None:
             found = self._choose(dialect, model, wanted)
@@ -354,6 +372,11 @@ def _read(path: str, content: bytes) -> Call:
             "nothing was sent",
         )  # fmt: skip
     return call
+
+
+def wanted_at(line: Line) -> str:
+    """The provider that a path names; empty: none."""
+    return str(line.scope.get("path_params", {}).get("provider", ""))
 
 
 @lru_cache(maxsize=1_000)

@@ -100,5 +100,5 @@ def _told(db: Connection, text: str) -> str | None:
 
 
 def _paper(row: tuple[str, str, str, str, int, int]) -> Paper:
-    *said, is_open = row
-    return Paper(*said, bool(is_open))  # type: ignore[arg-type]
+    kind, name, owner, text, made_at_ms, is_open = row
+    return Paper(kind, name, owner, text, made_at_ms, bool(is_open))
