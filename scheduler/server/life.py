@@ -27,9 +27,7 @@ from scheduler.server.front import Front
 from scheduler.server.gateway import Gateway
 from scheduler.server.listen import bind, listening, url_at
 from scheduler.server.page import PREFIX, Desk, Keys, page_routes
-from scheduler.server.tokens import Token, Tokens, kept, make_token
-
-ONE_TIME = "one-time"  # the name of a token that ends with its gateway
+from scheduler.server.tokens import ONE_TIME, Token, Tokens, kept, make_token
 
 
 @dataclass(frozen=True, slots=True)

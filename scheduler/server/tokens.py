@@ -22,6 +22,7 @@ from scheduler.stores.noting import Noting
 
 KIND = "token"  # of notes in a store
 PREFIX = "sched-"
+ONE_TIME = "one-time"  # the name of a token that ends with its gateway
 FRESH_S = 1.0  # so long a revoked token may still be taken
 _AGAIN_S = 0.1  # one that is not known is looked for no more often
 _NAME = re.compile(r"[\w.@+\-]{1,64}", re.ASCII)
@@ -150,7 +151,13 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 async def keep(store: Noting, token: Token) -> bool:
-    """Keep a new token; False: there is one of that name, which stays as it is."""
+    """Keep a new token; False: there is one of that name, which stays as it is.
+
+    Raises:
+        ConfigError: It has the name of those that are not kept, whose files and batches it would see.
+    """
+    if token.name == ONE_TIME:
+        raise ConfigError("token", f"{ONE_TIME!r} is what a gateway's own is called; none was made")
     return await store.note(KIND, token.name, token.as_text(), only_new=True)
 
 

@@ -13,7 +13,12 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def line(key, **body):
-    asked = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}], **body}
+    asked = {
+        "model": MODEL,
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "hi"}],
+        **body,
+    }
     return {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": asked}
 
 
@@ -90,7 +95,9 @@ def test_what_does_not_fit_is_parked_and_goes_on_after_a_raise(start, provider):
     made = start(provider, budget="$0.13")
     with client_of(made) as client:
         batch = begun(client, *[line(f"k{n}") for n in range(8)])
-        wait_for(lambda: made.states()["parked"] and not made.states()["running"], "it to be parked")
+        wait_for(
+            lambda: made.states()["parked"] and not made.states()["running"], "it to be parked"
+        )
         now = client.batches.retrieve(batch.id)
 
         assert now.status == "in_progress"
@@ -177,7 +184,9 @@ def test_cancelled_what_waits_ends_and_what_runs_is_answered(start, slow):
         (jsonl(line("a", model="nobody-knows-me")), "price_unknown", 1),
     ],
 )
-def test_a_file_with_a_wrong_line_fails_whole_and_says_which(start, provider, content, code, number):
+def test_a_file_with_a_wrong_line_fails_whole_and_says_which(
+    start, provider, content, code, number
+):
     made = start(provider)
     with client_of(made) as client:
         file = uploaded(client, content)
@@ -217,7 +226,7 @@ def begun_with(client, file_id):
 
 def test_a_token_sees_nothing_of_anothers_and_cannot_leave_its_budget(start, provider):
     made = start(provider, budget="$1")
-    made.cli("budget", "set", "ann", "$0.12")
+    made.cli("budget", "set", "ann", "$0.12", "--create")
     ann = made.cli("token", "create", "ann", "--budget", "ann").strip().splitlines()[-1]
     bob = made.cli("token", "create", "bob").strip().splitlines()[-1]
     with client_of(made, ann) as hers, client_of(made, bob) as his:
@@ -266,7 +275,9 @@ def test_what_is_no_form_or_no_text_is_refused(start, provider):
     made = start(provider)
     assert made.ask({"a": 1}, "/v1/files").status == 400
     broken = b"--x\r\nnothing"
-    assert made.ask(broken, "/v1/files", content_type="multipart/form-data; boundary=x").status == 400
+    assert (
+        made.ask(broken, "/v1/files", content_type="multipart/form-data; boundary=x").status == 400
+    )
     assert made.ask(b"", "/v1/files", content_type="multipart/form-data").status == 400
     with client_of(made) as client, pytest.raises(openai.BadRequestError, match="no UTF-8"):
         client.files.create(file=b"\xff\xfe\n", purpose="batch")
