@@ -38,7 +38,7 @@ from scheduler.stores.base import Finished
 
 logger = logger_of("scheduler.server")
 
-CHUNK = 200  # lines that are queued in one transaction
+CHUNK = 100  # lines that are queued in one transaction
 STEP = 25  # lines that are looked at before others get their turn
 PAGE = 1_000
 LOOK_S = 30.0  # so often it is looked what other processes did
