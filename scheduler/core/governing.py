@@ -108,8 +108,10 @@ class Governing:
         self._open_pump()
         return self._intake.explain(apply(self.marks, request) if self.marks else request)
 
-    def led_to(self, model: str) -> str | None:
-        """The provider that the prefix of a model, or a route, leads to; None: neither says.
+    def led_to(self, model: str) -> tuple[str | None, str]:
+        """The provider that the prefix of a model, or a route, leads to, and its name there.
+
+        None: neither says, and the model is called as it is.
 
         Raises:
             ConfigError: It is a prefix of a provider that is not there.

@@ -69,16 +69,20 @@ class Exchange:
         content: The same as it was sent.
         asked: What its headers say of it.
         provider: Who is asked.
+        model: What it is asked for.
 
     Attributes:
         is_gone: Its client has hung up.
     """
 
     def __init__(
-        self, gateway: Gateway, line: Line, call: Call, content: bytes, asked: Asked, provider: str
-    ) -> None:
+        self, gateway: Gateway, line: Line, call: Call, content: bytes, asked: Asked, provider: str,
+        model: str,
+    ) -> None:  # fmt: skip
         self._gateway, self._line, self._call, self._content = gateway, line, call, content
         self._s, self._asked, self._provider = gateway.scheduler, asked, provider
+        is_same = model == call.body["model"]
+        self._body = call.body if is_same else {**call.body, "model": model}
         self._loop = asyncio.get_running_loop()
         self._woken = self._loop.create_future()
         self._future: RequestFuture | None = None
@@ -127,7 +131,7 @@ class Exchange:
         if not self._asked.is_forever:
             most_ms = self._asked.wait_ms or self._gateway.max_hold_ms
             said["max_wait"] = most_ms / 1000
-        return Request(self._call.body, url=self._call.url, provider=self._provider, **said)
+        return Request(self._body, url=self._call.url, provider=self._provider, **said)
 
     def _wake(self, future: object) -> None:
         if not self._woken.done():

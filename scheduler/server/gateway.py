@@ -35,7 +35,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.server import forwarded
 from scheduler.server.asked import read_asked
 from scheduler.server.exchange import Exchange
-from scheduler.server.line import HungUp, Line
+from scheduler.server.line import HungUp, Line, wanted_at
 from scheduler.server.passing import pass_on
 from scheduler.server.refusals import NOT_AGAIN, Unserved, Whole, refused
 from scheduler.server.tokens import Token, Tokens
@@ -96,7 +96,7 @@ class Gateway:
         self.background: Background | None = None
         self.succeeded = self.cost_nusd = self.parked_ms = 0
         self._turns, self._left = -1, dict[tuple[int, ...], str | None]()
-        self._chosen: dict[tuple[Dialect, str, str], str] = {}
+        self._chosen: dict[tuple[Dialect, str, str], tuple[str, str]] = {}
         self._remembered: OrderedDict[bytes, tuple[float, Whole]] = OrderedDict()
         scheduler.on(events.Parked, self._parked)
 
@@ -158,8 +158,8 @@ class Gateway:
                 if linked is not call.body:
                     call = replace(call, body=linked)
                     content = call.encode(linked)
-            provider = self.choose(call.dialect, call.body["model"], line)
-            exchange = Exchange(self, line, call, content, asked, provider)
+            provider, model = self.named(call.dialect, call.body["model"], wanted_at(line))
+            exchange = Exchange(self, line, call, content, asked, provider, model)
         except HungUp:
             return
         except Unserved as wrong:
@@ -199,13 +199,19 @@ class Gateway:
         Raises:
             ConfigError: There is nobody who could be.
         """
-        return self.named(dialect, model, wanted_at(line))
+        return self.named(dialect, model, wanted_at(line))[0]
 
-    def named(self, dialect: Dialect, model: str, wanted: str) -> str:
-        """The same, where a path names a provider; empty: it does not."""
+    def named(self, dialect: Dialect, model: str, wanted: str) -> tuple[str, str]:
+        """The same, and what the model is called there; a path may name a provider. Raises as `choose`.
+
+        A prefix or a route that leads to a provider is no part of the model's name there.
+        """
         found = self._chosen.get((dialect, model, wanted))
         if found is None:
-            found = self._choose(dialect, model, wanted)
+            found = self._choose(dialect, model, wanted), model
+            if not wanted:
+                led, there = self.scheduler.led_to(model)
+                found = found if led is None else (found[0], there)
             if len(self._chosen) < MAX_CHOSEN:
                 self._chosen[dialect, model, wanted] = found
         return found
@@ -225,7 +231,7 @@ class Gateway:
             raise ConfigError(
                 "provider", f"none is named {wanted!r} (there are: {known}); nothing was sent"
             )
-        led = self.scheduler.led_to(model)
+        led, _ = self.scheduler.led_to(model)
         if led is not None:
             if _speaks(self._providers[led], dialect) is False:
                 raise ConfigError(
@@ -372,11 +378,6 @@ def _read(path: str, content: bytes) -> Call:
             "nothing was sent",
         )  # fmt: skip
     return call
-
-
-def wanted_at(line: Line) -> str:
-    """The provider that a path names; empty: none."""
-    return str(line.scope.get("path_params", {}).get("provider", ""))
 
 
 @lru_cache(maxsize=1_000)

@@ -113,6 +113,11 @@ class Line:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
+def wanted_at(line: Line) -> str:
+    """The provider that a path names; empty: none."""
+    return str(line.scope.get("path_params", {}).get("provider", ""))
+
+
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Headers as a mapping, as HTTP puts several of one name together."""
     found: dict[str, str] = {}

@@ -20,8 +20,8 @@ from scheduler.server.asked import Asked
 from scheduler.server.batches import door
 from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.record import new_id
-from scheduler.server.gateway import Gateway, wanted_at
-from scheduler.server.line import Line
+from scheduler.server.gateway import Gateway
+from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Whole
 from scheduler.server.tokens import Token
 from scheduler.stores.base import Finished, Picture
@@ -72,7 +72,8 @@ class Background:
         body = {name: each for name, each in call.body.items() if name != "background"}
         body = await self.linked(body, token)
         marks = {name: each for name, each in asked.marks.items() if name != "job"}
-        provider = self._gateway.named(call.dialect, body["model"], wanted_at(line))
+        provider, model = self._gateway.named(call.dialect, body["model"], wanted_at(line))
+        body["model"] = model
         now_ms, name = self._s.now_ms(), new_id(PREFIX)
         request = Request(body, url=call.url, key=name, job=JOB, provider=provider, **marks)
         self._s.validate(request)

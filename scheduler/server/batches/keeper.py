@@ -55,12 +55,13 @@ class Keeper:
     Args:
         scheduler: Open, and in the event loop in which this is used.
         shelf: Where its files are.
-        choose: The provider for a line: how it is asked, its model, and who was named in the path.
+        choose: The provider for a line, and its model there: by how it is asked, its model, and who
+            was named in the path.
         provider: One by its name.
     """
 
     def __init__(
-        self, scheduler: Scheduler, shelf: Shelf, choose: Callable[[Dialect, str, str], str],
+        self, scheduler: Scheduler, shelf: Shelf, choose: Callable[[Dialect, str, str], tuple[str, str]],
         provider: Callable[[str], Provider],
     ) -> None:  # fmt: skip
         self._s, self._shelf, self._choose, self._provider = scheduler, shelf, choose, provider
@@ -311,12 +312,10 @@ class Keeper:
     def _asked(self, batch: Batch, line: Line) -> str | None:
         """Who is asked; None: whom its model leads to."""
         model = line.body["model"]
-        if line.url == MESSAGES or batch.wanted:
-            dialect = Dialect.ANTHROPIC if line.url == MESSAGES else Dialect.OPENAI
-            return self._choose(dialect, model, batch.wanted)
-        if self._s.led_to(model) is not None:
+        if not batch.wanted and self._s.led_to(model)[0] is not None:
             return None
-        return self._choose(Dialect.OPENAI, model, "")
+        dialect = Dialect.ANTHROPIC if line.url == MESSAGES else Dialect.OPENAI
+        return self._choose(dialect, model, batch.wanted)[0]
 
     # Its end
 

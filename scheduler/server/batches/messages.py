@@ -23,8 +23,8 @@ from scheduler.server.batches.lines import written
 from scheduler.server.batches.record import Batch
 from scheduler.server.batches.said import said_of, waits_of
 from scheduler.server.batches.shelf import Shelf, new_file
-from scheduler.server.gateway import Gateway, wanted_at
-from scheduler.server.line import Line
+from scheduler.server.gateway import Gateway
+from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Unserved, Whole
 from scheduler.server.tokens import Token
 
