@@ -103,6 +103,8 @@ def test_or_in_the_query_and_is_not_passed_on(gateway):
         ("x-scheduler-max-cost: cheap", "max_cost"), ("x-scheduler-tags: user", "NAME=VALUE"),
         ("x-scheduler-tags: us er=1", "tags"), ("x-scheduler-tags: a=1,a=2", "twice"),
         ("x-scheduler-wait: long", "X-Scheduler-Wait"), ("x-scheduler-cost-usd: 0", "is not one of"),
+        ("x-scheduler-client-timeout: long", "Client-Timeout"),
+        ("x-scheduler-client-timeout: nan", "Client-Timeout"),
         ("x-scheduler-nonsense: 1", "is not one of"), ("x-scheduler-tags: a=" + "x" * 500, "200"),
     ],
 )  # fmt: skip
@@ -119,6 +121,7 @@ def test_headers_say_what_is_to_be_said_of_a_call(gateway):
     came = posted(
         gateway, "x-scheduler-job: labels", "x-scheduler-tags: user=ann, page=home",
         "x-scheduler-priority: batch", "x-scheduler-deadline: 5m", "x-scheduler-max-cost: 0.2",
+        "x-scheduler-wait: 30s", "x-scheduler-client-timeout: 5",
     )  # fmt: skip
 
     assert status(came) == 200
