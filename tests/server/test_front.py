@@ -164,6 +164,30 @@ def test_what_is_no_call_is_refused_and_not_passed_on(
         assert "error" in json.loads(came.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.parametrize("base", ["", "/openai", "/at/x"])
+def test_a_refusal_is_in_the_form_of_the_api_that_was_asked(gateway, base):
+    def refused(path):
+        came = posted(gateway, "x-scheduler-tags: 0", path=base + path, body=b"{}")
+        assert status(came) == 400
+        return json.loads(came.partition(b"\r\n\r\n")[2])
+
+    assert refused("/v1/messages/count_tokens")["type"] == "error"
+    assert refused("/v1/models/m:countTokens")["error"]["status"] == "INVALID_ARGUMENT"
+    assert refused("/v1/responses")["error"]["type"] == "config_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1beta/models/m:generateContent", {"GET", "HEAD", "POST"}),
+                          ("/v1/models", {"GET", "HEAD"}), ("/v1/messages", {"POST"})],
+)  # fmt: skip
+def test_what_is_not_allowed_says_what_is(gateway, path, methods):
+    came = posted(gateway, method="DELETE", path=path, body=b"").lower()
+    allowed = came.partition(b"\r\nallow: ")[2].partition(b"\r\n")[0].decode().upper()
+
+    assert status(came.upper()) == 405
+    assert set(allowed.split(", ")) == methods
+
+
 @pytest.mark.parametrize(
     "data", [
         b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", b"POST /v1/chat/completions HTTP/9.9\r\n\r\n",
