@@ -15,6 +15,10 @@ RAY := .venv-ray
 # Frameworks: those that go together with the newest SDKs, and those that still need older ones.
 FRAMES          := .venv-frameworks
 FRAMES_PREVIOUS := .venv-frameworks-previous
+# Clients in Node, which is not installed here.
+CLIENTS := .node-clients
+# schemathesis, which plugs itself into every pytest that it is installed beside.
+CONTRACT := .venv-contract
 # Some of them bring plugins for pytest.
 TRY := -m pytest -p anyio -p pytest_timeout
 
@@ -22,7 +26,7 @@ TRY := -m pytest -p anyio -p pytest_timeout
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test postgres ray recipes frameworks suites simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test postgres ray recipes frameworks node contract suites simulate soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,7 +36,7 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 
 test: $(DEV) $(PREVIOUS)  ## Run all tests (eight minutes on two cores)
 	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/sdks
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres --ignore tests/ray
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
@@ -51,6 +55,12 @@ frameworks: $(DEV) $(PREVIOUS) $(FRAMES)/.installed $(FRAMES_PREVIOUS)/.installe
 	$(OLD)/bin/python $(TRY) tests/frameworks/of_sdks.py
 	$(FRAMES)/bin/python $(TRY) tests/frameworks/with_openai_3.py
 	$(FRAMES_PREVIOUS)/bin/python $(TRY) tests/frameworks/with_openai_2.py
+
+node: $(DEV) $(CLIENTS)/.installed  ## Run the vendors' Node clients against a gateway (a minute; needs node and npm)
+	$(BIN)/python -m pytest -n 2 tests/node
+
+contract: $(DEV) $(CONTRACT)/.installed  ## Try the gateway by its own description for CONTRACT_SECONDS=40
+	$(BIN)/python -m pytest tests/contract
 
 SEED ?=
 STEPS ?= 60
@@ -86,14 +96,14 @@ bench: $(DEV)  ## Measure speed against peers in the same run; tables, and bench
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test postgres ray recipes frameworks  ## All that has to pass
+check: lint types test postgres ray recipes frameworks node contract  ## All that has to pass
 
 format: $(DEV)  ## Lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) $(OLD) $(WORKERS) $(RAY) $(FRAMES) $(FRAMES_PREVIOUS) .venv-suites .suites .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLD) $(WORKERS) $(RAY) $(FRAMES) $(FRAMES_PREVIOUS) $(CLIENTS) $(CONTRACT) .venv-suites .suites .demo .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -122,6 +132,20 @@ $(RECIPES): pyproject.toml | $(VENV)/bin/python
 	@$(VENV)/bin/python -m venv $(WORKERS)
 	@$(WORKERS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(WORKERS)/bin/python -m pip install --quiet --editable . --group recipes
+	@touch $@
+
+$(CONTRACT)/.installed: pyproject.toml
+	@echo "Installing schemathesis into $(CONTRACT) ..."
+	@$(BIN)/python -m venv --clear $(CONTRACT)
+	@$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(CONTRACT)/bin/python -m pip install --quiet --group contract
+	@touch $@
+
+$(CLIENTS)/.installed: tests/node/package.json
+	@command -v node >/dev/null && command -v npm >/dev/null || { echo "make node needs Node 20 or newer, and npm" >&2; exit 1; }
+	@echo "Installing Node clients into $(CLIENTS) ..."
+	@rm -rf $(CLIENTS) && mkdir $(CLIENTS) && cp tests/node/package.json $(CLIENTS)/
+	@cd $(CLIENTS) && npm install --no-package-lock --no-audit --no-fund --loglevel=error >/dev/null
 	@touch $@
 
 # By uv: pip takes minutes for what is some hundreds of packages.

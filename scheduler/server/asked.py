@@ -15,6 +15,7 @@ from scheduler.adapters.dialects import HEADER_PREFIX, read_marks
 from scheduler.core.marks import NO_MARKS, Marks, merge, within
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError
+from scheduler.server.beats import CLIENT_TIMEOUT
 from scheduler.server.tokens import Token, read_tags
 
 TAGS, WAIT = "x-scheduler-tags", "x-scheduler-wait"
@@ -52,6 +53,7 @@ def read_asked(headers: Mapping[str, str], token: Token, now_ms: int) -> Asked:
     if not own:
         return Asked(within(token.marks, NO_MARKS, now_ms))
     wait_ms, is_forever = _wait(own.pop(WAIT, None))
+    _check_timeout(own.pop(CLIENT_TIMEOUT, "1"))
     tags = read_tags(own.pop(TAGS, ""))
     asked = read_marks(own)
     _check_budget(asked, token)
@@ -89,3 +91,16 @@ def _wait(text: str | None) -> tuple[int | None, bool]:
     if text.strip() == "0":
         return 0, False
     return parse_duration_ms(text.strip(), "X-Scheduler-Wait"), False
+
+
+def _check_timeout(text: str) -> None:
+    """Of `beats`, which overlooks what is none."""
+    try:
+        is_one = 0 < float(text) < float("inf")
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise ConfigError(
+            "X-Scheduler-Client-Timeout",
+            f"{text[:100]!r} is no number of seconds; nothing was sent",
+        )

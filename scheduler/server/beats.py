@@ -7,6 +7,8 @@ more. So nothing is said before its client would begin to lose patience, and the
 Beats(first_s=0.3333333333333333, every_s=0.3333333333333333, patience_s=1.0)
 >>> beats_of({"x-stainless-read-timeout": "600"}), beats_of({})
 (Beats(first_s=60.0, every_s=15.0, patience_s=600.0), Beats(first_s=15.0, every_s=15.0, patience_s=None))
+>>> beats_of({"x-stainless-timeout": "0"}).patience_s  # less than a second
+0.5
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from scheduler.shortfall import ParkReason, Shortfall
 EVERY_S = 15.0
 LATEST_FIRST_S = 60.0  # proxies and load balancers give up after about that
 LEAST_S = 0.05
-_TOLD = ("x-stainless-read-timeout", "x-server-timeout", "x-scheduler-client-timeout")
+CLIENT_TIMEOUT = "x-scheduler-client-timeout"
+_WHOLE = (
+    "x-stainless-timeout"  # as SDKs in other languages than Python say it: cut to whole seconds
+)
+_TOLD = (CLIENT_TIMEOUT, "x-stainless-read-timeout", _WHOLE, "x-server-timeout")
+_CUT_TO_NOTHING_S = 0.5
 # No time ends these: somebody has to do something.
 _OF_PEOPLE = (ParkReason.PAUSED, ParkReason.LARGER_THAN_LIMIT, ParkReason.PROVIDER_CREDIT)
 
@@ -52,6 +59,8 @@ def beats_of(headers: Mapping[str, str]) -> Beats:
             patience_s = float(headers[name])
         except (KeyError, ValueError):
             continue
+        if name == _WHOLE and patience_s == 0:
+            patience_s = _CUT_TO_NOTHING_S
         if 0 < patience_s < float("inf"):
             third_s = max(LEAST_S, patience_s / 3)
             return Beats(min(third_s, LATEST_FIRST_S), min(third_s, EVERY_S), patience_s)

@@ -74,6 +74,19 @@ def path_of(path: str) -> str:
     return _V1.sub("", _AT.sub("", path, count=1))
 
 
+@lru_cache(maxsize=1_000)
+def dialect_of(path: str) -> Dialect:
+    """Whose API a path belongs to, whatever stands before it.
+
+    >>> dialect_of("/at/x/v1/messages/count_tokens").value, dialect_of("/v1beta/models").value
+    ('anthropic', 'google')
+    """
+    path = path_of(path)
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    return Dialect.GOOGLE if path.startswith("/v1beta/") else Dialect.of(path)
+
+
 def query_of(query: bytes) -> str:
     """A query without the client's key."""
     parts = query.decode("latin-1").split("&")

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from scheduler.adapters.dialects import Dialect
 from scheduler.providers.http import is_loopback
+from scheduler.server.forwarded import dialect_of
 from scheduler.server.line import Line
 from scheduler.server.refusals import Unserved, Whole
 
@@ -53,7 +53,7 @@ class Front:
         problem = self._problem(scope["headers"])
         if problem is not None:
             wrong = Unserved(403, "forbidden", f"{problem}; nothing was sent")
-            answer = wrong.as_answer(Dialect.of(scope["path"]))
+            answer = wrong.as_answer(dialect_of(scope["path"]))
             await Line(scope, receive, send).answer(answer)
             return
         app = self._quick.get((scope["method"], scope["path"]), self._app)
@@ -114,6 +114,6 @@ async def _told(request: Request, exc: Exception) -> Response:
     code = "not_found" if exc.status_code == 404 else "method_not_allowed"
     problem = f"{method} {path!r} is not served here; nothing was sent"
     wrong = Unserved(exc.status_code, code, problem)
-    whole: Whole = wrong.as_answer(Dialect.of(request.url.path))
+    whole: Whole = wrong.as_answer(dialect_of(request.url.path))
     headers = {name.decode(): value.decode() for name, value in whole.headers}
     return Response(whole.content, whole.status, {**(exc.headers or {}), **headers})

@@ -12,7 +12,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -111,10 +110,8 @@ class Gateway:
             found += [Route(f"{base}{path}", free, methods=["POST"]) for path in FREE]
             for path in _LISTS:
                 found.append(Route(f"{base}{path}", free, methods=["GET"]))
-                found.append(Route(f"{base}{path}/{{rest:path}}", free, methods=["GET"]))
-            for version in ("v1beta", "v1"):
-                google = f"{base}/{version}/models/{{rest:path}}"
-                found.append(Route(google, _Googles(counted, free), methods=["POST"]))
+                one = _OfModel(counted, free)
+                found.append(Route(f"{base}{path}/{{rest:path}}", one, methods=["GET", "POST"]))
         return found
 
     def quick(self) -> dict[tuple[str, str], ASGIApp]:
@@ -127,11 +124,9 @@ class Gateway:
     async def serve(self, line: Line, *, is_free: bool) -> None:
         """Answer one call."""
         path = forwarded.path_of(line.scope["path"])
-        dialect = _dialect_of(path)
+        dialect = forwarded.dialect_of(path)
         if path.startswith(_LISTS) and "anthropic-version" in line.headers:
             dialect = Dialect.ANTHROPIC
-        if path.startswith("/v1beta/"):
-            dialect = Dialect.GOOGLE
         try:
             if self.is_stopping:
                 raise Unserved(
@@ -346,15 +341,17 @@ class _Endpoint:
         await self._gateway.serve(Line(scope, receive, send), is_free=self._is_free)
 
 
-class _Googles:
-    """Google's paths, which end in what is asked."""
+class _OfModel:
+    """What is told of a model; and Google's paths, which end in what is asked of it."""
 
     def __init__(self, counted: _Endpoint, free: _Endpoint) -> None:
         self._counted, self._free = counted, free
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = forwarded.path_of(scope["path"])
-        if is_endpoint(path):
+        if scope["method"] != "POST":
+            await self._free(scope, receive, send)
+        elif is_endpoint(path):
             await self._counted(scope, receive, send)
         elif path.endswith(":countTokens"):
             await self._free(scope, receive, send)
@@ -378,11 +375,6 @@ def _read(path: str, content: bytes) -> Call:
             "nothing was sent",
         )  # fmt: skip
     return call
-
-
-@lru_cache(maxsize=1_000)
-def _dialect_of(path: str) -> Dialect:
-    return Dialect.of(path)
 
 
 def _presented(line: Line) -> list[str]:

@@ -57,9 +57,10 @@ class Gateway:
     url: str = ""
     token: str = ""
     page: str = ""
+    program: tuple[str, ...] = ("-m", "scheduler")
 
     def start(self) -> Gateway:
-        words = [sys.executable, "-m", "scheduler", "serve", "--port", "0", "--json",
+        words = [sys.executable, *self.program, "serve", "--port", "0", "--json",
                  "--store", self.store, *self.options]  # fmt: skip
         self.process = warm.Popen(
             words, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -30,13 +30,23 @@ def asking(gateway, body=ASKED, **headers):
 def heard(line):
     """One whole answer."""
     came = b""
+
+    def more():
+        piece = line.recv(65536)
+        assert piece, came
+        return came + piece
+
     while b"\r\n\r\n" not in came:
-        came += line.recv(65536)
+        came = more()
     head, _, rest = came.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-    while len(rest) < length:
-        rest += line.recv(65536)
-    return head + rest
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    if length:
+        size = len(came) - len(rest) + int(length)
+        while len(came) < size:
+            came = more()
+    while not length and not came.endswith(b"\r\n0\r\n\r\n"):
+        came = more()
+    return came
 
 
 def running(gateway, count=1):

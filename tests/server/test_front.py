@@ -103,6 +103,8 @@ def test_or_in_the_query_and_is_not_passed_on(gateway):
         ("x-scheduler-max-cost: cheap", "max_cost"), ("x-scheduler-tags: user", "NAME=VALUE"),
         ("x-scheduler-tags: us er=1", "tags"), ("x-scheduler-tags: a=1,a=2", "twice"),
         ("x-scheduler-wait: long", "X-Scheduler-Wait"), ("x-scheduler-cost-usd: 0", "is not one of"),
+        ("x-scheduler-client-timeout: long", "Client-Timeout"),
+        ("x-scheduler-client-timeout: nan", "Client-Timeout"),
         ("x-scheduler-nonsense: 1", "is not one of"), ("x-scheduler-tags: a=" + "x" * 500, "200"),
     ],
 )  # fmt: skip
@@ -119,6 +121,7 @@ def test_headers_say_what_is_to_be_said_of_a_call(gateway):
     came = posted(
         gateway, "x-scheduler-job: labels", "x-scheduler-tags: user=ann, page=home",
         "x-scheduler-priority: batch", "x-scheduler-deadline: 5m", "x-scheduler-max-cost: 0.2",
+        "x-scheduler-wait: 30s", "x-scheduler-client-timeout: 5",
     )  # fmt: skip
 
     assert status(came) == 200
@@ -159,6 +162,30 @@ def test_what_is_no_call_is_refused_and_not_passed_on(
     assert sent_to(provider) == before
     if method != "HEAD":
         assert "error" in json.loads(came.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("base", ["", "/openai", "/at/x"])
+def test_a_refusal_is_in_the_form_of_the_api_that_was_asked(gateway, base):
+    def refused(path):
+        came = posted(gateway, "x-scheduler-tags: 0", path=base + path, body=b"{}")
+        assert status(came) == 400
+        return json.loads(came.partition(b"\r\n\r\n")[2])
+
+    assert refused("/v1/messages/count_tokens")["type"] == "error"
+    assert refused("/v1/models/m:countTokens")["error"]["status"] == "INVALID_ARGUMENT"
+    assert refused("/v1/responses")["error"]["type"] == "config_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1beta/models/m:generateContent", {"GET", "HEAD", "POST"}),
+                          ("/v1/models", {"GET", "HEAD"}), ("/v1/messages", {"POST"})],
+)  # fmt: skip
+def test_what_is_not_allowed_says_what_is(gateway, path, methods):
+    came = posted(gateway, method="DELETE", path=path, body=b"").lower()
+    allowed = came.partition(b"\r\nallow: ")[2].partition(b"\r\n")[0].decode().upper()
+
+    assert status(came.upper()) == 405
+    assert set(allowed.split(", ")) == methods
 
 
 @pytest.mark.parametrize(

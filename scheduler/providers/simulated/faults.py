@@ -116,13 +116,13 @@ def error_body(
     request_id: str | None = None,
 ) -> dict[str, Any]:
     """An error as the API writes it to which the URL belongs; kind and code are OpenAI's."""
-    if url == MESSAGES:
+    if url.startswith(MESSAGES):
         type_ = _ANTHROPICS.get(status, "invalid_request_error")
         if code == "insufficient_quota":
             type_ = "enforced_spend_limit_reached"
         error: dict[str, Any] = {"type": type_, "message": message}
         return {"type": "error", "error": error, "request_id": request_id}
-    if url in GEMINI or url.startswith("/v1beta/"):
+    if url in GEMINI or url.startswith("/v1beta/") or ":" in url:
         name = _GOOGLES.get(status, "INVALID_ARGUMENT")
         if code == "insufficient_quota":  # which has no code of its own here: the words tell
             message = "Your prepayment credits are depleted (simulated)."
