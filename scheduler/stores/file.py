@@ -24,7 +24,7 @@ from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked,
 from scheduler.stores.sql.connection import Connection, SqliteConnection
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 SAFE_WAL_SQLITE = (3, 51, 3)
 BUSY_MS = 5_000  # reading waits so long for a commit of another process

@@ -18,7 +18,7 @@ from scheduler.stores.postgres.link import Link
 logger = logger_of("scheduler.stores.postgres")
 
 OLDEST_SERVER = 14
-VERSION = 8
+VERSION = 9
 _OWN = (
     # Of the store itself: its version.
     "CREATE TABLE store (version BIGINT NOT NULL)",
@@ -41,6 +41,16 @@ _KEPT = (
     ),
 )
 _KEPT_OF_TENANTS = "ALTER TABLE tenants SET (fillfactor = 50)"
+_KEPT_OF_TAGS = "ALTER TABLE spent_of_tags SET (fillfactor = 50)"
+_TAGGED = (
+    "ALTER TABLE requests ADD COLUMN tags TEXT",
+    "ALTER TABLE reservations ADD COLUMN tags TEXT",
+    "CREATE TABLE spent_of_tags (quarter_ms BIGINT NOT NULL, tag TEXT NOT NULL,"
+    " value TEXT NOT NULL, attempts BIGINT NOT NULL, nusd BIGINT NOT NULL, tokens BIGINT NOT NULL,"
+    " PRIMARY KEY (quarter_ms, tag, value))",
+    "CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL",
+    _KEPT_OF_TAGS,
+)
 # From each version to the next; they are made in one transaction, with the version's number.
 STEPS: dict[int, tuple[str, ...]] = {
     5: (
@@ -83,6 +93,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         " changed_at_ms BIGINT NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant))",
         _KEPT_OF_TENANTS,
     ),
+    8: (*_TAGGED,),
 }
 
 
@@ -141,6 +152,7 @@ def make(link: Link, address: Address) -> None:
                 *_OWN,
                 *_KEPT,
                 _KEPT_OF_TENANTS,
+                _KEPT_OF_TAGS,
             ]:
                 link.execute(statement.encode())
             link.execute("INSERT INTO store (version) VALUES (%s)", (VERSION,))
