@@ -12,8 +12,10 @@ from scheduler.money import format_usd, parse_usd
 from scheduler.request import RequestState
 from scheduler.server.page import acts, figures
 from scheduler.server.page.burn import HOUR_MS, burn, since_ms
+from scheduler.server.page.forecast import Forecast
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import Store
+from scheduler.stores.course import QUARTER_MS
 from scheduler.stores.views import resolved_by_hand
 
 DAY_MS = 24 * HOUR_MS
@@ -42,6 +44,7 @@ class Desk:
     ) -> None:  # fmt: skip
         self._store, self.name, self.may_change = store, without_password(name), may_change
         self._now_ms = now_ms
+        self._forecast = Forecast(store, now_ms)
 
     # Looking
 
@@ -54,7 +57,9 @@ class Desk:
         rows = {
             status.id: [row for row in course if row.budget_id == status.id] for status in shown
         }
-        took = await store.durations(now_ms - DAY_MS)
+        # From the beginning of a quarter of an hour: what is told from within one reads its attempts.
+        day_ms = now_ms - DAY_MS - (now_ms - DAY_MS) % QUARTER_MS
+        took = await store.durations(day_ms)
         counts = await store.counts()
         unknown = await store.unknown_sum()
         return {
@@ -67,9 +72,12 @@ class Desk:
             },
             "standing": [figures.standing_row(each) for each in await store.standing(now_ms)],
             "spend": {
-                by: [figures.spend_row(row) for row in await store.spend(by, now_ms - DAY_MS)][:PAGE]
+                by: [figures.spend_row(row) for row in await store.spend(by, day_ms)][:PAGE]
                 for by in ("model", "job")
             },
+            "tags": figures.tag_rows(await store.spend("tag", day_ms)),
+            "tenants": figures.tenant_rows(await store.tenants(now_ms)),
+            "finish": figures.finish_row(self._forecast.look(counts.waiting)),
             "models": figures.model_rows(took),
             "throughput": figures.throughput(took),
             "unknown": {

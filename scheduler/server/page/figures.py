@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from scheduler.budget import Unit, WindowKind
 from scheduler.ledger.account import unit_index
@@ -18,14 +18,19 @@ from scheduler.request import Priority
 from scheduler.server.page.acts import Act
 from scheduler.server.page.burn import Burn, rate_per_hour
 from scheduler.shortfall import Shortfall
-from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing
+from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing, TenantStatus
 from scheduler.stores.base import Unknown
 from scheduler.stores.course import CourseRow, TookRow, quantile_ms
 from scheduler.stores.history import AttemptRow
 
+if TYPE_CHECKING:
+    from scheduler.rehearsal import Finish
+
 NUSD = 10**9  # nano-dollars of a dollar
 _WORDS = {int(each): each.name.lower() for each in Priority}
 SHARES = (0.5, 0.95, 0.99)
+MOST_ROWS = 25  # of a table
+MOST_TAGS = 12  # that can be chosen
 
 
 def shown(nusd: int) -> str:
@@ -150,6 +155,40 @@ def spend_row(row: SpendRow) -> dict[str, Any]:
         "posted": row.posted_nusd, "reserved": row.reserved_nusd,
         "said": {"posted": shown(row.posted_nusd), "reserved": shown(row.reserved_nusd)},
     }  # fmt: skip
+
+
+def tag_rows(rows: Iterable[SpendRow]) -> list[dict[str, Any]]:
+    """What was spent by the values of each tag, dearest first, and how many more of them there are."""
+    by_tag: dict[str, list[SpendRow]] = defaultdict(list)
+    for row in rows:
+        tag, _, value = row.name.partition("=")
+        by_tag[tag].append(replace(row, name=value))
+    dearest = sorted(by_tag.items(), key=lambda item: -sum(row.posted_nusd for row in item[1]))
+    return [
+        {
+            "tag": tag, "values": [spend_row(row) for row in its[:MOST_ROWS]],
+            "more": max(0, len(its) - MOST_ROWS),
+        }
+        for tag, its in dearest[:MOST_TAGS]
+    ]  # fmt: skip
+
+
+def tenant_rows(tenants: Sequence[TenantStatus]) -> list[dict[str, Any]]:
+    """How those share who share, whoever was served most first."""
+    served = sum(each.served_nusd for each in tenants)
+    return [
+        {
+            "tenant": each.tenant, "weight": each.weight, "waiting": each.waiting,
+            "served": shown(each.served_nusd),
+            "share": each.served_nusd / served if served > 0 else None,
+        }
+        for each in tenants[:MOST_ROWS]
+    ]  # fmt: skip
+
+
+def finish_row(finish: Finish | None) -> dict[str, Any] | None:
+    """When all that waits will be done; None: it is not known, or nothing waits."""
+    return None if finish is None else asdict(finish)
 
 
 def model_rows(took: Iterable[TookRow]) -> list[dict[str, Any]]:
