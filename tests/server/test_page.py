@@ -194,9 +194,9 @@ async def test_it_shows_what_was_spent_by_tags(page):
     await bench.settle(*[post(each, 30) for each in result.claimed[:3]])
     await bench.settle(*[post(each, 1) for each in result.claimed[3:]])
 
-    home, user, doc = (await page.get("/api/picture"))["tags"]
+    user, home, doc = (await page.get("/api/picture"))["tags"]
 
-    assert [each["tag"] for each in (home, user, doc)] == ["page", "user", "doc"]
+    assert [each["tag"] for each in (user, home, doc)] == ["user", "page", "doc"]
     assert [(row["name"], row["posted"]) for row in user["values"]] == [("ann", 60), ("bob", 30)]
     assert (len(doc["values"]), doc["more"], user["more"]) == (25, 2, 0)
 

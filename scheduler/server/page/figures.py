@@ -163,7 +163,9 @@ def tag_rows(rows: Iterable[SpendRow]) -> list[dict[str, Any]]:
     for row in rows:
         tag, _, value = row.name.partition("=")
         by_tag[tag].append(replace(row, name=value))
-    dearest = sorted(by_tag.items(), key=lambda item: -sum(row.posted_nusd for row in item[1]))
+    dearest = sorted(
+        by_tag.items(), key=lambda item: (-sum(row.posted_nusd for row in item[1]), -len(item[1]))
+    )
     return [
         {
             "tag": tag, "values": [spend_row(row) for row in its[:MOST_ROWS]],

@@ -220,7 +220,8 @@ function doneBand({ early_ms: early, likely_ms: likely, late_ms: late }) {
   const now = state.picture.at_ms;
   if (likely === null) return null;
   if (late !== null && late - now < 120000) return `in about ${span(Math.max(1000, likely - now))}`;
-  return `${early === null ? "now" : when(early)} to ${late === null ? "not without a raise" : when(late)}`;
+  if (late === null) return "maybe not without a raise";
+  return `${early === null ? "now" : when(early)} to ${when(late)}`;
 }
 
 function doneTile() {
