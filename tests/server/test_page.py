@@ -15,6 +15,7 @@ from scheduler.errors import StoreError
 from scheduler.rehearsal import finish
 from scheduler.server.page import Desk, page_app
 from scheduler.server.page.acts import KEPT, Act, note, noted
+from scheduler.server.page.day import Day
 from scheduler.server.page.feed import Feed
 from scheduler.server.page.figures import shown
 from scheduler.server.page.forecast import Forecast
@@ -270,6 +271,29 @@ async def test_another_rehearsal_comes_after_a_while_and_a_store_that_fails_is_n
     assert second is not first
     assert ahead.look(1).requests == 1  # as last known
     assert ahead.look(0) is None
+
+
+async def test_sums_that_take_long_to_read_are_not_read_for_each_look(page):
+    at_s, took_s, reads = [0.0], [0.04], []
+    day = Day(page.bench.store, lambda: at_s[0])
+
+    async def durations(since_ms):
+        reads.append(since_ms)
+        at_s[0] += took_s[0]
+        return []
+
+    page.bench.store.durations = durations
+    for _ in range(3):
+        await day.look(T0)
+    assert len(reads) == 3
+    took_s[0] = 0.5
+    for _ in range(3):
+        await day.look(T0)
+    assert len(reads) == 4
+    at_s[0] += 10.1
+    await day.look(T0)
+    assert len(reads) == 5
+    assert set(reads) == {T0 - 86_400_000}
 
 
 async def test_one_request_is_shown_with_its_attempts(page):

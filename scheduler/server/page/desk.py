@@ -11,14 +11,14 @@ from scheduler.guards.plain import without_password
 from scheduler.money import format_usd, parse_usd
 from scheduler.request import RequestState
 from scheduler.server.page import acts, figures
-from scheduler.server.page.burn import HOUR_MS, burn, since_ms
+from scheduler.server.page.burn import burn, since_ms
+from scheduler.server.page.day import Day
 from scheduler.server.page.forecast import Forecast
 from scheduler.stats import BudgetStatus
 from scheduler.stores.base import Store
-from scheduler.stores.course import QUARTER_MS
+from scheduler.stores.course import lately_since_ms
 from scheduler.stores.views import resolved_by_hand
 
-DAY_MS = 24 * HOUR_MS
 MOST_BUDGETS = 50  # shown at once; of more, those of which the least is left
 PAGE = 25
 LIVE = (RequestState.RUNNING, RequestState.QUEUED, RequestState.PARKED)
@@ -44,7 +44,7 @@ class Desk:
     ) -> None:  # fmt: skip
         self._store, self.name, self.may_change = store, without_password(name), may_change
         self._now_ms = now_ms
-        self._forecast = Forecast(store, now_ms)
+        self._forecast, self._day = Forecast(store, now_ms), Day(store)
 
     # Looking
 
@@ -53,13 +53,10 @@ class Desk:
         store, now_ms = self._store, self._now_ms()
         statuses = await store.budgets(now_ms)
         shown = sorted(statuses, key=_urgency)[:MOST_BUDGETS]
-        course = await store.course([status.id for status in shown], now_ms - HOUR_MS)
+        course = await store.course([status.id for status in shown], lately_since_ms(now_ms))
         rows = {
             status.id: [row for row in course if row.budget_id == status.id] for status in shown
         }
-        # From the beginning of a quarter of an hour: what is told from within one reads its attempts.
-        day_ms = now_ms - DAY_MS - (now_ms - DAY_MS) % QUARTER_MS
-        took = await store.durations(day_ms)
         counts = await store.counts()
         unknown = await store.unknown_sum()
         return {
@@ -71,15 +68,9 @@ class Desk:
                 for state in ("queued", "parked", "running", "succeeded", "failed", "cancelled", "expired")
             },
             "standing": [figures.standing_row(each) for each in await store.standing(now_ms)],
-            "spend": {
-                by: [figures.spend_row(row) for row in await store.spend(by, day_ms)][:PAGE]
-                for by in ("model", "job")
-            },
-            "tags": figures.tag_rows(await store.spend("tag", day_ms)),
+            **await self._day.look(now_ms),
             "tenants": figures.tenant_rows(await store.tenants(now_ms)),
             "finish": figures.finish_row(self._forecast.look(counts.waiting)),
-            "models": figures.model_rows(took),
-            "throughput": figures.throughput(took),
             "unknown": {
                 "attempts": unknown.attempts, "said": figures.shown(unknown.nusd),
                 "oldest_at_ms": unknown.oldest_at_ms or None,

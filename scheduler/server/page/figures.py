@@ -11,23 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from scheduler.budget import Unit, WindowKind
+from scheduler.budget import Unit
 from scheduler.ledger.account import unit_index
 from scheduler.money import format_usd
-from scheduler.request import Priority
+from scheduler.request import priority_word
 from scheduler.server.page.acts import Act
-from scheduler.server.page.burn import Burn, rate_per_hour
+from scheduler.server.page.burn import Burn
 from scheduler.shortfall import Shortfall
 from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing, TenantStatus
 from scheduler.stores.base import Unknown
-from scheduler.stores.course import CourseRow, TookRow, quantile_ms
+from scheduler.stores.course import CourseRow, TookRow, quantile_ms, rate_per_hour
 from scheduler.stores.history import AttemptRow
 
 if TYPE_CHECKING:
     from scheduler.rehearsal import Finish
 
 NUSD = 10**9  # nano-dollars of a dollar
-_WORDS = {int(each): each.name.lower() for each in Priority}
 SHARES = (0.5, 0.95, 0.99)
 MOST_ROWS = 25  # of a table
 MOST_TAGS = 12  # that can be chosen
@@ -68,8 +67,7 @@ def budget_row(status: BudgetStatus, course: Sequence[CourseRow], now_ms: int) -
 def _cap_row(cap: CapStatus, course: Sequence[CourseRow], now_ms: int) -> dict[str, Any]:
     index, window = unit_index(cap.cap.unit), cap.cap.window
     posted = [(row.quarter_ms, (row.nusd, row.tokens, row.requests)[index]) for row in course]
-    is_rolling = window.kind is WindowKind.ROLLING
-    per_hour = rate_per_hour(posted, now_ms, None if is_rolling else cap.window_start_ms)
+    per_hour = rate_per_hour(posted, now_ms)
     amounts = {
         "limit": cap.limit, "posted": cap.posted, "reserved": cap.reserved,
         "suspense": cap.suspense, "available": cap.available, "allowed": cap.allowed,
@@ -116,7 +114,7 @@ def standing_row(stood: Standing) -> dict[str, Any]:
     """Those that wait or run for one reason."""
     return {
         "state": stood.state.value,
-        "priority": _WORDS.get(stood.priority, str(stood.priority)),
+        "priority": priority_word(stood.priority),
         "reason": stood.reason.replace("_", " "),
         "budget": stood.budget,
         "requests": stood.requests,
@@ -225,7 +223,7 @@ def request_row(row: QueueRow) -> dict[str, Any]:
     return {
         "id": row.id, "key": row.key, "job": row.job, "state": row.state.value,
         "model": row.model, "provider": row.provider,
-        "priority": _WORDS.get(row.priority, str(row.priority)),
+        "priority": priority_word(row.priority),
         "submitted_at_ms": row.submitted_at_ms, "attempts": row.attempts,
         "parked_ms": row.parked_ms, "ceiling": shown(row.ceiling_nusd),
         "cost": shown(row.cost_nusd) if row.cost_nusd else None,

@@ -59,6 +59,6 @@ class Forecast:
             found = await asyncio.to_thread(finish, scene, levels=LEVELS)
             self._told = found if found.requests else None
         except SchedulerError as exc:
-            logger.warning("the page could not tell when all will be done: %s", exc)
+            logger.debug("the page could not tell when all will be done: %s", exc)
         now_s = self._clock_s()
         self._due_s = max(began_s + EVERY_S, now_s + RATIO * (now_s - began_s))
