@@ -14,12 +14,12 @@ from scheduler.budget import Budget
 from scheduler.errors import StoreError
 from scheduler.rehearsal import finish
 from scheduler.server.page import Desk, page_app
-from scheduler.server.page.acts import KEPT, Act, note, noted
 from scheduler.server.page.day import Day
 from scheduler.server.page.feed import Feed
 from scheduler.server.page.figures import shown
 from scheduler.server.page.forecast import Forecast
 from scheduler.server.page.guard import COOKIE, Keys
+from scheduler.stores.acts import KEPT, Act, note, noted
 from scheduler.stores.base import Outcome
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
@@ -438,7 +438,7 @@ async def test_a_page_that_only_shows_changes_nothing(page):
 
 
 async def test_of_very_many_changes_the_newest_are_kept(page, monkeypatch):
-    monkeypatch.setattr("scheduler.server.page.acts.KEPT", 3)
+    monkeypatch.setattr("scheduler.stores.acts.KEPT", 3)
     for n in range(5):
         await note(page.bench.store, Act(T0, "me", "limit", f"b{n}", "", ""))
 

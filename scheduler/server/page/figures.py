@@ -15,10 +15,10 @@ from scheduler.budget import Unit
 from scheduler.ledger.account import unit_index
 from scheduler.money import format_usd
 from scheduler.request import priority_word
-from scheduler.server.page.acts import Act
 from scheduler.server.page.burn import Burn
 from scheduler.shortfall import Shortfall
 from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing, TenantStatus
+from scheduler.stores.acts import Act
 from scheduler.stores.base import Unknown
 from scheduler.stores.course import CourseRow, TookRow, quantile_ms, rate_per_hour
 from scheduler.stores.history import AttemptRow

@@ -357,8 +357,8 @@ async function drawUnknown() {
 async function drawActs() {
   const { acts } = await ask("api/acts");
   $("acts-section").hidden = !acts.length;
-  const words = { limit: "limit of", pause: "paused", resume: "resumed", charge: "charged attempt", void: "voided attempt" };
-  table($("acts"), "Changes made here", [["when"], ["who", "name"], ["what", "name"], ["from", "name"], ["to", "name"]],
+  const words = { limit: "limit of", pause: "paused", resume: "resumed", remove: "removed", charge: "charged attempt", void: "voided attempt" };
+  table($("acts"), "Who changed what", [["when"], ["who", "name"], ["what", "name"], ["from", "name"], ["to", "name"]],
     acts.map((row) => [when(row.at_ms), row.who, `${words[row.what] ?? row.what} ${row.name}`, row.before, row.after]));
 }
 
