@@ -48,7 +48,7 @@ from scheduler.money import parse_usd
 from scheduler.prices.book import PriceBook
 from scheduler.providers.base import Provider, Send
 from scheduler.request import Duration, Quote, Request, RequestState, Response
-from scheduler.stores import open_store
+from scheduler.stores import acts, open_store
 from scheduler.stores.base import (
     KEEP_FINISHED,
     NewRequest,
@@ -530,9 +530,12 @@ class Shell(Tagging, Governing, Looking):
             RequestState.FAILED, amount_nusd, unknown.ceiling_tokens if amount_nusd else 0,
             is_assumed=True,
         )  # fmt: skip
-        (done,) = await self.store.resolve([settlement], self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        (done,) = await self.store.resolve([settlement], now_ms)
         if done:
             self._resolved([settlement])
+            who = acts.this_process()
+            await acts.note(self.store, acts.resolved(now_ms, who, unknown, amount_nusd))
         return done
 
     def _resolved(self, settlements: list[Settlement]) -> None:

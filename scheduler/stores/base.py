@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         BudgetStatus,
         Counts,
         QueueRow,
-        SpendRow,
         TenantStatus,
         Unserved,
         WorkerStatus,
@@ -570,10 +569,6 @@ class Store(Noting, Papers, History, Outbox, ABC):
         limit: int = 1000, after_id: int = 0,
     ) -> list[QueueRow]:  # fmt: skip
         """Requests in these states, oldest first, a page at a time."""
-
-    @abstractmethod
-    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        """Money by ``model``, ``job`` or ``budget`` for attempts begun since then."""
 
     @abstractmethod
     async def audit(self, now_ms: int) -> Audit:

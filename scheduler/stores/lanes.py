@@ -196,11 +196,13 @@ class Lanes:
 
     def sharing(self, now_ms: int) -> list[TenantStatus]:
         """How tenants are doing."""
-        if self._shares.fairness is None:
+        fairness = self._shares.fairness
+        if fairness is None:
             return []
         return tenant_statuses(
             [(lane.key.tenant, lane.waiting) for lane in self._by_key.values()],
             [(key.tenant, sum(each.lately(now_ms))) for key, each in self._shares.tenants.items()],
+            fairness.weight,
         )
 
     def _mark(self, lane: Lane) -> None:

@@ -213,6 +213,7 @@ class MemoryStore(Notes, Folder, Glance, Outlook):
         hold.why = words(settlement.why) or hold.why
         self._unknown.pop(hold.id, None)
         self._journal.answered(hold, old, now_ms)
+        self._journal.tagged(hold, assumed if was_posted else None)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
         if self._shares.fairness is not None and old is ReservationState.PENDING:

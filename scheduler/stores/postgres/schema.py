@@ -41,6 +41,16 @@ _KEPT = (
     ),
 )
 _KEPT_OF_TENANTS = "ALTER TABLE tenants SET (fillfactor = 50)"
+_KEPT_OF_TAGS = "ALTER TABLE spent_of_tags SET (fillfactor = 50)"
+_TAGGED = (
+    "ALTER TABLE requests ADD COLUMN tags TEXT",
+    "ALTER TABLE reservations ADD COLUMN tags TEXT",
+    "CREATE TABLE spent_of_tags (quarter_ms BIGINT NOT NULL, tag TEXT NOT NULL,"
+    " value TEXT NOT NULL, attempts BIGINT NOT NULL, nusd BIGINT NOT NULL, tokens BIGINT NOT NULL,"
+    " PRIMARY KEY (quarter_ms, tag, value))",
+    "CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL",
+    _KEPT_OF_TAGS,
+)
 # From each version to the next; they are made in one transaction, with the version's number.
 STEPS: dict[int, tuple[str, ...]] = {
     5: (
@@ -91,6 +101,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
         "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number BIGINT NOT NULL,"
         " said TEXT NOT NULL, PRIMARY KEY (kind, name, number))",
+        *_TAGGED,
     ),
 }
 
@@ -150,6 +161,7 @@ def make(link: Link, address: Address) -> None:
                 *_OWN,
                 *_KEPT,
                 _KEPT_OF_TENANTS,
+                _KEPT_OF_TAGS,
             ]:
                 link.execute(statement.encode())
             link.execute("INSERT INTO store (version) VALUES (%s)", (VERSION,))

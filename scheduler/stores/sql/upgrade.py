@@ -41,6 +41,15 @@ _SPENT = (
     f" FROM ({POSTED_ON}) AS p, json_each('[' || trim(p.budgets, ',') || ']') AS b GROUP BY 1, 2",
 )
 
+_TAGGED = (
+    "ALTER TABLE requests ADD COLUMN tags TEXT",
+    "ALTER TABLE reservations ADD COLUMN tags TEXT",
+    "CREATE TABLE spent_of_tags (quarter_ms INTEGER NOT NULL, tag TEXT NOT NULL,"
+    " value TEXT NOT NULL, attempts INTEGER NOT NULL, nusd INTEGER NOT NULL,"
+    " tokens INTEGER NOT NULL, PRIMARY KEY (quarter_ms, tag, value)) STRICT, WITHOUT ROWID",
+    "CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL",
+)
+
 
 def _remade(table: str, create: str, index: str) -> tuple[str, ...]:
     """A table whose columns stay in their order, made anew."""
@@ -164,6 +173,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
         "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
         " said TEXT NOT NULL, PRIMARY KEY (kind, name, number)) STRICT",
+        *_TAGGED,
     ),
 }
 """From a version to the statements that lead to the next one."""
