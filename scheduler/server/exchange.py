@@ -121,6 +121,7 @@ class Exchange:
             await self._end_waiting()
             self._gateway.leave(self)
         await self._finish(future)
+        future.send = None  # else each keeps the other until the garbage collector comes by
 
     def _request(self) -> Request:
         said: dict[str, Any] = dict(self._asked.marks)
