@@ -148,7 +148,7 @@ class Exchange:
 
     def glance(self) -> bool:
         """It is not answered at once: does it wait? Says whether nobody has to ask any more."""
-        if self._is_placed:  # it takes a while: notice if its client hangs up, let it hear something
+        if self._is_placed:  # it takes a while: notice if its client hangs up, let it hear a word
             self._waiting = self._loop.create_task(self._wait())
             return True
         if self.look():
