@@ -163,8 +163,10 @@ class Gateway:
             Unserved: Nobody's who may ask.
         """
         for presented in _presented(line):
-            now_s = self._loop.time()
-            found = await self.tokens.find(presented, self.scheduler.now_ms(), now_s)
+            now_ms, now_s = self.scheduler.now_ms(), self._loop.time()
+            found = self.tokens.held(presented, now_ms, now_s)
+            if found is None:
+                found = await self.tokens.find(presented, now_ms, now_s)
             if found is not None:
                 return found
         raise Unserved(
