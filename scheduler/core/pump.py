@@ -177,6 +177,10 @@ class Pump:
             self.stop_admitting(provider)
             self.key_refused(provider)
         self._inbox.landed(ended)
+        if ended.response is not None:
+            for future in self._desk.waiters.of(ended.claimed.request_id):
+                if future.heard is not None:
+                    future.heard(ended.response)
 
     @property
     def stopped(self) -> frozenset[str]:

@@ -34,6 +34,7 @@ _NOT_BACK = frozenset({
     "transfer-encoding", "upgrade", "set-cookie", "alt-svc", "strict-transport-security", "date",
     "server",
 })  # fmt: skip
+_OURS = (HEADER_PREFIX, "sec-")
 _USUAL = ("", "keep-alive", "close")
 _AT = re.compile(r"/at/[^/]+(?=/)")
 _V1 = re.compile(r"^(?:/openai)?(?=/v1)")
@@ -51,7 +52,7 @@ def headers(own: Mapping[str, str], set_by_provider: frozenset[str]) -> dict[str
     return {
         name: value for name, value in own.items()
         if name not in _NEVER and name not in set_by_provider and name not in named
-        and not name.startswith((HEADER_PREFIX, "sec-"))
+        and not name.startswith(_OURS)
     }  # fmt: skip
 
 
@@ -89,6 +90,8 @@ def dialect_of(path: str) -> Dialect:
 
 def query_of(query: bytes) -> str:
     """A query without the client's key."""
+    if not query:
+        return ""
     parts = query.decode("latin-1").split("&")
     return "&".join(each for each in parts if each and each.partition("=")[0] != KEY_PARAM)
 

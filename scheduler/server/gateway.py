@@ -23,7 +23,6 @@ from scheduler.adapters.dialects import Call, Dialect, is_endpoint, read_call
 from scheduler.core.future import RequestFuture
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.guards.plain import logger_of
-from scheduler.money import decimal_usd
 from scheduler.providers.anthropic import Anthropic
 from scheduler.providers.base import Provider
 from scheduler.providers.google import Google
@@ -35,6 +34,7 @@ from scheduler.server import forwarded
 from scheduler.server.asked import read_asked
 from scheduler.server.exchange import Exchange
 from scheduler.server.line import HungUp, Line, wanted_at
+from scheduler.server.nurse import Nurse
 from scheduler.server.passing import pass_on
 from scheduler.server.refusals import NOT_AGAIN, Unserved, Whole, refused
 from scheduler.server.tokens import Token, Tokens
@@ -91,10 +91,11 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.exchanges: set[Exchange] = set()
         self._is_empty = asyncio.Event()
+        self._nurse = Nurse(self._loop)
         self.is_stopping = False
         self.background: Background | None = None
         self.succeeded = self.cost_nusd = self.parked_ms = 0
-        self._turns, self._left = -1, dict[tuple[int, ...], str | None]()
+        self._turns, self._left = -1, dict[tuple[int, ...], int | None]()
         self._chosen: dict[tuple[Dialect, str, str], tuple[str, str]] = {}
         self._remembered: OrderedDict[bytes, tuple[float, Whole]] = OrderedDict()
         scheduler.on(events.Parked, self._parked)
@@ -172,8 +173,10 @@ class Gateway:
             Unserved: Nobody's who may ask.
         """
         for presented in _presented(line):
-            now_s = self._loop.time()
-            found = await self.tokens.find(presented, self.scheduler.now_ms(), now_s)
+            now_ms, now_s = self.scheduler.now_ms(), self._loop.time()
+            found = self.tokens.held(presented, now_ms, now_s)
+            if found is None:
+                found = await self.tokens.find(presented, now_ms, now_s)
             if found is not None:
                 return found
         raise Unserved(
@@ -252,7 +255,7 @@ class Gateway:
 
     # What calls ask
 
-    def left_usd(self, future: RequestFuture) -> str | None:
+    def left_nusd(self, future: RequestFuture) -> int | None:
         """What is left of the tightest budget in dollars that a call draws on; None: of none."""
         lane, turns = future.lane, self.scheduler.turns
         if lane is None:
@@ -267,7 +270,7 @@ class Gateway:
             for cap in status.caps
             if cap.cap.unit == "usd" and cap.available is not None
         ]
-        told = decimal_usd(max(0, min(left))) if left else None
+        told = min(left, default=None)
         self._left[lane.budgets] = told
         return told
 
@@ -316,16 +319,18 @@ class Gateway:
     def enter(self, exchange: Exchange) -> None:
         """One call more is under way, or held."""
         self.exchanges.add(exchange)
-        self._is_empty.clear()
+        self._nurse.take(exchange)
 
     def leave(self, exchange: Exchange) -> None:
         """It is not any more."""
         self.exchanges.discard(exchange)
+        self._nurse.leave(exchange)
         if not self.exchanges:
             self._is_empty.set()
 
     async def _until_empty(self, most_s: float | None) -> None:
         if self.exchanges:
+            self._is_empty.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(most_s):
                     await self._is_empty.wait()

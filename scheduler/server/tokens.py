@@ -184,6 +184,18 @@ class Tokens:
         self._by_digest: dict[str, Token] = {}
         self._read_s = float("-inf")
 
+    def held(self, presented: str, now_ms: int, now_s: float) -> Token | None:
+        """As `find`, as far as it is known without asking the store; None: it has to be asked."""
+        digest = digest_of(presented)
+        if self._own is not None and hmac.compare_digest(self._own.digest, digest):
+            return self._own
+        if now_s - self._read_s > FRESH_S:
+            return None
+        found = self._by_digest.get(digest)
+        if found is None or not hmac.compare_digest(found.digest, digest):
+            return None
+        return None if found.is_over(now_ms) else found
+
     async def find(self, presented: str, now_ms: int, now_s: float) -> Token | None:
         """The token of a secret; None: there is none, or no more.
 
@@ -195,18 +207,11 @@ class Tokens:
         Raises:
             StoreError: The store cannot be read.
         """
-        digest = digest_of(presented)
-        if self._own is not None and hmac.compare_digest(self._own.digest, digest):
-            return self._own
-        if now_s - self._read_s > FRESH_S:
-            await self._read(now_s)
-        found = self._by_digest.get(digest)
+        found = self.held(presented, now_ms, now_s)
         if found is None and now_s - self._read_s > _AGAIN_S:
             await self._read(now_s)  # it may have been made a moment ago
-            found = self._by_digest.get(digest)
-        if found is None or not hmac.compare_digest(found.digest, digest):
-            return None
-        return None if found.is_over(now_ms) else found
+            found = self.held(presented, now_ms, now_s)
+        return found
 
     async def _read(self, now_s: float) -> None:
         tokens = await kept(self._store)

@@ -87,7 +87,7 @@ def test_an_unknown_url_is_a_clear_error():
 
 
 @pytest.mark.parametrize(
-    ("version", "mode"), [((3, 37, 2), "truncate"), ((3, 51, 2), "truncate"), ((3, 51, 3), "wal")]
+    ("version", "mode"), [((3, 37, 2), "persist"), ((3, 51, 2), "persist"), ((3, 51, 3), "wal")]
 )
 def test_the_write_ahead_log_is_used_only_where_it_is_safe(version, mode):
     assert journal_mode(version) == mode
