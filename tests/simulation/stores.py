@@ -164,6 +164,7 @@ class Handle(Store):
         self.latest, self.lanes = inner.latest, inner.lanes
         self.shortfall, self.prepare = inner.shortfall, inner.prepare
         self.finished, self.serve = inner.finished, inner.serve
+        self.notes, self.note = inner.notes, inner.note  # who changed what is no matter of money
         self.keeps_whole = inner.keeps_whole
         self.most_per_turn = inner.most_per_turn
         self.has_gates = False

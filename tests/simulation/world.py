@@ -78,6 +78,7 @@ LEASE_MS, GONE_MS = 180_000, 900_000
 INNER = [[], [], [], [], [[]], [[], []], [[[]], []]]  # what calls make calls within them
 # Two of the longest times between probes, and a process that stood still.
 LONGEST_POOR_S = 2 * 3600.0
+LONGEST_DEED_S = 1800.0  # of what a process does itself, such as to end in good order
 LAST_S = 4 * 3600.0  # with money for all and no faults, everything ends by then
 
 
@@ -339,8 +340,10 @@ class World:
         task = asyncio.ensure_future(doing)
         task.add_done_callback(_look)
         computer.world.orphans.append(task)
+        until_s = asyncio.get_running_loop().time() + LONGEST_DEED_S
         while not task.done():
             await asyncio.wait([task], timeout=1.0)
+            assert asyncio.get_running_loop().time() < until_s, f"it never ends: {doing}"  # 5
             if computer.is_dead:
                 raise Died
         return task.result()
