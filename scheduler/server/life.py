@@ -101,7 +101,7 @@ async def open_gateway(
     )  # fmt: skip
     keys = Keys(lambda: settings.on_link(_link(at, keys)))
     shelf = Shelf(scheduler.store)
-    keeper = Keeper(scheduler, shelf, gateway.named, gateway.provider)
+    keeper = Keeper(scheduler, shelf, gateway.named, gateway.provider, gateway.noted)
     front = Front(
         [
             *gateway.routes(), *Files(gateway, shelf, keeper).routes(),

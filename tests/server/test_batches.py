@@ -283,3 +283,113 @@ def test_what_is_no_form_or_no_text_is_refused(start, provider):
         client.files.create(file=b"\xff\xfe\n", purpose="batch")
     with client_of(made) as client:
         assert list(client.files.list()) == []
+
+
+def test_one_who_asks_again_after_a_lost_answer_gets_the_same_batch(start, provider):
+    made = start(provider)
+    again = {"x-stainless-retry-count": "1"}
+    with client_of(made) as client:
+        batch = begun(client, line("a"))
+        same = {"input_file_id": batch.input_file_id, "endpoint": batch.endpoint,
+                "completion_window": "24h"}  # fmt: skip
+        assert client.batches.create(**same, extra_headers=again).id == batch.id
+        other = client.batches.create(**same, metadata={"other": "one"}, extra_headers=again)
+        meant = client.batches.create(**same)  # not by itself: it is meant
+        assert len({batch.id, other.id, meant.id}) == 3
+        for each in (batch, other, meant):
+            assert over(client, each).status == "completed"
+    assert float(made.budget()["posted_usd"]) == 0.03
+
+
+def test_what_was_read_to_the_end_may_be_forgotten_and_nothing_else(start, provider):
+    made = start(provider)
+    with client_of(made) as client:
+        done = over(client, begun(client, *[line(f"k{n}") for n in range(3)]))
+        made.ask()  # the newest request of all stays
+
+        def left():
+            made.cli("prune", "--before", "0s")
+            return len(lines_of(client, done.output_file_id))
+
+        with client.files.with_streaming_response.content(done.output_file_id) as answer:
+            assert answer.status_code == 200
+        made.cli("prune", "--before", "0s")
+        assert left() in (0, 3)  # a short one may have been sent whole before its reader left
+        wait_for(lambda: left() == 0, "them to be forgotten")
+
+
+def test_files_and_results_expire_where_it_was_asked_for(start, provider):
+    made = start(provider)
+    with client_of(made) as client:
+        file = client.files.create(
+            file=jsonl(line("a")), purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )  # fmt: skip
+        assert file.expires_at == file.created_at + 3600
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
+            output_expires_after={"anchor": "created_at", "seconds": 7200},
+        )  # fmt: skip
+        output = client.files.retrieve(over(client, batch).output_file_id)
+        assert output.expires_at == output.created_at + 7200
+        for wrong in ({"anchor": "now", "seconds": 3600}, {"anchor": "created_at", "seconds": 1}):
+            with pytest.raises(openai.BadRequestError, match="expires_after"):
+                client.files.create(file=b"x", purpose="batch", expires_after=wrong)
+
+
+async def test_what_has_expired_or_was_half_uploaded_is_let_go():
+    from scheduler.server.batches.shelf import HALF_DONE_MS, Shelf, new_file
+    from scheduler.stores import open_store
+
+    async def pieces(*texts):
+        for each in texts:
+            yield each
+
+    store = open_store(None)
+    await store.open(0)
+    shelf = Shelf(store)
+    stays = await shelf.take(new_file("ann", "a", "batch", 0), pieces(b"1\n", b"2"))
+    ends = await shelf.take(new_file("ann", "b", "batch", 0, expires_ms=50), pieces(b"3\n"))
+    half = new_file("ann", "c", "batch", 0)
+    await store.add_paper(half.as_paper(is_open=True))
+    await store.write_page("file", half.id, 0, "4\n")
+
+    assert {each.id for each in await shelf.listed("ann", 9, None, True, None)} == {
+        stays.id,
+        ends.id,
+    }
+    assert await shelf.find(ends.id, "ann", 49) == ends
+    assert await shelf.find(half.id, "ann", 49) is None
+    assert await shelf.find(stays.id, "bob", 49) is None
+    await shelf.tidy(50)
+    assert await shelf.find(ends.id, "ann", 40) is None
+    assert await store.pages("file", half.id) == [(0, "4\n")]
+    await shelf.tidy(HALF_DONE_MS + 1)
+    assert await store.pages("file", half.id) == []
+    assert [page async for page in shelf.pages(stays.id)] == ["1\n2"]
+
+
+def test_a_program_within_a_budget_sends_batches_too(provider, tmp_path):
+    import subprocess
+    import sys
+
+    from tests.server.conftest import PRICE
+
+    script = tmp_path / "old.py"
+    script.write_text(f"""
+import time, openai
+client = openai.OpenAI()
+file = client.files.create(file={jsonl(line("a"), line("b"))!r}, purpose="batch")
+batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions",
+                              completion_window="24h")
+while (batch := client.batches.retrieve(batch.id)).status != "completed":
+    time.sleep(0.05)
+print(client.files.content(batch.output_file_id).text.count("\\n"))
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler", "run", "--base-url", provider.url, "--price", PRICE,
+         "--budget", "$1", "--", sys.executable, str(script)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "2\n", done.stderr
+    assert "2 calls answered, $0.02 spent" in done.stderr

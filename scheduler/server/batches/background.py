@@ -19,7 +19,7 @@ from scheduler.request import Request, RequestState
 from scheduler.server.asked import Asked
 from scheduler.server.batches import door
 from scheduler.server.batches.files import refuse_unkept
-from scheduler.server.batches.record import new_id
+from scheduler.server.batches.record import BACKGROUND, new_id
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Whole
@@ -27,7 +27,7 @@ from scheduler.server.tokens import Token
 from scheduler.stores.base import Finished, Picture
 from scheduler.stores.papers import Paper
 
-KIND = JOB = "background"
+KIND = JOB = BACKGROUND
 PREFIX = "resp_bg_"
 _ECHOED: dict[str, Any] = {
     "instructions": None, "max_output_tokens": None, "metadata": {}, "model": "",

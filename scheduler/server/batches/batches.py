@@ -15,10 +15,10 @@ from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError
 from scheduler.request import ENDPOINTS
 from scheduler.server.batches import door, forms, record
-from scheduler.server.batches.files import refuse_unkept
+from scheduler.server.batches.files import refuse_unkept, stays_for
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.record import Batch
-from scheduler.server.batches.said import said_of, waits_of
+from scheduler.server.batches.said import digest_of, made_before, said_of, waits_of
 from scheduler.server.batches.shelf import Shelf
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
@@ -62,9 +62,14 @@ class Batches:
         if window != USUAL_WINDOW:
             window_ms = now_ms + _span_ms(window)
             deadline_ms = window_ms if deadline_ms is None else min(deadline_ms, window_ms)
+        digest = digest_of(line, body)
+        before = await made_before(self._s.store, line, token, digest, now_ms, is_messages=False)
+        if before is not None:
+            return door.said(await self._told(before.id))
         batch = Batch(
-            record.new_batch_id(is_messages=False), token.name, False, endpoint, file.id, str(window), now_ms,
-            deadline_ms, wanted_at(line), said, _metadata(body.get("metadata")),
+            record.new_batch_id(is_messages=False), token.name, False, endpoint, file.id,
+            str(window), now_ms, deadline_ms, wanted_at(line), said,
+            _metadata(body.get("metadata")), _stays(body.get("output_expires_after")), digest,
         )  # fmt: skip
         await record.keep(self._s.store, batch)
         self._keeper.take_up(batch.id)
@@ -108,6 +113,14 @@ def _span_ms(window: object) -> int:
         return parse_duration_ms(window, "completion_window")
     except ConfigError as exc:
         raise door.wrong(str(exc)) from None
+
+
+def _stays(given: object) -> int | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise door.wrong("output_expires_after is no object")
+    return stays_for(given.get("anchor"), given.get("seconds", ""))
 
 
 def _metadata(given: object) -> dict[str, str] | None:

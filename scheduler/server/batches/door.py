@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -12,12 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from scheduler.adapters.dialects import Dialect, decoded
 from scheduler.errors import SchedulerError
+from scheduler.guards.plain import logger_of
 from scheduler.server.line import HungUp, Line
 from scheduler.server.refusals import JSON, Unserved, Whole, refused
 from scheduler.server.tokens import Token
 
 if TYPE_CHECKING:
     from scheduler.server.gateway import Gateway
+
+logger = logger_of("scheduler.server")
 
 BASES = ("", "/openai", "/at/{provider}", "/at/{provider}/openai")
 MOST_LISTED = 100
@@ -47,7 +51,11 @@ class Door:
             return
         except Unserved as wrong:
             whole = wrong.as_answer(self._dialect)
-        except SchedulerError as error:
+        except Exception as error:
+            if line.has_begun:
+                raise  # the connection is closed without an end, so that nobody takes it for one
+            if not isinstance(error, SchedulerError):
+                logger.error("%s failed in a way that it should not", scope["path"], exc_info=error)
             whole = refused(error, self._dialect, self._gateway.scheduler.now_ms())
         if whole is not None and not line.has_begun:
             await line.answer(whole)
@@ -70,6 +78,28 @@ def routes(
 def said(body: Mapping[str, Any], status: int = 200) -> Whole:
     """An object as an answer."""
     return Whole(status, [JSON], to_json(body))
+
+
+async def streamed(line: Line, kind: bytes, pieces: AsyncIterator[bytes]) -> bool:
+    """Tell pieces as they come; whether its client was there to the end."""
+    await line.begin(200, [(b"content-type", kind)])
+    gone = asyncio.create_task(_until_gone(line))
+    try:
+        async for piece in pieces:
+            if gone.done():
+                return False
+            await line.write(piece)
+        if gone.done():
+            return False
+        await line.end()
+        return True
+    finally:
+        gone.cancel()
+
+
+async def _until_gone(line: Line) -> None:
+    while (await line.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def asked(line: Line) -> dict[str, Any]:

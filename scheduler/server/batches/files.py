@@ -22,7 +22,7 @@ from scheduler.server.tokens import Token
 PIECE = 256 * 1024
 MAX_NAME_CHARS = 255
 MOST = 10_000  # files of a list
-_JSONL = (b"content-type", b"application/jsonl")
+_JSONL = b"application/jsonl"
 _LONGEST_S = 30 * 86_400  # as OpenAI has it
 
 
@@ -86,17 +86,19 @@ class Files:
             if batch.input_id == file.id:
                 raise Unserved(409, "file_in_use", f"{file.id} is read by the batch {batch.id}, which "
                                "has not ended; cancel that first")  # fmt: skip
+        whose = await record.find(self._s.store, file.batch) if file.batch else None
+        if whose is not None:
+            await self._keeper.let_go(whose, file.part)
         await self._shelf.remove(file.id)
         return door.said({"id": file.id, "object": "file", "deleted": True})
 
     async def _content(self, line: Line, token: Token) -> None:
         file = await self._find(line, token)
-        await line.begin(200, [_JSONL])
-        async for piece in self._read(file):
-            await line.write(piece)
-        await line.end()
+        ids: list[int] = []
+        if await door.streamed(line, _JSONL, self._read(file, ids)):
+            await self._keeper.delivered(ids)
 
-    async def _read(self, file: File) -> AsyncIterator[bytes]:
+    async def _read(self, file: File, ids: list[int]) -> AsyncIterator[bytes]:
         if not file.batch:
             async for page in self._shelf.pages(file.id):
                 yield page.encode()
@@ -106,6 +108,7 @@ class Files:
             return
         async for each in self._keeper.results(batch):
             if forms.is_in(file.part, each):
+                ids.append(each.id)
                 yield line_text(forms.result(each)).encode() + b"\n"
         if file.part == "errors":
             async for refused in self._keeper.refused(batch):
@@ -161,13 +164,18 @@ async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
 
 
 def _expiry(form: FormData, now_ms: int) -> int | None:
-    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    stays_s = stays_for(form.get("expires_after[anchor]"), form.get("expires_after[seconds]"))
+    return None if stays_s is None else now_ms + stays_s * 1000
+
+
+def stays_for(anchor: object, seconds: object) -> int | None:
+    """How long a file is to stay, in seconds; None: it stays. Raises `Unserved`."""
     if seconds is None:
         return None
-    if anchor not in (None, "created_at") or not (
-        isinstance(seconds, str) and seconds.isdecimal() and 3_600 <= int(seconds[:9]) <= _LONGEST_S
-    ):
+    text = str(seconds)
+    is_span = text.isascii() and text.isdecimal() and 3_600 <= int(text[:9]) <= _LONGEST_S
+    if anchor not in (None, "created_at") or not is_span:
         raise door.wrong(
             f"expires_after needs the anchor 'created_at' and 3600 to {_LONGEST_S} seconds"
         )
-    return now_ms + int(seconds) * 1000
+    return int(text)

@@ -26,11 +26,11 @@ from scheduler.errors import QueueFull, SchedulerClosed, SchedulerError, StoreEr
 from scheduler.guards.plain import logger_of
 from scheduler.providers.base import Provider
 from scheduler.providers.http import HttpProvider
-from scheduler.request import MESSAGES, Request, RequestState
+from scheduler.request import MESSAGES, Request, RequestState, Response
 from scheduler.scheduler import Scheduler
 from scheduler.server.batches import forms, record
 from scheduler.server.batches.lines import Line, Wrong, read_line
-from scheduler.server.batches.record import MAX_ERRORS, Batch, Phase
+from scheduler.server.batches.record import BACKGROUND, MAX_ERRORS, Batch, Phase
 from scheduler.server.batches.shelf import Shelf, new_file
 from scheduler.shortfall import Shortfall
 from scheduler.stats import Counts
@@ -58,25 +58,28 @@ class Keeper:
         choose: The provider for a line, and its model there: by how it is asked, its model, and who
             was named in the path.
         provider: One by its name.
+        answered: Told of each answer that nobody waited for.
     """
 
     def __init__(
         self, scheduler: Scheduler, shelf: Shelf, choose: Callable[[Dialect, str, str], tuple[str, str]],
-        provider: Callable[[str], Provider],
+        provider: Callable[[str], Provider], answered: Callable[[Response], object],
     ) -> None:  # fmt: skip
+        self._answered = answered
         self._s, self._shelf, self._choose, self._provider = scheduler, shelf, choose, provider
         self._at_work: dict[str, asyncio.Task[None]] = {}
         self._open, self._to_end = set[str](), set[str]()
         self._news, self._heard = set[str](), asyncio.Event()
-        self._stop_listening: list[Callable[[], None]] = []
         self._watching: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Go on with what is there, and with what comes, while the block lasts."""
         await self._shelf.tidy(self._s.now_ms())
-        for kind in (events.Settled, events.Expired):
-            self._stop_listening.append(self._s.on(kind, self._ended_one))
+        stops = (
+            self._s.on(events.Settled, self._settled),
+            self._s.on(events.Expired, self._ended_one),
+        )
         for batch in await record.open_ones(self._s.store):
             if not batch.is_whole:  # what only a process that is gone could send
                 await record.amend(self._s.store, batch.id, _not_fed)
@@ -85,14 +88,20 @@ class Keeper:
         try:
             yield
         finally:
-            for stop in self._stop_listening:
+            for stop in stops:
                 stop()
             tasks = [self._watching, *self._at_work.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended_one(self, event: Any) -> None:
+    def _settled(self, event: events.Settled) -> None:
+        is_ours = event.job in self._open or (event.job == BACKGROUND and event.key is not None)
+        if is_ours and event.response is not None:
+            self._answered(event.response)
+        self._ended_one(event)
+
+    def _ended_one(self, event: events.Settled | events.Expired) -> None:
         if event.job in self._open:
             self._news.add(event.job)
             self._heard.set()
@@ -111,6 +120,7 @@ class Keeper:
             news, self._news = self._news, set()
             try:
                 if is_late:
+                    await self._shelf.tidy(self._s.now_ms())
                     news |= {each.id for each in await record.open_ones(self._s.store)}
             except SchedulerError as exc:
                 logger.warning("cannot look for batches: %s", exc)
@@ -206,6 +216,9 @@ class Keeper:
 
     async def _feed(self, batch: Batch) -> Batch:
         """Queue all lines, or as many as there were when it was cancelled."""
+        await self._s.store.remove_paper(
+            record.REFUSED, batch.id
+        )  # as it was told before, if it was
         refused = page = seen_ms = 0
         services = set[str | None]()
         async for lines, wrong in self._chunks(batch):
@@ -404,8 +417,12 @@ class Keeper:
         for part, size in sizes.items():
             if size:
                 name = f"file-{batch.id.removeprefix('batch_')}-{part}"
-                file = new_file(batch.owner, f"{batch.id}_{part}.jsonl", "batch_output",
-                                self._s.now_ms(), bytes=size, batch=batch.id, part=part, id=name)  # fmt: skip
+                now_ms, stays_s = self._s.now_ms(), batch.output_stays_s
+                file = new_file(
+                    batch.owner, f"{batch.id}_{part}.jsonl", "batch_output", now_ms, bytes=size,
+                    batch=batch.id, part=part, id=name,
+                    expires_ms=None if stays_s is None else now_ms + stays_s * 1000,
+                )  # fmt: skip
                 await self._shelf.keep(file)
                 files[part] = name
         return files
@@ -419,20 +436,24 @@ class Keeper:
                     yield said["custom_id"], said["code"], said["problem"]
                 first = number + 1
 
-    async def results(self, batch: Batch) -> AsyncIterator[Finished]:
-        """What became of its requests; what was read to the end counts as delivered."""
-        ids: list[int] = []
-        async for each in self._s.store.finished(batch.id, undelivered=False):
-            yield each
-            ids.append(each.id)
-            if len(ids) >= PAGE:
-                await self._s.store.delivered(ids)
-                ids = []
-        if ids:
-            await self._s.store.delivered(ids)
+    def results(self, batch: Batch) -> AsyncIterator[Finished]:
+        """What became of its requests."""
+        return self._s.store.finished(batch.id, undelivered=False)
+
+    async def delivered(self, ids: Sequence[int]) -> None:
+        """These were read to the end, so `prune` may forget them."""
+        for start in range(0, len(ids), PAGE):
+            await self._s.store.delivered(ids[start : start + PAGE])
+
+    async def let_go(self, batch: Batch, part: str) -> None:
+        """The same of all that stands in one of its files, or in both, which nobody wants to read."""
+        ids = [each.id async for each in self._s.store.ended(batch.id)
+               if not part or forms.is_in(part, each)]  # fmt: skip
+        await self.delivered(ids)
 
     async def forget(self, batch: Batch) -> None:
-        """Let go of what is kept of it besides its requests."""
+        """Let go of it, and of its results."""
+        await self.let_go(batch, "")
         await self._s.store.remove_paper(batch.kind, batch.id)
         await self._s.store.remove_paper(record.REFUSED, batch.id)
         await self._shelf.remove(batch.input_id)

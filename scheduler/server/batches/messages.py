@@ -21,7 +21,7 @@ from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.lines import written
 from scheduler.server.batches.record import Batch
-from scheduler.server.batches.said import said_of, waits_of
+from scheduler.server.batches.said import digest_of, made_before, said_of, waits_of
 from scheduler.server.batches.shelf import Shelf, new_file
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
@@ -33,7 +33,7 @@ MAX_REQUESTS = 100_000
 MOST = 1_000
 BETA, OWN_BETA = "anthropic-beta", "message-batches"
 _KEY = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_LINES = (b"content-type", b"application/x-jsonl")
+_LINES = b"application/x-jsonl"
 
 
 class Messages:
@@ -61,12 +61,16 @@ class Messages:
         body, now_ms = await door.asked(line), self._s.now_ms()
         requests = _checked(body.get("requests"))
         said, deadline_ms = said_of(line, token, now_ms)
+        digest = digest_of(line, body)
+        before = await made_before(self._s.store, line, token, digest, now_ms, is_messages=True)
+        if before is not None:
+            return door.said(await self._told(before.id, line))
         name = record.new_batch_id(is_messages=True)
         file = new_file(token.name, f"{name}.jsonl", "message_batch", now_ms)
         await self._shelf.take(file, _as_lines(requests))
         batch = Batch(
             name, token.name, True, MESSAGES, file.id, "", now_ms, deadline_ms, wanted_at(line),
-            said, total=len(requests),
+            said, digest=digest, total=len(requests),
         )  # fmt: skip
         await record.keep(self._s.store, batch)
         self._keeper.take_up(name)
@@ -105,12 +109,16 @@ class Messages:
         batch = await self._find(line, token)
         if not batch.is_over:
             raise door.wrong(f"{batch.id} has not ended, so it has no results", "batch_not_ended")
-        await line.begin(200, [_LINES])
+        ids: list[int] = []
+        if await door.streamed(line, _LINES, self._read(batch, ids)):
+            await self._keeper.delivered(ids)
+
+    async def _read(self, batch: Batch, ids: list[int]) -> AsyncIterator[bytes]:
         async for each in self._keeper.results(batch):
-            await line.write(line_text(forms.message_result(each)).encode() + b"\n")
+            ids.append(each.id)
+            yield line_text(forms.message_result(each)).encode() + b"\n"
         async for refused in self._keeper.refused(batch):
-            await line.write(line_text(forms.refused_message(*refused)).encode() + b"\n")
-        await line.end()
+            yield line_text(forms.refused_message(*refused)).encode() + b"\n"
 
     async def _told(self, name: str, line: Line) -> dict[str, Any]:
         batch, counts = await self._keeper.look(name)

@@ -19,6 +19,7 @@ from scheduler.stores.papers import Paper
 
 KINDS = ("batch", "message-batch")  # of papers: OpenAI's, Anthropic's
 _PREFIXES = ("batch_", "msgbatch_")
+BACKGROUND = "background"  # the job of responses that nobody stays on the line for
 REFUSED = "refused"  # the kind of the pages with lines that could not be queued
 MAX_ERRORS = 100
 
@@ -48,6 +49,8 @@ class Batch:
         wanted: The provider that its path named; empty: none.
         said: What its headers and its token say of its requests, as fields of `Request`.
         metadata: Its client's own.
+        output_stays_s: How long its result files stay. None: as long as the store has them.
+        digest: Of how it was asked for, by which it is known if its client asks again.
         phase: How far it has come.
         cancelled_ms: Since when it is to be ended.
         is_fed: All its lines are in the queue, or refused.
@@ -74,6 +77,8 @@ class Batch:
     wanted: str = ""
     said: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] | None = None
+    output_stays_s: int | None = None
+    digest: str = ""
     phase: str = Phase.VALIDATING
     begun_ms: int | None = None
     cancelled_ms: int | None = None

@@ -1,41 +1,70 @@
-"""What is said of the requests of a batch besides their bodies, and why they wait."""
+"""What is said of the requests of a batch besides their bodies, whether it was made before, and why it
+waits.
+"""  # noqa: D205
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from scheduler.admission.notices import sentence
 from scheduler.duration import parse_duration_ms
+from scheduler.request import Priority
 from scheduler.server.asked import read_asked
-from scheduler.server.batches import door
+from scheduler.server.batches import record
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.record import Batch
 from scheduler.server.line import Line
 from scheduler.server.tokens import Token
 from scheduler.stats import Counts
+from scheduler.stores.base import Store
+
+PRIORITY, RETRY = "x-scheduler-priority", "x-stainless-retry-count"
+AGAIN_MS = 600_000  # a client that asks again by itself does so within that time
+LOOKED_AT = 20
 
 
 def said_of(line: Line, token: Token, now_ms: int) -> tuple[dict[str, Any], int | None]:
     """Fields of `Request` that headers and token say, as JSON; and the deadline among them.
 
     Raises:
-        ConfigError, Unserved: Headers say what makes no sense, or more than the token allows.
+        ConfigError: Headers say what makes no sense, or more than the token allows.
     """
     marks = dict(read_asked(line.headers, token, now_ms).marks)
-    if marks.pop("job", None):
-        raise door.wrong(
-            "the job of these requests is the id that they get; leave X-Scheduler-Job out"
-        )
+    marks.pop("job", None)  # it is the batch
     deadline = marks.pop("deadline", None)
     said = {name: value for name, value in marks.items() if value is not None}
-    said.setdefault("priority", "batch")
+    if PRIORITY not in line.headers:  # nobody waits for it, so it is as urgent as a batch, at most
+        said["priority"] = max(Priority.parse(said.get("priority", 0)), int(Priority.BATCH))
     if deadline is None:
         return said, None
     if isinstance(deadline, datetime):
         return said, int(deadline.timestamp() * 1000)
     return said, now_ms + parse_duration_ms(deadline, "X-Scheduler-Deadline")
+
+
+def digest_of(line: Line, body: Mapping[str, Any]) -> str:
+    """By which it is known whether a batch is asked for that was made already."""
+    text = json.dumps([line.scope["path"], body], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def made_before(
+    store: Store, line: Line, token: Token, digest: str, now_ms: int, *, is_messages: bool
+) -> Batch | None:
+    """The batch that this client made a moment ago, if it asks again since it did not hear of it.
+
+    An SDK does so by itself when a connection breaks; all of it would be paid twice.
+    """
+    if line.headers.get(RETRY, "0") == "0":
+        return None
+    found = await record.listed(store, token.name, LOOKED_AT, is_messages=is_messages)
+    return next(
+        (each for each in found if each.digest == digest and each.made_ms > now_ms - AGAIN_MS), None
+    )
 
 
 async def waits_of(

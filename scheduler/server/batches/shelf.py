@@ -18,6 +18,7 @@ from scheduler.stores.base import Store
 from scheduler.stores.papers import Paper
 
 KIND = "file"
+ENDING = "file-ending"  # papers of files that expire, in the order in which they do
 MAX_BYTES = 512 * 1024 * 1024
 HALF_DONE_MS = 86_400_000  # what began to be uploaded before then, and is not whole, never will be
 LOOKED_AT = 4  # pages that are read at once
@@ -101,6 +102,7 @@ class Shelf:
         """
         begun = file.as_paper(is_open=True)
         await self._store.add_paper(begun)
+        await self._note_end(file)
         try:
             size = await self._write(file.id, pieces)
             whole = File(**{**asdict(file), "bytes": size})
@@ -133,11 +135,17 @@ class Shelf:
 
     async def keep(self, file: File) -> None:
         """Keep one that has no pages."""
-        await self._store.add_paper(file.as_paper())
+        if await self._store.add_paper(file.as_paper()):
+            await self._note_end(file)
+
+    async def _note_end(self, file: File) -> None:
+        if file.expires_ms is not None:
+            await self._store.add_paper(Paper(ENDING, file.id, "", "", file.expires_ms))
 
     async def remove(self, name: str) -> None:
         """Forget one."""
         await self._store.remove_paper(KIND, name)
+        await self._store.remove_paper(ENDING, name)
 
     async def pages(self, name: str) -> AsyncIterator[str]:
         """What was uploaded, a page at a time."""
@@ -159,10 +167,16 @@ class Shelf:
                     yield number, text
 
     async def tidy(self, now_ms: int) -> None:
-        """Forget what was half uploaded when a gateway died."""
+        """Forget what has expired, and what was half uploaded when a gateway died."""
         for paper in await self._store.open_papers(KIND):
             if paper.made_at_ms < now_ms - HALF_DONE_MS:
                 await self.remove(paper.name)
+        while ending := await self._store.papers(ENDING, "", limit=100, newest_first=False):
+            over = [each.name for each in ending if each.made_at_ms <= now_ms]
+            for name in over:
+                await self.remove(name)
+            if len(over) < len(ending):
+                return
 
 
 def new_file(owner: str, filename: str, purpose: str, now_ms: int, **more: Any) -> File:
