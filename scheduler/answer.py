@@ -25,6 +25,7 @@ class Answer:
         limits: What the headers say about the provider's rate limits.
         has_all_usage: False: usage and cost are of a part of the answer; it cost at least that,
             and is posted at no less than its ceiling.
+        first_s: When the first event of a stream came, by `time.monotonic`; None: it was no stream.
     """
 
     body: Any
@@ -35,3 +36,4 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[Seen, ...] = ()
     has_all_usage: bool = True
+    first_s: float | None = None

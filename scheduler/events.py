@@ -91,6 +91,7 @@ class Settled(Event):
         budget: As of `Admitted`.
         reserved_nusd: What had been put aside for it.
         took_ms: From its reservation to its end.
+        first_chunk_ms: Of a streamed answer, from sending it until the first event came.
     """
 
     request_id: int
@@ -110,6 +111,7 @@ class Settled(Event):
     budget: str = ""
     reserved_nusd: int = 0
     took_ms: int = 0
+    first_chunk_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import json
+import time
 
 import httpx
 import pytest
@@ -25,7 +26,7 @@ from scheduler import (
 )
 from scheduler.core.stream import ROOM
 from scheduler.providers.sse import EventParser
-from scheduler.providers.streaming import Assembly, read_stream, streamed_body
+from scheduler.providers.streaming import Assembly, read_stream, read_whole, streamed_body
 from scheduler.request import CHAT, MESSAGES, RESPONSES
 from scheduler.testing import VirtualClock, run
 from tests.warm import running_server
@@ -317,6 +318,21 @@ async def test_what_broke_off_keeps_the_providers_id_for_it():
         await _read_all(f"data: {chunk([delta(content='x')]).data}\n\n")
 
     assert (caught.value.request_id, caught.value.events) == ("req-1", 1)
+
+
+@pytest.mark.anyio
+async def test_the_first_event_of_a_stream_has_a_time_and_a_whole_answer_has_none():
+    text = (
+        'data: {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\n'
+        "data: [DONE]\n\n"
+    )
+    before_s = time.monotonic()
+    answer, seen = await _read_all(": still here\n\n" + text)
+    assert seen
+    assert before_s <= answer.first_s <= time.monotonic()
+
+    whole = read_whole(Request({"model": "m"}), 200, {}, text.encode())
+    assert whole.first_s is None
 
 
 # In the scheduler

@@ -99,7 +99,7 @@ async def job_of(store: Store, files: Files) -> tuple[str, bool]:
     if files.input is not None:
         wanted, jobs = stored(files.input.resolve()), await store.jobs()
         named = await asyncio.to_thread(marked, files.input)
-        if named in jobs:
+        if named and named in jobs:
             return named, True
         for each in jobs:
             if parked_of(each) != wanted:

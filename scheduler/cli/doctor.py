@@ -6,11 +6,9 @@ It changes nothing, sends nothing, and never shows a key.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,25 +292,13 @@ def check_prices(at_ms: int) -> Check:
     """Which price data there is, and how old it is, told by the newest date in it."""
     from importlib.metadata import version
 
+    from scheduler.telemetry.price_data import newest_price
+
     number, today = version("genai-prices"), local(at_ms, "UTC").date()
-    dates = [found for found in _price_dates() if found <= today]
-    if not dates:
+    newest = newest_price(today)
+    if newest is None:
         return Check("prices", Verdict.OK, f"genai-prices {number}")
-    newest = max(dates)
     finding = f"genai-prices {number}, newest price dated {newest}"
     if (today - newest).days > OLD_PRICES_DAYS:
         return Check("prices", Verdict.NOTE, f"{finding}; upgrade genai-prices for newer ones")
     return Check("prices", Verdict.OK, finding)
-
-
-def _price_dates() -> Iterator[date]:
-    """Dates in the catalogue, which itself does not say when it was made."""
-    from importlib.util import find_spec
-
-    package = find_spec("genai_prices")
-    if package is None or package.origin is None:
-        return
-    data = Path(package.origin).with_name("data.py")
-    text = data.read_text(encoding="utf-8") if data.is_file() else ""
-    for year, month, day in re.findall(r"datetime\.date\((\d+), (\d+), (\d+)\)", text):
-        yield date(int(year), int(month), int(day))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -133,6 +134,7 @@ class Attempt:
         told: What it cost at the least, in nano-dollars and tokens, as far as a lost answer told.
         seen: What an answer's headers said about rate limits.
         is_sent: False: it was given back before anything was tried.
+        first_ms: How long it took until the first event of a stream came; None: it was no stream.
     """
 
     claimed: Claimed
@@ -143,6 +145,7 @@ class Attempt:
     seen: tuple[Seen, ...] = ()
     is_sent: bool = True
     told: tuple[int, int] | None = None
+    first_ms: int | None = None
 
 
 async def attempt(
@@ -165,10 +168,12 @@ async def attempt(
         send: Asks.
         tries: What became of earlier attempts.
     """
-    me, started_at_ms = asyncio.current_task(), now_ms()
+    me, started_at_ms, began_s = asyncio.current_task(), now_ms(), time.monotonic()
     try:
         answer = await send(claimed.request)
         ended = _succeeded(tariff, claimed, answer, started_at_ms, tries)
+        if answer.first_s is not None:
+            ended.first_ms = max(0, round(1_000 * (answer.first_s - began_s)))
     except CallFailed as error:
         ended = _failed(provider, tariff, claimed, error, retry, now_ms(), tries)
     except asyncio.CancelledError as exc:
@@ -432,5 +437,5 @@ def settled(
         now_ms, claimed.request_id, request.key, request.job, request.model,
         settlement.outcome.value, cost_nusd, ended.overrun_nusd, settlement.state, claimed.attempt,
         ended.response, ended.error, provider, claimed.digest, is_superseded, budget,
-        claimed.ceiling_nusd, max(0, now_ms - claimed.made_at_ms),
+        claimed.ceiling_nusd, max(0, now_ms - claimed.made_at_ms), ended.first_ms,
     )  # fmt: skip

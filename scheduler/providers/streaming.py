@@ -13,6 +13,7 @@ by the same rules (`scheduler.providers.meaning`). What misses anything is a `St
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -103,7 +104,9 @@ def read_whole(
         return read_answer(status, headers, content, secrets)
     transcript = Transcript(request, secrets, asked_for_usage=False)
     transcript.feed(content)
-    return transcript.answer(status, headers)
+    answer = transcript.answer(status, headers)
+    answer.first_s = None  # it came as a whole
+    return answer
 
 
 def looks_like_events(status: int, content: bytes) -> bool:
@@ -130,6 +133,7 @@ class Transcript:
         self.assembly = Assembly(request, asked_for_usage)
         self._parser, self._secrets = EventParser(), secrets
         self._unread = bytearray()  # of a body that has had no events yet
+        self._first_s: float | None = None  # when the first event came
 
     def feed(self, chunk: bytes) -> list[StreamEvent]:
         """Take some bytes; gives the events that are the reader's business."""
@@ -145,6 +149,8 @@ class Transcript:
         shown = [self.assembly.take(event) for event in events]
         if self.is_refused:
             return []  # nothing of an answer: judged at the end, like an error status
+        if self._first_s is None and self.assembly.events:
+            self._first_s = time.monotonic()
         return [event for event in shown if event is not None]
 
     @property
@@ -203,6 +209,7 @@ class Transcript:
             broken.used, broken.is_billed = error.used, error.is_billed
             raise broken from error
         answer.has_all_usage = assembly.knows_usage  # what was told before the end is not all
+        answer.first_s = self._first_s
         return answer
 
     def _refused_at_once(self, headers: Mapping[str, str]) -> CallFailed:

@@ -40,8 +40,10 @@ _AMOUNTS = {
 }
 
 
-def of_process(tallies: Tallies, calls: int) -> Iterator[Metric]:
-    """What this process has seen, and how many calls it has under way."""
+def of_process(
+    tallies: Tallies, calls: int, price_data_age_s: float | None = None
+) -> Iterator[Metric]:
+    """What this process has seen, how many calls it has under way, and by which prices it goes."""
     info = GaugeMetricFamily(
         "scheduler_build_info", "Always 1.", labels=["version", "python_version"]
     )
@@ -79,10 +81,19 @@ def of_process(tallies: Tallies, calls: int) -> Iterator[Metric]:
         tallies.durations,
     )  # fmt: skip
     yield _histogram(
+        "scheduler_time_to_first_chunk_seconds",
+        "From sending a call until the first event of its stream.", "model", tallies.firsts,
+    )  # fmt: skip
+    yield _histogram(
         "scheduler_estimate_error_ratio", "Cost in terms of what had been put aside.", "model",
         tallies.ratios,
     )  # fmt: skip
     yield _gauge("scheduler_calls", "Calls of this process under way.", calls)
+    if price_data_age_s is not None:
+        yield _gauge(
+            "scheduler_price_data_age_seconds", "Age of the newest price in the catalogue.",
+            price_data_age_s,
+        )  # fmt: skip
 
 
 def of_store(picture: Picture | None, is_up: bool) -> Iterator[Metric]:

@@ -47,6 +47,9 @@ DURATION_S = (
     40.96,
     81.92,
 )
+TIME_TO_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+FIRST_CHUNK_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+                 10.0)  # fmt: skip
 TOKEN_USAGE = "gen_ai.client.token.usage"
 TOKENS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304,
           16_777_216, 67_108_864)  # fmt: skip

@@ -115,6 +115,10 @@ class Tracing:
             genai.OPERATION_DURATION, "s", "Duration of calls to models.",
             explicit_bucket_boundaries_advisory=genai.DURATION_S,
         )  # fmt: skip
+        self._first = meter.create_histogram(
+            genai.TIME_TO_FIRST_CHUNK, "s", "Time until the first event of a streamed answer.",
+            explicit_bucket_boundaries_advisory=genai.FIRST_CHUNK_S,
+        )  # fmt: skip
         self._tokens = meter.create_histogram(
             genai.TOKEN_USAGE, "{token}", "Tokens used by calls to models.",
             explicit_bucket_boundaries_advisory=genai.TOKENS,
@@ -197,7 +201,7 @@ class Tracing:
         }  # fmt: skip
         within = trace.set_span_in_context(traced[0].span)
         links = [Link(each.span.get_span_context()) for each in traced[1:]]
-        began_s = time.perf_counter()
+        began_s = time.monotonic()
         answers: list[Answer] = []
         span = self._tracer.start_span(
             f"{operation} {request.model}", within, SpanKind.CLIENT,
@@ -214,18 +218,21 @@ class Tracing:
         finally:
             contexts.detach(token)
             try:
-                self._end_call(span, common, answers, time.perf_counter() - began_s)
+                self._end_call(span, common, answers, began_s)
             except Exception:  # the answer is there, and paid, whatever a tracer makes of it
                 logger.exception("a call could not be traced")
 
     def _end_call(
-        self, span: Span, common: Attributes, answers: Sequence[Answer], seconds: float
+        self, span: Span, common: Attributes, answers: Sequence[Answer], began_s: float
     ) -> None:
+        seconds = time.monotonic() - began_s
         for answer in answers:
             told = _answered(answer)
             span.set_attributes(told)
             if genai.RESPONSE_MODEL in told:
                 common[genai.RESPONSE_MODEL] = told[genai.RESPONSE_MODEL]
+            if answer.first_s is not None:
+                self._first.record(max(0.0, answer.first_s - began_s), common)
             if answer.usage is not None:
                 used = {"input": answer.usage.input_tokens, "output": answer.usage.output_tokens}
                 for kind, count in used.items():

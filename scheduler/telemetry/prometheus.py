@@ -19,6 +19,7 @@ import hmac
 import os
 import secrets
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ from scheduler.errors import ConfigError, SchedulerClosed, SchedulerError
 from scheduler.guards.plain import logger_of
 from scheduler.telemetry import families
 from scheduler.telemetry.picture import Picture, look
+from scheduler.telemetry.price_data import price_data_age_s
 from scheduler.telemetry.tallies import Tallies
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ class Metrics:
 
     def taken(self) -> Iterator[Metric]:
         """As seen last."""
-        yield from families.of_process(self.tallies, self._s.running)
+        age_s = price_data_age_s(time.time_ns() // 1_000_000)
+        yield from families.of_process(self.tallies, self._s.running, age_s)
         yield from families.of_store(self._picture, self._is_up)
 
     def refresh_from_here(self) -> None:

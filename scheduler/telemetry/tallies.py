@@ -26,6 +26,7 @@ MOST_CHARACTERS = 120  # of a name
 OTHER = "other"
 WAIT_S = (0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 40)
 RATIO = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1, 1.1, 1.5, 2)
 
 
@@ -104,6 +105,7 @@ class Tallies:
         overrun_nusd: What calls cost above what was put aside, by model.
         waits: Seconds from submission until a request is first sent, by priority.
         durations: Seconds from an attempt's reservation to its end, by model.
+        firsts: Seconds until the first event of a streamed answer, by model.
         ratios: What attempts cost in terms of what was put aside, by model.
         thresholds: Crossings, by budget and percent.
     """
@@ -116,6 +118,7 @@ class Tallies:
         self.overrun_nusd: Counter[str] = Counter()
         self.waits: dict[str, Histogram] = {}
         self.durations: dict[str, Histogram] = {}
+        self.firsts: dict[str, Histogram] = {}
         self.ratios: dict[str, Histogram] = {}
         self.thresholds: Counter[tuple[str, str]] = Counter()
         self._pair, self._model = Pairs(MOST_PAIRS), Names(MOST_NAMES)
@@ -144,6 +147,8 @@ class Tallies:
         self.attempts[self._provider(event.provider), event.outcome] += 1
         if event.outcome != "void":
             _seen(self.durations, model, DURATION_S).add(event.took_ms / 1000)
+        if event.first_chunk_ms is not None:
+            _seen(self.firsts, model, FIRST_S).add(event.first_chunk_ms / 1000)
         if event.outcome == "post":
             pair = self._pair(event.model, event.budget)
             self.cost_nusd[pair] += event.cost_nusd

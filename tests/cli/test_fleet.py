@@ -317,6 +317,21 @@ def test_what_still_waits_is_exit_75_and_a_file_whose_lines_are_known(fleet, cli
     assert not Path("out.parked.jsonl").exists()
 
 
+def test_a_file_is_no_part_of_requests_without_a_job(cli):
+    async def program():
+        async with Scheduler("scheduler.db", providers=Simulated()) as s:
+            await s.run(Request.chat("sim-small", "Hi", max_tokens=9, key="a"))
+
+    anyio.run(program)
+    write(2)
+
+    ran = cli("run", "p.jsonl", "-o", "out.jsonl", *SIM)
+
+    assert ran.exit_code == 0, ran.stderr
+    assert "is what the job" not in ran.stderr
+    assert rows("SELECT count(*) FROM jobs WHERE name LIKE '%p.jsonl → %out.jsonl'") == [(1,)]
+
+
 def test_the_model_of_a_line_that_waits_is_as_it_was_asked_for(fleet):
     Path("p.jsonl").write_text(
         "".join(

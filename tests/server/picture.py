@@ -45,6 +45,9 @@ def main() -> None:
                 page.goto(link)
                 page.wait_for_selector("#live.is-live")
                 page.wait_for_selector("#burn-chart svg")
+                page.wait_for_function(
+                    "() => /done about/.test(document.querySelector('#finish').innerText)"
+                )
                 page.screenshot(path=TARGET)
                 page.close()
 

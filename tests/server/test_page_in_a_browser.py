@@ -78,6 +78,7 @@ def run_of(folder, url, budget):
     return running(
         "run", "in.jsonl", "-o", "out.jsonl", "--store", "./s.db", "--budget", budget, "--base-url",
         f"{url}/v1" if not url.endswith("/v1") else url, "--price", "sim-small=1/2", "--progress", "none",
+        "--tag", "user=<i>ann</i>", "--tag", "team=red", "--fair-by", "user", "--weight", "<i>ann</i>=2",
         cwd=folder,
     )  # fmt: skip
 
@@ -157,6 +158,8 @@ def test_it_can_be_used_by_all_and_fits_the_screen(tab, looked_at, colors, width
     tab.wait_for_selector("#live.is-live")
     tab.wait_for_selector("#requests table")
     tab.wait_for_selector("#burn-chart svg")
+    tab.wait_for_selector("#tags table")
+    tab.wait_for_selector("#tenants table")
 
     found = axe.run(tab).response["violations"]
     assert [(each["impact"], each["id"], each["nodes"][0]["html"]) for each in found] == []
@@ -184,6 +187,22 @@ def use(links, which):
     return _cookies[link]
 
 
+def test_it_tells_when_all_will_be_done_by_tags_and_who_shares(tab, looked_at):
+    cookies = use(looked_at, 0)
+    tab.context.add_cookies(cookies)
+    tab.goto(cookies[0]["url"])
+    tab.wait_for_function(
+        "() => /raise|done about/.test(document.querySelector('#finish').innerText)"
+    )
+    assert "All done" in tab.locator("#tiles").inner_text()
+    tab.get_by_label("Which tag").select_option("user")
+    assert tab.locator("#tags td.name").inner_text() == "<i>ann</i>"
+    assert tab.locator("#tags th").first.inner_text() == "user"
+    assert tab.locator("#tenants td").nth(0).inner_text() == "<i>ann</i>"
+    assert tab.locator("#tenants td").nth(4).inner_text() == "2"
+    assert tab.wrong == []
+
+
 def test_a_page_that_only_shows_has_nothing_to_click_that_changes(tab, looked_at):
     cookies = use(looked_at, 0)
     tab.context.add_cookies(cookies)
@@ -201,7 +220,7 @@ def test_it_is_used_by_keyboard_alone(tab, looked_at):
     tab.goto(cookies[0]["url"])
     tab.wait_for_selector("#budget-actions button")
     reached = set()
-    for _ in range(40):
+    for _ in range(80):
         tab.keyboard.press("Tab")
         reached.add(
             tab.evaluate("document.activeElement.id || document.activeElement.dataset.act || ''")
@@ -209,7 +228,7 @@ def test_it_is_used_by_keyboard_alone(tab, looked_at):
         if "state-choice" in reached:
             break
 
-    assert {"budget-choice", "state-choice"} <= reached
+    assert {"budget-choice", "tag-choice", "state-choice"} <= reached
     assert any(each.startswith("toplimit") for each in reached)
     tab.locator("[data-act^=toplimit]").first.focus()
     tab.keyboard.press("Enter")

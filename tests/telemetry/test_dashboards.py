@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from scheduler import Budget, Scheduler
 from scheduler.errors import CallFailed
 from scheduler.stats import Unserved, WorkerStatus
-from tests.conftest import Bench, ask
+from tests.conftest import ask
+from tests.telemetry.test_prometheus import Streaming
 
 pytestmark = pytest.mark.anyio
 DEPLOY = Path(__file__).parents[2] / "examples" / "deploy"
@@ -35,9 +36,9 @@ def expressions():
 async def exported(monkeypatch):
     """Every series there is, of a scheduler to which everything has happened: name to labels."""
     budgets = Budget("team", "$0.000001/day,9 requests/day,900 tokens/day")
-    async with Scheduler(budgets=budgets, providers=Bench()) as s:
+    async with Scheduler(budgets=budgets, providers=Streaming()) as s:
         metrics = s.metrics()
-        await s.run(ask(cost=900, ceiling=800))
+        await s.run(ask(cost=900, ceiling=800, stream=True))
         with pytest.raises(CallFailed):
             await s.run(ask(fail=CallFailed("torn"), ceiling=50))
         waits = s.submit(ask(ceiling=90))
@@ -106,7 +107,7 @@ def test_the_dashboard_loads_and_its_panels_stand_beside_each_other():
 def test_alerts_have_a_name_each_a_severity_and_words():
     names = [rule["alert"] for rule in ALERTS]
 
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 7
     for rule in ALERTS:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"].keys() == {"summary", "description"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from opentelemetry import trace
@@ -295,3 +296,24 @@ assert "opentelemetry.sdk" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "1", done.stderr
+
+
+class Streaming(Bench):
+    """Its answers began five seconds after they were asked for, those of streams."""
+
+    async def send(self, request):
+        answer = await super().send(request)
+        if request.body.get("stream"):
+            answer.first_s = time.monotonic() + 5
+        return answer
+
+
+async def test_the_time_to_the_first_chunk_is_a_metric_of_streams(sdk):
+    async with Scheduler(providers=Streaming()) as s:
+        sdk.trace(s)
+        await s.run(ask())
+        await s.run(ask(stream=True))
+
+    (point,) = sdk.metrics()[genai.TIME_TO_FIRST_CHUNK]
+    assert (point.count, point.attributes[genai.REQUEST_MODEL]) == (1, "m")
+    assert point.sum >= 5

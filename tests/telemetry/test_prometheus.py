@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,6 +16,7 @@ from scheduler import Budget, Scheduler
 from scheduler.errors import BudgetExceeded, CallFailed, ConfigError, ProviderRefused
 from scheduler.stores.memory import MemoryStore
 from scheduler.telemetry import prometheus, tallies
+from scheduler.telemetry.price_data import newest_price, price_data_age_s
 from tests.conftest import Bench, ask
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +61,45 @@ async def test_every_end_is_counted_once_by_model_budget_and_outcome():
     assert told[key("scheduler_tokens_total", model="m", type="output")] == 6
     assert told[key("scheduler_estimate_error_ratio_sum", model="m")] == 0.6
     assert told[key("scheduler_queue_wait_seconds_count", priority="normal")] == 3
+
+
+class Streaming(Bench):
+    """Its answers began five seconds after they were asked for."""
+
+    async def send(self, request):
+        answer = await super().send(request)
+        if request.body.get("stream"):
+            answer.first_s = time.monotonic() + 5
+        return answer
+
+
+async def test_the_time_to_the_first_chunk_is_that_of_streams():
+    async with Scheduler(providers=Streaming()) as s:
+        metrics = s.metrics()
+        for body in ({"stream": True}, {}, {"stream": True}):
+            await s.run(ask(**body))
+        told = read(await metrics.text())
+
+    name = "scheduler_time_to_first_chunk_seconds"
+    assert told[key(f"{name}_count", model="m")] == 2
+    assert told[key(f"{name}_bucket", model="m", le="2.5")] == 0
+    assert told[key(f"{name}_sum", model="m")] >= 10
+
+
+async def test_the_age_of_the_price_data_is_told():
+    async with Scheduler(providers=Bench()) as s:
+        told = read(await s.metrics().text())
+
+    newest = newest_price(datetime.now(UTC).date())
+    assert (
+        told[key("scheduler_price_data_age_seconds")] // 86_400
+        == (datetime.now(UTC).date() - newest).days
+    )
+    day_ms = 86_400_000
+    assert price_data_age_s(0) is None  # no price is as old
+    assert (
+        price_data_age_s(1_900_000_000_000 + day_ms) - price_data_age_s(1_900_000_000_000) == 86_400
+    )
 
 
 async def test_budgets_and_queue_are_the_stores():

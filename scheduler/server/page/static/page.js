@@ -191,7 +191,7 @@ function drawTiles() {
   const { said } = cap;
   const short = cap.available !== null && cap.available <= 0;
   const burn = state.burn;
-  let ends = ["–", "nothing was spent in the last hour"];
+  let ends = ["–", "nothing was spent lately"];
   if (burn?.used_up_at_ms) ends = [when(burn.used_up_at_ms), `in ${span(Math.max(0, burn.used_up_at_ms - state.picture.at_ms))}, at this rate`];
   else if (burn?.said_at_end && burn.per_hour > 0) ends = ["not before the reset", `${burn.said_at_end} by then, at this rate`];
   else if (burn && burn.per_hour > 0) ends = ["–", cap.limit === null ? "there is no limit" : "it gives back what it took"];
@@ -199,7 +199,7 @@ function drawTiles() {
     tile("Spent", said.posted, cap.limit === null ? "no limit" : `of ${said.limit} ${cap.window}`),
     tile("Reserved", said.reserved, cap.suspense ? `${said.suspense} of it unknown` : "for calls under way"),
     tile("Left", said.available ?? "no limit", cap.allowed === null ? null : `${said.allowed} allowed by now`, short ? "bad" : null),
-    tile("Rate", `${said.per_hour}/h`, "in the last hour"),
+    tile("Rate", `${said.per_hour}/h`, "as it went lately"),
     tile("Used up", ends[0], ends[1], burn?.used_up_at_ms ? "warn" : null),
     tile("Next reset", cap.resets_at_ms ? when(cap.resets_at_ms) : "never",
       cap.resets_at_ms ? `in ${span(Math.max(0, cap.resets_at_ms - state.picture.at_ms))}` : "only a raise helps"),
@@ -251,7 +251,7 @@ function drawBurn() {
   const line = (color, text, dashed) => el("li", {}, swatch(color, dashed), text);
   const items = [line("blue", "spent"), burn.reserved > 0 ? line("held", "reserved for calls under way") : null,
     burn.limit !== null ? line("red", "limit", true) : null, burn.allowed.length ? line("pace", "allowed by its pace", true) : null,
-    burn.per_hour > 0 ? line("blue", "at the rate of the last hour", true) : null];
+    burn.per_hour > 0 ? line("blue", "as it went lately", true) : null];
   $("burn-caption").replaceChildren(el("ul", { class: "legend" }, ...items.filter(Boolean)), el("span", {}, `${burn.said}.`));
 }
 
