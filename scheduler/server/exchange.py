@@ -43,7 +43,7 @@ from scheduler.providers.streaming import Transcript, read_whole, streamed_body
 from scheduler.request import Request, Response
 from scheduler.server import forwarded, inside
 from scheduler.server.asked import Asked
-from scheduler.server.beats import NO_BEATS, beats_of, expected_ms
+from scheduler.server.beats import NO_BEATS, beats_of, expected_ms, word_of
 from scheduler.server.line import Line
 from scheduler.server.refusals import NOT_AGAIN, Fields, Whole, as_event, refused
 from scheduler.shortfall import Shortfall
@@ -177,7 +177,8 @@ class Exchange:
         if self._streams or not self._has_to_beat(now_s):
             self._next_beat_s = now_s + self._beats.every_s
             return
-        await line.beat(self._is_stream, self._told())
+        word = word_of(self.dialect, self._is_stream)
+        await line.beat(word, self._is_stream, self._told())
         self._next_beat_s = self._loop.time() + self._beats.every_s
 
     def _has_to_beat(self, now_s: float) -> bool:

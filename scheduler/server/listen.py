@@ -12,6 +12,7 @@ from typing import Any
 
 from scheduler.errors import ConfigError
 from scheduler.guards.plain import logger_of
+from scheduler.providers import descriptors
 from scheduler.server import NEEDS
 
 try:
@@ -28,12 +29,18 @@ LOOK_S = 5.0
 KEEP_ALIVE_S = 75.0  # clients let go of idle connections earlier, so that none is dropped in use
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _NOT_ENDED = "returned without completing response"  # on purpose: nobody is to take it for one
 
 
 class Limited(HttpToolsProtocol):
-    """One connection, whose headers are bounded in size and in time."""
+    """One connection, whose headers are bounded in size and in time.
 
+    Attributes:
+        most_clients: So many may be connected. None: any number.
+    """
+
+    most_clients: int | None = None
     _size = _count = 0
     _is_too_large = False
     _since_s: float | None = None  # since when more of a request has to come; None: it has not to
@@ -43,6 +50,10 @@ class Limited(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         super().connection_made(transport)
+        if self.most_clients is not None and len(self.connections) > self.most_clients:
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
         self._since_s, self._most_s = self.loop.time(), HEAD_S
         self._timer = self.loop.call_later(LOOK_S, self._look)
 
@@ -160,8 +171,12 @@ async def listening(app: ASGIApp, at: socket.socket, grace_s: int = 5) -> AsyncI
     logger.addFilter(quiet)
     level = logger.level
     logger.setLevel(logging.ERROR)
+
+    class Bounded(Limited):
+        most_clients = descriptors.most_clients()
+
     server = _Server(uvicorn.Config(
-        app, http=Limited, loop="none", ws="none", lifespan="off", log_config=None,
+        app, http=Bounded, loop="none", ws="none", lifespan="off", log_config=None,
         access_log=False, server_header=False, date_header=False, proxy_headers=False,
         timeout_keep_alive=int(KEEP_ALIVE_S), timeout_graceful_shutdown=grace_s, backlog=2048,
     ))  # fmt: skip
