@@ -450,7 +450,7 @@ class Exchange:
         if not isinstance(error, SchedulerError):
             logger.error("a call failed in a way that it should not", exc_info=error)
         elif not isinstance(error, RequestRejected | StreamBroken):
-            logger.info("%s: %s", self._line.scope["path"], error)
+            logger.info("%r: %s", self._line.scope["path"], error)
         request_id = None if self._future is None else self._future.request_id
         return refused(error, self._call.dialect, self._s.now_ms(), request_id)
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 from scheduler.adapters.dialects import HEADER_PREFIX, Call, Dialect
 from scheduler.errors import ProviderRefused
@@ -35,7 +35,7 @@ _NOT_BACK = frozenset({
     "server",
 })  # fmt: skip
 _USUAL = ("", "keep-alive", "close")
-_AT = re.compile(r"/at/[^/]+(?=/)")
+_AT = re.compile(r"^/at/[^/]+(?=/)")
 _V1 = re.compile(r"^(?:/openai)?(?=/v1)")
 
 
@@ -64,7 +64,7 @@ def fields(own: Mapping[str, str]) -> Fields:
     ]  # fmt: skip
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def path_of(path: str) -> str:
     """A path without what names the provider.
 
@@ -74,7 +74,7 @@ def path_of(path: str) -> str:
     return _V1.sub("", _AT.sub("", path, count=1))
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def dialect_of(path: str) -> Dialect:
     """Whose API a path belongs to, whatever stands before it.
 
@@ -88,9 +88,15 @@ def dialect_of(path: str) -> Dialect:
 
 
 def query_of(query: bytes) -> str:
-    """A query without the client's key."""
+    """A query without the client's key, however that is spelt.
+
+    >>> query_of(b"a=1&key=sched-1&%6bey=sched-1"), query_of(b"")
+    ('a=1', '')
+    """
     parts = query.decode("latin-1").split("&")
-    return "&".join(each for each in parts if each and each.partition("=")[0] != KEY_PARAM)
+    return "&".join(
+        each for each in parts if each and unquote_plus(each.partition("=")[0]) != KEY_PARAM
+    )
 
 
 def url(

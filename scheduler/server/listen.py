@@ -16,6 +16,7 @@ from scheduler.providers import descriptors
 from scheduler.server import NEEDS
 
 try:
+    import httptools
     import uvicorn
     from starlette.types import ASGIApp
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,6 +31,8 @@ KEEP_ALIVE_S = 75.0  # clients let go of idle connections earlier, so that none 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+# An upgrade is not taken, so the request is read as if nobody had asked for one (Java's client does).
+_OF_UPGRADES = (b"upgrade", b"http2-settings")
 _NOT_ENDED = "returned without completing response"  # on purpose: nobody is to take it for one
 
 
@@ -42,7 +45,8 @@ class Limited(HttpToolsProtocol):
 
     most_clients: int | None = None
     _size = _count = 0
-    _is_too_large = False
+    _is_too_large = _is_upgrade = False
+    _is_in_head = True
     _since_s: float | None = None  # since when more of a request has to come; None: it has not to
     _most_s = HEAD_S
     _timer: asyncio.TimerHandle | None = None
@@ -63,9 +67,44 @@ class Limited(HttpToolsProtocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Something came."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._read_again(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _read_again(self, rest: bytes) -> None:
+        """Read what asks for another protocol without that."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        version = self.parser.get_http_version().encode()
+        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                left = [each.strip() for each in value.split(b",")]
+                value = b", ".join(each for each in left if each.lower() not in _OF_UPGRADES)
+            if value and name not in _OF_UPGRADES:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*head, b"\r\n", rest]))
+
+    def on_headers_complete(self) -> None:
+        """Its headers have all come."""
+        self._is_in_head = False
+        self._is_upgrade = self.parser.should_upgrade()
+        if not self._is_upgrade:
+            super().on_headers_complete()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._is_in_head = True
         self._size = self._count = 0
         self._since_s, self._most_s = self.loop.time(), HEAD_S
 
@@ -78,15 +117,19 @@ class Limited(HttpToolsProtocol):
         """One of its headers."""
         self._count += 1
         self._take(len(name) + len(value))
-        super().on_header(name, value)
+        if self._is_in_head:  # what stands behind a body is not said of it
+            super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
-        self._since_s, self._most_s = self.loop.time(), BODY_SILENCE_S
+        if not self.cycle.response_complete:  # one that was refused need not go on for ever
+            self._since_s, self._most_s = self.loop.time(), BODY_SILENCE_S
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of it: from now on it is this side's turn."""
+        if self._is_upgrade:
+            return
         self._since_s = None
         super().on_message_complete()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
@@ -58,3 +60,14 @@ def test_prometheus_is_told_if_it_has_a_token(gateway):
     assert answer.headers["content-type"].startswith("text/plain")
     assert "scheduler_budget_limit_usd" in answer.text
     assert 'outcome="succeeded"' in answer.text
+
+
+def test_but_not_who_may_see_its_own_budget_only(gateway):
+    bound = json.loads(gateway.cli("token", "create", "ann", "--budget", "default", "--json"))
+    free = json.loads(gateway.cli("token", "create", "prometheus", "--json"))
+
+    def status(token):
+        headers = {"authorization": f"Bearer {token['token']}"}
+        return httpx.get(f"{gateway.root}/metrics", headers=headers).status_code
+
+    assert (status(bound), status(free)) == (403, 200)

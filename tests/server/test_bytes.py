@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 
 import pytest
 
@@ -212,7 +213,11 @@ async def test_what_is_no_answer_comes_as_it_is_and_counts():
 async def test_a_query_goes_on_without_the_key():
     recorder = Recorder()
     async with gateway_to(recorder) as (opened, _):
-        await ask(opened, ASKED, path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b")
+        await ask(
+            opened,
+            ASKED,
+            path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b&%6bey={opened.secret}",
+        )
 
     assert recorder.asked[0][0] == "POST /v1/chat/completions?beta=true&a=b HTTP/1.1"
 
@@ -238,3 +243,23 @@ async def test_who_stops_in_the_middle_is_not_waited_for(monkeypatch, begun, wan
 
     assert came.startswith(wanted)
     assert recorder.asked == []
+
+
+async def test_who_was_refused_may_not_go_on_for_ever(monkeypatch):
+    monkeypatch.setattr("scheduler.server.listen.HEAD_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.BODY_SILENCE_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    async with gateway_to(Recorder()) as (opened, _):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n{"
+        )
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 401")
+        until_s = time.monotonic() + 10
+        while not reader.at_eof() and reader.exception() is None:
+            assert time.monotonic() < until_s, "it is still listened to"
+            writer.write(b" ")
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(reader.read(1000), 0.05)
+        writer.close()

@@ -1,5 +1,6 @@
 """Tokens: what their clients can do, and what they cannot."""
 
+import asyncio
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from scheduler.errors import ConfigError
 from scheduler.server.asked import read_asked
 from scheduler.server.tokens import Token, Tokens, digest_of, keep, kept, make_token, revoke
 from scheduler.stores import open_store
-from tests.server.conftest import wait_for
+from tests.server.conftest import ASKED, wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -88,6 +89,46 @@ async def test_while_nobody_asks_nothing_is_read():
 
     assert len(reads) == 2
     await store.aclose()
+
+
+async def test_of_many_that_ask_at_once_one_reads():
+    store, reads = open_store(None), []
+    await store.open(0)
+    notes = store.notes
+
+    async def counted(kind):
+        reads.append(kind)
+        await asyncio.sleep(0)
+        return await notes(kind)
+
+    store.notes = counted
+    token, secret = make_token("ann")
+    await keep(store, token)
+    tokens = Tokens(store)
+    found = await asyncio.gather(*(tokens.find(secret, 0, 0.0) for _ in range(50)))
+    strangers = await asyncio.gather(*(tokens.find(f"x{n}", 0, 0.5) for n in range(50)))
+
+    assert found == [token] * 50
+    assert strangers == [None] * 50
+    assert len(reads) == 2
+    await store.aclose()
+
+
+@pytest.mark.parametrize("base", ["", "/openai", "/at/openai", "/at/x/openai"])
+def test_no_path_leads_round_what_a_token_is_bound_to(start, provider, base):
+    made = start(provider)
+    made.cli("budget", "set", "small", "$1", "--create")
+    told = json.loads(made.cli("token", "create", "ann", "--budget", "small", "--json"))
+    bearer = {"authorization": f"Bearer {told['token']}"}
+    google = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 9}}
+    calls = [("/v1/chat/completions", ASKED), ("/v1/messages", ASKED),
+             ("/v1beta/models/sim-small:generateContent", google)]  # fmt: skip
+    for path, body in calls:
+        assert made.ask(body, base + path, **bearer).status == 200
+        assert made.ask(body, base + path, **bearer, x_scheduler_budget="default").status == 400
+
+    assert float(made.budget("small")["posted_usd"]) == pytest.approx(0.029)
+    assert float(made.budget("default")["posted_usd"]) == 0
 
 
 def test_made_listed_and_revoked_by_commands(start, provider):
