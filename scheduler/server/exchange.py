@@ -46,6 +46,7 @@ from scheduler.server.asked import Asked
 from scheduler.server.beats import NO_BEATS, beats_of, expected_ms, word_of
 from scheduler.server.line import Line
 from scheduler.server.refusals import NOT_AGAIN, Fields, Whole, as_event, refused
+from scheduler.server.tokens import FRESH_S
 from scheduler.shortfall import Shortfall
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ logger = logger_of("scheduler.server")
 LOOK_S = 0.025  # so often it is looked whether it has to wait, until that is known
 PROMPT_S = 0.25  # what is answered within that time is not looked after any further
 GRACE_S = 30.0  # so long a call may go on whose client has hung up
+REVOKED = "its token is not taken any more: it was revoked, or is over; nothing was sent"
 GONE = "its client has hung up, so it is not sent again; nothing was sent this time"
 
 
@@ -247,6 +249,9 @@ class Exchange:
             self._was_admitted_s = self._loop.time()
         if self.is_gone:
             raise ProviderRefused(400, GONE, "client_gone")
+        is_fresh = self._was_admitted_s - self._began_s < FRESH_S
+        if not is_fresh and not await self._gateway.still_takes(self._line):
+            raise ProviderRefused(401, REVOKED, "invalid_api_key")
         self._answer = None
         provider = self._gateway.provider(request.provider or self._provider)
         if not isinstance(provider, HttpProvider):

@@ -32,7 +32,7 @@ _NEVER = frozenset({
 _NOT_BACK = frozenset({
     "content-length", "content-encoding", "connection", "keep-alive", "proxy-authenticate", "trailer",
     "transfer-encoding", "upgrade", "set-cookie", "alt-svc", "strict-transport-security", "date",
-    "server",
+    "server", "x-should-retry",
 })  # fmt: skip
 _USUAL = ("", "keep-alive", "close")
 _AT = re.compile(r"^/at/[^/]+(?=/)")

@@ -150,6 +150,14 @@ class Gateway:
             return
         await exchange.run()
 
+    async def still_takes(self, line: Line) -> bool:
+        """Whether a call's token is one still."""
+        try:
+            await self._token_of(line)
+        except Unserved:
+            return False
+        return True
+
     async def _token_of(self, line: Line) -> Token:
         """Whose call it is.
 

@@ -26,6 +26,7 @@ except ImportError as exc:
 MAX_HEAD_BYTES, MAX_HEADERS = 64 * 1024, 200
 HEAD_S = 30.0  # from the first byte of a request to the last of its headers
 BODY_SILENCE_S = 30.0  # so long nothing of a body may come
+UNREAD_S = 300.0  # so long a client may take nothing of what it is told
 LOOK_S = 5.0
 KEEP_ALIVE_S = 75.0  # clients let go of idle connections earlier, so that none is dropped in use
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -44,7 +45,8 @@ class Limited(HttpToolsProtocol):
     """
 
     most_clients: int | None = None
-    _size = _count = 0
+    _size = _count = _unread = 0
+    _unread_since_s = 0.0
     _is_too_large = _is_upgrade = False
     _is_in_head = True
     _since_s: float | None = None  # since when more of a request has to come; None: it has not to
@@ -148,14 +150,31 @@ class Limited(HttpToolsProtocol):
             raise ValueError("too many headers")
 
     def _look(self) -> None:
-        """Now and then: has a client begun to ask, and stopped in the middle?"""
+        """Now and then: has a client begun to ask, and stopped in the middle? Does it not listen?"""
         since_s, now_s = self._since_s, self.loop.time()
-        if since_s is not None and now_s - since_s >= self._most_s:
+        if since_s is not None and not self._is_our_turn and now_s - since_s >= self._most_s:
             if self.cycle is not None and not self.cycle.response_started:
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
-        else:
+        elif self._listens(now_s):
             self._timer = self.loop.call_later(LOOK_S, self._look)
+        else:
+            self.transport.abort()  # what it was told is read to its end all the same
+
+    @property
+    def _is_our_turn(self) -> bool:
+        """Whether it was asked something that is not answered: what else it says may wait."""
+        cycle = self.cycle
+        if self.pipeline:
+            return True
+        return cycle is not None and not (cycle.more_body or cycle.response_complete)
+
+    def _listens(self, now_s: float) -> bool:
+        """Whether it takes what it is told, however slowly: a call waits for that with its place."""
+        unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        if not unread or unread != self._unread:
+            self._unread, self._unread_since_s = unread, now_s
+        return now_s - self._unread_since_s < UNREAD_S or not unread
 
 
 class _Server(uvicorn.Server):

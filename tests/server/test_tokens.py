@@ -7,7 +7,16 @@ import pytest
 
 from scheduler.errors import ConfigError
 from scheduler.server.asked import read_asked
-from scheduler.server.tokens import Token, Tokens, digest_of, keep, kept, make_token, revoke
+from scheduler.server.tokens import (
+    FRESH_S,
+    Token,
+    Tokens,
+    digest_of,
+    keep,
+    kept,
+    make_token,
+    revoke,
+)
 from scheduler.stores import open_store
 from tests.server.conftest import ASKED, wait_for
 
@@ -168,3 +177,21 @@ def test_with_tokens_made_there_is_no_other(start, provider):
     assert made.token is None
     assert made.ask(authorization=f"Bearer {one_time}").status == 401
     assert made.ask(authorization=f"Bearer {told['token']}").status == 200
+
+
+async def test_what_a_revoked_one_has_held_is_not_sent(start, provider):
+    made = start(provider, budget="$0.05")
+    told = json.loads(made.cli("token", "create", "ann", "--json"))
+    bearer = {"authorization": f"Bearer {told['token']}", "x_scheduler_wait": "forever"}
+    asking = asyncio.create_task(asyncio.to_thread(made.ask, **bearer))
+    await asyncio.to_thread(wait_for, lambda: made.states().get("parked") == 1, "it to be parked")
+    before = provider.billed()["received"]
+    await asyncio.to_thread(made.cli, "token", "revoke", "ann")
+    await asyncio.sleep(FRESH_S + 0.1)
+    await asyncio.to_thread(made.cli, "budget", "set", "default", "$1")
+    answer = await asking
+
+    assert answer.status == 401
+    assert "not taken any more" in answer.error["message"]
+    assert provider.billed()["received"] == before
+    assert float(made.budget()["posted_usd"]) == float(made.budget()["reserved_usd"]) == 0
