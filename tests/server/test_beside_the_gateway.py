@@ -71,3 +71,16 @@ def test_but_not_who_may_see_its_own_budget_only(gateway):
         return httpx.get(f"{gateway.root}/metrics", headers=headers).status_code
 
     assert (status(bound), status(free)) == (403, 200)
+
+
+def test_what_models_there_are_and_what_is_known_of_one(gateway):
+    headers = {"authorization": f"Bearer {gateway.token}"}
+    listed = httpx.get(f"{gateway.url}/models", headers=headers).json()["data"]
+    one = httpx.get(f"{gateway.url}/models/{MODEL}", headers=headers)
+
+    assert one.json() in listed
+    assert len(listed) > 1
+    assert httpx.head(f"{gateway.url}/models", headers=headers).status_code == 200
+    missing = httpx.get(f"{gateway.url}/models/nobody-knows", headers=headers)
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
