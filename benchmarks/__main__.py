@@ -12,6 +12,7 @@ from benchmarks import (
     http,
     lanes,
     limits,
+    page,
     shell,
     starvation,
     waiting,
@@ -22,7 +23,7 @@ from benchmarks.postgres import brief as postgres
 
 CASES = {
     "dispatch": dispatch.run, "waiting": waiting.run, "http": http.run, "limits": limits.run,
-    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run,
+    "wrap": wrap.run, "budgets": budgets.run, "starvation": starvation.run, "page": page.run,
     "gateway": gateway.run, "growing": growing.run, "lanes": lanes.run, "shell": shell.run,
     "postgres": postgres.run,
 }  # fmt: skip

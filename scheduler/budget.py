@@ -38,10 +38,10 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from scheduler.errors import ConfigError
-from scheduler.keep import Keep
+from scheduler.keep import STEPS, Keep
 from scheduler.money import parse_usd, usd
 from scheduler.naming import Names, is_met, names_of
-from scheduler.pace import Pace
+from scheduler.pace import Pace, begins_ms, step_at
 from scheduler.pace import check as check_pace
 from scheduler.window import Window, WindowKind
 
@@ -98,6 +98,48 @@ class Cap:
         pace = "" if self.pace is None else f" {self.pace}"
         keep = "" if self.keep is None else f" {self.keep}"
         return f"{self.amount_text}{window}{pace}{keep}"
+
+    def keeps(self, priority: int, at_ms: int) -> int:
+        """What is kept then from requests of a priority, for more urgent ones."""
+        if self.keep is None or self.limit is None:
+            return 0
+        return self.keep.amount(self.limit, priority, self.release_step(at_ms))
+
+    def fits_at_ms(self, amount: int, priority: int, at_ms: int) -> int | None:
+        """From when on so much of its window may be used up by a priority; None: not in this window.
+
+        As pace and what is kept have it. Only a calendar window has a course in which that grows.
+        """
+        keep, window, pace = self.keep, self.window, self.pace
+        if window.kind is not WindowKind.CALENDAR or self.limit is None or amount > self.limit:
+            return None
+        if keep is None or not keep.share_from(priority):
+            return at_ms if pace is None else pace.reaches_ms(amount, window, at_ms, self.limit)
+        for step in range(self.release_step(at_ms), STEPS):
+            since_ms = max(at_ms, self.released_ms(step, at_ms))
+            wanted = amount + keep.amount(self.limit, priority, step)
+            there_ms: int | None = since_ms if wanted <= self.limit else None
+            if pace is not None:
+                there_ms = pace.reaches_ms(wanted, window, at_ms, self.limit)
+            if there_ms is None:
+                continue
+            there_ms = max(there_ms, since_ms)
+            if step == STEPS - 1 or there_ms < self.released_ms(step + 1, at_ms):
+                return there_ms
+        return None
+
+    def released_ms(self, step: int, at_ms: int) -> int:
+        """When a step begins in which less is kept."""
+        window = self.window
+        if window.kind is not WindowKind.CALENDAR or step >= STEPS:
+            return window.resets_at_ms(at_ms) or UNLIMITED
+        return begins_ms(self.pace or Pace(), window, at_ms, step, STEPS)
+
+    def release_step(self, at_ms: int) -> int:
+        """In which step what is kept is being released; in a window without an end the first."""
+        if self.window.kind is not WindowKind.CALENDAR:
+            return 0
+        return step_at(self.pace or Pace(), self.window, at_ms, STEPS)
 
     @property
     def amount_text(self) -> str:

@@ -59,6 +59,9 @@ MAX_NAMED = 10  # of the names there are
 MAX_PROBLEM_CHARS = 1_000
 
 
+_RAISE = "does not reset by itself, raise the limit"
+
+
 class SchedulerError(Exception):
     """Base of everything this package raises."""
 
@@ -83,6 +86,7 @@ class BudgetExceeded(RequestRejected):
         zone: Time zone in which to tell that instant.
         unit: ``"usd"``, ``"tokens"`` or ``"requests"``.
         allowed: Of a paced budget, how much of the limit may be used up by now; None: all of it.
+        kept_for: For whom what is left is kept, as in ``"interactive"``; empty: for nobody.
     """
 
     def __init__(
@@ -96,11 +100,14 @@ class BudgetExceeded(RequestRejected):
         zone: str = "UTC",
         unit: str = "usd",
         allowed: int | None = None,
+        kept_for: str = "",
     ) -> None:
-        super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit, allowed)
+        super().__init__(
+            budget, limit, posted, reserved, needed, resets_at_ms, zone, unit, allowed, kept_for
+        )
         self.budget, self.limit, self.posted, self.reserved = budget, limit, posted, reserved
         self.needed, self.resets_at_ms, self.zone, self.unit = needed, resets_at_ms, zone, unit
-        self.allowed = allowed
+        self.allowed, self.kept_for = allowed, kept_for
 
     @property
     def resets_at(self) -> datetime | None:
@@ -124,13 +131,16 @@ class BudgetExceeded(RequestRejected):
         if self.allowed is not None:
             share = f"{self._amount(self.allowed)}{suffix} of it may be used up by now"
             resets = f"{share}, more from {self.resets_at:%Y-%m-%d %H:%M} {self.zone} on"
+        if self.kept_for:
+            more = resets.replace("resets", "more of it is released from") or _RAISE
+            resets = f"the rest is kept for {self.kept_for} requests, {more}"
         return (
             f"Cost tracking budget exceeded: current usage {self.current_usage_percent:f}% of limit "
             f"{self._amount(self.limit, short=True)} {self.unit.upper() if not suffix else self.unit}"
             f" (budget {self.budget!r}: spent {self._amount(self.posted)}{suffix}, "
             f"reserved {self._amount(self.reserved)}{suffix}; "
             f"this request needs up to {self._amount(self.needed)}{suffix}; "
-            f"{resets or 'does not reset by itself, raise the limit'})"
+            f"{resets or _RAISE})"
         )
 
     def _amount(self, amount: int, short: bool = False) -> str:
@@ -146,24 +156,27 @@ class HeldByCallers(BudgetExceeded):
 
     Attributes:
         held: What those calls hold of the budget, and, after a while, calls of other processes.
+        kept: What of it is kept for more urgent requests than this one.
     """
 
     def __init__(
         self, budget: str, limit: int, posted: int, reserved: int, needed: int,
         resets_at_ms: int | None = None, zone: str = "UTC", unit: str = "usd", held: int = 0,
+        kept: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(budget, limit, posted, reserved, needed, resets_at_ms, zone, unit)
-        self.args = (*self.args[:-1], held)
-        self.held = held
+        self.args = (*self.args[:-2], held, kept)
+        self.held, self.kept = held, kept
 
     def __str__(self) -> str:
         suffix = "" if self.unit == "usd" else f" {self.unit}"
         free = max(0, self.limit - self.posted - self.reserved)
+        kept = f", {self._amount(self.kept)}{suffix} of it kept for more urgent requests"
         return (
             f"budget {self.budget!r} is held by calls that wait themselves, for this request or for "
             f"others made within them, so it would wait for ever: they hold {self._amount(self.held)}"
             f"{suffix} of {self._amount(self.limit)}{suffix} ({self._amount(self.posted)}{suffix} spent, "
-            f"{self._amount(free)}{suffix} free), and it needs up to {self._amount(self.needed)}{suffix}; "
+            f"{self._amount(free)}{suffix} free{kept if self.kept else ''}), and it needs up to {self._amount(self.needed)}{suffix}; "
             "nothing was sent for it. Raise the budget, quote the outer calls lower, or submit it "
             "outside of them"
         )

@@ -61,6 +61,15 @@ class Priority(IntEnum):
         return int(value)
 
 
+def priority_word(priority: int) -> str:
+    """The word for a priority; of an int between two of them the more urgent one.
+
+    >>> priority_word(0), priority_word(12), priority_word(99)
+    ('interactive', 'normal', 'idle')
+    """
+    return max(each for each in Priority if each <= priority).name.lower()
+
+
 class RequestState(StrEnum):
     """Where a request is in its life; the module docstring draws the moves."""
 

@@ -89,4 +89,5 @@ class Shortfall:
         return BudgetExceeded(
             self.budget, 0 if self.limit == UNLIMITED else self.limit, self.posted, self.reserved,
             self.needed, self.resumes_at_ms, self.zone, self.unit.value, self.allowed,
+            self.words if self.reason is ParkReason.KEPT else "",
         )  # fmt: skip

@@ -138,11 +138,13 @@ class TenantStatus(NamedTuple):
         waiting: Its requests that wait.
         served_nusd: What was reserved and spent for it in this hour and the one before, in
             nano-dollars; of models that cost nothing, tokens.
+        weight: What it gets in terms of others, of whom most weigh 1.
     """
 
     tenant: str
     waiting: int
     served_nusd: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def test_an_example_prints_what_its_docstring_says(path):
 
 
 def test_there_are_examples_and_programs_to_run():
-    assert len(EXAMPLES) == 15
+    assert len(EXAMPLES) == 16
     assert len(PROGRAMS) == README.count("```python") == 3
     assert len(COMMANDS) >= 8
 

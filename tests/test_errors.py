@@ -62,6 +62,26 @@ EXAMPLES = [
         "or submit it outside of them",
     ),
     (
+        HeldByCallers("t", 100, 0, 40, 50, None, "UTC", "tokens", 40, 20),
+        "budget 't' is held by calls that wait themselves, for this request or for others made "
+        "within them, so it would wait for ever: they hold 40 tokens of 100 tokens (0 tokens spent, 60 "
+        "tokens free, 20 tokens of it kept for more urgent requests), and it needs up to 50 tokens; "
+        "nothing was sent for it. Raise the budget, quote the outer calls lower, or submit it outside "
+        "of them",
+    ),
+    (
+        BudgetExceeded("team", 100 * USD, 85 * USD, 0, USD, 1_796_076_000_000, kept_for="interactive"),
+        "Cost tracking budget exceeded: current usage 85% of limit 100 USD (budget 'team': spent 85.00, "
+        "reserved 0.00; this request needs up to 1.00; the rest is kept for interactive requests, more "
+        "of it is released from 2026-11-30 22:00 UTC)",
+    ),
+    (
+        BudgetExceeded("team", 100 * USD, 85 * USD, 0, USD, kept_for="interactive and normal"),
+        "Cost tracking budget exceeded: current usage 85% of limit 100 USD (budget 'team': spent 85.00, "
+        "reserved 0.00; this request needs up to 1.00; the rest is kept for interactive and normal "
+        "requests, does not reset by itself, raise the limit)",
+    ),
+    (
         WaitsForItself("mine"),
         "key 'mine' is that of a call under way which waits for this request, so it would wait for "
         "itself; nothing was sent for it. Use another key, or submit it outside of that call",

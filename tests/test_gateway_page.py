@@ -1,4 +1,6 @@
-"""docs/gateway.md: its commands, in their order, say what stands below them; its program, too."""
+"""docs/gateway.md: its commands, in their order, say what stands below them; its program, too, and
+that of docs/batches.md.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "gateway.md").read_text()
 CONSOLE = "".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL))
 STEPS = re.findall(r"^\$ (scheduler .+)\n((?:(?!\$ ).*\n)*)", CONSOLE, re.MULTILINE)
-PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+BATCHES = (ROOT / "docs" / "batches.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE + BATCHES, re.DOTALL)
 ASKS = """
 import json, os, urllib.request
 
@@ -53,7 +56,7 @@ def test_the_commands_say_what_stands_below_them(tmp_path, environment):
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
 def test_the_program_prints_what_stands_below_it(program, output, tmp_path, environment):
-    assert len(PROGRAMS) == PAGE.count("```python") == 1
+    assert len(PROGRAMS) == (PAGE + BATCHES).count("```python") == 2
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path,
         env=environment, check=False,

@@ -386,6 +386,38 @@ def test_what_its_own_caller_holds_is_an_error_at_once_with_the_numbers():
     run(main())
 
 
+@pytest.mark.parametrize("window", ["", "/24h", "/day"])
+def test_what_is_kept_for_others_is_not_there_for_an_inner_call(window):
+    """It would fit but for what is kept, which nobody releases in time."""
+
+    async def main():
+        trees = Trees(f"$0.0000001{window} keep 20% for interactive")
+        async with trees.s:
+            began_s = asyncio.get_running_loop().time()
+            await trees.ask(Node(40, [Node(50, n=1)]))
+            error = trees.ended[1]
+            assert isinstance(error, HeldByCallers)
+            assert (error.held, error.kept) == (40, 20)
+            assert "0.00000002 of it kept for more urgent requests" in str(error)
+            assert asyncio.get_running_loop().time() - began_s < 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("spent", [40, 55])
+def test_an_inner_call_waits_for_what_is_kept_where_no_caller_holds_it(spent):
+    async def main():
+        trees = Trees("$0.0000001/hour keep 20% for interactive")
+        async with trees.s:
+            await trees.ask(Node(spent, cost=spent))
+            await asyncio.sleep(1 if spent == 55 else 3_555)
+            # Neither its caller's end would help, nor is it far to the end of the window.
+            outer = asyncio.create_task(trees.ask(Node(10, [Node(40)])))
+            assert not isinstance(await asyncio.wait_for(outer, 3_600), Exception)
+
+    run(main())
+
+
 def test_of_two_agents_with_half_of_the_budget_each_only_one_gets_an_error():
     async def main():
         trees = Trees("$0.0000001", places=8)

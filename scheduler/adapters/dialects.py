@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -77,8 +78,10 @@ class Dialect(StrEnum):
                     cls.OPENAI)  # fmt: skip
 
 
+_Endpoint = tuple[str, str, str, Dialect]
+_SHORT = 200  # characters: longer paths are looked at each time
 # Ends of paths, the longer before the shorter; and the member without which a body is no call.
-_ENDPOINTS = (
+_ENDPOINTS: tuple[_Endpoint, ...] = (
     ("/chat/completions", CHAT, "messages", Dialect.OPENAI),
     ("/agents/completions", CHAT, "messages", Dialect.OPENAI),  # Mistral's
     ("/responses", RESPONSES, "input", Dialect.OPENAI),
@@ -195,6 +198,10 @@ def read_call(path: str, content: bytes) -> Call | None:
     body = decoded(content)
     if body is None:
         return None
+    plain = _plain(path) if len(path) <= _SHORT else None
+    if plain is not None:
+        _, url, needed, dialect = plain
+        return Call(url, body, dialect, needed in body)
     hosted = _hosted(path)
     if hosted is not None:
         in_path = tuple(name for name in ("model", "stream") if name not in body)
@@ -212,6 +219,14 @@ def read_call(path: str, content: bytes) -> Call | None:
         each for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])
     )
     return Call(url, body, dialect, needed in body)
+
+
+@lru_cache(maxsize=1_000)
+def _plain(path: str) -> _Endpoint | None:
+    """The endpoint at a path that tells no model; None: it does, or is none."""
+    if _hosted(path) is not None or _GOOGLE_PATH.search(path) is not None:
+        return None
+    return next((each for each in _ENDPOINTS if path.rstrip("/").endswith(each[0])), None)
 
 
 def decoded(content: bytes) -> dict[str, Any] | None:

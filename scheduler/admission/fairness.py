@@ -91,6 +91,10 @@ class Fairness:
         """How far a tenant's time goes for each nano-dollar."""
         return self._units.get(tenant, SCALE)
 
+    def weight(self, tenant: str) -> float:
+        """What a tenant weighs, as it is told."""
+        return weight_of(self.units(tenant))
+
 
 def fairness_of(by: str | None, weights: Mapping[str, float] | None) -> Fairness | None:
     """Who shares with whom, as it was said; None: nobody does. Raises `ConfigError`."""
@@ -99,6 +103,15 @@ def fairness_of(by: str | None, weights: Mapping[str, float] | None) -> Fairness
             "weights", "say nothing without fair_by: the tag that tells tenants apart"
         )
     return None if by is None else Fairness(by, weights)
+
+
+def weight_of(units: int) -> float:
+    """The weight of a tenant whose time goes so far for each nano-dollar.
+
+    >>> weight_of(round(SCALE / 3)), weight_of(SCALE)
+    (3.0, 1.0)
+    """
+    return float(f"{SCALE / units:.4g}")
 
 
 def named(value: object) -> str:

@@ -218,6 +218,7 @@ class Planner:
         self._moved: set[str] = set()  # providers at which that may have changed
         self._waiting = 0  # lanes whose turn has not come yet
         self._was_cut = False
+        self._only = ""  # the one provider at which anybody waits; empty: there are others
         self._last: list[_Head] | None = None  # where all others wait, once all were looked at
         self._result = Plan()
 
@@ -225,25 +226,38 @@ class Planner:
         """Go through the lineup."""
         result = self._result
         self._look_at(self._lineup.always())
-        self._moved.update(self._lineup.providers())
+        providers = self._lineup.providers()
+        self._moved.update(providers)
+        if len(self._moved) == 1:
+            self._only = next(iter(self._moved))
         while (found := self._next()) is not None:
             scan, is_in_turn = found
-            admitted = len(result.admitted)
-            goes_on = _consider(scan, self._free, self._now_ms, result, is_in_turn)
-            if len(result.admitted) == admitted and scan.left is None:
-                scan.left = scan.view.key.head(scan.head)
-            if len(result.admitted) > admitted:
-                self._leave_if_full(scan)
-            if goes_on:
-                self._advance(scan)
-            elif scan.waits_for_place:
-                self._leave_those_like(scan)
+            while self._consider(scan, is_in_turn):
+                if self._last or self._last is None or scan.view.tenant is not None:
+                    self._advance(scan)
+                    break
+                if not scan.advance():  # nobody waits but in this lane: the next one of it
+                    break
         self._decide_who_tries()
         result.verdicts = [scan.verdict for scan in self._scans]
         result.rests = [scan.rest for scan in self._scans]
-        result.is_cut = self._is_cut and any(each.shortfall for each in result.verdicts)
+        if len(self._scans) > MOST_LOOKS:
+            result.is_cut = self._is_cut and any(each.shortfall for each in result.verdicts)
         self._lineup.end()
         return result
+
+    def _consider(self, scan: Scan, is_in_turn: bool) -> bool:
+        """Decide about the head of a lane; False: leave the lane for this plan."""
+        result = self._result
+        admitted = len(result.admitted)
+        goes_on = _consider(scan, self._free, self._now_ms, result, is_in_turn)
+        if len(result.admitted) > admitted:
+            self._leave_if_full(scan)
+        elif scan.left is None:
+            scan.left = scan.view.key.head(scan.head)
+        if not goes_on and scan.waits_for_place:
+            self._leave_those_like(scan)
+        return goes_on
 
     @property
     def _is_cut(self) -> bool:
@@ -286,7 +300,7 @@ class Planner:
             if first is None:
                 return None
             heads = self._heads[first[4]]
-            if len(self._heads) == 1 and not self._lineup.providers():
+            if not self._only and len(self._heads) == 1 and not self._lineup.providers():
                 self._last = heads
         elif self._first_seen(heads) is None:
             return None
@@ -306,6 +320,8 @@ class Planner:
         if len(self._scans) > MOST_LOOKS and self._is_cut is not self._was_cut:
             self._was_cut = not self._was_cut
             self._moved.update(self._lineup.providers())
+        if self._only:
+            return self._first_of(self._only)
         for provider in self._moved:
             found = self._first_of(provider)
             if found is not None:
@@ -322,15 +338,20 @@ class Planner:
         heads = self._heads.get(provider)
         seen = self._first_seen(heads) if heads else None
         top = None if self._was_cut else self._lineup.top(provider)
+        is_alone, lead = bool(self._only), 0
         if top is not None:
             priority, (start, due_ms, id_) = top
             if seen is None or (priority, start, due_ms, id_) < seen:
-                lead = self._lineup.lead(provider, priority, start)
+                if not is_alone:
+                    lead = self._lineup.lead(provider, priority, start)
                 return priority, lead, due_ms, id_, provider, (priority, due_ms == FAR)
+        elif is_alone and not self._was_cut:
+            self._last = heads  # nobody else is to come
         if seen is None:
             return None
-        tenant = self._scans[seen[4]].view.tenant
-        lead = 0 if tenant is None else seen[1] - tenant.clock.now
+        tenant = None if is_alone else self._scans[seen[4]].view.tenant
+        if tenant is not None:
+            lead = seen[1] - tenant.clock.now
         return seen[0], lead, seen[2], seen[3], provider, None
 
     def _first_seen(self, heads: list[_Head]) -> _Head | None:

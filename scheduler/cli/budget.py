@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scheduler.cli import changes
 from scheduler.cli.helping import Command, Group
 from scheduler.cli.look import (
     DEFAULT_STORE,
@@ -59,7 +60,7 @@ def register(app: typer.Typer) -> None:
     """Add the group of commands to the root."""
     group = typer.Typer(
         cls=Group,
-        help="List budgets; change, pause, remove and explain them.",
+        help="List budgets; change, pause, remove and explain them; who did.",
         no_args_is_help=True,
     )
     group.command("list", cls=Command)(list_budgets)
@@ -67,6 +68,7 @@ def register(app: typer.Typer) -> None:
     group.command("pause", cls=Command)(pause)
     group.command("resume", cls=Command)(resume)
     group.command("remove", cls=Command)(remove)
+    group.command("log", cls=Command)(changes.log)
     group.command("explain", cls=Command, epilog=EXPLAIN_EXAMPLES)(explain)
     app.add_typer(group, name="budget")
 
@@ -110,6 +112,7 @@ def set_limit(
     async def change(opened: Store) -> dict[str, Any]:
         from scheduler.budget import Budget, split_risk
         from scheduler.errors import BudgetUnknown, ConfigError
+        from scheduler.stores import acts
 
         known = {status.budget.name: status.budget for status in await opened.budgets(now_ms())}
         old = known.get(name)
@@ -130,6 +133,8 @@ def set_limit(
             )
         waiting = await _waiting(opened, name)
         await opened.define([new], now_ms())
+        before = {} if old is None else {name: old}
+        await acts.note(opened, *acts.limits(now_ms(), acts.here("budget set"), before, [new]))
         status = next(s for s in await opened.budgets(now_ms()) if s.budget.name == name)
         return {
             "name": name,
@@ -156,9 +161,14 @@ def remove(name: Name, store: StoreOption = DEFAULT_STORE, as_json: JsonOption =
     """Have a budget bind nobody any more; what it spent stays in spend and audit."""
 
     async def change(opened: Store) -> tuple[BudgetStatus | None, int | None]:
+        from scheduler.stores import acts
+
         status = next((s for s in await opened.budgets(now_ms()) if s.budget.name == name), None)
         waiting = await _waiting(opened, name)
         await opened.remove(name, now_ms())
+        if status is not None:
+            act = acts.removed(now_ms(), acts.here("budget remove"), status.budget)
+            await acts.note(opened, act)
         return status, waiting
 
     status, waiting = with_store(store, change)
@@ -261,7 +271,12 @@ def _rule_text(budget: Budget) -> str:
 
 def _pause(name: str, paused: bool, store: str, as_json: bool) -> None:
     async def change(opened: Store) -> int | None:
+        from scheduler.stores import acts
+
+        was = any(s.paused for s in await opened.budgets(now_ms()) if s.budget.name == name)
         await opened.pause(name, paused, now_ms())
+        who = acts.here(f"budget {'pause' if paused else 'resume'}")
+        await acts.note(opened, acts.paused(now_ms(), who, name, was=was, is_now=paused))
         return await _waiting(opened, name)
 
     waiting = with_store(store, change)

@@ -6,12 +6,13 @@ gone. So it needs its ceiling for a moment, and its expected cost for good.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from scheduler.budget import Cap, Unit
+from scheduler.budget import Cap, Unit, WindowKind
 from scheduler.prices.book import answers_of, prompt_only, stated_output_tokens
-from scheduler.request import Quote, Request
+from scheduler.request import Priority, Quote, Request
 from scheduler.stats import CapStatus
 
 MAX_WINDOWS = 100_000
@@ -47,10 +48,12 @@ class Never:
         cap_output: With this as their output cap those would fit that set none of their own.
         max_tokens: And this those that set one, if they said no more.
         by_prompt: How many do not fit for their prompts alone.
+        share: Of a limit what is kept from them for more urgent ones, for good.
     """
 
     cap: Cap
     room: int
+    share: float = 0.0
     requests: int = 0
     needs: int = 0
     least: int | None = None
@@ -61,7 +64,11 @@ class Never:
     @property
     def raise_to(self) -> int:
         """The limit that would do for all of them."""
-        return (self.cap.limit or 0) - self.room + self.needs
+        limit = self.cap.limit or 0
+        used = limit - self.room - math.floor(limit * self.share)
+        return (
+            math.ceil((used + self.needs) / (1 - self.share)) if self.share else used + self.needs
+        )
 
 
 @dataclass(slots=True)
@@ -82,12 +89,22 @@ class _Window:
             return now_ms + self.cap.window.span_ms + self.cap.window.bucket_ms
         return None
 
-    def allows_ms(self, need: int, at_ms: int) -> int:
-        """When a pace lets so much more be spent, which fits into this window; `at_ms` without one."""
-        pace, limit = self.cap.pace, self.cap.limit
-        if pace is None or limit is None:
+    def kept(self, priority: int) -> int:
+        """What is kept from a priority for good: in a calendar window it is released by its end."""
+        if self.cap.window.kind is WindowKind.CALENDAR:
+            return 0
+        return self.cap.keeps(priority, 0)
+
+    def has_now(self, need: int, priority: int, at_ms: int) -> bool:
+        """Whether so much can be put aside at the same time as all the others that start now."""
+        return need + self.cap.keeps(priority, at_ms) <= self.held
+
+    def allows_ms(self, need: int, priority: int, at_ms: int) -> int:
+        """When a pace, and what is kept for others, let so much more be spent that fits into this window."""
+        limit = self.cap.limit
+        if limit is None:
             return at_ms
-        there_ms = pace.reaches_ms(limit - self.left + need, self.cap.window, at_ms, limit)
+        there_ms = self.cap.fits_at_ms(limit - self.left + need, priority, at_ms)
         return at_ms if there_ms is None else there_ms
 
     def reach(self, at_ms: int, is_next: bool) -> None:
@@ -121,7 +138,7 @@ class Forecast:
     unknown_why: dict[str, str] = field(default_factory=dict)
     unbounded: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
-    never: dict[Cap, Never] = field(default_factory=dict)
+    never: dict[tuple[Cap, int], Never] = field(default_factory=dict)
     known: int = 0
     known_failed: int = 0
     fits_now: int = 0
@@ -166,14 +183,19 @@ class Forecast:
         self.by_model.setdefault(request.model, Total()).add(quote)
         if quote.why_unbound:
             self.unbounded[quote.why_unbound] = self.unbounded.get(quote.why_unbound, 0) + 1
-        lacking = [each for each in self._caps if _most(quote, each.cap.unit) > each.room]
+        priority = Priority.parse(request.priority)
+        rooms = {at: each.room - each.kept(priority) for at, each in enumerate(self._caps)}
+        needs = [_most(quote, each.cap.unit) for each in self._caps]
+        lacking = [at for at, room in rooms.items() if needs[at] > room]
         if lacking:
-            worst = max(lacking, key=lambda each: _most(quote, each.cap.unit) / max(1, each.room))
-            never = self.never.setdefault(worst.cap, Never(worst.cap, worst.room))
+            worst = max(lacking, key=lambda at: needs[at] / max(1, rooms[at]))
+            cap, kept = self._caps[worst].cap, self._caps[worst].kept(priority)
+            share = cap.keep.share_from(priority) if kept and cap.keep else 0.0
+            never = self.never.setdefault((cap, kept), Never(cap, max(0, rooms[worst]), share))
             _note(never, request, quote, quote_one)
             self.done_at_ms = None
             return False
-        if not self._wait_for(quote):
+        if not self._wait_for(quote, priority):
             self.unfit += 1
             self.done_at_ms = None
             return True
@@ -181,19 +203,24 @@ class Forecast:
             each.left -= _expected(quote, each.cap.unit)
         if self._at_ms == self._now_ms:
             self.fits_now += 1
-            if all(_most(quote, each.cap.unit) <= each.held for each in self._caps):
+            asked = list(zip(self._caps, needs, strict=True))
+            if all(each.has_now(need, priority, self._at_ms) for each, need in asked):
                 self.at_once += 1
                 for each in self._caps:
                     each.held -= _most(quote, each.cap.unit)
         return True
 
-    def _wait_for(self, quote: Quote) -> bool:
+    def _wait_for(self, quote: Quote, priority: int) -> bool:
         """Go on to the window in which a request can start; False: there is none."""
         while True:
-            short = [each for each in self._caps if _most(quote, each.cap.unit) > each.left]
+            short = [
+                each for each in self._caps
+                if _most(quote, each.cap.unit) + each.kept(priority) > each.left
+            ]  # fmt: skip
             if not short:
                 allowed = [
-                    each.allows_ms(_most(quote, each.cap.unit), self._at_ms) for each in self._caps
+                    each.allows_ms(_most(quote, each.cap.unit), priority, self._at_ms)
+                    for each in self._caps
                 ]
                 if allowed and max(allowed) > self._at_ms:
                     self._at_ms = max(allowed)

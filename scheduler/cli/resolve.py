@@ -112,11 +112,15 @@ def _check(
 
 
 async def _settle(store: Store, found: Sequence[Unknown], nusd: int) -> list[Unknown]:
+    from scheduler.stores import acts
     from scheduler.stores.views import resolved_by_hand
 
     settlements = [resolved_by_hand(each, nusd, "resolved by hand") for each in found]
     done = await store.resolve(settlements, now_ms())
-    return [each for each, is_new in zip(found, done, strict=True) if is_new]
+    resolved = [each for each, is_new in zip(found, done, strict=True) if is_new]
+    who, at_ms = acts.here("resolve"), now_ms()
+    await acts.note(store, *[acts.resolved(at_ms, who, each, nusd) for each in resolved])
+    return resolved
 
 
 def _tell(resolved: Sequence[Unknown], nusd: int, as_json: bool) -> None:

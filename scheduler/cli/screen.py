@@ -16,8 +16,9 @@ from scheduler.cli.output import bar, clock_time, local
 from scheduler.cli.widths import GAP, cells, fitted, head, middle
 from scheduler.duration import format_duration
 from scheduler.guards.plain import one_line
-from scheduler.request import RequestState
-from scheduler.telemetry.picture import HOUR_MS, Picture, priority_word
+from scheduler.request import RequestState, priority_word
+from scheduler.stores.course import HOUR_MS
+from scheduler.telemetry.picture import Picture
 
 if TYPE_CHECKING:
     from scheduler.stats import BudgetStatus, CapStatus, SpendRow, Standing
@@ -143,7 +144,7 @@ def _top(picture: Picture, speed: Speed, width: int, keys: str) -> list[Line]:
         "parked": [f"{counts.parked:,} parked"],
     }  # fmt: skip
     rate = sum(row.posted_nusd for row in picture.lately.by_model) * HOUR_MS
-    spent = rate // max(1, at_ms - picture.lately.since_ms)
+    spent = rate // picture.lately.lasted_ms(at_ms)
     total = sum(row.posted_nusd for row in picture.spend)
     live = sum(each.is_live for each in picture.workers)
     pace = {

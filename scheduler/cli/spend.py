@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,12 +20,15 @@ if TYPE_CHECKING:
     from scheduler.stores.base import Store
 
 
-class By(StrEnum):
-    """Headings to sum under."""
+HEADINGS = "model|job|budget|tag|tag:NAME"
+OVERLAP = ("budget", "tag")  # an attempt may be under several of them
 
-    MODEL = "model"
-    JOB = "job"
-    BUDGET = "budget"
+
+def by_of(text: str) -> str:
+    """A heading to sum under. Raises `typer.BadParameter`."""
+    if text in HEADINGS.split("|")[:4] or (text.startswith("tag:") and len(text) > 4):
+        return text
+    raise typer.BadParameter(f"{text!r} is not one of {', '.join(HEADINGS.split('|'))}")
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +38,8 @@ def register(app: typer.Typer) -> None:
 
 def spend(
     by: Annotated[
-        By, typer.Option("--by", metavar="model|job|budget", help="What to sum by.")
-    ] = By.MODEL,
+        str, typer.Option("--by", metavar=HEADINGS, parser=by_of, help="What to sum by.")
+    ] = "model",
     since: Annotated[
         str | None,
         typer.Option(
@@ -50,19 +52,19 @@ def spend(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Sum what was spent by model, job or budget."""
+    """Sum what was spent by model, job, budget or tag; by tags in whole quarters of an hour."""
     since_ms = 0 if since is None else since_instant(since, now_ms())
 
     async def read(opened: Store) -> list[SpendRow]:
-        return await opened.spend(by.value, since_ms)
+        return await opened.spend(by, since_ms)
 
     rows = with_store(store, read)
     if as_json:
-        emit_json([spend_row(row, by.value) for row in rows])
+        emit_json([spend_row(row, by) for row in rows])
     elif as_csv:
-        _write_csv([spend_row(row, by.value) for row in rows], by.value)
+        _write_csv([spend_row(row, by) for row in rows], by.partition(":")[0])
     elif rows:
-        print(spend_table(rows, by.value))
+        print(spend_table(rows, by))
     else:
         say("nothing was spent" + ("" if since is None else f" since {since}"))
 
@@ -96,7 +98,7 @@ def since_instant(text: str, at_ms: int) -> int:
 def spend_row(row: SpendRow, by: str) -> dict[str, Any]:
     """One heading for programs; `suspense_usd` is the part of `reserved_usd` nobody knows."""
     return {
-        by: row.name,
+        by.partition(":")[0]: row.name,
         "attempts": row.attempts,
         "spent_usd": decimal_usd(row.posted_nusd),
         "reserved_usd": decimal_usd(row.reserved_nusd),
@@ -106,7 +108,7 @@ def spend_row(row: SpendRow, by: str) -> dict[str, Any]:
 
 
 def spend_table(rows: Sequence[SpendRow], by: str) -> str:
-    """Headings for people; a request may draw on several budgets, so those have no total."""
+    """Headings for people; no total of those under several of which an attempt may be."""
     lines: list[tuple[object, ...]] = [
         (
             row.name or "(none)",
@@ -118,7 +120,7 @@ def spend_table(rows: Sequence[SpendRow], by: str) -> str:
         )
         for row in rows
     ]
-    if by != By.BUDGET and len(rows) > 1:
+    if by not in OVERLAP and len(rows) > 1:
         lines.append(
             (
                 "total",
@@ -129,7 +131,7 @@ def spend_table(rows: Sequence[SpendRow], by: str) -> str:
                 amount(sum(row.suspense_nusd for row in rows), "usd"),
             )
         )
-    columns = (by, "attempts", "tokens", "spent", "reserved", "unknown")
+    columns = (by.partition(":")[2] or by, "attempts", "tokens", "spent", "reserved", "unknown")
     return table(columns, lines, right="attempts tokens spent reserved unknown")
 
 

@@ -151,6 +151,7 @@ def status_row(picture: Picture) -> dict[str, Any]:
                 "tenant": each.tenant,
                 "waiting": each.waiting,
                 "served_usd": decimal_usd(each.served_nusd),
+                "weight": each.weight,
             }
             for each in picture.tenants
         ],

@@ -19,7 +19,8 @@ from scheduler.cli.screen import Line, Speed, plain, screen
 from scheduler.cli.status import shortfall_row, status_row
 from scheduler.cli.widths import columns_of
 from scheduler.money import decimal_usd
-from scheduler.telemetry.picture import Picture, look, priority_word
+from scheduler.request import priority_word
+from scheduler.telemetry.picture import Picture, look
 
 if TYPE_CHECKING:
     from scheduler.stats import SpendRow, Standing

@@ -8,6 +8,7 @@ from scheduler.budget import Budget
 from scheduler.errors import ConfigError
 from scheduler.guards.plain import logger_of
 from scheduler.ledger.matching import BudgetBook
+from scheduler.stores import acts
 from scheduler.stores.base import Store
 
 logger = logger_of("scheduler.budgets")
@@ -21,7 +22,12 @@ async def open_budgets(
     """Define what the program wants, learn what else there is, and say what binds by name alone."""
     if wanted:
         await check_parents(store, book, wanted)
+        before = {
+            budget.name: budget for _, budget in await store.defined(each.name for each in wanted)
+        }
         await store.define(wanted, now_ms)
+        changed = acts.limits(now_ms, acts.this_process(), before, wanted, with_new=False)
+        await acts.note(store, *changed)
     book.update((status.id, status.budget) for status in await store.budgets(now_ms))
     declare(book, wanted)
 

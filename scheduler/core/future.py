@@ -57,7 +57,7 @@ class RequestFuture(asyncio.Future[Response]):
 
     __slots__ = (
         "_keeper", "_note", "_submitted_to", "_terms", "ceiling_nusd", "context", "due_at_ms", "emit",
-        "expires_at_ms", "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request",
+        "expires_at_ms", "heard", "is_running", "lack", "lane", "let_flow", "most_attempts", "pace", "request",
         "request_id", "send", "since_ms", "trace",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class RequestFuture(asyncio.Future[Response]):
         self.emit: Emit | None = None  # takes the events of the answer, if it is streamed
         self.send: Send | None = None  # makes the call, in this context; None: its provider does
         self.most_attempts: int | None = None  # of `send`, if whoever makes the call said so
+        self.heard: Callable[[Response], None] | None = None  # told the answer before it is settled
         self.context: Context | None = None
         self.let_flow: Callable[[], None] | None = None  # stop waiting for the stream's reader
         self.pace: Pace | None = None  # of the stream's reader, once there is one

@@ -14,6 +14,7 @@ from scheduler.core.intake import Intake, Matched
 from scheduler.core.marks import Marks, apply
 from scheduler.duration import parse_duration_ms
 from scheduler.request import Duration, Request
+from scheduler.stores import acts
 from scheduler.stores.base import Archive, Store
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Governing:
         self._pump_here()
         book = self._intake.book
         await read_budgets(self.store, book, [name])
-        await self._define([book[name].with_limit(limit)])
+        await self._redefine([book[name].with_limit(limit)])
 
     async def define(self, *budgets: Budget) -> None:
         """Create budgets, or change them to this definition; what was spent stays spent.
@@ -58,8 +59,20 @@ class Governing:
         Raises:
             ConfigError: A parent is not defined, or is its own child.
         """
-        await self._define(budgets)
+        await self._redefine(budgets)
         declare(self._intake.book, budgets)
+
+    async def _redefine(self, budgets: Sequence[Budget]) -> None:
+        """Define them, and note whose limits are others now."""
+        before = await self.store.defined([each.name for each in budgets])
+        await self._define(budgets)
+        was = {budget.name: budget for _, budget in before}
+        await self._note(
+            *acts.limits(self._clock.now_ms(), acts.this_process(), was, budgets, with_new=False)
+        )
+
+    async def _note(self, *found: acts.Act) -> None:
+        await acts.note(self.store, *found)
 
     async def _define(self, budgets: Sequence[Budget]) -> None:
         pump = self._pump_here()
@@ -95,9 +108,12 @@ class Governing:
             ConfigError: It is the parent of others, which would lose its limit.
         """
         pump = self._pump_here()
+        before = await self.store.defined([name])
         await self.store.remove(name, self._clock.now_ms())
         self._intake.book.remove([name])
         pump.wake()
+        who, now_ms = acts.this_process(), self._clock.now_ms()
+        await self._note(*[acts.removed(now_ms, who, budget) for _, budget in before])
 
     def budgets_of(self, request: Request) -> Matched:
         """Which budgets a request would draw on, and why: under what names rules see its model.
@@ -108,8 +124,10 @@ class Governing:
         self._open_pump()
         return self._intake.explain(apply(self.marks, request) if self.marks else request)
 
-    def led_to(self, model: str) -> str | None:
-        """The provider that the prefix of a model, or a route, leads to; None: neither says.
+    def led_to(self, model: str) -> tuple[str | None, str]:
+        """The provider that the prefix of a model, or a route, leads to, and its name there.
+
+        None: neither says, and the model is called as it is.
 
         Raises:
             ConfigError: It is a prefix of a provider that is not there.
@@ -127,15 +145,18 @@ class Governing:
 
     async def pause(self, name: str) -> None:
         """Admit nothing on a budget until `resume`; calls under way finish."""
-        pump = self._pump_here()
-        await self.store.pause(name, True, self._clock.now_ms())
-        pump.wake()
+        await self._pause(name, True)
 
     async def resume(self, name: str) -> None:
         """Admit on a paused budget again."""
-        pump = self._pump_here()
-        await self.store.pause(name, False, self._clock.now_ms())
+        await self._pause(name, False)
+
+    async def _pause(self, name: str, paused: bool) -> None:
+        pump, now_ms = self._pump_here(), self._clock.now_ms()
+        was = any(each.paused for each in self.store.latest() if each.budget.name == name)
+        await self.store.pause(name, paused, now_ms)
         pump.wake()
+        await self._note(acts.paused(now_ms, acts.this_process(), name, was=was, is_now=paused))
 
     def probe(self, provider: str) -> bool:
         """Send one request at once to a provider whose credit was used up, or that was down.

@@ -92,6 +92,11 @@ class Inbox:
         self._wake()
 
     @property
+    def cancels(self) -> bool:
+        """Whether there are cancellations that are in no turn yet."""
+        return bool(self._cancels)
+
+    @property
     def count(self) -> int:
         """How many requests have arrived, and are in no turn yet."""
         return len(self._waiting) + sum(len(batch) for batch, _ in self._batches)

@@ -212,9 +212,9 @@ class Intake:
         """The provider that a request goes to. Raises `ConfigError`."""
         return self._provider(self._router.route(request)).name
 
-    def led_to(self, model: str) -> str | None:
+    def led_to(self, model: str) -> tuple[str | None, str]:
         """See `Governing.led_to`."""
-        return self._router.find(model)[0]
+        return self._router.find(model)
 
     def prepare(self, request: Request, on_exceeded: OnExceeded | None) -> NewRequest:
         """Quote a request and find its lane. Raises `RequestRejected` or `ConfigError`."""

@@ -155,6 +155,15 @@ class Pump:
         parts = await asyncio.shield(asyncio.gather(*done))
         return [submitted for part in parts for submitted in part]
 
+    async def withdraw(self, ids: Iterable[int]) -> None:
+        """Cancel requests that wait and that nobody here waits for; returns when that is stored."""
+        for each in ids:
+            self._inbox.cancel(each)
+        while self._inbox.cancels or self._turning:
+            if self.is_closed or self.broken is not None:
+                return
+            await self.turned()
+
     def _landed(self, ended: Attempt) -> None:
         """A call has ended, or was given back unsent.
 
@@ -168,6 +177,10 @@ class Pump:
             self.stop_admitting(provider)
             self.key_refused(provider)
         self._inbox.landed(ended)
+        if ended.response is not None:
+            for future in self._desk.waiters.of(ended.claimed.request_id):
+                if future.heard is not None:
+                    future.heard(ended.response)
 
     @property
     def stopped(self) -> frozenset[str]:

@@ -48,7 +48,7 @@ from scheduler.money import parse_usd
 from scheduler.prices.book import PriceBook
 from scheduler.providers.base import Provider, Send
 from scheduler.request import Duration, Quote, Request, RequestState, Response
-from scheduler.stores import open_store
+from scheduler.stores import acts, open_store
 from scheduler.stores.base import (
     KEEP_FINISHED,
     NewRequest,
@@ -382,6 +382,14 @@ class Shell(Tagging, Governing, Looking):
             self._check_room(len(batch), self.max_queue)
         return await pump.enqueue(batch)
 
+    async def withdraw(self, ids: Iterable[int]) -> None:
+        """Cancel requests by their ids in the store; what waited of them costs nothing.
+
+        Those that run come to their end, those that another process alone can send are left to it,
+        and so are those that somebody here awaits. Returns when all of that is stored.
+        """
+        await self._pump_here().withdraw(ids)
+
     async def map(
         self,
         requests: Iterable[Request] | AsyncIterator[Request],
@@ -522,9 +530,12 @@ class Shell(Tagging, Governing, Looking):
             RequestState.FAILED, amount_nusd, unknown.ceiling_tokens if amount_nusd else 0,
             is_assumed=True,
         )  # fmt: skip
-        (done,) = await self.store.resolve([settlement], self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        (done,) = await self.store.resolve([settlement], now_ms)
         if done:
             self._resolved([settlement])
+            who = acts.this_process()
+            await acts.note(self.store, acts.resolved(now_ms, who, unknown, amount_nusd))
         return done
 
     def _resolved(self, settlements: list[Settlement]) -> None:

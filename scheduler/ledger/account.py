@@ -44,9 +44,7 @@ from typing import NamedTuple, Protocol
 
 from scheduler.budget import UNLIMITED, Cap, Unit, WindowKind
 from scheduler.foresight import Flight, Kind, Pool
-from scheduler.keep import STEPS
 from scheduler.ledger.burning import Burn, Burning
-from scheduler.pace import Pace, begins_ms, step_at
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
@@ -261,20 +259,12 @@ class Account:
 
     def keeps(self, priority: int) -> int:
         """What is kept now from requests of a priority, for more urgent ones."""
-        keep = self.cap.keep
-        if keep is None or self.limit >= UNLIMITED:
+        if self.cap.keep is None or self.limit >= UNLIMITED:
             return 0
         known = self._kept.get(priority)
         if known is None:
-            known = self._kept[priority] = keep.amount(self.limit, priority, self._step)
+            known = self._kept[priority] = self.cap.keeps(priority, self.looked_ms)
         return known
-
-    @property
-    def _step(self) -> int:
-        """In which step what is kept is being released; in a window without an end the first."""
-        if self.cap.window.kind is not WindowKind.CALENDAR:
-            return 0
-        return step_at(self.cap.pace or Pace(), self.cap.window, self.looked_ms, STEPS)
 
     def lacks(self, need: int, request: Asking, kept: int = 0) -> int:
         """How much a request lacks here, from which so much is kept; nothing, or less: there is room.
@@ -527,7 +517,8 @@ class Account:
             at_ms = self._allowed_at_ms(need + self.posted + open_, now_ms, priority)
             if kept and self.reserved > self.suspense and at_ms is not None:
                 # Some of it may come from them, and the rest be released: neither suffices alone.
-                return min(at_ms, self._released_ms(self._step + 1, now_ms))
+                step = self.cap.release_step(now_ms)
+                return min(at_ms, self.cap.released_ms(step + 1, now_ms))
             return at_ms
         need += kept
         missing = max(1, need - self.at_best)
@@ -542,37 +533,11 @@ class Account:
         """When so much may be used up by a priority, in this window or by the next one."""
         at_ms, window = None, self.cap.window
         if self.keeps(priority):
-            at_ms = self._left_at_ms(amount, now_ms, priority)
+            at_ms = self.cap.fits_at_ms(amount, priority, now_ms)
         elif self.is_paced:
             assert self.cap.pace is not None
             at_ms = self.cap.pace.reaches_ms(amount, window, now_ms, self.limit)
         return window.resets_at_ms(now_ms) if at_ms is None else at_ms
-
-    def _left_at_ms(self, amount: int, now_ms: int, priority: int) -> int | None:
-        """When so much of this window may be used up by a priority from which some is kept; None: never."""
-        keep, window, pace = self.cap.keep, self.cap.window, self.cap.pace
-        assert keep is not None, "asked only where something is kept"
-        if window.kind is not WindowKind.CALENDAR:
-            return None
-        for step in range(self._step, STEPS):
-            since_ms = max(now_ms, self._released_ms(step, now_ms))
-            wanted = amount + keep.amount(self.limit, priority, step)
-            at_ms: int | None = since_ms if wanted <= self.limit else None
-            if pace is not None:
-                at_ms = pace.reaches_ms(wanted, window, now_ms, self.limit)
-            if at_ms is None:
-                continue
-            at_ms = max(at_ms, since_ms)
-            if step == STEPS - 1 or at_ms < self._released_ms(step + 1, now_ms):
-                return at_ms
-        return None
-
-    def _released_ms(self, step: int, now_ms: int) -> int:
-        """When a step begins in which less is kept."""
-        window = self.cap.window
-        if window.kind is not WindowKind.CALENDAR or step >= STEPS:
-            return window.resets_at_ms(now_ms) or UNLIMITED
-        return begins_ms(self.cap.pace or Pace(), window, now_ms, step, STEPS)
 
     def take_changed(self) -> list[tuple[int, Tally]]:
         """Slots changed since the last call, for the store to write."""

@@ -129,14 +129,12 @@ class Burn:
     def _project(self, account: Account, whole_ms: int, now_ms: int) -> Iterator[Burning]:
         """Whether it will be used up before its reset, by the last twelfth of a window."""
         resets_ms = account.cap.window.resets_at_ms(now_ms)
-        long_ms = whole_ms // LATEST
-        if resets_ms is None or resets_ms - now_ms < long_ms or not self._at_ms:
-            return
-        if self._at_ms[0] > now_ms - long_ms:
-            return  # seen for too short a time
+        long_ms, short_ms = spans_ms(whole_ms)
+        if resets_ms is None or not self._at_ms or self._at_ms[0] > now_ms - long_ms:
+            return  # or seen for too short a time
         spent = self.spent(now_ms, long_ms)
-        rate = min(spent, SHORT * self.spent(now_ms, long_ms // SHORT)) / long_ms
-        if rate * (resets_ms - now_ms) >= EARLY * max(0, account.limit - account.posted) > 0:
+        rates = (spent, long_ms), (self.spent(now_ms, short_ms), short_ms)
+        if is_early(rates, account.limit - account.posted, resets_ms - now_ms, whole_ms):
             yield from self._tell(PROJECTED, account, spent, long_ms, now_ms)
 
     def _tell(
@@ -161,6 +159,31 @@ class Burn:
             account.budget, account.cap, level, spent, within_ms, account.posted, account.limit,
             used_up_ms or None, resets_ms,
         )  # fmt: skip
+
+
+def spans_ms(whole_ms: int) -> tuple[int, int]:
+    """Over how long it is seen how fast a window is used up: its last twelfth, and a twelfth of that."""
+    return whole_ms // LATEST, whole_ms // LATEST // SHORT
+
+
+def is_early(
+    rates: tuple[tuple[int, int], tuple[int, int]], left: int, left_ms: int, whole_ms: int
+) -> bool:
+    """Whether a window will be used up clearly before its reset, if it goes on like this.
+
+    Args:
+        rates: What was spent over both of `spans_ms`, about, and how long each was. The lower counts.
+        left: What may still be spent.
+        left_ms: How long it is until the reset; at the very end of a window nothing is said.
+        whole_ms: How long the window is.
+
+    >>> is_early(((20, 2), (10, 1)), 109, 12, 24), is_early(((20, 2), (10, 1)), 110, 12, 24)
+    (True, False)
+    """
+    if left_ms < whole_ms // LATEST:
+        return False
+    rate = min(spent / ms for spent, ms in rates)
+    return rate * left_ms >= EARLY * max(0, left) > 0
 
 
 def length_ms(cap: Cap) -> int:

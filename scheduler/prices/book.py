@@ -26,8 +26,8 @@ from scheduler.prices.outputs import (
     MAX_OUTPUT,
     answers_of,
     bound_output_tokens,
-    is_count_read,
     known_max_output,
+    output_of,
     prompt_only,
     stated_output_tokens,
     with_output_cap,
@@ -337,16 +337,17 @@ class _BookTariff:
     def _quote(self, request: Request) -> Quote:
         found = self._input(request)
         asked = found.asked
-        fixed = self._fixed(request.model)
+        model = request.model
+        fixed = self._fixed(model)
         candidates = (
             (fixed,) if fixed is not None
             else self._book.ceilings(
-                request.model, self._source, _tier(request.body), asked is not ONLY_TEXT
+                model, self._source, _tier(request.body), asked is not ONLY_TEXT
             )
         )  # fmt: skip
         rates, why = candidates[0], found.why_unbound
         into = _within_context(found, rates)
-        output = bound_output_tokens(request, rates.context_tokens)
+        output = output_of(request, model, rates.context_tokens)
         out, beside = output.tokens, 0
         if asked is not ONLY_TEXT:
             asked = as_billed(request, asked)
@@ -356,7 +357,9 @@ class _BookTariff:
                 # Said first: what is missing is a price, which can be given.
                 why = f"no price is known for {unknown}: the dearest that is known stands in"
         ceiling_nusd = max([each.most_nusd(into, out, asked) for each in candidates]) + beside
+        is_complete = True
         for each in candidates:
+            is_complete = is_complete and each.is_complete
             if not _GUESSES.isdisjoint(each.guessed):
                 what = (
                     f"the {brief(_tier(request.body))} tier: what is known of others stands in"
@@ -365,10 +368,10 @@ class _BookTariff:
                 why = f"no price is known for {what}"
         if not why and not output.is_bound:
             why = (
-                "nothing caps the output" if is_count_read(request)
+                "nothing caps the output" if output.is_count_read
                 else "how many answers it asks for cannot be read as a number"
             )  # fmt: skip
-        if not why and not all(each.is_complete for each in candidates):
+        if not why and not is_complete:
             why = "the model also bills by what has no price here"
         likely = rates.plain_nusd(
             found.media + (into - found.media) // EXPECTED_BYTES_PER_TOKEN
@@ -385,15 +388,14 @@ class _BookTariff:
             into + out,
             min(ceiling_nusd, least),
             not why,
-            self._tokens(request, into),
+            self._tokens(into, output.stated),
             why,
         )
 
-    def _tokens(self, request: Request, into: int) -> Tokens:
+    def _tokens(self, into: int, stated: int) -> Tokens:
         """What rate limits may count of it."""
         if self._book.count_tokens is None:
             into = -(-into // EXPECTED_BYTES_PER_TOKEN)
-        stated = stated_output_tokens(request)
         return Tokens(into, stated)
 
     def _input(self, request: Request) -> Input:
@@ -433,14 +435,11 @@ class _BookTariff:
     ) -> int:
         """What this usage costs at a model's price, and so many percent more."""
         usage = _as_written(request, body, as_billed(request, usage))
-        told, asked = _tier(body), _tier(request.body)
-        # Where nobody says that it was granted, a cheaper tier may have been ignored.
-        tiers = (told,) if told is not None else (asked, None) if asked is not None else (None,)
         fixed = self._fixed(model)
         found = (fixed,) if fixed is not None else [
             self._book.rates(
                 model, self._source, tier, _has_media(usage) and _deals_in_media(request)
-            ) for tier in tiers
+            ) for tier in _tiers(body, request.body)
         ]  # fmt: skip
         if percent and fixed is None:
             found = [each.times(1 + Decimal(percent) / 100) for each in found]
@@ -586,6 +585,16 @@ def _tier(body: Any) -> str | None:
     usage = body.get("usage")  # Anthropic's; its tier there is about capacity that is paid before
     speed = usage.get("speed") if isinstance(usage, dict) else None
     return speed.lower() if isinstance(speed, str) else None
+
+
+def _tiers(body: Any, asked_for: Any) -> tuple[str | None, ...]:
+    """Those that an answer may be billed as."""
+    told = _tier(body)
+    if told is not None:
+        return (told,)
+    asked = _tier(asked_for)
+    # Where nobody says that it was granted, a cheaper tier may have been ignored.
+    return (None,) if asked is None else (asked, None)
 
 
 def _usd_a_million(steps: Steps) -> Decimal:

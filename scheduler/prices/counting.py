@@ -221,7 +221,7 @@ class Counter:
             return
         for turn in turns:
             self.tokens += PER_MESSAGE
-            if isinstance(turn, Mapping):
+            if turn.__class__ is dict or isinstance(turn, Mapping):
                 self._turn(turn)
             else:
                 self.json(turn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from scheduler.prices.lenient import count_of
 from scheduler.prices.tokens import TokenBound, bare_name
@@ -61,27 +61,44 @@ MAX_OUTPUT = {
 }
 
 
-def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
-    """Most tokens the output of a request can be."""
+class Output(NamedTuple):
+    """What a body says of the output, and what that can be.
+
+    Attributes:
+        tokens: At most.
+        is_bound: Whether that is sure.
+        stated: The cap in the body, over all answers; 0: it sets none.
+        is_count_read: Whether the body says how many answers it asks for in a way that can be read.
+    """
+
+    tokens: int
+    is_bound: bool
+    stated: int
+    is_count_read: bool
+
+
+def output_of(request: Request, model: str, context_tokens: int | None) -> Output:
+    """What the output of a request can be, whose model is this one."""
+    cap, (answers, is_readable) = _stated_cap(request), _answers(request)
+    stated = min(cap * answers, MAX_TOKENS)
     if request.url in (EMBEDDINGS, MODERATIONS, EMBED_CONTENT):
-        return TokenBound(0)
-    cap = _stated_cap(request)
-    most = known_max_output(request.model) or context_tokens
+        return Output(0, True, stated, is_readable)
+    most = known_max_output(model) or context_tokens
     if most is not None:
         cap = min(cap or most, most)
-    answers, is_readable = _answers(request)
     tokens = min((cap or DEFAULT_OUTPUT) * answers, MAX_TOKENS)
-    return TokenBound(tokens, cap > 0 and is_readable)
+    return Output(tokens, cap > 0 and is_readable, stated, is_readable)
+
+
+def bound_output_tokens(request: Request, context_tokens: int | None) -> TokenBound:
+    """Most tokens the output of a request can be."""
+    output = output_of(request, request.model, context_tokens)
+    return TokenBound(output.tokens, output.is_bound)
 
 
 def answers_of(request: Request) -> int:
     """How many answers are generated, and billed."""
     return _answers(request)[0]
-
-
-def is_count_read(request: Request) -> bool:
-    """Whether the body says how many answers it asks for in a way that can be read."""
-    return _answers(request)[1]
 
 
 def _answers(request: Request) -> tuple[int, bool]:
@@ -134,6 +151,8 @@ def _thoughts_beside(settings: Mapping[str, Any], cap: int) -> int | None:
         count = count_of(budget)
         return None if count is None or count < 0 else count
     thinking = settings.get("thinking")
+    if thinking is None:
+        return 0
     budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
     if budget is None:
         return 0

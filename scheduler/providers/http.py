@@ -95,6 +95,7 @@ class HttpProvider(Provider):
         self._engine: Engine | None = None
         self._has_panicked = False
         self._urls: dict[tuple[str, str], str] = {}
+        self._sets: frozenset[str] | None = None
         self._secrets = Secrets(self._all_secrets())
 
     def __repr__(self) -> str:
@@ -213,7 +214,7 @@ class HttpProvider(Provider):
         Raises:
             ProviderRefused: It would not be below the base URL.
         """
-        return self._address.join(path, model if self._address.takes_deployment else "")
+        return self._joined(path, model)
 
     @property
     def secrets(self) -> Secrets:
@@ -223,7 +224,10 @@ class HttpProvider(Provider):
     @property
     def sets_headers(self) -> frozenset[str]:
         """Names of headers, in lower case, that say who calls, or were configured."""
-        return frozenset({*self._credentials(), *self._own_headers}) - {"anthropic-version"}
+        if self._sets is None:
+            names = {*self._credentials(), *self._own_headers}
+            self._sets = frozenset(names - {"anthropic-version"})
+        return self._sets
 
     @contextmanager
     def _noticing_panics(self) -> Iterator[None]:
@@ -246,7 +250,10 @@ class HttpProvider(Provider):
 
     def _url_of(self, request: Request) -> str:
         """Where a request goes. Raises `ProviderRefused` if that is not below the base URL."""
-        place = (request.url, request.model if self._address.takes_deployment else "")
+        return self._joined(request.url, request.model)
+
+    def _joined(self, path: str, model: str) -> str:
+        place = (path, model if self._address.takes_deployment else "")
         url = self._urls.get(place)
         if url is None:
             url = self._address.join(*place)

@@ -124,6 +124,7 @@ _FAILED_ENDS = frozenset({
 _WORDS = ("message", "detail", "msg", "error_msg", "error_message")
 _RESULTS = ("choices", "output", "data", "results", "candidates", "content", "embedding",
             "embeddings", "predictions", "usage", "usageMetadata")  # fmt: skip
+_RESULTS_SET = frozenset(_RESULTS)
 
 
 # Where answers have what a model wrote.
@@ -266,7 +267,7 @@ def error_in(body: Mapping[str, Any]) -> Any:
         return errors[0]
     if body.get("success") is False or body.get("status") in ("error", "failure"):
         return body
-    if any(name in body for name in _RESULTS):
+    if not _RESULTS_SET.isdisjoint(body):
         return None
     kind = body.get("type")
     if isinstance(kind, str) and status_told([kind, str(body.get("code"))]) is None:

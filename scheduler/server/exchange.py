@@ -45,6 +45,7 @@ from scheduler.server import forwarded, inside
 from scheduler.server.asked import Asked
 from scheduler.server.beats import NO_BEATS, beats_of, expected_ms, word_of
 from scheduler.server.line import Line
+from scheduler.server.nurse import LOOK_S
 from scheduler.server.refusals import NOT_AGAIN, Fields, Whole, as_event, refused
 from scheduler.server.tokens import FRESH_S
 from scheduler.shortfall import Shortfall
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 
 logger = logger_of("scheduler.server")
 
-LOOK_S = 0.025  # so often it is looked whether it has to wait, until that is known
 PROMPT_S = 0.25  # what is answered within that time is not looked after any further
 GRACE_S = 30.0  # so long a call may go on whose client has hung up
 REVOKED = "its token is not taken any more: it was revoked, or is over; nothing was sent"
@@ -71,16 +71,21 @@ class Exchange:
         content: The same as it was sent.
         asked: What its headers say of it.
         provider: Who is asked.
+        model: What it is asked for.
 
     Attributes:
+        look_at_s: When somebody is to look after it, on the loop's clock.
         is_gone: Its client has hung up.
     """
 
     def __init__(
-        self, gateway: Gateway, line: Line, call: Call, content: bytes, asked: Asked, provider: str
-    ) -> None:
+        self, gateway: Gateway, line: Line, call: Call, content: bytes, asked: Asked, provider: str,
+        model: str,
+    ) -> None:  # fmt: skip
         self._gateway, self._line, self._call, self._content = gateway, line, call, content
         self._s, self._asked, self._provider = gateway.scheduler, asked, provider
+        is_same = model == call.body["model"]
+        self._body = call.body if is_same else {**call.body, "model": model}
         self._loop = asyncio.get_running_loop()
         self._woken = self._loop.create_future()
         self._future: RequestFuture | None = None
@@ -96,6 +101,9 @@ class Exchange:
         self._waiting: asyncio.Task[None] | None = None
         self._next_beat_s = self._began_s
         self._was_admitted_s: float | None = None
+        self._reply: Response | None = None  # its answer, as soon as it is there
+        self._is_placed = False  # it is known whether it waits
+        self.look_at_s = self._began_s + LOOK_S
         self.is_gone = False
 
     # From beginning to end
@@ -111,50 +119,54 @@ class Exchange:
             await self._line.answer(self._refused(error))
             return
         self._gateway.enter(self)
+        future.heard = self._hear
         future.add_done_callback(self._wake)
-        self._timer = self._loop.call_later(LOOK_S, self._glance)
         try:
             await self._woken
         except asyncio.CancelledError:
             future.cancel()
             raise
         finally:
-            self._timer.cancel()
-            await self._end_waiting()
+            if self._waiting is not None:
+                await self._end_waiting()
             self._gateway.leave(self)
         await self._finish(future)
+        # Else each keeps the other until the garbage collector comes by.
+        future.send = future.heard = None
 
     def _request(self) -> Request:
         said: dict[str, Any] = dict(self._asked.marks)
         if not self._asked.is_forever:
             most_ms = self._asked.wait_ms or self._gateway.max_hold_ms
             said["max_wait"] = most_ms / 1000
-        return Request(self._call.body, url=self._call.url, provider=self._provider, **said)
+        return Request(self._body, url=self._call.url, provider=self._provider, **said)
 
     def _wake(self, future: object) -> None:
         if not self._woken.done():
             self._woken.set_result(None)
 
+    def _hear(self, response: Response) -> None:
+        """Its answer has come, and is the client's, whatever the disk takes to note its cost."""
+        self._reply = response
+        self._wake(None)
+
     # Waiting
 
-    def _glance(self) -> None:
-        """It is not answered at once: does it wait?"""
+    def glance(self) -> bool:
+        """It is not answered at once: does it wait? Says whether nobody has to ask any more."""
+        if self._is_placed:  # it takes a while: notice if its client hangs up, let it hear a word
+            self._waiting = self._loop.create_task(self._wait())
+            return True
         if self.look():
+            self._is_placed = True
             self._beats = beats_of(self._line.headers)
             self._next_beat_s = self._began_s + self._beats.first_s
-            patience_s = min(PROMPT_S, self._beats.first_s / 2) - LOOK_S
-            self._timer = self._loop.call_later(max(0.0, patience_s), self._begin_waiting)
-        else:
-            self._timer = self._loop.call_later(LOOK_S, self._glance)
-
-    def _begin_waiting(self) -> None:
-        """It takes a while: notice if its client hangs up, and let it hear something."""
-        self._waiting = self._loop.create_task(self._wait())
+            self.look_at_s = self._began_s + min(PROMPT_S, self._beats.first_s / 2)
+        return False
 
     async def _end_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
+        assert waiting is not None
         async with self._line.lock:  # a beat is told whole
             waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -388,9 +400,12 @@ class Exchange:
         if self._was_admitted_s is not None:
             queued_ms = int((self._was_admitted_s - self._began_s) * 1000)
             fields.append((b"x-scheduler-queue-ms", str(queued_ms).encode()))
-        left = self._gateway.left_usd(future)
-        if left is not None:
-            fields.append((b"x-scheduler-budget-remaining-usd", left.encode()))
+        left_nusd = self._gateway.left_nusd(future)
+        if left_nusd is not None:
+            if self._reply is not None and not future.done():  # what it reserved counts still
+                left_nusd += future.ceiling_nusd - self._reply.cost_nusd
+            left = decimal_usd(max(0, left_nusd)).encode()
+            fields.append((b"x-scheduler-budget-remaining-usd", left))
         return fields
 
     def _costs(self, response: Response) -> Fields:
@@ -402,8 +417,10 @@ class Exchange:
     async def _finish(self, future: RequestFuture) -> None:
         """Tell what came of it."""
         error: BaseException | None
-        response: Response | None = None
-        if future.cancelled():
+        response = self._reply
+        if response is not None:
+            error = None
+        elif future.cancelled():
             error = self._refusal or SchedulerClosed("the gateway gave the call up")
         else:
             error = future.exception()

@@ -34,6 +34,7 @@ _NOT_BACK = frozenset({
     "transfer-encoding", "upgrade", "set-cookie", "alt-svc", "strict-transport-security", "date",
     "server", "x-should-retry",
 })  # fmt: skip
+_OURS = (HEADER_PREFIX, "sec-")
 _USUAL = ("", "keep-alive", "close")
 _AT = re.compile(r"^/at/[^/]+(?=/)")
 _V1 = re.compile(r"^(?:/openai)?(?=/v1)")
@@ -51,7 +52,7 @@ def headers(own: Mapping[str, str], set_by_provider: frozenset[str]) -> dict[str
     return {
         name: value for name, value in own.items()
         if name not in _NEVER and name not in set_by_provider and name not in named
-        and not name.startswith((HEADER_PREFIX, "sec-"))
+        and not name.startswith(_OURS)
     }  # fmt: skip
 
 
@@ -93,6 +94,8 @@ def query_of(query: bytes) -> str:
     >>> query_of(b"a=1&key=sched-1&%6bey=sched-1"), query_of(b"")
     ('a=1', '')
     """
+    if not query:
+        return ""
     parts = query.decode("latin-1").split("&")
     return "&".join(
         each for each in parts if each and unquote_plus(each.partition("=")[0]) != KEY_PARAM

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from starlette.routing import BaseRoute, Route
@@ -21,21 +23,24 @@ from scheduler.adapters.dialects import Call, Dialect, is_endpoint, read_call
 from scheduler.core.future import RequestFuture
 from scheduler.errors import ConfigError, SchedulerError
 from scheduler.guards.plain import logger_of
-from scheduler.money import decimal_usd
 from scheduler.providers.anthropic import Anthropic
 from scheduler.providers.base import Provider
 from scheduler.providers.google import Google
 from scheduler.providers.http import HttpProvider
 from scheduler.providers.known import kind_at
-from scheduler.request import Response
+from scheduler.request import RESPONSES, Response
 from scheduler.scheduler import Scheduler
 from scheduler.server import forwarded
 from scheduler.server.asked import read_asked
 from scheduler.server.exchange import Exchange
-from scheduler.server.line import HungUp, Line
+from scheduler.server.line import HungUp, Line, wanted_at
+from scheduler.server.nurse import Nurse
 from scheduler.server.passing import pass_on
 from scheduler.server.refusals import NOT_AGAIN, Unserved, Whole, refused
 from scheduler.server.tokens import Token, Tokens
+
+if TYPE_CHECKING:
+    from scheduler.server.batches.background import Background
 
 logger = logger_of("scheduler.server")
 
@@ -70,6 +75,7 @@ class Gateway:
 
     Attributes:
         exchanges: Calls under way, or held.
+        background: Takes those that nobody stays on the line for. None: nobody does.
         succeeded: How many were answered.
         cost_nusd: What these cost.
         parked_ms: How long these were parked, in all.
@@ -85,10 +91,12 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.exchanges: set[Exchange] = set()
         self._is_empty = asyncio.Event()
+        self._nurse = Nurse(self._loop)
         self.is_stopping = False
+        self.background: Background | None = None
         self.succeeded = self.cost_nusd = self.parked_ms = 0
-        self._turns, self._left = -1, dict[tuple[int, ...], str | None]()
-        self._chosen: dict[tuple[Dialect, str, str], str] = {}
+        self._turns, self._left = -1, dict[tuple[int, ...], int | None]()
+        self._chosen: dict[tuple[Dialect, str, str], tuple[str, str]] = {}
         self._remembered: OrderedDict[bytes, tuple[float, Whole]] = OrderedDict()
         scheduler.on(events.Parked, self._parked)
 
@@ -126,7 +134,7 @@ class Gateway:
                     503, "stopping", "the gateway is stopping; nothing was sent. Ask again",
                     (b"retry-after", b"1"), (b"connection", b"close"),
                 )  # fmt: skip
-            token = await self._token_of(line)
+            token = await self.token_of(line)
             asked = read_asked(line.headers, token, self.scheduler.now_ms())
             content = b"" if line.scope["method"] == "GET" else await line.body()
             if is_free:
@@ -138,8 +146,16 @@ class Gateway:
             if again is not None:
                 await line.answer(again)
                 return
-            provider = self.choose(call.dialect, call.body["model"], line)
-            exchange = Exchange(self, line, call, content, asked, provider)
+            if self.background is not None and call.url == RESPONSES:
+                if call.body.get("background") is True:
+                    await line.answer(await self.background.begin(line, call, asked, token))
+                    return
+                linked = await self.background.linked(call.body, token)
+                if linked is not call.body:
+                    call = replace(call, body=linked)
+                    content = call.encode(linked)
+            provider, model = self.named(call.dialect, call.body["model"], wanted_at(line))
+            exchange = Exchange(self, line, call, content, asked, provider, model)
         except HungUp:
             return
         except Unserved as wrong:
@@ -153,20 +169,22 @@ class Gateway:
     async def still_takes(self, line: Line) -> bool:
         """Whether a call's token is one still."""
         try:
-            await self._token_of(line)
+            await self.token_of(line)
         except Unserved:
             return False
         return True
 
-    async def _token_of(self, line: Line) -> Token:
+    async def token_of(self, line: Line) -> Token:
         """Whose call it is.
 
         Raises:
             Unserved: Nobody's who may ask.
         """
         for presented in _presented(line):
-            now_s = self._loop.time()
-            found = await self.tokens.find(presented, self.scheduler.now_ms(), now_s)
+            now_ms, now_s = self.scheduler.now_ms(), self._loop.time()
+            found = self.tokens.held(presented, now_ms, now_s)
+            if found is None:
+                found = await self.tokens.find(presented, now_ms, now_s)
             if found is not None:
                 return found
         raise Unserved(
@@ -187,10 +205,19 @@ class Gateway:
         Raises:
             ConfigError: There is nobody who could be.
         """
-        wanted = line.scope.get("path_params", {}).get("provider", "")
+        return self.named(dialect, model, wanted_at(line))[0]
+
+    def named(self, dialect: Dialect, model: str, wanted: str) -> tuple[str, str]:
+        """The same, and what the model is called there; a path may name a provider. Raises as `choose`.
+
+        A prefix or a route that leads to a provider is no part of the model's name there.
+        """
         found = self._chosen.get((dialect, model, wanted))
         if found is None:
-            found = self._choose(dialect, model, wanted)
+            found = self._choose(dialect, model, wanted), model
+            if not wanted:
+                led, there = self.scheduler.led_to(model)
+                found = found if led is None else (found[0], there)
             if len(self._chosen) < MAX_CHOSEN:
                 self._chosen[dialect, model, wanted] = found
         return found
@@ -210,7 +237,7 @@ class Gateway:
             raise ConfigError(
                 "provider", f"none is named {wanted!r} (there are: {known}); nothing was sent"
             )
-        led = self.scheduler.led_to(model)
+        led, _ = self.scheduler.led_to(model)
         if led is not None:
             if _speaks(self._providers[led], dialect) is False:
                 raise ConfigError(
@@ -236,7 +263,7 @@ class Gateway:
 
     # What calls ask
 
-    def left_usd(self, future: RequestFuture) -> str | None:
+    def left_nusd(self, future: RequestFuture) -> int | None:
         """What is left of the tightest budget in dollars that a call draws on; None: of none."""
         lane, turns = future.lane, self.scheduler.turns
         if lane is None:
@@ -251,7 +278,7 @@ class Gateway:
             for cap in status.caps
             if cap.cap.unit == "usd" and cap.available is not None
         ]
-        told = decimal_usd(max(0, min(left))) if left else None
+        told = min(left, default=None)
         self._left[lane.budgets] = told
         return told
 
@@ -300,16 +327,18 @@ class Gateway:
     def enter(self, exchange: Exchange) -> None:
         """One call more is under way, or held."""
         self.exchanges.add(exchange)
-        self._is_empty.clear()
+        self._nurse.take(exchange)
 
     def leave(self, exchange: Exchange) -> None:
         """It is not any more."""
         self.exchanges.discard(exchange)
+        self._nurse.leave(exchange)
         if not self.exchanges:
             self._is_empty.set()
 
     async def _until_empty(self, most_s: float | None) -> None:
         if self.exchanges:
+            self._is_empty.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(most_s):
                     await self._is_empty.wait()

@@ -17,13 +17,17 @@ from scheduler.errors import ConfigError
 from scheduler.providers.base import Provider
 from scheduler.providers.http import is_loopback
 from scheduler.scheduler import Scheduler
+from scheduler.server.batches.background import Background
+from scheduler.server.batches.batches import Batches
+from scheduler.server.batches.files import Files
+from scheduler.server.batches.keeper import Keeper
+from scheduler.server.batches.messages import Messages
+from scheduler.server.batches.shelf import Shelf
 from scheduler.server.front import Front
 from scheduler.server.gateway import Gateway
 from scheduler.server.listen import bind, listening, url_at
 from scheduler.server.page import PREFIX, Desk, Keys, page_routes
-from scheduler.server.tokens import Token, Tokens, kept, make_token
-
-ONE_TIME = "one-time"  # the name of a token that ends with its gateway
+from scheduler.server.tokens import ONE_TIME, Token, Tokens, kept, make_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +100,19 @@ async def open_gateway(
         at_last=settings.at_last, is_meant=settings.is_meant,
     )  # fmt: skip
     keys = Keys(lambda: settings.on_link(_link(at, keys)))
+    shelf = Shelf(scheduler.store)
+    keeper = Keeper(scheduler, shelf, gateway.named, gateway.provider)
     front = Front(
         [
-            *gateway.routes(), *_page(scheduler, settings, keys),
+            *gateway.routes(), *Files(gateway, shelf, keeper).routes(),
+            *Batches(gateway, shelf, keeper).routes(), *Messages(gateway, shelf, keeper).routes(),
+            *Background(gateway).routes(), *_page(scheduler, settings, keys),
             *_metrics(scheduler, settings, tokens),
         ],
         gateway.quick(), _names(settings),
         any_address=not is_loopback(settings.host),
     )  # fmt: skip
-    async with listening(front, at):
+    async with keeper.working(), listening(front, at):
         yield Open(gateway, url_at(at), secret, _link(at, keys) if settings.page else "")
 
 

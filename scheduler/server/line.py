@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from scheduler.server.listen import answer_at_once
 from scheduler.server.refusals import Fields, Unserved, Whole
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -100,6 +101,9 @@ class Line:
 
     async def answer(self, whole: Whole) -> None:
         """Tell all at once, where nothing was told yet."""
+        if not self.lock.locked() and answer_at_once(self._send, whole):
+            self.has_begun = self.is_over = True
+            return
         async with self.lock:
             self.has_begun = self.is_over = True
             length = (b"content-length", str(len(whole.content)).encode())
@@ -111,6 +115,11 @@ class Line:
 
     async def _write(self, piece: bytes) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+def wanted_at(line: Line) -> str:
+    """The provider that a path names; empty: none."""
+    return str(line.scope.get("path_params", {}).get("provider", ""))
 
 
 def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from scheduler.errors import CallFailed
 from scheduler.providers.google import Google
 from scheduler.providers.http import HttpProvider
 from scheduler.server import forwarded
-from scheduler.server.line import Line
+from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import JSON, Unserved, Whole, refused
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ async def pass_on(
     if not _SAFE.fullmatch(path):
         raise Unserved(404, "not_found", f"{path[:200]!r} is not served; nothing was sent")
     method = line.scope["method"]
-    provider = gateway.provider(gateway.choose(dialect, _model_of(content), line))
+    name, content = _chosen(gateway, line, dialect, content)
+    provider = gateway.provider(name)
     if not isinstance(provider, HttpProvider):
         await line.answer(_listed(provider, method, path))
         return
@@ -57,13 +58,17 @@ def _url(provider: HttpProvider, dialect: Dialect, path: str, query: str) -> str
     return provider.url_for(path, "")
 
 
-def _model_of(content: bytes) -> str:
+def _chosen(gateway: Gateway, line: Line, dialect: Dialect, content: bytes) -> tuple[str, bytes]:
+    """Who is asked, and what: with the model's name there."""
     try:
         body = from_json(content) if content else None
     except ValueError:
-        return ""
+        body = None
     model = body.get("model") if isinstance(body, dict) else None
-    return model if isinstance(model, str) else ""
+    if not isinstance(body, dict) or not isinstance(model, str):
+        return gateway.choose(dialect, "", line), content
+    name, there = gateway.named(dialect, model, wanted_at(line))
+    return name, content if there == model else to_json({**body, "model": there})
 
 
 def _listed(provider: Provider, method: str, path: str) -> Whole:

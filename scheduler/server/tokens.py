@@ -23,6 +23,7 @@ from scheduler.stores.noting import Noting
 
 KIND = "token"  # of notes in a store
 PREFIX = "sched-"
+ONE_TIME = "one-time"  # the name of a token that ends with its gateway
 FRESH_S = 1.0  # so long a revoked token may still be taken
 _AGAIN_S = 0.1  # one that is not known is looked for no more often
 _NAME = re.compile(r"[\w.@+\-]{1,64}", re.ASCII)
@@ -151,7 +152,13 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 async def keep(store: Noting, token: Token) -> bool:
-    """Keep a new token; False: there is one of that name, which stays as it is."""
+    """Keep a new token; False: there is one of that name, which stays as it is.
+
+    Raises:
+        ConfigError: It has the name of those that are not kept, whose files and batches it would see.
+    """
+    if token.name == ONE_TIME:
+        raise ConfigError("token", f"{ONE_TIME!r} is what a gateway's own is called; none was made")
     return await store.note(KIND, token.name, token.as_text(), only_new=True)
 
 
@@ -179,6 +186,18 @@ class Tokens:
         self._read_s = float("-inf")
         self._lock = asyncio.Lock()
 
+    def held(self, presented: str, now_ms: int, now_s: float) -> Token | None:
+        """As `find`, as far as it is known without asking the store; None: it has to be asked."""
+        digest = digest_of(presented)
+        if self._own is not None and hmac.compare_digest(self._own.digest, digest):
+            return self._own
+        if now_s - self._read_s > FRESH_S:
+            return None
+        found = self._by_digest.get(digest)
+        if found is None or not hmac.compare_digest(found.digest, digest):
+            return None
+        return None if found.is_over(now_ms) else found
+
     async def find(self, presented: str, now_ms: int, now_s: float) -> Token | None:
         """The token of a secret; None: there is none, or no more.
 
@@ -190,18 +209,11 @@ class Tokens:
         Raises:
             StoreError: The store cannot be read.
         """
-        digest = digest_of(presented)
-        if self._own is not None and hmac.compare_digest(self._own.digest, digest):
-            return self._own
-        if now_s - self._read_s > FRESH_S:
-            await self._read(now_s)
-        found = self._by_digest.get(digest)
+        found = self.held(presented, now_ms, now_s)
         if found is None and now_s - self._read_s > _AGAIN_S:
             await self._read(now_s)  # it may have been made a moment ago
-            found = self._by_digest.get(digest)
-        if found is None or not hmac.compare_digest(found.digest, digest):
-            return None
-        return None if found.is_over(now_ms) else found
+            found = self.held(presented, now_ms, now_s)
+        return found
 
     async def _read(self, now_s: float) -> None:
         before_s = self._read_s

@@ -46,6 +46,7 @@ from scheduler.shortfall import Shortfall
 from scheduler.stores.history import History
 from scheduler.stores.noting import Noting
 from scheduler.stores.outbox import Outbox
+from scheduler.stores.papers import Papers
 from scheduler.stores.refusing import is_refusal
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
         BudgetStatus,
         Counts,
         QueueRow,
-        SpendRow,
         TenantStatus,
         Unserved,
         WorkerStatus,
@@ -392,7 +392,7 @@ class TurnResult:
 Archive = Callable[[Sequence[Finished]], None]
 
 
-class Store(Noting, History, Outbox, ABC):
+class Store(Noting, Papers, History, Outbox, ABC):
     """Keeps requests, budgets and reservations. All amounts are integers."""
 
     @abstractmethod
@@ -569,10 +569,6 @@ class Store(Noting, History, Outbox, ABC):
         limit: int = 1000, after_id: int = 0,
     ) -> list[QueueRow]:  # fmt: skip
         """Requests in these states, oldest first, a page at a time."""
-
-    @abstractmethod
-    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
-        """Money by ``model``, ``job`` or ``budget`` for attempts begun since then."""
 
     @abstractmethod
     async def audit(self, now_ms: int) -> Audit:

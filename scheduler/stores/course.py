@@ -9,14 +9,25 @@ than an eighth, however many calls there were.
 (896, 1024)
 >>> quantile_ms({35: 90, 39: 10}, 0.5), quantile_ms({35: 90, 39: 10}, 0.95), quantile_ms({}, 0.5)
 (960, 1920, None)
+
+What was spent *lately* is told from the beginning of a quarter of an hour on, for the last 45 to 60
+minutes; the rate is that of this time, or of what there is of it since spending began.
+
+>>> lately_since_ms(60 * MINUTE_MS) // MINUTE_MS, lately_since_ms(74 * MINUTE_MS) // MINUTE_MS
+(15, 15)
+>>> rate_per_hour([(15 * MINUTE_MS, 30), (30 * MINUTE_MS, 10)], 55 * MINUTE_MS)
+60
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-QUARTER_MS = 15 * 60_000
+MINUTE_MS = 60_000
+QUARTER_MS = 15 * MINUTE_MS
+HOUR_MS = 60 * MINUTE_MS
+LATELY_MS = 45 * MINUTE_MS  # at least so long is lately
 LAST = 150  # of buckets: what took longer than about twelve days
 
 
@@ -44,6 +55,27 @@ class TookRow(NamedTuple):
     calls: int
     nusd: int
     ceiling_nusd: int
+
+
+def lately_since_ms(at_ms: int) -> int:
+    """The beginning of the quarter of an hour in which that begins which is told as lately."""
+    began_ms = at_ms - LATELY_MS
+    return began_ms - began_ms % QUARTER_MS
+
+
+def rate_per_hour(posted: Sequence[tuple[int, int]], now_ms: int) -> int:
+    """What an hour costs, by what was posted lately.
+
+    Args:
+        posted: By quarters of an hour, in order.
+        now_ms: The time.
+    """
+    since_ms = lately_since_ms(now_ms)
+    recent = [each for each in posted if each[0] >= since_ms and each[1]]
+    if not recent:
+        return 0
+    lasted_ms = max(QUARTER_MS, now_ms - recent[0][0])
+    return sum(amount for _, amount in recent) * HOUR_MS // lasted_ms
 
 
 def bucket_of(ms: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from scheduler.limits import Gates, Limits
-from scheduler.stats import Past, Queued, Standing, Took, UnknownSum
+from scheduler.stats import Past, Queued, SpendRow, Standing, Took, UnknownSum
 from scheduler.stores.course import CourseRow, TookRow
 
 
@@ -59,6 +59,17 @@ class History:
 
     async def live_by_job(self) -> dict[str, int]:
         """How many requests wait or run, by job; jobs without any are left out."""
+        raise NotImplementedError
+
+    async def spend(self, by: str, since_ms: int = 0) -> list[SpendRow]:
+        """Money by ``model``, ``job``, ``budget`` or ``tag`` for attempts begun since then.
+
+        ``tag:NAME`` is told by the values of one tag, ``tag`` by ``NAME=VALUE`` of all. Both begin with
+        the quarter of an hour in which that instant is; see `tagged` for how many values there are.
+
+        Raises:
+            ConfigError: It is summed by nothing of that name.
+        """
         raise NotImplementedError
 
     async def course(self, budgets: Collection[int], since_ms: int) -> list[CourseRow]:

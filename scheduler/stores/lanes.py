@@ -145,7 +145,8 @@ class Lanes:
         """`count` more requests wait in the lane, none of them before `head`; None: who knows."""
         if not lane.waiting:
             self._idle.pop(lane.id, None)
-        head = lane.key.lowest if head is None else head
+        if head is None:
+            head = lane.key.lowest
         is_first = not lane.waiting or head < lane.head
         lane.waiting += count
         self._waiting += count
@@ -153,7 +154,8 @@ class Lanes:
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] += count
-        self._mark(lane)
+        if self._shares.fairness is not None:
+            self._mark(lane)
         if is_first:
             lane.head = head
             if lane.shortfall is None and lane.waiting:
@@ -168,7 +170,8 @@ class Lanes:
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] -= count
         if not lane.waiting:
-            self._mark(lane)
+            if self._shares.fairness is not None:
+                self._mark(lane)
             self.open.drop(lane)
             if lane.shortfall is not None:
                 self._reopen(lane, now_ms)
@@ -196,11 +199,13 @@ class Lanes:
 
     def sharing(self, now_ms: int) -> list[TenantStatus]:
         """How tenants are doing."""
-        if self._shares.fairness is None:
+        fairness = self._shares.fairness
+        if fairness is None:
             return []
         return tenant_statuses(
             [(lane.key.tenant, lane.waiting) for lane in self._by_key.values()],
             [(key.tenant, sum(each.lately(now_ms))) for key, each in self._shares.tenants.items()],
+            fairness.weight,
         )
 
     def _mark(self, lane: Lane) -> None:

@@ -69,7 +69,9 @@ class Book:
         self._shares = shares
         self._lanes: dict[int, Lane] = {}
         self._always: dict[int, Lane] = {}
-        self._crowds: dict[Group, _Crowd] = {}
+        # Heaps of ranks, lanes and tickets, of groups in which nobody shares with anybody.
+        self._plain: dict[Group, list[tuple[Rank, int, int]]] = {}
+        self._crowds: dict[Group, _Crowd] = {}  # of all others
         self._groups_of: dict[TenantKey, set[Group]] = {}
         # By provider and level, of ranks and groups. A group counts with its last entry, whose
         # rank may be of who has gone: that is found when it is met.
@@ -88,19 +90,28 @@ class Book:
             self._always[lane.id] = lane
             return
         group = lane.group
+        plain = self._plain.get(group)
+        if plain is None:
+            if self._shares.fairness is not None or group in self._crowds:
+                self._put_fairly(lane, group)
+                return
+            plain = self._plain[group] = []
+        due_ms, id_ = lane.head
+        rank = (0, due_ms, id_)
+        heapq.heappush(plain, (rank, lane.id, lane.ticket))
+        self._put_top(rank, group)
+
+    def _put_fairly(self, lane: Lane, group: Group) -> None:
+        key = lane.key
         crowd = self._crowds.get(group)
         if crowd is None:
             crowd = self._crowds[group] = _Crowd()
         waiting = crowd.lanes.get(key.tenant)
         if waiting is None:
             waiting = crowd.lanes[key.tenant] = []
-            if self._shares.fairness is not None:
-                self._groups_of.setdefault(tenant_key(key), set()).add(group)
+            self._groups_of.setdefault(tenant_key(key), set()).add(group)
         heapq.heappush(waiting, (lane.head, lane.id, lane.ticket))
-        due_ms, id_ = lane.head
-        is_fair = self._shares.fairness is not None
-        start = self._shares.start(key.provider, key.priority, key.tenant) if is_fair else 0
-        rank = (start, due_ms, id_)
+        rank = (self._shares.start(key.provider, key.priority, key.tenant), *lane.head)
         crowd.note(key.tenant, rank)
         self._put_top(rank, group)
 
@@ -139,7 +150,7 @@ class Book:
     def of_provider(self, provider: str, most: int) -> list[Lane]:
         """Some of a provider's lanes, taken out of the book."""
         found: list[Lane] = []
-        for group in [each for each in self._crowds if each[0] == provider]:
+        for group in [each for each in (*self._plain, *self._crowds) if each[0] == provider]:
             while len(found) < most and self._rank_of(group) is not None:
                 found.append(self.take(group))
         return found
@@ -184,9 +195,13 @@ class Book:
 
     def take(self, group: Group) -> Lane:
         """Take the first lane of a group, which has one, out of the book."""
-        crowd = self._crowds[group]
-        waiting = crowd.lanes[crowd.order[0][1]]
-        lane = self._lanes[heapq.heappop(waiting)[1]]
+        plain = self._plain.get(group)
+        if plain is not None:
+            lane_id = heapq.heappop(plain)[1]
+        else:
+            crowd = self._crowds[group]
+            lane_id = heapq.heappop(crowd.lanes[crowd.order[0][1]])[1]
+        lane = self._lanes[lane_id]
         lane.ticket += 1
         self.restore(group)
         return lane
@@ -215,6 +230,16 @@ class Book:
 
     def _rank_of(self, group: Group) -> Rank | None:
         """The rank of a group's first, which is then on top of its order; None: nobody is left."""
+        plain = self._plain.get(group)
+        if plain is not None:
+            while plain:
+                found, lane_id, ticket = plain[0]
+                lane = self._lanes.get(lane_id)
+                if lane is not None and lane.ticket == ticket:
+                    return found
+                heapq.heappop(plain)
+            del self._plain[group]
+            return None
         crowd = self._crowds.get(group)
         while crowd is not None and crowd.order:
             rank, tenant = crowd.order[0]
@@ -226,9 +251,7 @@ class Book:
                 heapq.heappop(crowd.order)
                 self._forget(group, crowd, tenant)
                 continue
-            start = 0
-            if self._shares.fairness is not None:
-                start = self._shares.start(group[0], group[1][0], tenant)
+            start = self._shares.start(group[0], group[1][0], tenant)
             if start == rank[0] and head == rank[1:]:
                 return rank
             actual = (start, *head)
@@ -282,6 +305,7 @@ class Lineup:
     ) -> None:  # fmt: skip
         self._book, self._show, self._at_once = book, show, at_once
         self._closed, self._slots, self._now_ms = gates.closed(), slots, now_ms
+        self._is_fair = book.is_fair  # then starts move
         self._is_left: dict[tuple[str, str | None], bool] = {}  # by provider and model; None: all
         self._aside: list[Group] = []
         self._top: dict[str, tuple[int, Rank, Group] | None] = {}  # by provider, as last seen
@@ -301,7 +325,7 @@ class Lineup:
 
     def top(self, provider: str) -> tuple[int, Rank] | None:
         """Priority and rank of the first of a provider's lanes to come."""
-        if provider not in self._top or self._book.is_fair:  # then starts move
+        if provider not in self._top or self._is_fair:
             self._top[provider] = None if self._leaves_all(provider) else self._first_of(provider)
         top = self._top[provider]
         return top and top[:2]
@@ -309,7 +333,11 @@ class Lineup:
     def _first_of(self, provider: str) -> tuple[int, Rank, Group] | None:
         found: tuple[int, Rank, Group] | None = None
         levels = self._book.levels(provider)
-        for level in sorted(levels) if len(levels) > 1 else levels:
+        if len(levels) == 1:
+            (level,) = levels
+            top = self._book.top(provider, level, self._leaves)
+            return top and (level[0], *top)
+        for level in sorted(levels):
             if found is not None and level[0] > found[0]:
                 break
             top = self._book.top(provider, level, self._leaves)
@@ -333,7 +361,7 @@ class Lineup:
         """The next lanes of a level at a provider."""
         lanes: list[Lane] = []
         known = self._top.pop(provider, None)
-        if known is not None and known[2][1] == level and not self._book.is_fair:
+        if known is not None and known[2][1] == level and not self._is_fair:
             lanes.append(self._book.take(known[2]))
         while len(lanes) < self._at_once:
             top = self._book.top(provider, level, self._leaves)

@@ -20,6 +20,7 @@ from scheduler.guards.plain import logger_of
 from scheduler.stores import forks
 from scheduler.stores.base import StorePrompts
 from scheduler.stores.file import (
+    KEPT_JOURNAL_BYTES,
     OLDEST_SQLITE,
     SCHEMA_VERSION,
     check_file,
@@ -151,7 +152,8 @@ class SqliteStore(SqlStore):
         elif version < SCHEMA_VERSION:
             self._upgrade(db, now_ms)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
-                       "cache_size = -32768"):  # fmt: skip
+                       "cache_size = -32768",
+                       f"journal_size_limit = {KEPT_JOURNAL_BYTES}"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
         self._file = None if self._look is not None else named(self._place)

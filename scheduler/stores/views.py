@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from scheduler.admission.plan import LaneKey
@@ -143,8 +143,9 @@ def changes_at_ms(account: Account) -> int | None:
 
 
 def tenant_statuses(
-    waiting: Iterable[tuple[str, int]], served: Iterable[tuple[str, int]]
-) -> list[TenantStatus]:
+    waiting: Iterable[tuple[str, int]], served: Iterable[tuple[str, int]],
+    weight: Callable[[str], float],
+) -> list[TenantStatus]:  # fmt: skip
     """How tenants are doing, from what each of their lanes, and of their places, has."""
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()
@@ -153,7 +154,7 @@ def tenant_statuses(
     for tenant, amount in served:
         sums[tenant] += amount
     found = [
-        TenantStatus(each, counts[each], sums[each])
+        TenantStatus(each, counts[each], sums[each], weight(each))
         for each in counts.keys() | sums.keys()
         if counts[each] or sums[each]
     ]

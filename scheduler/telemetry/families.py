@@ -22,7 +22,8 @@ from prometheus_client.core import (
 from scheduler import __version__
 from scheduler.budget import Unit
 from scheduler.guards.plain import one_line
-from scheduler.telemetry.picture import Picture, priority_word
+from scheduler.request import priority_word
+from scheduler.telemetry.picture import Picture
 from scheduler.telemetry.tallies import MOST_CHARACTERS, Histogram, Tallies
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ DONE = "job.done"
 KINDS = (THRESHOLD, PROJECTED, PARKED, UNKNOWN, DONE)
 PREFIX = "io.scheduler."
 DAY_MS = 86_400_000
-BEYOND = 1.05  # a projection says so much more than the limit at least: rates go up and down
 _SLOW = ("window_spent",)  # until an instant that does not move; others are told once a day
 
 
@@ -128,24 +127,21 @@ def _threshold(
 
 
 def _projected(picture: Picture, status: BudgetStatus, cap: CapStatus) -> Iterator[Item]:
-    """That it will be used up before its reset, if it goes on as lately."""
-    spent_at_ms, resets_at_ms = picture.spent_at_ms(status, cap), cap.resets_at_ms
-    is_calendar = cap.cap.window.kind is WindowKind.CALENDAR
-    if spent_at_ms is None or resets_at_ms is None or not is_calendar or not cap.limit:
+    """That it will be used up clearly before its reset."""
+    found = picture.used_up(status, cap)
+    if found is None or cap.resets_at_ms is None or cap.limit is None:
         return
-    rate = picture.per_hour(status, cap)
-    left_h = (resets_at_ms - picture.at_ms) / 3_600_000
-    projected = round(cap.counted + rate * left_h)
-    if cap.counted >= cap.limit or projected < BEYOND * cap.limit:
-        return
+    spent_at_ms, rate = found
+    left_ms = cap.resets_at_ms - picture.at_ms
+    projected = cap.posted + rate * left_ms // 3_600_000
     yield Item(
         PROJECTED, f"projected:{_window_of(status, cap, picture.at_ms)}:{cap.limit}",
         status.budget.name,
         f"Budget {_quoted(status)} will have spent its {_told(cap, cap.limit)} in about "
-        f"{format_duration(spent_at_ms - picture.at_ms)}, at {_told(cap, round(rate))} an hour"
+        f"{format_duration(spent_at_ms - picture.at_ms)}, at {_told(cap, rate)} an hour"
         f"{_until(cap, picture.at_ms)}.",
         {
-            "projected_at": iso(spent_at_ms), **_amounts(cap, projected=projected, per_hour=round(rate)),
+            "projected_at": iso(spent_at_ms), **_amounts(cap, projected=projected, per_hour=rate),
             **_of_cap(status, cap),
         },
     )  # fmt: skip

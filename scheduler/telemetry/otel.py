@@ -39,8 +39,8 @@ from opentelemetry.trace import (
 
 from scheduler import __version__, events
 from scheduler.guards.plain import logger_of
+from scheduler.request import priority_word
 from scheduler.telemetry import genai
-from scheduler.telemetry.picture import priority_word
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from scheduler import events
 from scheduler.guards.plain import one_line
-from scheduler.telemetry.picture import priority_word
+from scheduler.request import priority_word
 
 if TYPE_CHECKING:
     from scheduler.core.looking import Looking

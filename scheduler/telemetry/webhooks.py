@@ -19,7 +19,7 @@ from scheduler.guards.plain import logger_of, without_password
 from scheduler.stores.outbox import News
 from scheduler.telemetry.delivery import again_at_ms, deliver
 from scheduler.telemetry.hooks import Webhook, configured
-from scheduler.telemetry.news import DONE, Item, items, job_done
+from scheduler.telemetry.news import DONE, PROJECTED, Item, items, job_done
 from scheduler.telemetry.picture import look
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class Herald:
 
     async def _note_news(self) -> None:
         now_ms = self._s.now_ms()
-        picture = await look(self._s.store, "", now_ms, spend=())
+        burned = any(PROJECTED in hook.wanted.kinds for hook in self._hooks.values())
+        picture = await look(self._s.store, "", now_ms, spend=(), burned=burned)
         found = [
             self._news(hook, item, now_ms)
             for hook in self._hooks.values()

@@ -1,6 +1,8 @@
 import asyncio
+import getpass
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -277,6 +279,32 @@ def test_a_removed_budget_tells_what_it_spent_and_is_listed_no_more(cli, filled)
 
     assert cli("budget", "set", "default", "$5/day @Europe/Athens", "--create", "--store", filled)
     assert listed(cli, filled)[0]["posted_usd"] == "0.80"
+
+
+def test_who_changed_what_is_kept_and_told(cli, filled):
+    assert "nothing was changed yet" in cli("budget", "log", "--store", filled).stderr
+    for words in (
+        ("budget", "set", "default", "$2"), ("budget", "set", "default", "$2"),
+        ("budget", "set", "other", "$1/day", "--create"), ("budget", "set", "default", "much"),
+        ("budget", "pause", "default"), ("budget", "resume", "default"),
+        ("resolve", "--all", "--charge", "$0.01"), ("budget", "remove", "other"),
+    ):  # fmt: skip
+        cli(*words, "--store", filled)
+
+    told = json.loads(cli("budget", "log", "--json", "--store", filled).stdout)
+
+    assert [(act["what"], act["name"], act["before"], act["after"]) for act in told] == [
+        ("remove", "other", "$1/day", ""),
+        ("charge", told[1]["name"], "$0.05", "$0.01"),
+        ("resume", "default", "paused", "goes on"),
+        ("pause", "default", "goes on", "paused"),
+        ("limit", "other", "", "$1/day"),
+        ("limit", "default", "$1/day @Europe/Athens", "$2/day @Europe/Athens"),
+    ]
+    assert told[0]["who"] == f"{getpass.getuser()}@{socket.gethostname()} (budget remove)"
+    lines = cli("budget", "log", "-n", "2", "--store", filled).stdout.splitlines()
+    assert len(lines) == 3
+    assert "budget remove" in lines[1]
 
 
 def test_a_parent_is_not_removed_before_its_children(cli, tmp_path):

@@ -117,6 +117,67 @@ def test_of_a_budget_without_a_window_what_is_spent_never_comes_back(quote, tmp_
     assert never("$1/day") == (0, 0)  # tomorrow
 
 
+@pytest.fixture
+def of_a_dollar():
+    """Forecasts requests that may cost ten cents each, and are expected to, under a budget."""
+    from scheduler.budget import Budget
+    from scheduler.cli.forecast import Forecast
+    from scheduler.request import Quote, Request
+    from scheduler.stats import CapStatus
+
+    cents = 10**7
+
+    def made(spec, priorities, posted=0, at_h=0.0):
+        now_ms = round(at_h * 3_600_000)
+        (cap,) = Budget("b", spec).caps
+        allowed = cap.pace and cap.pace.allowed(cap.limit, cap.window, now_ms)
+        forecast = Forecast()
+        status = CapStatus(cap, cap.limit, posted * cents, 0, 0, 0, None, allowed=allowed)
+        forecast.begin([status], now_ms)
+        one = Quote(10 * cents, 10 * cents, 0)
+        for priority in priorities:
+            forecast.add(Request.chat("m", "x", priority=priority), one, lambda request: one)
+        return forecast
+
+    return made
+
+
+def test_a_forecast_leaves_what_is_kept_until_it_is_released(of_a_dollar):
+    made = of_a_dollar("$1/day keep 20% for interactive", ["batch"] * 10)
+
+    assert (made.fits_now, made.at_once) == (8, 8)
+    assert made.windows == 0
+    assert 23 < made.done_at_ms / 3_600_000 < 24  # the last one has to wait for nearly all of it
+    assert of_a_dollar("$1/day keep 20% for interactive", ["interactive"] * 10).fits_now == 10
+
+
+def test_what_is_kept_for_good_is_never_room_for_others(of_a_dollar):
+    made = of_a_dollar("$1/5h keep 25% for interactive", ["batch"] * 9)
+    assert (made.fits_now, made.windows) == (7, 1)
+
+    made = of_a_dollar("$1 keep 25% for interactive", ["batch"] * 9)
+    assert (made.fits_now, made.unfit, made.done_at_ms) == (7, 2, None)
+
+
+def test_a_limit_that_is_enough_is_told_where_some_of_it_is_kept(of_a_dollar):
+    spec = "$0.11 keep 50% for interactive"
+    made = of_a_dollar(spec, ["batch", "interactive"])
+    (never,) = made.never.values()
+
+    assert (never.requests, never.room, never.raise_to) == (1, 55_000_000, 200_000_000)
+    assert made.fits_now == 1
+    assert not of_a_dollar(spec.replace("0.11", "0.20"), ["batch"]).never
+
+
+def test_a_forecast_knows_what_is_paced_and_kept(of_a_dollar):
+    spec = "$1/day paced 12:00-24:00 keep 50% for interactive"
+    made = of_a_dollar(spec, ["batch"] * 3, at_h=15)
+
+    # A quarter of it is allowed by then, with an hour of slack, and three eighths are kept.
+    assert made.fits_now == 0
+    assert 18 < made.done_at_ms / 3_600_000 < 20
+
+
 def test_few_at_once_is_said_and_the_rest_told_when(quote):
     code, said = quote([ask()] * 3, "--budget", "$3/day")
 

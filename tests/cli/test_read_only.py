@@ -100,7 +100,7 @@ os._exit(9)
 
 
 @pytest.mark.parametrize(
-    "left", ["nothing", "truncate", "delete", "wal", "wal, no index", "wal, closed"]
+    "left", ["nothing", "persist", "truncate", "delete", "wal", "wal, no index", "wal, closed"]
 )
 def test_a_file_that_cannot_be_written_can_be_looked_at_and_stays_as_it_is(folder, left):
     path = folder / "scheduler.db"

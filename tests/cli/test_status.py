@@ -1,3 +1,4 @@
+import asyncio
 import csv
 import io
 import json
@@ -10,7 +11,9 @@ import pytest
 from scheduler.budget import Unit
 from scheduler.cli.status import sentence
 from scheduler.shortfall import ParkReason, Shortfall
+from scheduler.stores.sqlite import SqliteStore
 from tests import warm
+from tests.stores.conformance import T0, Bench, new, post
 
 NOW_MS = 1_796_000_000_000
 
@@ -176,6 +179,23 @@ def test_watching_looks_again_and_ctrl_c_ends_it_well(filled, options):
     assert not options or all(json.loads(each) for each in rest.splitlines())
 
 
+@pytest.fixture
+def tagged(tmp_path):
+    """Path of a store in which two users spent something."""
+
+    async def fill(path):
+        bench = Bench(SqliteStore(path))
+        await bench.store.open(T0)
+        for nusd, user in ((10**9, "ann"), (2 * 10**9, "bob")):
+            tags = {"user": user, "page": "home"}
+            (claimed,) = (await bench.submit(new((), nusd, tags=tags))).claimed
+            await bench.settle(post(claimed, nusd))
+        await bench.store.aclose()
+
+    asyncio.run(fill(tmp_path / "s.db"))
+    return tmp_path / "s.db"
+
+
 def test_an_unknown_state_is_a_usage_error(cli, filled):
     assert cli("queue", "--state", "asleep", "--store", filled).exit_code == 2
 
@@ -199,6 +219,33 @@ def test_spend_as_csv_has_exact_amounts(cli, filled, by, name):
         by: name, "attempts": "4", "spent_usd": "0.80", "reserved_usd": "0.05",
         "suspense_usd": "0.05", "tokens": "300",
     }  # fmt: skip
+
+
+def test_spend_is_told_by_tags_and_by_the_values_of_one(cli, tagged):
+    everything = cli("spend", "--by", "tag", "--store", tagged)
+    one = cli("spend", "--by", "tag:user", "--store", tagged)
+
+    rows = [line.split() for line in everything.stdout.splitlines()]
+    assert [(row[0], row[3]) for row in rows[1:]] == [
+        ("page=home", "$3.00"), ("user=bob", "$2.00"), ("user=ann", "$1.00"),
+    ]  # fmt: skip
+    rows = [line.split() for line in one.stdout.splitlines()]
+    assert rows[0][0] == "USER"
+    assert [(row[0], row[3]) for row in rows[1:]] == [
+        ("bob", "$2.00"),
+        ("ann", "$1.00"),
+        ("total", "$3.00"),
+    ]
+    (row, _) = json.loads(cli("spend", "--by", "tag:user", "--json", "--store", tagged).stdout)
+    assert (row["tag"], row["spent_usd"]) == ("bob", "2.00")
+
+
+@pytest.mark.parametrize("by", ["colour", "tag:", "tags"])
+def test_a_heading_that_is_none_is_a_usage_error(cli, tagged, by):
+    done = cli("spend", "--by", by, "--store", tagged)
+
+    assert done.exit_code == 2
+    assert "tag:NAME" in done.stderr
 
 
 @pytest.mark.parametrize(("since", "count"), [("7d", 2), ("2020-01-01", 2), ("2100-01-01", 0)])

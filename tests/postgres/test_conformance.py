@@ -6,6 +6,7 @@ import pytest
 
 from tests.stores.conformance import Conformance
 from tests.stores.foreseen import Foreseen
+from tests.stores.keeping import Keeping
 from tests.stores.outlook import Outlook
 from tests.stores.tenancy import Tenancy
 
@@ -31,6 +32,12 @@ class TestOutlook(Outlook):
 
 
 class TestTenancy(Tenancy):
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestKeeping(Keeping):
     @pytest.fixture
     async def store(self, opened):
         return await opened()

@@ -142,7 +142,7 @@ async def test_a_newer_schema_is_refused(opened, url):
 
 # As a store of version 5 had it.
 _FIVE = """
-DROP TABLE lengths, notes, took, outbox;
+DROP TABLE lengths, notes, papers, pages, took, outbox;
 ALTER TABLE accounts DROP COLUMN risk;
 DROP INDEX requests_queued, reservations_made;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
@@ -157,7 +157,10 @@ ALTER TABLE lanes RESET (fillfactor);
 ALTER TABLE tallies RESET (fillfactor);
 ALTER TABLE spent RESET (fillfactor);
 ALTER TABLE spent_of_budgets RESET (fillfactor);
-DROP TABLE tenants;
+DROP TABLE tenants, spent_of_tags;
+DROP INDEX requests_by_end;
+ALTER TABLE requests DROP COLUMN tags;
+ALTER TABLE reservations DROP COLUMN tags;
 DROP INDEX requests_due;
 ALTER TABLE requests DROP COLUMN due_at_ms;
 DROP INDEX lanes_shared;

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.budget import parse_caps
-from scheduler.server.page.burn import HOUR_MS, MOST_POINTS, WEEK_MS, burn, rate_per_hour, since_ms
+from scheduler.server.page.burn import MOST_POINTS, WEEK_MS, burn, since_ms
 from scheduler.stats import CapStatus
-from scheduler.stores.course import QUARTER_MS, CourseRow
+from scheduler.stores.course import HOUR_MS, QUARTER_MS, CourseRow, rate_per_hour
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 NOON = T0 + 12 * HOUR_MS
@@ -29,31 +29,32 @@ def row(at_ms, usd):
 
 
 @pytest.mark.parametrize(
-    ("posted", "now_ms", "from_ms", "expected"),
+    ("posted", "now_ms", "expected"),
     [
-        ([], NOON, None, 0),
-        # The last hour, and the quarter it begins in.
-        ([(NOON - HOUR_MS, 4)], NOON, None, 4),
-        ([(NOON - HOUR_MS - 1, 4)], NOON, None, 0),
-        ([(NOON - HOUR_MS, 5)], NOON + QUARTER_MS - 1, None, 4),
-        # A window that has just begun: as much as there is, though not less than a quarter.
-        ([(NOON - HOUR_MS, 9), (NOON, 3)], NOON + HOUR_MS // 2, NOON, 6),
-        ([(NOON, 3)], NOON + 60_000, NOON, 12),
+        ([], NOON, 0),
+        # The last 45 minutes, and the quarter in which they begin.
+        ([(NOON - 3 * QUARTER_MS, 3)], NOON, 4),
+        ([(NOON - 3 * QUARTER_MS, 4)], NOON + QUARTER_MS - 1, 4),
+        ([(NOON - HOUR_MS, 4)], NOON, 0),
+        # What has just begun: over as long as it has lasted, though not less than a quarter.
+        ([(NOON - HOUR_MS, 9), (NOON, 3)], NOON + HOUR_MS // 2, 6),
+        ([(NOON - QUARTER_MS, 0), (NOON, 3)], NOON + 60_000, 12),
     ],
 )
-def test_the_rate_is_that_of_the_last_hour(posted, now_ms, from_ms, expected):
-    assert rate_per_hour(posted, now_ms, from_ms) == expected
+def test_the_rate_is_that_of_lately(posted, now_ms, expected):
+    assert rate_per_hour(posted, now_ms) == expected
 
 
 def test_it_is_used_up_where_the_rate_meets_the_limit():
-    found = burn(cap("$20/day", 14 * USD), [row(T0, 12), row(NOON - QUARTER_MS, 2)], NOON)
+    rows = [row(T0, 12), row(NOON - 2 * QUARTER_MS, 1)]
+    found = burn(cap("$20/day", 13 * USD), rows, NOON)
 
     assert found.per_hour == 2 * USD
-    assert found.used_up_at_ms == NOON + 3 * HOUR_MS
-    assert found.at_end == 38 * USD
+    assert found.used_up_at_ms == NOON + 3 * HOUR_MS + HOUR_MS // 2
+    assert found.at_end == 37 * USD
     assert (found.from_ms, found.to_ms) == (T0, T0 + 24 * HOUR_MS)
     assert found.spent[0] == (T0, 0)
-    assert found.spent[-1] == (NOON, 14 * USD)
+    assert found.spent[-1] == (NOON, 13 * USD)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_total_leads_on_without_an_end():
 
     assert (found.from_ms, found.at_end) == (NOON - WEEK_MS, None)
     assert found.to_ms > NOON
-    assert found.used_up_at_ms == NOON + 3 * HOUR_MS
+    assert found.used_up_at_ms == NOON + 3 * QUARTER_MS
     assert found.spent[0] == (NOON - WEEK_MS, 12 * USD)  # what was spent before counts
 
 

@@ -138,7 +138,7 @@ def test_headers_say_what_is_to_be_said_of_a_call(gateway):
     ("method", "path", "body", "wanted"), [
         ("GET", "/v1/chat/completions", b"", 405), ("DELETE", "/v1/messages", b"", 405),
         ("PUT", "/v1/chat/completions", BODY, 405), ("POST", "/v1/models", b"{}", 405),
-        ("GET", "/", b"", 404), ("POST", "/v1/files", b"{}", 404),
+        ("GET", "/", b"", 404), ("POST", "/v1/images/edits", b"{}", 404),
         ("POST", "/v1/chat/completions/x", BODY, 404), ("GET", "/v1/../etc/passwd", b"", 404),
         ("POST", "/v1beta/models/m:deleteContent", b"{}", 404), ("HEAD", "/v1/messages", b"", 405),
         ("POST", "/v1/chat/completions", b"", 400), ("POST", "/v1/chat/completions", b"no json", 400),
@@ -154,7 +154,7 @@ def test_headers_say_what_is_to_be_said_of_a_call(gateway):
         ("POST", "/v1beta/models/m:generateContent%0A", b'{"contents": []}', 404),
         ("POST", "/at/x/../../v1/messages", BODY, 404), ("OPTIONS", "*", b"", 404),
         ("POST", "/v1/messages", BODY.replace(b"sim-small", b"m" * 501), 400),
-        ("POST", "/at/nobody/v1/files", b"{}", 404), ("GET", "/v1/models/../../billed", b"", 404),
+        ("POST", "/at/nobody/v1/images/edits", b"{}", 404), ("GET", "/v1/models/../../billed", b"", 404),
     ],
 )  # fmt: skip
 def test_what_is_no_call_is_refused_and_not_passed_on(

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
 
+from scheduler.admission.fairness import Fairness
 from scheduler.budget import Budget
+from scheduler.errors import StoreError
+from scheduler.rehearsal import finish
 from scheduler.server.page import Desk, page_app
-from scheduler.server.page.acts import KEPT, Act, note, noted
+from scheduler.server.page.day import Day
 from scheduler.server.page.feed import Feed
 from scheduler.server.page.figures import shown
+from scheduler.server.page.forecast import Forecast
 from scheduler.server.page.guard import COOKIE, Keys
+from scheduler.stores.acts import KEPT, Act, note, noted
 from scheduler.stores.base import Outcome
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
@@ -180,6 +186,116 @@ async def test_it_shows_what_waits_why_and_what_was_spent(page):
     assert told["throughput"] == [[T0 - T0 % 900_000, 1]]
 
 
+async def test_it_shows_what_was_spent_by_tags(page):
+    bench = page.bench
+    result = await bench.submit(
+        *[new([], 40, tags={"user": user, "page": "home"}) for user in ("ann", "bob", "ann")],
+        *[new([], 1, tags={"doc": f"{n:02}"}) for n in range(27)],
+    )
+    await bench.settle(*[post(each, 30) for each in result.claimed[:3]])
+    await bench.settle(*[post(each, 1) for each in result.claimed[3:]])
+
+    user, home, doc = (await page.get("/api/picture"))["tags"]
+
+    assert [each["tag"] for each in (user, home, doc)] == ["user", "page", "doc"]
+    assert [(row["name"], row["posted"]) for row in user["values"]] == [("ann", 60), ("bob", 30)]
+    assert (len(doc["values"]), doc["more"], user["more"]) == (25, 2, 0)
+
+
+async def test_it_shows_who_shares_with_whom(page):
+    assert (await page.get("/api/picture"))["tenants"] == []
+    page.bench.store.share(Fairness("user", {"ann": 3}))
+
+    def of(user):
+        made = new([], 20, tags={"user": user})
+        made.lane = made.lane._replace(tenant=user)
+        return made
+
+    await page.bench.submit(*[of("ann")] * 3, of("bob"), of("bob"), slots=4)
+
+    told = (await page.get("/api/picture"))["tenants"]
+
+    assert [(row["tenant"], row["weight"], row["waiting"], row["share"]) for row in told] == [
+        ("ann", 3.0, 0, 0.75), ("bob", 1.0, 1, 0.25),
+    ]  # fmt: skip
+
+
+async def test_when_all_will_be_done_is_worked_out_beside_and_not_for_each_look(page, monkeypatch):
+    bench, rehearsals, go = page.bench, [], threading.Event()
+
+    def rehearse(scene, levels):
+        rehearsals.append(threading.current_thread())
+        assert go.wait(30)
+        return finish(scene, levels=levels)
+
+    monkeypatch.setattr("scheduler.server.page.forecast.finish", rehearse)
+    assert (await page.get("/api/picture"))["finish"] is None  # nothing waits
+    assert rehearsals == []
+    await bench.submit(new([], 30), new([], 30), slots=0)
+
+    for _ in range(3):  # it is not waited for
+        assert (await page.get("/api/picture"))["finish"] is None
+    go.set()
+    while (told := (await page.get("/api/picture"))["finish"]) is None:
+        await asyncio.sleep(0.01)
+
+    assert (told["requests"], told["calls"]) == (2, 0)
+    assert bench.now_ms < told["early_ms"] <= told["likely_ms"] <= told["late_ms"]
+    (thread,) = rehearsals
+    assert thread is not threading.current_thread()
+    assert (await page.get("/api/picture"))["finish"] == told
+
+
+async def test_another_rehearsal_comes_after_a_while_and_a_store_that_fails_is_no_end(page):
+    at_s = [0.0]
+    ahead = Forecast(page.bench.store, lambda: page.bench.now_ms, lambda: at_s[0])
+    await page.bench.submit(new([], 30), slots=0)
+
+    async def look():
+        ahead.look(1)
+        task = ahead._task
+        await task
+        return task
+
+    first = await look()
+    assert ahead.look(1).requests == 1
+    at_s[0] = 9.9
+    assert await look() is first
+    at_s[0] = 10.0
+
+    async def broken(most=2000):
+        raise StoreError("the disk is full")
+
+    page.bench.store.queued = broken
+    second = await look()
+    assert second is not first
+    assert ahead.look(1).requests == 1  # as last known
+    assert ahead.look(0) is None
+
+
+async def test_sums_that_take_long_to_read_are_not_read_for_each_look(page):
+    at_s, took_s, reads = [0.0], [0.04], []
+    day = Day(page.bench.store, lambda: at_s[0])
+
+    async def durations(since_ms):
+        reads.append(since_ms)
+        at_s[0] += took_s[0]
+        return []
+
+    page.bench.store.durations = durations
+    for _ in range(3):
+        await day.look(T0)
+    assert len(reads) == 3
+    took_s[0] = 0.5
+    for _ in range(3):
+        await day.look(T0)
+    assert len(reads) == 4
+    at_s[0] += 10.1
+    await day.look(T0)
+    assert len(reads) == 5
+    assert set(reads) == {T0 - 86_400_000}
+
+
 async def test_one_request_is_shown_with_its_attempts(page):
     bench = page.bench
     (claimed,) = (await bench.submit(new([bench.ids["team"]], 40, key="k", job="j"))).claimed
@@ -322,7 +438,7 @@ async def test_a_page_that_only_shows_changes_nothing(page):
 
 
 async def test_of_very_many_changes_the_newest_are_kept(page, monkeypatch):
-    monkeypatch.setattr("scheduler.server.page.acts.KEPT", 3)
+    monkeypatch.setattr("scheduler.stores.acts.KEPT", 3)
     for n in range(5):
         await note(page.bench.store, Act(T0, "me", "limit", f"b{n}", "", ""))
 

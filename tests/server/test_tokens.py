@@ -60,6 +60,14 @@ def test_what_cannot_be_one_is_not_made(name, more):
         make_token(name, **more)
 
 
+async def test_none_is_called_like_those_that_are_not_kept():
+    store = open_store(None)
+    await store.open(0)
+    token, _ = make_token("one-time")
+    with pytest.raises(ConfigError, match="a gateway's own"):
+        await keep(store, token)
+
+
 async def test_one_is_known_by_its_hash_until_it_is_revoked_or_over():
     store = open_store(None)
     await store.open(0)

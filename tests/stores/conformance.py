@@ -5,8 +5,8 @@ A store's test module makes a subclass with its own `store` fixture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from scheduler.budget import Budget
 from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.request import Request, RequestState, Response, Usage
 from scheduler.shortfall import ParkReason
+from scheduler.stores import tagged
 from scheduler.stores.base import (
     Claimed,
     ExpiredRequest,
@@ -28,6 +29,7 @@ from scheduler.stores.base import (
 )
 from scheduler.stores.course import QUARTER_MS, bucket_of
 from scheduler.stores.outbox import News
+from scheduler.stores.papers import Paper
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC
 DAY_MS = 86_400_000
@@ -38,9 +40,10 @@ CANCELLED, EXPIRED = RequestState.CANCELLED, RequestState.EXPIRED
 
 def new(
     budgets: Sequence[int] = (), need: int = 10, *, key: str | None = None, body: Any = "hi",
-    priority: int = 10, may_wait: bool = True, job: str = "", **options: Any,
+    priority: int = 10, may_wait: bool = True, job: str = "", tags: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> NewRequest:  # fmt: skip
-    request = Request.chat("m", body, key=key, job=job)
+    request = Request.chat("m", body, key=key, job=job, tags=tags or {})
     digest = request.digest() if key is not None else ""
     lane = LaneKey("p", tuple(budgets), priority, may_wait)
     return NewRequest(request, lane, need, need, need // 2, digest, **options)
@@ -56,6 +59,11 @@ def post(claimed: Claimed, nusd: int, **options: Any) -> Settlement:
 
 def end(claimed: Claimed, outcome: Outcome, state: RequestState, **options: Any) -> Settlement:
     return Settlement(claimed.reservation_id, claimed.request_id, outcome, state, **options)
+
+
+async def spent_by(store: Store, by: str, since_ms: int = 0) -> list[tuple[Any, ...]]:
+    """What was spent: names, attempts, posted, reserved, unknown, tokens."""
+    return [astuple(row) for row in await store.spend(by, since_ms)]
 
 
 class Bench:
@@ -870,6 +878,97 @@ class Conformance:
         assert await bench.store.course([other], T0 + QUARTER_MS) == []
         assert await bench.store.course([], T0) == []
 
+    async def test_what_was_spent_is_told_by_tags(self, bench):
+        ids = [bench.ids["team"]]
+        ann, bob = {"user": "ann", "page": "home"}, {"user": "bob"}
+        result = await bench.submit(
+            new(ids, 30, tags=ann), new(ids, 30, tags=bob), new(ids, 30), new(ids, 9, tags=ann)
+        )
+        one, two, three, four = result.claimed
+        store = bench.store
+        held = [
+            ("page=home", 2, 0, 39, 0, 0),
+            ("user=ann", 2, 0, 39, 0, 0),
+            ("user=bob", 1, 0, 30, 0, 0),
+        ]
+        assert await spent_by(store, "tag") == held
+
+        bench.now_ms += QUARTER_MS
+        await bench.settle(post(one, 20), end(two, Outcome.SUSPEND, FAILED), post(three, 25))
+        await bench.settle(end(four, Outcome.VOID, FAILED))
+        (late,) = (await bench.submit(new(ids, 5, tags=bob))).claimed
+        await bench.settle(post(late, 4), post(one, 20))  # said twice
+
+        assert await spent_by(store, "tag:user") == [
+            ("ann", 1, 20, 0, 0, 3),
+            ("bob", 2, 4, 30, 30, 3),
+        ]
+        assert await spent_by(store, "tag:page") == [("home", 1, 20, 0, 0, 3)]
+        assert await spent_by(store, "tag:none") == []
+        assert await spent_by(store, "tag:user", T0 + QUARTER_MS) == [("bob", 1, 4, 0, 0, 3)]
+        for by in ("colour", "tags", ""):
+            with pytest.raises(
+                ConfigError, match="is not one of model, job, budget, tag, tag:NAME"
+            ):
+                await store.spend(by)
+
+    async def test_an_end_that_is_corrected_is_corrected_under_its_tags(self, bench):
+        request = new([bench.ids["team"]], 30, key="k", tags={"user": "ann"})
+        (claimed,) = (await bench.submit(request)).claimed
+        await bench.settle(end(claimed, Outcome.SUSPEND, FAILED))
+        await bench.store.resolve([replace(post(claimed, 30), is_assumed=True)], bench.now_ms)
+        again = new([bench.ids["team"]], 30, key="k", tags={"user": "bob"}, retry_failed=True)
+        (other,) = (await bench.submit(again)).claimed  # its attempt is another user's
+        assert await spent_by(bench.store, "tag") == [
+            ("user=ann", 1, 30, 0, 0, 3),
+            ("user=bob", 1, 0, 30, 0, 0),
+        ]
+
+        await bench.settle(post(claimed, 12), post(other, 5))
+        assert await spent_by(bench.store, "tag") == [
+            ("user=ann", 1, 12, 0, 0, 3),
+            ("user=bob", 1, 5, 0, 0, 3),
+        ]
+        await bench.submit(new())  # the newest attempt stays
+        assert await bench.store.prune(bench.now_ms + 1, bench.now_ms + 1, undelivered=True)
+        assert await spent_by(bench.store, "tag:user") == [
+            ("ann", 1, 12, 0, 0, 3),
+            ("bob", 1, 5, 0, 0, 3),
+        ]
+
+    async def test_of_many_values_of_a_tag_the_last_are_summed_together(self, bench, monkeypatch):
+        monkeypatch.setattr(tagged, "MOST_VALUES", 2)
+        monkeypatch.setattr(tagged, "MOST_TAGS", 2)
+
+        async def spend(*tags):
+            result = await bench.submit(*[new((), 30, tags=each) for each in tags])
+            await bench.settle(*[post(each, 1) for each in result.claimed])
+
+        await spend({"user": "zoe"}, {"user": "ann"})
+        await spend({"user": "bob"}, {"user": "eve", "page": 7})
+        await spend({"user": "zoe"}, {"user": "bob"}, {"third": "x"})
+
+        told = {row.name: (row.attempts, row.posted_nusd) for row in await bench.store.spend("tag")}
+        assert told == {
+            "user=zoe": (2, 2),
+            "user=ann": (1, 1),
+            "user=(other)": (3, 3),
+            "page=7": (1, 1),
+        }
+        bench.now_ms += QUARTER_MS
+        await spend({"user": "bob"})
+        assert ("bob", 1, 1, 0, 0, 3) in await spent_by(bench.store, "tag:user")
+
+    async def test_any_text_may_be_a_tag(self, bench):
+        tags = {"a\0b": "\0", "long": "v" * 5_000, "half \ud800": "\ud83d", "": "", "ünï": "日本"}
+        (claimed,) = (await bench.submit(new((), 30, tags=tags))).claimed
+        await bench.settle(post(claimed, 1))
+
+        names = {row.name for row in await bench.store.spend("tag")}
+        assert names == {
+            "a\\x00b=\\x00", f"long={'v' * 120}", "half \\ud800=\\ud83d", "=", "ünï=日本",
+        }  # fmt: skip
+
     async def test_how_long_answered_attempts_took_is_counted_once(self, bench):
         ids = [bench.ids["team"]]
         result = await bench.submit(new(ids, 30), new(ids, 30), new(ids, 30))
@@ -964,6 +1063,62 @@ class Conformance:
         assert list(await store.notes("tokens")) == ["b\u00e9a \x7f", "cid"]
         assert await store.notes("hooks") == {"ann": "other"}
         assert await store.notes("none") == {}
+
+    async def test_papers_are_kept_by_owner_and_changed_by_who_knows_them(self, bench):
+        store = bench.store
+        first = Paper("batch", "b1", "ann", "half \ud800", 5, True)
+        assert await store.add_paper(first)
+        assert not await store.add_paper(first._replace(text="other", owner="bob"))
+        assert await store.add_paper(Paper("batch", "b2", "bob", "{}", 6, False))
+        assert await store.add_paper(Paper("file", "b1", "ann", "{}", 7, True))
+        found = await store.paper("batch", "b1")
+        assert found == first._replace(text="half \\ud800")
+        assert await store.paper("batch", "none") is None
+
+        assert await store.change_paper(found, '{"n": 1}', True)
+        assert not await store.change_paper(found, '{"n": 2}', True)  # somebody else did
+        found = await store.paper("batch", "b1")
+        assert found.text == '{"n": 1}'
+        assert await store.open_papers("batch") == [found]
+        assert await store.change_paper(found, '{"n": 1}', False)
+        assert not await store.change_paper(found, '{"n": 3}', False)
+        assert await store.open_papers("batch") == []
+
+        assert await store.remove_paper("batch", "b1")
+        assert not await store.remove_paper("batch", "b1")
+        assert (await store.paper("file", "b1")).made_at_ms == 7
+
+    async def test_papers_are_listed_a_page_at_a_time(self, bench):
+        store = bench.store
+        made = [("c", 1), ("a", 2), ("d", 2), ("b", 3)]
+        for name, at_ms in made:
+            assert await store.add_paper(Paper("batch", name, "ann", "{}", at_ms))
+            await store.add_paper(Paper("batch", f"{name}-bobs", "bob", "{}", at_ms))
+
+        async def names(**options):
+            return [each.name for each in await store.papers("batch", "ann", **options)]
+
+        assert await names(limit=10) == ["b", "d", "a", "c"]
+        assert await names(limit=10, newest_first=False) == ["c", "a", "d", "b"]
+        assert await names(limit=2) == ["b", "d"]
+        assert await names(limit=2, after="d") == ["a", "c"]
+        assert await names(limit=1, after="a", newest_first=False) == ["d"]
+        assert await names(limit=2, after="none") == []
+
+    async def test_pages_are_written_over_and_go_with_their_paper(self, bench):
+        store = bench.store
+        for number in (2, 0, 1):
+            await store.write_page("file", "f", number, f"page {number}\n")
+        await store.write_page("file", "f", 1, "été\r\n")
+        await store.write_page("file", "g", 0, "other")
+
+        assert list(await store.pages("file", "f", limit=2)) == [(0, "page 0\n"), (1, "été\r\n")]
+        assert list(await store.pages("file", "f", first=2, limit=9)) == [(2, "page 2\n")]
+        assert list(await store.pages("file", "f", first=3)) == []
+        await store.add_paper(Paper("file", "f", "ann", "{}", 1))
+        await store.remove_paper("file", "f")
+        assert list(await store.pages("file", "f", limit=9)) == []
+        assert list(await store.pages("file", "g")) == [(0, "other")]
 
     async def test_thresholds_are_told_once(self, bench):
         first = await bench.submit(*[new([bench.ids["team"]], 30) for _ in range(3)])

@@ -193,11 +193,12 @@ class Tenancy:
         assert 7 <= order.count("shut") <= 9
 
     async def test_how_tenants_are_doing_is_told(self, bench):
+        bench.store.share(Fairness("user", {"ann": 3}))
         await bench.submit(*[of("ann", 20) for _ in range(3)], slots=2)
         await bench.submit(of("bob", 5), slots=0)
 
         found = [tuple(each) for each in await bench.store.tenants(bench.now_ms)]
-        assert found == [("ann", 1, 40), ("bob", 1, 0)]
+        assert found == [("ann", 1, 40, 3.0), ("bob", 1, 0, 1.0)]
         assert [tuple(each) for each in bench.store.sharing(bench.now_ms)] == found
 
         bench.now_ms += 2 * SPAN_MS

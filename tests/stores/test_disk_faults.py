@@ -60,7 +60,7 @@ class Rig:
     ends: dict[str, str]
 
 
-@pytest.fixture(scope="module", params=["wal", "truncate"])
+@pytest.fixture(scope="module", params=["wal", "persist"])
 def rig(request, tmp_path_factory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("rig")
     disk = Disk(f"disk-{next(_names)}")

@@ -216,6 +216,8 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
     await store.aclose()
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE notes")
+        db.execute("DROP TABLE papers")
+        db.execute("DROP TABLE pages")
         db.execute("DROP TABLE took")
         db.execute("DROP TABLE lengths")
         db.execute("DROP TABLE outbox")
@@ -232,6 +234,10 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date(tmp_path):
             " (provider, model, budgets, priority, may_wait, service) WHERE worker_id = 0"
         )
         db.execute("DROP TABLE tenants")
+        db.execute("DROP TABLE spent_of_tags")
+        db.execute("DROP INDEX requests_by_end")
+        db.execute("ALTER TABLE requests DROP COLUMN tags")
+        db.execute("ALTER TABLE reservations DROP COLUMN tags")
         db.execute("PRAGMA user_version = 4")
 
     store = SqliteStore(path)

@@ -7,6 +7,7 @@ import pytest
 from scheduler.budget import Budget
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome
+from scheduler.stores.papers import Paper
 from scheduler.stores.sql.dialect import INT, SQLITE, TEXT, Insert
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import FAILED, T0, Bench, end, new, post
@@ -71,6 +72,14 @@ async def test_views_and_upkeep_of_everything_there_is(bench):
     assert await store.prices() == {"m": "1/2"}
     await store.note("kind", "name", "text")
     assert await store.notes("kind") == {"name": "text"}
+    paper = Paper("kind", "name", "ann", "{}", now_ms, True)
+    await store.add_paper(paper)
+    await store.change_paper(paper, "{1}", True)
+    await store.write_page("kind", "name", 0, "text")
+    assert await store.pages("kind", "name") == [(0, "text")]
+    assert await store.papers("kind", "ann", limit=1) == await store.open_papers("kind")
+    assert await store.papers("kind", "ann", limit=1, after="name", newest_first=False) == []
+    assert await store.remove_paper("kind", "name")
     await store.forget("j", now_ms)
     assert await bench.is_sound()
 

@@ -15,7 +15,7 @@ from scheduler.budget import Budget
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
 from scheduler.providers.base import Provider
 from scheduler.request import Priority, Request, RequestState
-from scheduler.stores import open_store
+from scheduler.stores import open_store, tagged
 from scheduler.stores.base import Outcome, Turn
 from scheduler.stores.file import SCHEMA_VERSION, journal_mode, version_of
 from scheduler.stores.memory.store import MemoryStore
@@ -87,7 +87,7 @@ def test_an_unknown_url_is_a_clear_error():
 
 
 @pytest.mark.parametrize(
-    ("version", "mode"), [((3, 37, 2), "truncate"), ((3, 51, 2), "truncate"), ((3, 51, 3), "wal")]
+    ("version", "mode"), [((3, 37, 2), "persist"), ((3, 51, 2), "persist"), ((3, 51, 3), "wal")]
 )
 def test_the_write_ahead_log_is_used_only_where_it_is_safe(version, mode):
     assert journal_mode(version) == mode
@@ -200,6 +200,20 @@ async def test_two_processes_never_spend_more_than_the_limit_together(bench):
 
     assert (len(one.claimed), len(two.claimed)) == (2, 1)
     assert await bench.balance() == await far.balance() == (0, 90)
+    await far.store.aclose()
+
+
+@pytest.mark.anyio
+async def test_two_processes_keep_no_more_values_of_a_tag_apart_than_one(bench, monkeypatch):
+    monkeypatch.setattr(tagged, "MOST_VALUES", 2)
+    far = other_process(bench, dead=False)
+    await far.store.open(T0)
+    for each, user in ((bench, "ann"), (far, "bob"), (bench, "eve"), (far, "ann")):
+        (claimed,) = (await each.submit(new((), 5, tags={"user": user}))).claimed
+        await each.settle(post(claimed, 1))
+
+    told = {row.name: row.attempts for row in await far.store.spend("tag:user")}
+    assert told == {"ann": 2, "bob": 1, "(other)": 1}
     await far.store.aclose()
 
 

@@ -10,8 +10,10 @@ from scheduler.budget import Budget, Unit
 from scheduler.request import RequestState
 from scheduler.shortfall import ParkReason, Shortfall
 from scheduler.stats import BudgetStatus, CapStatus, Counts, SpendRow, Standing, UnknownSum
+from scheduler.stores.course import HOUR_MS
 from scheduler.telemetry.news import Item, Wanted, items, job_done
-from scheduler.telemetry.picture import HOUR_MS, Lately, Picture
+from scheduler.telemetry.picture import Lately, Picture, burned_since_ms
+from tests.test_burning import Spending, steadily
 
 T0 = 1_767_225_600_000  # 2026-01-01 00:00 UTC, a Thursday
 NOON = T0 + 12 * HOUR_MS
@@ -28,10 +30,13 @@ def picture(posted=0, limit="$10/day", *, at_ms=NOON, rate=0, name="team", **mor
         )
         for cap in budget.caps
     )  # fmt: skip
-    row = SpendRow(name, 1, rate, 0, 0, 0)
+    rates = {
+        since_ms: {name: SpendRow(name, 1, rate * (at_ms - since_ms) // HOUR_MS, 0, 0, 0)}
+        for cap in caps for since_ms in burned_since_ms(cap, at_ms)
+    }  # fmt: skip
     made = Picture(
         "s", at_ms, Counts(), (), (), (BudgetStatus(1, budget, False, caps),), (), (), (), (),
-        Lately(at_ms - HOUR_MS, (), (), {name: row}), UnknownSum(), (),
+        Lately(at_ms - HOUR_MS), UnknownSum(), (), rates,
     )  # fmt: skip
     return replace(made, **more)
 
@@ -81,8 +86,9 @@ def test_only_the_budgets_that_were_asked_for_are_told():
 
 @pytest.mark.parametrize(
     ("posted", "rate", "is_told"),
-    [(5 * USD, USD // 4, False), (5 * USD, USD // 2, True), (10 * USD, USD, False), (0, 0, False)],
-)
+    [(5 * USD, USD // 4, False), (4 * USD, USD // 2, False), (5 * USD, USD // 2, True),
+     (10 * USD, USD, False), (0, 0, False)],
+)  # fmt: skip
 def test_what_will_be_spent_before_its_reset_is_told_before_it_is(posted, rate, is_told):
     found = items(picture(posted, rate=rate), Wanted(frozenset(["budget.projected"])))
 
@@ -90,6 +96,33 @@ def test_what_will_be_spent_before_its_reset_is_told_before_it_is(posted, rate, 
     if is_told:
         assert found[0].data["projected_usd"] == "11.00"
         assert found[0].data["projected_at"] == "2026-01-01T22:00:00.000Z"
+
+
+def test_what_has_stopped_is_not_projected():
+    made = picture(5 * USD, rate=USD)
+    _, short_ms = burned_since_ms(made.budgets[0].caps[0], NOON)
+    wanted = Wanted(frozenset(["budget.projected"]))
+
+    assert items(made, wanted)
+    assert not items(replace(made, burned={**made.burned, short_ms: {}}), wanted)
+    assert not items(replace(made, burned={}), wanted)  # it was not asked for
+
+
+@pytest.mark.parametrize("per_minute", [500, 750, 760, 2_000])
+def test_it_is_projected_when_the_event_is_told(per_minute):
+    spending = Spending("1000000 tokens/day", T0)
+    steadily(spending, per_minute, 180)
+    at_ms, posted = spending.at_ms, spending.account.posted
+
+    def made(since_ms):
+        return SpendRow("team", 1, 0, 0, 0, per_minute * (at_ms - since_ms) // 60_000)
+
+    seen = picture(posted, "1000000 tokens/day", at_ms=at_ms)
+    instants = burned_since_ms(seen.budgets[0].caps[0], at_ms)
+    seen = replace(seen, burned={since_ms: {"team": made(since_ms)} for since_ms in instants})
+
+    told = items(seen, Wanted(frozenset(["budget.projected"])))
+    assert bool(told) is ("projected" in spending.levels) is (per_minute > 755)
 
 
 def parked(since_ms, reason="window_spent", resumes_at_ms=T0 + 24 * HOUR_MS, budget="team"):

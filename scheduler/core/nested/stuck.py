@@ -71,22 +71,30 @@ class _Cap:
         """What may come back or not: other processes hold it, or nobody can tell."""
         return self.unclear + max(0, self.cap.reserved - self.cap.suspense - self.own)
 
-    def gives(self, need: int, *, at_best: bool) -> bool:
+    def gives(self, need: int, priority: int, *, at_best: bool) -> bool:
         """Whether so much may be had of it; `at_best`: what is doubtful comes back, too."""
         cap = self.cap
         if not need or cap.limit is None or self.status.paused:
             return True
         best = cap.limit - cap.posted - cap.suspense
-        if need > best or need <= cap.limit - cap.counted:
-            return True  # it waits for a reset or a raise, as anybody does, or for nothing
+        kept = self.keeps(priority)
+        if need + kept > best or need + kept <= cap.limit - cap.counted:
+            return (
+                True  # it waits for a reset, a release or a raise, as anybody does, or for nothing
+            )
         held = self.locked + (0 if at_best else self.doubtful)
         if cap.kept is not None:  # calls count at less than their ceilings
             held = held * cap.kept // max(1, cap.reserved - cap.suspense)
-        if need <= best - held:
-            return True
+        soon_ms = self._now_ms + int(1000 * PATIENCE_S)
         window = cap.cap.window
         ends_at_ms = window.stops_counting_ms(window.slot_start_ms(self._now_ms))
-        return ends_at_ms is not None and ends_at_ms <= self._now_ms + 1000 * PATIENCE_S
+        if ends_at_ms is not None and ends_at_ms <= soon_ms:
+            return True
+        return need + cap.cap.keeps(priority, soon_ms) <= best - held
+
+    def keeps(self, priority: int) -> int:
+        """What of it is kept now for others than a priority's requests."""
+        return self.cap.cap.keeps(priority, self._now_ms)
 
 
 class Stuck:
@@ -164,7 +172,7 @@ class Stuck:
 
     def _lack(self, inner: Inner, *, at_best: bool) -> _Cap | None:
         for cap in self._caps_of(_budgets(inner)):
-            if not cap.gives(inner.needs[cap.index], at_best=at_best):
+            if not cap.gives(inner.needs[cap.index], _priority(inner), at_best=at_best):
                 return cap
         return None
 
@@ -179,8 +187,12 @@ class Stuck:
         return HeldByCallers(
             cap.status.budget.name, told.limit or 0, told.posted, told.reserved,
             newest.needs[cap.index], told.resets_at_ms, told.cap.window.zone, told.cap.unit.value,
-            held,
+            held, cap.keeps(_priority(newest)),
         )  # fmt: skip
+
+
+def _priority(inner: Inner) -> int:
+    return 0 if inner.lane is None else inner.lane.priority
 
 
 def _budgets(inner: Inner) -> tuple[int, ...]:

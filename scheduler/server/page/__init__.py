@@ -1,7 +1,7 @@
 """What does one see of a store in a browser, and what may one change there?
 
 `burn` (how a budget is being used up) and `figures` (what is shown) are pure, `desk` reads and changes
-the store, `acts` notes who changed what, `guard` lets in whom it may, `feed` tells all that look when
+the store, `day` and `forecast` tell what takes longer to find out, `guard` lets in whom it may, `feed` tells all that look when
 something changed, `site` is the application. The page itself is in `static`.
 """
 

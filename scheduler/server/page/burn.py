@@ -1,8 +1,8 @@
 """How a budget is being used up: what a burn chart shows, and where it leads; pure.
 
-Spending is known by quarters of an hour. The rate is that of the last hour, so a batch that has ended
-soon counts no more; at it the budget is used up when the line meets the limit, unless its window ends
-before. A rolling window gives back what it took, so no line is drawn for it.
+Spending is known by quarters of an hour. At the rate at which it went lately the budget is used up when
+the line meets the limit, unless its window ends before. A rolling window gives back what it took, so no
+line is drawn for it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from scheduler.budget import Window, WindowKind
 from scheduler.ledger.account import unit_index
 from scheduler.stats import CapStatus
-from scheduler.stores.course import QUARTER_MS, CourseRow
+from scheduler.stores.course import HOUR_MS, QUARTER_MS, CourseRow, rate_per_hour
 
-HOUR_MS = 3_600_000
 WEEK_MS = 7 * 24 * HOUR_MS
 MOST_POINTS = 300
 
@@ -29,7 +28,7 @@ class Burn:
     Attributes:
         spent: What counted in the window, at instants in order; the last one is now.
         allowed: How much might be used up, if it is paced; empty: it is not.
-        per_hour: What was spent in the last hour, or as much of it as there is.
+        per_hour: What an hour costs, as it went lately.
         used_up_at_ms: When nothing is left at that rate; None: not in this window.
         at_end: What is spent at that rate when the window ends; None: it has no end, or rolls.
     """
@@ -66,7 +65,7 @@ def burn(cap: CapStatus, rows: Sequence[CourseRow], now_ms: int) -> Burn:
         spent = _rolling(posted, window.span_ms, from_ms, now_ms)
     else:
         spent = _adding_up(posted, cap.posted, from_ms, now_ms)
-    per_hour = rate_per_hour(posted, now_ms, None if window.kind is WindowKind.ROLLING else from_ms)
+    per_hour = rate_per_hour(posted, now_ms)
     used_up_at_ms = at_end = None
     if window.kind is not WindowKind.ROLLING and per_hour > 0:
         if cap.limit is not None and cap.posted < cap.limit:
@@ -80,21 +79,6 @@ def burn(cap: CapStatus, rows: Sequence[CourseRow], now_ms: int) -> Burn:
         from_ms, to_ms, tuple(_thinned([*spent, (now_ms, cap.posted)])),
         tuple(_allowed(cap, from_ms, to_ms)), per_hour, used_up_at_ms, at_end,
     )  # fmt: skip
-
-
-def rate_per_hour(posted: Sequence[Point], now_ms: int, from_ms: int | None = None) -> int:
-    """What an hour costs, by what was posted in the last one.
-
-    Args:
-        posted: By quarters of an hour, in order.
-        now_ms: The time.
-        from_ms: Nothing before it counts; None: all does.
-    """
-    first_ms = now_ms - HOUR_MS - (now_ms - HOUR_MS) % QUARTER_MS
-    if from_ms is not None:
-        first_ms = max(first_ms, from_ms - from_ms % QUARTER_MS)
-    recent = sum(amount for quarter_ms, amount in posted if quarter_ms >= first_ms)
-    return recent * HOUR_MS // max(QUARTER_MS, now_ms - first_ms)
 
 
 def _begins_ms(window: Window, now_ms: int) -> int:

@@ -10,13 +10,16 @@ from scheduler.errors import BudgetUnknown, ConfigError
 from scheduler.guards.plain import without_password
 from scheduler.money import format_usd, parse_usd
 from scheduler.request import RequestState
-from scheduler.server.page import acts, figures
-from scheduler.server.page.burn import HOUR_MS, burn, since_ms
+from scheduler.server.page import figures
+from scheduler.server.page.burn import burn, since_ms
+from scheduler.server.page.day import Day
+from scheduler.server.page.forecast import Forecast
 from scheduler.stats import BudgetStatus
+from scheduler.stores import acts
 from scheduler.stores.base import Store
+from scheduler.stores.course import lately_since_ms
 from scheduler.stores.views import resolved_by_hand
 
-DAY_MS = 24 * HOUR_MS
 MOST_BUDGETS = 50  # shown at once; of more, those of which the least is left
 PAGE = 25
 LIVE = (RequestState.RUNNING, RequestState.QUEUED, RequestState.PARKED)
@@ -42,6 +45,7 @@ class Desk:
     ) -> None:  # fmt: skip
         self._store, self.name, self.may_change = store, without_password(name), may_change
         self._now_ms = now_ms
+        self._forecast, self._day = Forecast(store, now_ms), Day(store)
 
     # Looking
 
@@ -50,11 +54,10 @@ class Desk:
         store, now_ms = self._store, self._now_ms()
         statuses = await store.budgets(now_ms)
         shown = sorted(statuses, key=_urgency)[:MOST_BUDGETS]
-        course = await store.course([status.id for status in shown], now_ms - HOUR_MS)
+        course = await store.course([status.id for status in shown], lately_since_ms(now_ms))
         rows = {
             status.id: [row for row in course if row.budget_id == status.id] for status in shown
         }
-        took = await store.durations(now_ms - DAY_MS)
         counts = await store.counts()
         unknown = await store.unknown_sum()
         return {
@@ -66,12 +69,9 @@ class Desk:
                 for state in ("queued", "parked", "running", "succeeded", "failed", "cancelled", "expired")
             },
             "standing": [figures.standing_row(each) for each in await store.standing(now_ms)],
-            "spend": {
-                by: [figures.spend_row(row) for row in await store.spend(by, now_ms - DAY_MS)][:PAGE]
-                for by in ("model", "job")
-            },
-            "models": figures.model_rows(took),
-            "throughput": figures.throughput(took),
+            **await self._day.look(now_ms),
+            "tenants": figures.tenant_rows(await store.tenants(now_ms)),
+            "finish": figures.finish_row(self._forecast.look(counts.waiting)),
             "unknown": {
                 "attempts": unknown.attempts, "said": figures.shown(unknown.nusd),
                 "oldest_at_ms": unknown.oldest_at_ms or None,
@@ -123,7 +123,7 @@ class Desk:
         return [figures.unknown_row(each) for each in await self._store.suspended(limit=PAGE)]
 
     async def acts(self) -> list[dict[str, Any]]:
-        """What was changed here, newest first."""
+        """What was changed, here or elsewhere, newest first."""
         return [figures.act_row(each) for each in await acts.noted(self._store)][:PAGE]
 
     # Changing
@@ -140,7 +140,7 @@ class Desk:
         old = (await self._budget(budget_id, now_ms)).budget
         new = old.with_limit(text)
         await self._store.define([new], now_ms)
-        await self._note(who, "limit", old.name, old.text, new.text)
+        await acts.note(self._store, *acts.limits(now_ms, who, {old.name: old}, [new]))
         return new.text
 
     async def pause(self, budget_id: int, paused: bool, who: str) -> None:
@@ -152,9 +152,8 @@ class Desk:
             await self._store.pause(status.budget.name, paused, now_ms)
         except BudgetUnknown:
             raise NotFound from None
-        words = ("goes on", "paused")
-        before, after = words[status.paused], words[paused]
-        await self._note(who, "pause" if paused else "resume", status.budget.name, before, after)
+        act = acts.paused(now_ms, who, status.budget.name, was=status.paused, is_now=paused)
+        await acts.note(self._store, act)
 
     async def resolve(self, attempt_id: int, charge: str | None, who: str) -> str:
         """Say what an unknown outcome cost; None: nothing. Returns what counts no longer, in words.
@@ -173,8 +172,7 @@ class Desk:
         (was_new,) = await self._store.resolve([settlement], self._now_ms())
         if not was_new:
             raise NotFound
-        what, after = ("charge", format_usd(nusd)) if nusd else ("void", format_usd(0))
-        await self._note(who, what, str(attempt_id), format_usd(unknown.ceiling_nusd), after)
+        await acts.note(self._store, acts.resolved(self._now_ms(), who, unknown, nusd))
         return format_usd(max(0, unknown.ceiling_nusd - nusd))
 
     def _check(self) -> None:
@@ -188,9 +186,6 @@ class Desk:
             if status.id == budget_id:
                 return status
         raise NotFound
-
-    async def _note(self, who: str, what: str, name: str, before: str, after: str) -> None:
-        await acts.note(self._store, acts.Act(self._now_ms(), who, what, name, before, after))
 
 
 def _urgency(status: BudgetStatus) -> tuple[float, int]:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from scheduler.budget import Unit, WindowKind
+from scheduler.budget import Unit
 from scheduler.ledger.account import unit_index
 from scheduler.money import format_usd
-from scheduler.request import Priority
-from scheduler.server.page.acts import Act
-from scheduler.server.page.burn import Burn, rate_per_hour
+from scheduler.request import priority_word
+from scheduler.server.page.burn import Burn
 from scheduler.shortfall import Shortfall
-from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing
+from scheduler.stats import BudgetStatus, CapStatus, QueueRow, SpendRow, Standing, TenantStatus
+from scheduler.stores.acts import Act
 from scheduler.stores.base import Unknown
-from scheduler.stores.course import CourseRow, TookRow, quantile_ms
+from scheduler.stores.course import CourseRow, TookRow, quantile_ms, rate_per_hour
 from scheduler.stores.history import AttemptRow
 
+if TYPE_CHECKING:
+    from scheduler.rehearsal import Finish
+
 NUSD = 10**9  # nano-dollars of a dollar
-_WORDS = {int(each): each.name.lower() for each in Priority}
 SHARES = (0.5, 0.95, 0.99)
+MOST_ROWS = 25  # of a table
+MOST_TAGS = 12  # that can be chosen
 
 
 def shown(nusd: int) -> str:
@@ -63,8 +67,7 @@ def budget_row(status: BudgetStatus, course: Sequence[CourseRow], now_ms: int) -
 def _cap_row(cap: CapStatus, course: Sequence[CourseRow], now_ms: int) -> dict[str, Any]:
     index, window = unit_index(cap.cap.unit), cap.cap.window
     posted = [(row.quarter_ms, (row.nusd, row.tokens, row.requests)[index]) for row in course]
-    is_rolling = window.kind is WindowKind.ROLLING
-    per_hour = rate_per_hour(posted, now_ms, None if is_rolling else cap.window_start_ms)
+    per_hour = rate_per_hour(posted, now_ms)
     amounts = {
         "limit": cap.limit, "posted": cap.posted, "reserved": cap.reserved,
         "suspense": cap.suspense, "available": cap.available, "allowed": cap.allowed,
@@ -111,7 +114,7 @@ def standing_row(stood: Standing) -> dict[str, Any]:
     """Those that wait or run for one reason."""
     return {
         "state": stood.state.value,
-        "priority": _WORDS.get(stood.priority, str(stood.priority)),
+        "priority": priority_word(stood.priority),
         "reason": stood.reason.replace("_", " "),
         "budget": stood.budget,
         "requests": stood.requests,
@@ -152,6 +155,42 @@ def spend_row(row: SpendRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tag_rows(rows: Iterable[SpendRow]) -> list[dict[str, Any]]:
+    """What was spent by the values of each tag, dearest first, and how many more of them there are."""
+    by_tag: dict[str, list[SpendRow]] = defaultdict(list)
+    for row in rows:
+        tag, _, value = row.name.partition("=")
+        by_tag[tag].append(replace(row, name=value))
+    dearest = sorted(
+        by_tag.items(), key=lambda item: (-sum(row.posted_nusd for row in item[1]), -len(item[1]))
+    )
+    return [
+        {
+            "tag": tag, "values": [spend_row(row) for row in its[:MOST_ROWS]],
+            "more": max(0, len(its) - MOST_ROWS),
+        }
+        for tag, its in dearest[:MOST_TAGS]
+    ]  # fmt: skip
+
+
+def tenant_rows(tenants: Sequence[TenantStatus]) -> list[dict[str, Any]]:
+    """How those share who share, whoever was served most first."""
+    served = sum(each.served_nusd for each in tenants)
+    return [
+        {
+            "tenant": each.tenant, "weight": each.weight, "waiting": each.waiting,
+            "served": shown(each.served_nusd),
+            "share": each.served_nusd / served if served > 0 else None,
+        }
+        for each in tenants[:MOST_ROWS]
+    ]  # fmt: skip
+
+
+def finish_row(finish: Finish | None) -> dict[str, Any] | None:
+    """When all that waits will be done; None: it is not known, or nothing waits."""
+    return None if finish is None else asdict(finish)
+
+
 def model_rows(took: Iterable[TookRow]) -> list[dict[str, Any]]:
     """How long calls took and how far they stayed below their ceilings, by model, most calls first."""
     by_model: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
@@ -184,7 +223,7 @@ def request_row(row: QueueRow) -> dict[str, Any]:
     return {
         "id": row.id, "key": row.key, "job": row.job, "state": row.state.value,
         "model": row.model, "provider": row.provider,
-        "priority": _WORDS.get(row.priority, str(row.priority)),
+        "priority": priority_word(row.priority),
         "submitted_at_ms": row.submitted_at_ms, "attempts": row.attempts,
         "parked_ms": row.parked_ms, "ceiling": shown(row.ceiling_nusd),
         "cost": shown(row.cost_nusd) if row.cost_nusd else None,

@@ -15,6 +15,7 @@ from scheduler.foresight import Amounts
 from scheduler.ledger.account import Account, Needs, ReservationState, Tally, cost_in
 from scheduler.stats import SpendRow
 from scheduler.stores.course import QUARTER_MS, CourseRow, TookRow, bucket_of
+from scheduler.stores.tagged import Label, heading, name_of, tag_of
 
 _MINUTE_MS = 60_000
 
@@ -31,6 +32,7 @@ class Hold(Protocol):
     tokens: int
     state: ReservationState
     is_assumed: bool
+    labels: tuple[Label, ...]
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Journal:
         self.count = 0  # settled reservations, voided ones too
         self.overruns = 0
         self._took: dict[tuple[int, str, int], list[int]] = {}  # by quarter, model and bucket
+        self._tagged: dict[int, dict[str, dict[str, _Sum]]] = {}  # by quarter, tag and value
 
     def add(self, hold: Hold, accounts: Sequence[Account]) -> None:
         """Fold in a reservation that was posted or voided."""
@@ -85,6 +88,21 @@ class Journal:
         sums[0] += 1
         sums[1] += hold.nusd
         sums[2] += hold.needs[0]
+
+    def tagged(self, hold: Hold, before: tuple[int, int] | None) -> None:
+        """Note by its tags what an attempt costs now, that had been posted with that much before."""
+        is_posted = hold.state is ReservationState.POSTED
+        if not hold.labels or not (is_posted or before is not None):
+            return
+        nusd, tokens = (0, 0) if before is None else before
+        known = self._tagged.setdefault(hold.made_at_ms - hold.made_at_ms % QUARTER_MS, {})
+        for label in hold.labels:
+            under = heading(known, label)
+            if under is not None:
+                total = known.setdefault(under[0], {}).setdefault(under[1], _Sum())
+                total.attempts += is_posted - (before is not None)
+                total.nusd += hold.nusd - nusd
+                total.tokens += hold.tokens - tokens
 
     def durations(self, since_ms: int) -> list[TookRow]:
         """Rows of `Store.durations`."""
@@ -157,6 +175,8 @@ class Journal:
         self, by: str, since_ms: int, holds: Iterable[Hold], budget_names: dict[int, str]
     ) -> list[SpendRow]:
         """Rows of `Store.spend`, dearest first."""
+        if by not in ("model", "job", "budget"):
+            return self._spend_of_tags(tag_of(by), since_ms, holds)
         rows: dict[str, list[int]] = {}
 
         def heads(budgets: tuple[int, ...], model: str, job: str) -> list[list[int]]:
@@ -177,8 +197,35 @@ class Journal:
                     row[4] += hold.tokens
                     row[2] += 0 if hold.is_assumed else hold.needs[0]
                     row[3] += hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
-        ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
-        return [SpendRow(name, *numbers) for name, numbers in ordered]
+        return _ordered(rows)
+
+    def _spend_of_tags(
+        self, tag: str | None, since_ms: int, holds: Iterable[Hold]
+    ) -> list[SpendRow]:
+        rows: dict[str, list[int]] = {}
+        from_ms = since_ms - since_ms % QUARTER_MS
+        for quarter_ms, known in self._tagged.items():
+            for name, values in known.items() if quarter_ms >= from_ms else ():
+                for value, total in values.items() if tag in (None, name) else ():
+                    row = rows.setdefault(name_of((name, value), tag), [0, 0, 0, 0, 0])
+                    row[0] += total.attempts
+                    row[1] += total.nusd
+                    row[4] += total.tokens
+        for hold in holds:
+            if hold.made_at_ms >= from_ms and not hold.state.is_end:
+                for label in hold.labels:
+                    if tag in (None, label[0]):
+                        row = rows.setdefault(name_of(label, tag), [0, 0, 0, 0, 0])
+                        row[0] += 1
+                        row[2] += hold.needs[0]
+                        row[3] += hold.needs[0] if hold.state is ReservationState.SUSPENSE else 0
+        return _ordered(rows)
+
+
+def _ordered(rows: dict[str, list[int]]) -> list[SpendRow]:
+    """Dearest first."""
+    ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
+    return [SpendRow(name, *numbers) for name, numbers in ordered]
 
 
 def counts_for_good(hold: Hold) -> Amounts | None:

@@ -24,36 +24,27 @@ class Queues:
         rows: All requests, by id.
         lanes: The book of the lanes.
         shares: What is known of tenants.
+
+    Attributes:
+        heaps: By lane.
     """
 
     def __init__(self, rows: Mapping[int, Row], lanes: Lanes, shares: Shares) -> None:
         self._rows, self._lanes, self._shares = rows, lanes, shares
-        self._queues: dict[int, list[Entry]] = {}
+        self.heaps: dict[int, list[Entry]] = {}
         self._shelves: dict[int, Shelf] = {}
 
-    def __contains__(self, lane: Lane) -> bool:
-        return lane.id in self._queues
-
     def __len__(self) -> int:
-        return len(self._queues)
-
-    def have(self, lane: Lane) -> Lane:
-        """There is such a lane."""
-        self._queues.setdefault(lane.id, [])
-        return lane
+        return len(self.heaps)
 
     def forget(self, lane: Lane) -> None:
         """It has been empty for long."""
-        self._queues.pop(lane.id, None)
+        self.heaps.pop(lane.id, None)
         self._shelves.pop(lane.id, None)
-
-    def put(self, row: Row) -> None:
-        """A request waits in its lane."""
-        heapq.heappush(self._queues[row.lane.id], row.entry)
 
     def first(self, lane_id: int) -> Row | None:
         """Who is first in a lane, or near it: those that left are passed over."""
-        for _, request_id, ticket in self._queues.get(lane_id, ())[:100]:
+        for _, request_id, ticket in self.heaps.get(lane_id, ())[:100]:
             row = self._rows.get(request_id)
             if row is not None and row.ticket == ticket:
                 return row
@@ -61,7 +52,7 @@ class Queues:
 
     def some(self, lane_id: int, few: int) -> Iterator[Row]:
         """About so many of a lane, from all over it."""
-        queue = self._queues.get(lane_id, ())
+        queue = self.heaps.get(lane_id, ())
         for _, request_id, ticket in queue[:: max(1, len(queue) // few)]:
             row = self._rows.get(request_id)
             if row is not None and row.ticket == ticket and row.state is RequestState.QUEUED:
@@ -69,10 +60,10 @@ class Queues:
 
     def put_back(self, lane: Lane, seen: Sequence[Row]) -> bool:
         """Those that a plan saw and left; whether there is more of a shelf to look at."""
-        queue = self._queues[lane.id]
+        queue = self.heaps[lane.id]
         for row in seen:
             if row.state is RequestState.QUEUED:
-                heapq.heappush(queue, row.entry)
+                heapq.heappush(queue, (*lane.key.head(row), row.ticket))
         return lane.id in self._shelves and self._shelves[lane.id].is_cut
 
     def show(
@@ -93,7 +84,7 @@ class Queues:
                 waiting = self._candidates(lane, seen)
             else:
                 if lane.id not in self._shelves:
-                    self._shelves[lane.id] = Shelf(self._queues[lane.id], self._rows)
+                    self._shelves[lane.id] = Shelf(self.heaps[lane.id], self._rows)
                 shelf, reach = self._shelves[lane.id], closed.reach(key.model)
                 waiting = shelf.small(self._candidates(lane, []), seen, reach)
                 larger = partial(shelf.large, self._candidates(lane, []), seen, reach)
@@ -106,7 +97,7 @@ class Queues:
         return views
 
     def _candidates(self, lane: Lane, seen: list[Row]) -> Iterator[Row]:
-        queue = self._queues[lane.id]
+        queue = self.heaps[lane.id]
         while queue:
             _, request_id, ticket = heapq.heappop(queue)
             row = self._rows.get(request_id)

@@ -15,6 +15,7 @@ from scheduler.shortfall import Shortfall
 from scheduler.stats import QueueRow
 from scheduler.stores.base import Finished, Known, NewRequest, Submitted, Unknown
 from scheduler.stores.lanes import Lane
+from scheduler.stores.tagged import labels_of
 
 Entry = tuple[int, int, int]  # deadline, request id, ticket: stale once the row has another ticket
 MAX_SHELVED = 10_000  # in one turn: the loop is held up no longer than some milliseconds
@@ -138,7 +139,7 @@ class Hold:
     """One reservation."""
 
     __slots__ = (
-        "budgets", "id", "is_assumed", "job", "made_at_ms", "model", "needs", "nusd", "provider",
+        "budgets", "id", "is_assumed", "job", "labels", "made_at_ms", "model", "needs", "nusd", "provider",
         "provider_id", "request", "request_id", "settled_at_ms", "state", "tokens", "why",
     )  # fmt: skip
 
@@ -151,6 +152,7 @@ class Hold:
         self.nusd = self.tokens = self.settled_at_ms = 0
         self.provider_id: str | None = None
         self.why: str | None = None
+        self.labels = labels_of(row.request.tags) if row.request.tags else ()
 
     @property
     def kind(self) -> Kind:

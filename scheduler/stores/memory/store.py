@@ -49,6 +49,7 @@ from scheduler.stores.memory.journal import Journal, counts_for_good, held_cost
 from scheduler.stores.memory.notes import Notes
 from scheduler.stores.memory.outlook import Outlook
 from scheduler.stores.memory.pages import Pages
+from scheduler.stores.memory.papers import Folder
 from scheduler.stores.memory.queues import Queues
 from scheduler.stores.memory.rows import Hold, Row
 from scheduler.stores.refusing import in_use, refusal
@@ -57,7 +58,7 @@ from scheduler.stores.views import SETTLED, is_tried_again, keep_line
 MAX_ASSUMED = 10_000  # ends that may be corrected; of more the oldest are taken for final
 
 
-class MemoryStore(Notes, Glance, Outlook):
+class MemoryStore(Notes, Folder, Glance, Outlook):
     """A store that lives and dies with its process; see the module.
 
     Args:
@@ -212,6 +213,7 @@ class MemoryStore(Notes, Glance, Outlook):
         hold.why = words(settlement.why) or hold.why
         self._unknown.pop(hold.id, None)
         self._journal.answered(hold, old, now_ms)
+        self._journal.tagged(hold, assumed if was_posted else None)
         if new is ReservationState.SUSPENSE:
             self._unknown[hold.id] = hold
         if self._shares.fairness is not None and old is ReservationState.PENDING:
@@ -292,12 +294,15 @@ class MemoryStore(Notes, Glance, Outlook):
 
     def _enqueue(self, row: Row, now_ms: int) -> None:
         lane = row.lane
-        if lane not in self._queues:  # it was empty for long, and is forgotten
+        heap = self._queues.heaps.get(lane.id)
+        if heap is None:  # it was empty for long, and is forgotten
             lane = row.lane = self._lane(lane.key)
+            heap = self._queues.heaps[lane.id]
         row.parked_mark_ms = lane.parked_clock_ms(now_ms)
         row.ticket = next(self._tickets)
-        self._queues.put(row)
-        self._lanes.add(lane, lane.key.head(row))
+        head = lane.key.head(row)
+        heapq.heappush(heap, (*head, row.ticket))
+        self._lanes.add(lane, head)
         if lane.shortfall is not None and lane.wakes_for(
             row.needs, self._accounts_of(lane.key.budgets)
         ):
@@ -408,7 +413,9 @@ class MemoryStore(Notes, Glance, Outlook):
             self._enqueue(row, now_ms)
 
     def _lane(self, key: LaneKey) -> Lane:
-        return self._queues.have(self._lanes.get(key, self._next_id))
+        lane = self._lanes.get(key, self._next_id)
+        self._queues.heaps.setdefault(lane.id, [])
+        return lane
 
     def _claim(self, turn: Turn, now_ms: int, result: TurnResult) -> None:
         self._lanes.wake_eased(self._accounts_of, now_ms)
@@ -435,7 +442,8 @@ class MemoryStore(Notes, Glance, Outlook):
             if self._queues.put_back(lane, seen):
                 result.look_again_at_ms = now_ms  # at the rest of it
             self._lanes.settle(lane, verdict, rest, now_ms)
-        self._shares.forget(self._lanes.active, now_ms)
+        if self._shares.fairness is not None:
+            self._shares.forget(self._lanes.active, now_ms)
         if self._lanes.wake_behind(decided.moved, now_ms):
             result.look_again_at_ms = now_ms
 

@@ -30,8 +30,8 @@ PAGE = 1_000
 # no processes yet.
 TABLES = (
     "budgets", "accounts", "balances", "lanes", "jobs", "tallies", "requests", "responses",
-    "reservations", "lengths", "sums", "spent", "spent_of_budgets", "gates", "prices",
-    "notes", "took", "outbox", "tenants",
+    "reservations", "lengths", "sums", "spent", "spent_of_budgets", "spent_of_tags", "gates", "prices",
+    "notes", "papers", "pages", "took", "outbox", "tenants",
 )  # fmt: skip
 COUNTED = (
     "workers",

@@ -18,7 +18,7 @@ from scheduler.stores.postgres.link import Link
 logger = logger_of("scheduler.stores.postgres")
 
 OLDEST_SERVER = 14
-VERSION = 8
+VERSION = 9
 _OWN = (
     # Of the store itself: its version.
     "CREATE TABLE store (version BIGINT NOT NULL)",
@@ -41,6 +41,16 @@ _KEPT = (
     ),
 )
 _KEPT_OF_TENANTS = "ALTER TABLE tenants SET (fillfactor = 50)"
+_KEPT_OF_TAGS = "ALTER TABLE spent_of_tags SET (fillfactor = 50)"
+_TAGGED = (
+    "ALTER TABLE requests ADD COLUMN tags TEXT",
+    "ALTER TABLE reservations ADD COLUMN tags TEXT",
+    "CREATE TABLE spent_of_tags (quarter_ms BIGINT NOT NULL, tag TEXT NOT NULL,"
+    " value TEXT NOT NULL, attempts BIGINT NOT NULL, nusd BIGINT NOT NULL, tokens BIGINT NOT NULL,"
+    " PRIMARY KEY (quarter_ms, tag, value))",
+    "CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL",
+    _KEPT_OF_TAGS,
+)
 # From each version to the next; they are made in one transaction, with the version's number.
 STEPS: dict[int, tuple[str, ...]] = {
     5: (
@@ -82,6 +92,16 @@ STEPS: dict[int, tuple[str, ...]] = {
         " is_clock BIGINT NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
         " changed_at_ms BIGINT NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant))",
         _KEPT_OF_TENANTS,
+    ),
+    8: (
+        "CREATE TABLE papers (kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL,"
+        " said TEXT NOT NULL, made_at_ms BIGINT NOT NULL, is_open BIGINT NOT NULL,"
+        " PRIMARY KEY (kind, name))",
+        "CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name)",
+        "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
+        "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number BIGINT NOT NULL,"
+        " said TEXT NOT NULL, PRIMARY KEY (kind, name, number))",
+        *_TAGGED,
     ),
 }
 
@@ -141,6 +161,7 @@ def make(link: Link, address: Address) -> None:
                 *_OWN,
                 *_KEPT,
                 _KEPT_OF_TENANTS,
+                _KEPT_OF_TAGS,
             ]:
                 link.execute(statement.encode())
             link.execute("INSERT INTO store (version) VALUES (%s)", (VERSION,))

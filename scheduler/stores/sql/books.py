@@ -26,6 +26,7 @@ from scheduler.stores.process import Process
 from scheduler.stores.sql.ahead import Learned
 from scheduler.stores.sql.codec import decode_budget, was_removed
 from scheduler.stores.sql.rows import RUNNING, Row
+from scheduler.stores.sql.spent import Tagged
 from scheduler.stores.views import budget_status
 
 
@@ -79,6 +80,7 @@ class Books:
         # Accounts of budgets whose picture is not drawn yet, and when they were looked at.
         self._seen: dict[int, tuple[list[Account], int]] = {}
         self.learned = Learned()
+        self.tagged: Tagged = {}  # by quarter of an hour: the tags that are summed, as last heard of
         self._caps: dict[int, tuple[str, Cap]] = {}  # by account: as stored, and read
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
 

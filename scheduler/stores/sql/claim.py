@@ -32,7 +32,7 @@ _RUNNING = Update(
 _RESERVED = Insert(
     "reservations",
     {"id": INT, "request_id": INT, "worker_id": INT, "job_id": INT, "budgets": TEXT, "model": TEXT,
-     "state": TEXT, "made_at_ms": INT, "ceiling_nusd": INT, "ceiling_tokens": INT},
+     "state": TEXT, "made_at_ms": INT, "ceiling_nusd": INT, "ceiling_tokens": INT, "tags": TEXT},
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _start(sheet: Sheet, decided: Plan, result: TurnResult) -> None:
         running.append((reservation_id, parked_ms, each.id))
         reserved.append((
             reservation_id, each.id, books.worker_id, each.job_id, lane.text, each.model, "pending",
-            now_ms, nusd, tokens,
+            now_ms, nusd, tokens, each.tags,
         ))  # fmt: skip
         ways.append((
             each.attempts + 1, nusd, tokens, each.cost_nusd, each.submitted_at_ms, parked_ms,

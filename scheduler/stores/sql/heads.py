@@ -37,7 +37,7 @@ _SIZE = "(CASE {0}.ceiling_nusd WHEN 0 THEN {0}.ceiling_tokens ELSE {0}.ceiling_
 _COLUMNS = (
     "t.id, t.lane_id, t.ceiling_nusd, t.ceiling_tokens, t.input_tokens, t.output_tokens, t.attempts,"
     " t.cost_nusd, t.submitted_at_ms, t.parked_mark_ms, t.parked_ms, t.job_id, t.model, t.digest,"
-    " t.due_at_ms"
+    " t.tags, t.due_at_ms"
 )
 _QUEUED = (
     "i.lane_id = g.lane_id AND i.state = 'queued' AND {at} >= g.from_id"
@@ -67,6 +67,7 @@ class Waiting:
     job_id: int
     model: str
     digest: str
+    tags: str | None
     due_at_ms: int | None
 
     @property
@@ -77,10 +78,10 @@ class Waiting:
 
 def _waiting(row: Row) -> Waiting:
     (id_, lane_id, nusd, tokens, input_tokens, output_tokens, attempts, cost_nusd, submitted_at_ms,
-     mark_ms, parked_ms, job_id, model, digest, due_at_ms) = row  # fmt: skip
+     mark_ms, parked_ms, job_id, model, digest, tags, due_at_ms) = row  # fmt: skip
     return Waiting(
         id_, lane_id, (nusd, tokens, 1), Tokens(input_tokens, output_tokens), attempts, cost_nusd,
-        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest, due_at_ms,
+        submitted_at_ms, mark_ms, parked_ms, job_id, model, digest, tags, due_at_ms,
     )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ class Row:
     error: str | None = None
     ended_at_ms: int | None = None
     is_delivered: int = 0
+    tags: str | None = None
     payload: str | None = KEPT
     is_changed: bool = False
     is_settled: bool = False
@@ -97,6 +98,7 @@ _FIELDS: dict[str, Type] = {
     "input_tokens": INT, "output_tokens": INT, "submitted_at_ms": INT, "not_before_ms": INT,
     "expires_at_ms": INT, "due_at_ms": INT, "attempts": INT, "cost_nusd": INT, "parked_mark_ms": INT,
     "parked_ms": INT, "reservation_id": INT, "error": TEXT, "ended_at_ms": INT, "is_delivered": INT,
+    "tags": TEXT,
 }  # fmt: skip
 COLUMNS = ", ".join(f"r.{name}" for name in _FIELDS)
 COUNT = len(_FIELDS)
@@ -104,6 +106,7 @@ _NEW = (
     "id", "job_id", "key", "digest", "lane_id", "worker_id", "state", "model", "ceiling_nusd",
     "ceiling_tokens", "expected_nusd", "input_tokens", "output_tokens", "submitted_at_ms",
     "expires_at_ms", "due_at_ms", "parked_mark_ms", "is_delivered",
+    "tags",
 )  # fmt: skip
 _SETTLED = (
     "state", "cost_nusd", "attempts", "not_before_ms", "error", "parked_mark_ms", "ended_at_ms"
@@ -140,7 +143,7 @@ def insert_rows(db: Connection, rows: Sequence[Row]) -> None:
     db.write_many(_INSERT, [
         (r.id, r.job_id, r.key, r.digest, r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd,
          r.ceiling_tokens, r.expected_nusd, r.input_tokens, r.output_tokens, r.submitted_at_ms,
-         r.expires_at_ms, r.due_at_ms, r.parked_mark_ms, r.is_delivered, r.payload)
+         r.expires_at_ms, r.due_at_ms, r.parked_mark_ms, r.is_delivered, r.tags, r.payload)
         for r in rows
     ])  # fmt: skip
     for row in rows:
@@ -158,7 +161,7 @@ def update_rows(db: Connection, rows: Iterable[Row]) -> None:
                 r.lane_id, r.worker_id, r.state, r.model, r.ceiling_nusd, r.ceiling_tokens,
                 r.expected_nusd, r.input_tokens, r.output_tokens, r.not_before_ms, r.expires_at_ms,
                 r.due_at_ms, r.attempts, r.cost_nusd, r.parked_mark_ms, r.parked_ms, r.reservation_id, r.error,
-                r.ended_at_ms, r.is_delivered,
+                r.ended_at_ms, r.is_delivered, r.tags,
             )  # fmt: skip
             if r.payload is KEPT:
                 changed.append((*values, r.id))

@@ -105,7 +105,8 @@ CREATE TABLE requests (
   ended_at_ms     INTEGER,           -- NULL: it lives
   input_tokens    INTEGER NOT NULL DEFAULT 0,  -- as rate limits count: a guess,
   output_tokens   INTEGER NOT NULL DEFAULT 0,  -- and the cap in the body; 0: none
-  due_at_ms       INTEGER            -- its deadline; NULL: it has none
+  due_at_ms       INTEGER,           -- its deadline; NULL: it has none
+  tags            TEXT               -- JSON: as spend is summed by them; NULL: none
 ) STRICT;
 CREATE UNIQUE INDEX requests_by_key ON requests (job_id, key) WHERE key IS NOT NULL;
 CREATE INDEX requests_queued ON requests (lane_id, id) WHERE state = 'queued';
@@ -118,6 +119,7 @@ CREATE INDEX requests_expiring ON requests (worker_id, expires_at_ms)
 CREATE INDEX requests_live ON requests (job_id, id) WHERE ended_at_ms IS NULL;
 CREATE INDEX requests_outcomes ON requests (job_id, is_delivered, id)
   WHERE key IS NOT NULL AND ended_at_ms IS NOT NULL;
+CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL;
 CREATE INDEX requests_ended ON requests (lane_id, is_delivered, ended_at_ms)
   WHERE ended_at_ms IS NOT NULL;
 
@@ -143,7 +145,8 @@ CREATE TABLE reservations (
   tokens         INTEGER NOT NULL DEFAULT 0,
   is_assumed     INTEGER NOT NULL DEFAULT 0,  -- settled by a policy or a person
   provider_id    TEXT,                        -- the provider's own id for a lost call
-  why            TEXT                         -- what is known of an unknown outcome
+  why            TEXT,                        -- what is known of an unknown outcome
+  tags           TEXT                         -- its request's, as it was sent
 ) STRICT;
 CREATE INDEX reservations_pending ON reservations (worker_id, request_id) WHERE state = 'pending';
 CREATE INDEX reservations_suspense ON reservations (id) WHERE state = 'suspense';
@@ -185,6 +188,17 @@ CREATE TABLE spent_of_budgets (
   over_nusd   INTEGER NOT NULL,  -- more than was reserved
   over_tokens INTEGER NOT NULL,
   PRIMARY KEY (budget_id, quarter_ms)
+) STRICT, WITHOUT ROWID;
+
+-- The same by tags; of many values of a tag some are summed together.
+CREATE TABLE spent_of_tags (
+  quarter_ms INTEGER NOT NULL,
+  tag        TEXT    NOT NULL,
+  value      TEXT    NOT NULL,
+  attempts   INTEGER NOT NULL,
+  nusd       INTEGER NOT NULL,
+  tokens     INTEGER NOT NULL,
+  PRIMARY KEY (quarter_ms, tag, value)
 ) STRICT, WITHOUT ROWID;
 
 -- How long answered attempts took, by the quarter of an hour in which they ended.
@@ -258,6 +272,27 @@ CREATE TABLE notes (
   said TEXT NOT NULL,
   PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
+
+-- Longer texts of theirs, such as a gateway's batches; those of files are in pages.
+CREATE TABLE papers (
+  kind       TEXT    NOT NULL,
+  name       TEXT    NOT NULL,
+  owner      TEXT    NOT NULL,
+  said       TEXT    NOT NULL,  -- JSON
+  made_at_ms INTEGER NOT NULL,
+  is_open    INTEGER NOT NULL,  -- somebody has work to do with it
+  PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name);
+CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1;
+CREATE TABLE pages (
+  kind   TEXT    NOT NULL,
+  name   TEXT    NOT NULL,
+  number INTEGER NOT NULL,
+  said   TEXT    NOT NULL,
+  PRIMARY KEY (kind, name, number)
+) STRICT;
+
 -- What hooks are to be told; what was told stays, so that it is told once.
 CREATE TABLE outbox (
   id         INTEGER PRIMARY KEY,

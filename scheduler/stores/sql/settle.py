@@ -17,6 +17,7 @@ from scheduler.stores.sql.rows import COLUMNS, DELAYED, QUEUED, RUNNING, SUCCEED
 from scheduler.stores.sql.sheet import Sheet
 from scheduler.stores.sql.tenants import give_back, know_tenants, tenant_of
 from scheduler.stores.sql.waiting import end, enter_again, know_lanes, leave_lane
+from scheduler.stores.tagged import Label, decode_tags
 from scheduler.stores.views import SETTLED
 
 _STATES = {state.value: state for state in ReservationState}
@@ -35,7 +36,13 @@ class Hold:
     needs: Needs
     job_id: int
     model: str
+    tags: str | None
     row: Row
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """By what else it is summed."""
+        return () if self.tags is None else decode_tags(self.tags)
 
     @property
     def counted(self) -> int:
@@ -45,7 +52,7 @@ class Hold:
 
 _HOLDS = (
     "SELECT h.id, h.state, h.is_assumed, h.nusd, h.tokens, h.budgets, h.made_at_ms, h.ceiling_nusd,"
-    f" h.ceiling_tokens, h.job_id, h.model, {COLUMNS} FROM reservations h JOIN requests r ON r.id = h.request_id"
+    f" h.ceiling_tokens, h.job_id, h.model, h.tags, {COLUMNS} FROM reservations h JOIN requests r ON r.id = h.request_id"
 )
 
 
@@ -76,11 +83,11 @@ def read_holds(sheet: Sheet, ids: Ids) -> dict[int, Hold]:
     holds = {}
     for row in rows:
         id_, state, is_assumed, nusd, tokens, budgets, made_at_ms = row[:7]
-        held_nusd, held_tokens, job_id, model = row[7:11]
+        held_nusd, held_tokens, job_id, model, tags = row[7:12]
         holds[id_] = Hold(
             id_, _STATES[state], bool(is_assumed), (nusd, tokens),
             decode_budgets(budgets), made_at_ms, (held_nusd, held_tokens, 1), job_id, model,
-            sheet.meet(Row(*row[11:])),
+            tags, sheet.meet(Row(*row[12:])),
         )  # fmt: skip
     sheet.load(
         {budget_id for hold in holds.values() for budget_id in hold.budgets},

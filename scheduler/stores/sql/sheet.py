@@ -113,7 +113,7 @@ class Sheet:
         self.tallies: Counter[tuple[int, str]] = Counter()
         self.settled: dict[int, tuple[object, ...]] = {}  # reservations, each once
         self.responses: list[tuple[int, str]] = []
-        self.spent = Spent()
+        self.spent = Spent(books.tagged)
         self.news = changes.News()
         self.hear: Callable[[], None] = lambda: None
         self._oldest: dict[int, int] = {}  # by window: the oldest slot that counts

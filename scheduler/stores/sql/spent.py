@@ -19,9 +19,12 @@ from scheduler.stores.course import QUARTER_MS, CourseRow, TookRow, bucket_of
 from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection
 from scheduler.stores.sql.dialect import INT, TEXT, Insert
+from scheduler.stores.tagged import Label, decode_tags, heading
 
 MINUTE_MS = 60_000
+MOST_QUARTERS = 8  # whose tags are remembered
 Cost = tuple[int, int]  # nano-dollars, tokens
+Tagged = dict[int, dict[str, set[str]]]
 
 _QUARTERS = (
     f"SELECT made_at_ms - made_at_ms % {QUARTER_MS} AS quarter_ms, budgets, job_id, model,"
@@ -67,6 +70,11 @@ _ADD_ON = Insert(
     "ON CONFLICT (budget_id, quarter_ms) DO UPDATE SET "
     + _added("spent_of_budgets", list(_SUMS | _OVER)),
 )
+_ADD_TAGGED = Insert(
+    "spent_of_tags",
+    {"quarter_ms": INT, "tag": TEXT, "value": TEXT} | _SUMS,
+    f"ON CONFLICT (quarter_ms, tag, value) DO UPDATE SET {_added('spent_of_tags', list(_SUMS))}",
+)
 _TOOK = {"calls": INT, "nusd": INT, "ceiling_nusd": INT}
 _ADD_TOOK = Insert(
     "took",
@@ -84,14 +92,25 @@ class Hold(Protocol):
     budgets: tuple[int, ...]
     needs: Needs
 
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """By what else it is summed."""
+
 
 class Spent:
-    """What a transaction adds to the sums."""
+    """What a transaction adds to the sums.
 
-    def __init__(self) -> None:
+    Args:
+        tagged: By quarter of an hour, which tags and values have sums of their own: some of those
+            that are stored, or all.
+    """
+
+    def __init__(self, tagged: Tagged) -> None:
+        self._tagged = tagged
         self._by_model: dict[tuple[int, int, str], list[int]] = {}
         self._by_budget: dict[tuple[int, int], list[int]] = {}
         self._took: dict[tuple[int, str, int], list[int]] = {}
+        self._by_tag: dict[tuple[int, Label], list[int]] = {}
 
     def settled(self, hold: Hold, before: Cost | None, now: Cost | None) -> None:
         """A reservation that had posted that much posts this much from now on; None: nothing."""
@@ -104,6 +123,9 @@ class Spent:
         _add(self._by_model.setdefault((quarter_ms, hold.job_id, hold.model), [0, 0, 0]), change)
         for budget_id in hold.budgets:
             _add(self._by_budget.setdefault((budget_id, quarter_ms), [0, 0, 0, 0, 0]), change)
+        if before is not None or now is not None:
+            for label in hold.labels:
+                _add(self._by_tag.setdefault((quarter_ms, label), [0, 0, 0]), change)
 
     def answered(self, hold: Hold, now_ms: int, nusd: int) -> None:
         """An attempt was posted by its own answer."""
@@ -116,13 +138,44 @@ class Spent:
         db.write_many(_ADD, [(*key, *sums) for key, sums in sorted(self._by_model.items())])
         db.write_many(_ADD_ON, [(*key, *sums) for key, sums in sorted(self._by_budget.items())])
         db.write_many(_ADD_TOOK, [(*key, *sums) for key, sums in sorted(self._took.items())])
+        if self._by_tag:
+            self._write_tagged(db)
         self.clear()
+
+    def _write_tagged(self, db: Connection) -> None:
+        read: set[int] = set()
+        rows: dict[tuple[int, str, str], list[int]] = {}
+        for (quarter_ms, label), sums in self._by_tag.items():
+            known = self._tagged.setdefault(quarter_ms, {})
+            if quarter_ms not in read and _is_new(known, label):
+                read.add(quarter_ms)
+                _read_tagged(db, quarter_ms, known)  # others may have added some
+            under = heading(known, label)
+            if under is not None:
+                known.setdefault(under[0], set()).add(under[1])
+                _add(rows.setdefault((quarter_ms, *under), [0, 0, 0]), sums)
+        db.write_many(_ADD_TAGGED, [(*key, *sums) for key, sums in sorted(rows.items())])
+        while len(self._tagged) > MOST_QUARTERS:
+            del self._tagged[min(self._tagged)]
 
     def clear(self) -> None:
         """Begin anew."""
         self._by_model.clear()
         self._by_budget.clear()
         self._took.clear()
+        self._by_tag.clear()
+
+
+def _is_new(known: dict[str, set[str]], label: Label) -> bool:
+    """Whether a label would have a sum of its own that it has not yet, as far as is known."""
+    return heading(known, label) == label and label[1] not in known.get(label[0], ())
+
+
+def _read_tagged(db: Connection, quarter_ms: int, known: dict[str, set[str]]) -> None:
+    for tag, value in db.read(
+        "SELECT tag, value FROM spent_of_tags WHERE quarter_ms = ?", quarter_ms
+    ):
+        known.setdefault(tag, set()).add(value)
 
 
 def _costs(needs: Needs, cost: Cost) -> tuple[int, int, int, int, int]:
@@ -324,6 +377,33 @@ def parts(
         rows += db.read(_HELD.format(head=head, state=state, unknown=unknown), since_ms)
     for name, *sums in rows:
         yield (decode_budgets(name) if by == "budget" else [name]), sums
+
+
+def tagged(db: Connection, tag: str | None, since_ms: int) -> Iterator[tuple[Label, Sequence[int]]]:
+    """What attempts cost by their tags, from the quarter of an hour of an instant on.
+
+    Args:
+        db: The store.
+        tag: Only this one; None: all.
+        since_ms: The instant.
+
+    Returns:
+        Parts of it, as `parts` does.
+    """
+    from_ms = since_ms - since_ms % QUARTER_MS
+    for name, value, *sums in db.read(
+        "SELECT tag, value, sum(attempts), sum(nusd), 0, 0, sum(tokens) FROM spent_of_tags"
+        f" WHERE quarter_ms >= ?{'' if tag is None else ' AND tag = ?'} GROUP BY tag, value",
+        from_ms, *(() if tag is None else (tag,)),
+    ):  # fmt: skip
+        yield (name, value), sums
+    for state, unknown in (("pending", "0"), ("suspense", "ceiling_nusd")):
+        for text, *sums in db.read(
+            _HELD.format(head="tags", state=state, unknown=unknown), from_ms
+        ):
+            for label in () if text is None else decode_tags(text):
+                if tag is None or label[0] == tag:
+                    yield label, sums
 
 
 def discrepancies(db: Connection) -> list[Discrepancy]:

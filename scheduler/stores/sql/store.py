@@ -51,6 +51,7 @@ from scheduler.stores.base import (
 from scheduler.stores.course import CourseRow, TookRow
 from scheduler.stores.history import AttemptRow
 from scheduler.stores.outbox import News
+from scheduler.stores.papers import Paper
 from scheduler.stores.process import this_process
 from scheduler.stores.sql import (
     changes,
@@ -60,6 +61,7 @@ from scheduler.stores.sql import (
     notes,
     outbox,
     outlook,
+    papers,
     spent,
     tenants,
     views,
@@ -256,6 +258,44 @@ class SqlStore(Store):
         """See `Noting.note`."""
         check_name("name", name)
         return await self._write(notes.note, kind, name, text, only_new)
+
+    async def add_paper(self, paper: Paper) -> bool:
+        """See `Papers.add_paper`."""
+        check_name("name", paper.name)
+        return await self._write(papers.add, paper)
+
+    async def paper(self, kind: str, name: str) -> Paper | None:
+        """See `Papers.paper`."""
+        return await self._read(papers.find, kind, name)
+
+    async def change_paper(self, before: Paper, text: str, is_open: bool) -> bool:
+        """See `Papers.change_paper`."""
+        return await self._write(papers.change, before, text, is_open)
+
+    async def papers(
+        self, kind: str, owner: str, *, limit: int, after: str | None = None,
+        newest_first: bool = True,
+    ) -> list[Paper]:  # fmt: skip
+        """See `Papers.papers`."""
+        return await self._read(papers.listed, kind, owner, limit, after, newest_first)
+
+    async def open_papers(self, kind: str) -> list[Paper]:
+        """See `Papers.open_papers`."""
+        return await self._read(papers.still_open, kind)
+
+    async def remove_paper(self, kind: str, name: str) -> bool:
+        """See `Papers.remove_paper`."""
+        return await self._write(papers.remove, kind, name)
+
+    async def write_page(self, kind: str, name: str, number: int, text: str) -> None:
+        """See `Papers.write_page`."""
+        await self._write(papers.write_page, kind, name, number, text)
+
+    async def pages(
+        self, kind: str, name: str, *, first: int = 0, limit: int = 1
+    ) -> list[tuple[int, str]]:
+        """See `Papers.pages`."""
+        return await self._read(papers.pages, kind, name, first, limit)
 
     # What hooks are to be told
 

@@ -32,6 +32,7 @@ from scheduler.stores.sql.waiting import (
     leave_lane,
     open_lanes,
 )
+from scheduler.stores.tagged import encode_tags
 from scheduler.stores.views import is_tried_again, keep_line
 
 _JOBS = Insert("jobs", {"name": TEXT}, "ON CONFLICT (name) DO NOTHING")
@@ -170,6 +171,7 @@ def _take_terms(sheet: Sheet, row: Row, new: NewRequest, lane: Lane) -> None:
     row.ceiling_nusd, row.ceiling_tokens = new.ceiling_nusd, new.ceiling_tokens
     row.expected_nusd = new.expected_nusd
     row.input_tokens, row.output_tokens = new.tokens
+    row.tags = encode_tags(new.request.tags)
     is_full = books.store_prompts == "full"
     row.payload = (new.payload or encode_request(new.request)) if is_full else None
     if new.is_kept or not is_full:

@@ -12,7 +12,17 @@ import json
 from collections.abc import Iterable
 from functools import partial
 
-from scheduler.admission.fairness import ALL, SPAN_MS, Clock, Place, Tenant, TenantKey, tenant_key
+from scheduler.admission.fairness import (
+    ALL,
+    SCALE,
+    SPAN_MS,
+    Clock,
+    Place,
+    Tenant,
+    TenantKey,
+    tenant_key,
+    weight_of,
+)
 from scheduler.ledger.account import ReservationState
 from scheduler.stats import TenantStatus
 from scheduler.stores.sql.connection import Connection
@@ -108,7 +118,7 @@ def save_tenants(sheet: Sheet) -> None:
         tenant = shares.of(key)
         if tenant.is_changed:
             tenant.is_changed = False
-            state = [tenant.at, tenant.back, tenant.hour_ms, *tenant.served]
+            state = [tenant.at, tenant.back, tenant.hour_ms, *tenant.served, tenant.units]
             rows.append(
                 (key.provider, key.priority, 0, key.tenant, json.dumps(state), sheet.now_ms)
             )
@@ -130,12 +140,16 @@ def save_tenants(sheet: Sheet) -> None:
 
 def statuses(db: Connection, now_ms: int) -> list[TenantStatus]:
     """`Store.tenants`."""
-    served = []
+    served: list[tuple[str, int]] = []
+    weights: dict[str, float] = {}
     for name, state in db.read("SELECT tenant, state FROM tenants WHERE is_clock = 0"):
         tenant = Tenant(Clock(), 1)
         _take(tenant, state)
         served.append((name, sum(tenant.lately(now_ms))))
+        weights[name] = weight_of((*json.loads(state), SCALE)[5])
     if not served:
         return []
     waiting = db.read("SELECT tenant, sum(waiting) FROM lanes WHERE waiting > 0 GROUP BY tenant")
-    return tenant_statuses([(name, int(count)) for name, count in waiting], served)
+    return tenant_statuses(
+        [(name, int(count)) for name, count in waiting], served, lambda name: weights.get(name, 1.0)
+    )

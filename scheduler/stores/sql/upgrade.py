@@ -41,6 +41,15 @@ _SPENT = (
     f" FROM ({POSTED_ON}) AS p, json_each('[' || trim(p.budgets, ',') || ']') AS b GROUP BY 1, 2",
 )
 
+_TAGGED = (
+    "ALTER TABLE requests ADD COLUMN tags TEXT",
+    "ALTER TABLE reservations ADD COLUMN tags TEXT",
+    "CREATE TABLE spent_of_tags (quarter_ms INTEGER NOT NULL, tag TEXT NOT NULL,"
+    " value TEXT NOT NULL, attempts INTEGER NOT NULL, nusd INTEGER NOT NULL,"
+    " tokens INTEGER NOT NULL, PRIMARY KEY (quarter_ms, tag, value)) STRICT, WITHOUT ROWID",
+    "CREATE INDEX requests_by_end ON requests (state, id) WHERE ended_at_ms IS NOT NULL",
+)
+
 
 def _remade(table: str, create: str, index: str) -> tuple[str, ...]:
     """A table whose columns stay in their order, made anew."""
@@ -155,6 +164,16 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE tenants (provider TEXT NOT NULL, priority INTEGER NOT NULL,"
         " is_clock INTEGER NOT NULL, tenant TEXT NOT NULL, state TEXT NOT NULL,"
         " changed_at_ms INTEGER NOT NULL, PRIMARY KEY (provider, priority, is_clock, tenant)) STRICT, WITHOUT ROWID",
+    ),
+    7: (
+        "CREATE TABLE papers (kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL,"
+        " said TEXT NOT NULL, made_at_ms INTEGER NOT NULL, is_open INTEGER NOT NULL,"
+        " PRIMARY KEY (kind, name)) STRICT, WITHOUT ROWID",
+        "CREATE INDEX papers_of ON papers (kind, owner, made_at_ms, name)",
+        "CREATE INDEX papers_open ON papers (kind, made_at_ms, name) WHERE is_open = 1",
+        "CREATE TABLE pages (kind TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
+        " said TEXT NOT NULL, PRIMARY KEY (kind, name, number)) STRICT",
+        *_TAGGED,
     ),
 }
 """From a version to the statements that lead to the next one."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from scheduler.errors import ConfigError, StoreError
+from scheduler.errors import StoreError
 from scheduler.guards.plain import logger_of
 from scheduler.ledger.account import Account, Tally
 from scheduler.request import Request, RequestState
@@ -25,6 +25,7 @@ from scheduler.stores.sql.rows import (
     state_of,
 )
 from scheduler.stores.sql.turn import Transactions
+from scheduler.stores.tagged import name_of, tag_of
 from scheduler.stores.views import compare
 
 logger = logger_of("scheduler.store")
@@ -68,19 +69,27 @@ def _shut_lanes(db: Connection, job: str | None) -> list[tuple[str, int]]:
 
 def spend(db: Connection, by: str, since_ms: int) -> list[SpendRow]:
     """`Store.spend`."""
+    rows: dict[str, list[int]] = {}
+    for name, numbers in _parts(db, by, since_ms):
+        total = rows.setdefault(name, [0, 0, 0, 0, 0])
+        total[:] = map(sum, zip(total, numbers, strict=True))
+    ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
+    return [SpendRow(name, *numbers) for name, numbers in ordered]
+
+
+def _parts(db: Connection, by: str, since_ms: int) -> Iterator[tuple[str, Sequence[int]]]:
+    """What is summed under each heading."""
     if by not in _HEADINGS:
-        raise ConfigError("by", f"{by!r} is not one of {', '.join(_HEADINGS)}")
+        tag = tag_of(by)
+        for label, numbers in spent.tagged(db, tag, since_ms):
+            yield name_of(label, tag), numbers
+        return
     names: dict[int | str, str] = {}
     if by != "model":
         names = dict(db.read(f"SELECT id, name FROM {by}s"))
-    rows: dict[str, list[int]] = {}
     for heads, numbers in spent.parts(db, _HEADINGS[by], since_ms):
         for head in heads:
-            name = str(head) if by == "model" else names.get(head, "?")
-            total = rows.setdefault(name, [0, 0, 0, 0, 0])
-            total[:] = map(sum, zip(total, numbers, strict=True))
-    ordered = sorted(rows.items(), key=lambda item: (-item[1][1], item[0]))
-    return [SpendRow(name, *numbers) for name, numbers in ordered]
+            yield str(head) if by == "model" else names.get(head, "?"), numbers
 
 
 def audit(db: Connection, transactions: Transactions, now_ms: int) -> Audit:

@@ -3,7 +3,7 @@
 import { barChart, burnChart, share, when } from "./chart.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, burn: null, budget: null, cap: 0, after: 0, next: null, asking: null, requests: null };
+const state = { picture: null, burn: null, budget: null, cap: 0, after: 0, next: null, asking: null, requests: null, tag: null };
 
 // Making things
 
@@ -203,9 +203,43 @@ function drawTiles() {
     tile("Used up", ends[0], ends[1], burn?.used_up_at_ms ? "warn" : null),
     tile("Next reset", cap.resets_at_ms ? when(cap.resets_at_ms) : "never",
       cap.resets_at_ms ? `in ${span(Math.max(0, cap.resets_at_ms - state.picture.at_ms))}` : "only a raise helps"),
+    doneTile(),
   );
   const acts = buttons(budget, "top");
   if (!$("budget-actions").contains(document.activeElement)) $("budget-actions").replaceChildren(...acts);
+}
+
+// When all that waits will be done: early, likely and late instants; null where only a raise helps
+
+function waiting() {
+  const { counts } = state.picture;
+  return counts.queued + counts.parked;
+}
+
+function doneBand({ early_ms: early, likely_ms: likely, late_ms: late }) {
+  const now = state.picture.at_ms;
+  if (likely === null) return null;
+  if (late !== null && late - now < 120000) return `in about ${span(Math.max(1000, likely - now))}`;
+  if (late === null) return "maybe not without a raise";
+  return `${early === null ? "now" : when(early)} to ${when(late)}`;
+}
+
+function doneTile() {
+  const { finish } = state.picture;
+  if (!waiting()) return tile("All done", "–", "nothing waits");
+  if (!finish) return tile("All done", "…", "being worked out");
+  if (finish.likely_ms === null) return tile("All done", "never", "not without a raise", "bad");
+  return tile("All done", when(finish.likely_ms), doneBand(finish));
+}
+
+function drawFinish() {
+  const { finish } = state.picture;
+  $("finish").hidden = !waiting();
+  if (!waiting()) return;
+  const basis = finish?.calls ? `judged by ${count(finish.calls)} calls` : "a guess, at 5 s a call: no call like these is known";
+  $("finish").textContent = !finish ? "When all that waits will be done is being worked out…"
+    : finish.likely_ms === null ? "What waits will not be done without a raise."
+    : `All that waits will be done about ${when(finish.likely_ms)} (${doneBand(finish)}); ${basis}.`;
 }
 
 function drawBurn() {
@@ -275,6 +309,32 @@ function drawModels() {
   $("throughput-caption").textContent = `${said}${calls ? ", by the quarter of an hour" : ""}.`;
 }
 
+function drawTags() {
+  const { tags } = state.picture;
+  $("tags-section").hidden = !tags.length;
+  if (!tags.length) return;
+  const select = $("tag-choice");
+  const names = tags.map((each) => each.tag).sort();
+  if ([...select.options].map((each) => each.value).join("\n") !== names.join("\n")) {
+    select.replaceChildren(...names.map((name) => el("option", { value: name }, name || "(no name)")));
+  }
+  const chosen = tags.find((each) => each.tag === state.tag) ?? tags[0];
+  state.tag = select.value = chosen.tag;
+  table($("tags"), `Spend by ${chosen.tag} in the last 24 hours`,
+    [[chosen.tag, "name"], ["attempts", "right"], ["spent", "right"], ["reserved", "right"], ["tokens", "right"]],
+    chosen.values.map((row) => [row.name || "(empty)", count(row.attempts), row.said.posted, row.said.reserved, count(row.tokens)]));
+  $("tags-more").hidden = !chosen.more;
+  $("tags-more").textContent = `${count(chosen.more)} more are not shown: scheduler spend --by tag:${chosen.tag}`;
+}
+
+function drawTenants() {
+  const { tenants } = state.picture;
+  $("tenants-section").hidden = !tenants.length;
+  table($("tenants"), "Who shares with whom: what each was served in this hour and the one before",
+    [["tenant", "name"], ["waiting", "right"], ["served", "right"], ["share", "right"], ["weight", "right"]],
+    tenants.map((row) => [row.tenant || "(no tag)", count(row.waiting), row.served, percent(row.share), String(row.weight)]));
+}
+
 function drawWorkers() {
   const rows = state.picture.workers;
   $("workers-section").hidden = !rows.length;
@@ -297,8 +357,8 @@ async function drawUnknown() {
 async function drawActs() {
   const { acts } = await ask("api/acts");
   $("acts-section").hidden = !acts.length;
-  const words = { limit: "limit of", pause: "paused", resume: "resumed", charge: "charged attempt", void: "voided attempt" };
-  table($("acts"), "Changes made here", [["when"], ["who", "name"], ["what", "name"], ["from", "name"], ["to", "name"]],
+  const words = { limit: "limit of", pause: "paused", resume: "resumed", remove: "removed", charge: "charged attempt", void: "voided attempt" };
+  table($("acts"), "Who changed what", [["when"], ["who", "name"], ["what", "name"], ["from", "name"], ["to", "name"]],
     acts.map((row) => [when(row.at_ms), row.who, `${words[row.what] ?? row.what} ${row.name}`, row.before, row.after]));
 }
 
@@ -353,8 +413,11 @@ function draw(picture) {
   drawChoice();
   drawTiles();
   drawQueue();
+  drawFinish();
   drawBudgets();
+  drawTenants();
   drawModels();
+  drawTags();
   drawWorkers();
   document.title = `${picture.counts.parked ? `${count(picture.counts.parked)} parked · ` : ""}scheduler`;
 }
@@ -384,6 +447,7 @@ function follow() {
 
 $("budget-choice").addEventListener("change", (event) => choose(...event.target.value.split("/").map(Number)));
 $("state-choice").addEventListener("change", () => { state.after = 0; attempt(drawRequests); });
+$("tag-choice").addEventListener("change", (event) => { state.tag = event.target.value; drawTags(); });
 $("first-page").addEventListener("click", () => { state.after = 0; attempt(drawRequests); });
 $("next-page").addEventListener("click", () => { state.after = state.next; attempt(drawRequests); });
 let resized;

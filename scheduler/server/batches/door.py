@@ -1,0 +1,110 @@
+"""What a client's request has to pass before it is served, and how it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from pydantic_core import to_json
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from scheduler.adapters.dialects import Dialect, decoded
+from scheduler.errors import SchedulerError
+from scheduler.server.line import HungUp, Line
+from scheduler.server.refusals import JSON, Unserved, Whole, refused
+from scheduler.server.tokens import Token
+
+if TYPE_CHECKING:
+    from scheduler.server.gateway import Gateway
+
+BASES = ("", "/openai", "/at/{provider}", "/at/{provider}/openai")
+MOST_LISTED = 100
+
+
+class Door:
+    """An ASGI app that answers one method at one path.
+
+    Args:
+        gateway: Knows who may come in.
+        answer: What is told; None: it has told it itself.
+        dialect: In whose form it is refused.
+    """
+
+    def __init__(
+        self, gateway: Gateway, answer: Callable[[Line, Token], Awaitable[Whole | None]],
+        dialect: Dialect,
+    ) -> None:  # fmt: skip
+        self._gateway, self._answer, self._dialect = gateway, answer, dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        line = Line(scope, receive, send)
+        try:
+            whole = await self._answer(line, await self._gateway.token_of(line))
+        except HungUp:
+            return
+        except Unserved as wrong:
+            whole = wrong.as_answer(self._dialect)
+        except SchedulerError as error:
+            whole = refused(error, self._dialect, self._gateway.scheduler.now_ms())
+        if whole is not None and not line.has_begun:
+            await line.answer(whole)
+
+
+Answer = Callable[[Line, Token], Awaitable[Whole | None]]
+
+
+def routes(
+    gateway: Gateway, dialect: Dialect, served: Iterable[tuple[str, str, Answer]]
+) -> list[BaseRoute]:
+    """Doors for methods and paths, below every base."""
+    doors = [(method, path, Door(gateway, answer, dialect)) for method, path, answer in served]
+    return [
+        Route(f"{base}{path}", door, methods=[method])
+        for base in BASES for method, path, door in doors
+    ]  # fmt: skip
+
+
+def said(body: Mapping[str, Any], status: int = 200) -> Whole:
+    """An object as an answer."""
+    return Whole(status, [JSON], to_json(body))
+
+
+async def asked(line: Line) -> dict[str, Any]:
+    """The JSON object that a client sends. Raises `Unserved`."""
+    content = await line.body()
+    body = decoded(content) if content else {}
+    if body is None:
+        raise wrong("the body is no JSON object")
+    return body
+
+
+def query(line: Line) -> dict[str, str]:
+    """The parameters of a URL; the last one of a name counts."""
+    text = line.scope["query_string"].decode("latin-1")
+    return {name: values[-1] for name, values in parse_qs(text).items()}
+
+
+def page_of(asked: Mapping[str, str], usual: int = 20, most: int = MOST_LISTED) -> int:
+    """How many rows are asked for. Raises `Unserved`."""
+    text = asked.get("limit", str(usual))
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= most):
+        raise wrong(f"limit is {text[:20]!r}, not a number from 1 to {most:,}")
+    return int(text)
+
+
+def named(line: Line) -> str:
+    """What a path names."""
+    return str(line.scope["path_params"]["id"])
+
+
+def wrong(problem: str, code: str = "invalid_request") -> Unserved:
+    """What is asked makes no sense."""
+    return Unserved(400, code, f"{problem}; nothing was sent")
+
+
+def missing(what: str, name: str) -> Unserved:
+    """There is nothing of that name, or it is another client's."""
+    return Unserved(404, "not_found", f"there is no {what} {name[:100]!r} of this token's")

@@ -1,0 +1,475 @@
+"""Brings batches on: reads their lines into the queue, ends them when told, sums them up at their end.
+
+    validating ──all lines fit──▶ in_progress ──all have ended──▶ finalizing ──▶ ended
+        │ one does not (OpenAI's)      │ cancelled: what waits is withdrawn
+        ▼                              ▼
+      failed                         ended, as soon as what runs has
+
+Whatever it was at when its process died is done again by the next: a key of a batch is queued once,
+whoever submits it, and how often. So two gateways that take up the same batch do no harm. Nothing is
+looked for while nothing happens, but for what other processes did, every half minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from scheduler import events
+from scheduler.adapters.dialects import Dialect, http_status
+from scheduler.batch.results import line_text
+from scheduler.errors import QueueFull, SchedulerClosed, SchedulerError, StoreError
+from scheduler.guards.plain import logger_of
+from scheduler.providers.base import Provider
+from scheduler.providers.http import HttpProvider
+from scheduler.request import MESSAGES, Request, RequestState
+from scheduler.scheduler import Scheduler
+from scheduler.server.batches import forms, record
+from scheduler.server.batches.lines import Line, Wrong, read_line
+from scheduler.server.batches.record import MAX_ERRORS, Batch, Phase
+from scheduler.server.batches.shelf import Shelf, new_file
+from scheduler.shortfall import Shortfall
+from scheduler.stats import Counts
+from scheduler.stores.base import Finished
+
+logger = logger_of("scheduler.server")
+
+CHUNK = 100  # lines that are queued in one transaction
+STEP = 25  # lines that are looked at before others get their turn
+PAGE = 1_000
+LOOK_S = 30.0  # so often it is looked what other processes did
+SETTLE_S = 0.05  # ends that come together are looked at together
+SILENT_MS = 90_000  # whoever feeds a batch and says nothing for so long is gone
+AT_WORK_MS = 10_000  # so often it says that it is there
+FULL_S = 1.0  # after so long it is tried again to queue what did not fit
+_OF_ALL = (SchedulerClosed, StoreError)  # what every line would meet
+
+
+class Keeper:
+    """See the module.
+
+    Args:
+        scheduler: Open, and in the event loop in which this is used.
+        shelf: Where its files are.
+        choose: The provider for a line, and its model there: by how it is asked, its model, and who
+            was named in the path.
+        provider: One by its name.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, shelf: Shelf, choose: Callable[[Dialect, str, str], tuple[str, str]],
+        provider: Callable[[str], Provider],
+    ) -> None:  # fmt: skip
+        self._s, self._shelf, self._choose, self._provider = scheduler, shelf, choose, provider
+        self._at_work: dict[str, asyncio.Task[None]] = {}
+        self._open, self._to_end = set[str](), set[str]()
+        self._news, self._heard = set[str](), asyncio.Event()
+        self._stop_listening: list[Callable[[], None]] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Go on with what is there, and with what comes, while the block lasts."""
+        await self._shelf.tidy(self._s.now_ms())
+        for kind in (events.Settled, events.Expired):
+            self._stop_listening.append(self._s.on(kind, self._ended_one))
+        for batch in await record.open_ones(self._s.store):
+            if not batch.is_whole:  # what only a process that is gone could send
+                await record.amend(self._s.store, batch.id, _not_fed)
+            self.take_up(batch.id)
+        self._watching = asyncio.create_task(self._watch(), name="batches")
+        try:
+            yield
+        finally:
+            for stop in self._stop_listening:
+                stop()
+            tasks = [self._watching, *self._at_work.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended_one(self, event: Any) -> None:
+        if event.job in self._open:
+            self._news.add(event.job)
+            self._heard.set()
+
+    async def _watch(self) -> None:
+        """Take up what has news, and now and then what others may have changed."""
+        while True:
+            is_late = False
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._heard.wait()
+            except TimeoutError:
+                is_late = True
+            await asyncio.sleep(SETTLE_S)
+            self._heard.clear()
+            news, self._news = self._news, set()
+            try:
+                if is_late:
+                    news |= {each.id for each in await record.open_ones(self._s.store)}
+            except SchedulerError as exc:
+                logger.warning("cannot look for batches: %s", exc)
+            for each in news:
+                self.take_up(each, is_new=not is_late)
+
+    def take_up(self, name: str, *, is_new: bool = True) -> asyncio.Task[None]:
+        """Do what there is to be done for a batch; what is given back is done when it is.
+
+        Args:
+            name: Its id.
+            is_new: Whether it is ours for sure; else another process may be feeding it.
+        """
+        task = self._at_work.get(name)
+        if task is not None:
+            self._news.add(name)  # when that is done, it is looked at again
+            return task
+        self._open.add(name)
+        task = asyncio.create_task(self._bring_on(name, is_new), name=f"batch {name}")
+        self._at_work[name] = task
+        task.add_done_callback(lambda done: self._laid_down(name))
+        return task
+
+    def _laid_down(self, name: str) -> None:
+        del self._at_work[name]
+        if name in self._news:
+            self._heard.set()
+
+    async def _bring_on(self, name: str, is_new: bool) -> None:
+        try:
+            batch = await record.find(self._s.store, name)
+            if batch is None or batch.is_over:
+                self._open.discard(name)
+                return
+            is_elsewhere = self._s.now_ms() < batch.seen_ms + SILENT_MS
+            if not (is_new or batch.is_fed) and is_elsewhere:
+                return
+            await self._work(batch)
+        except asyncio.CancelledError:
+            raise
+        except SchedulerError as exc:  # it is tried again when it is looked at next
+            logger.warning("batch %s: %s", name, exc)
+        except Exception:
+            logger.exception("batch %s: failed in a way that it should not", name)
+
+    async def _work(self, batch: Batch) -> None:
+        if batch.phase == Phase.VALIDATING and batch.cancelled_ms is None:
+            batch = await self._validate(batch)
+        if not batch.is_over and not batch.is_fed and batch.cancelled_ms is None:
+            batch = await self._feed(batch)
+        if not batch.is_over and batch.cancelled_ms is not None:
+            await self._withdraw(batch)
+        if not batch.is_over:
+            await self._end_if_done(batch)
+
+    # Its lines
+
+    async def _validate(self, batch: Batch) -> Batch:
+        """Read all lines; of OpenAI's nothing is queued if one of them is wrong."""
+        errors: list[dict[str, Any]] = []
+        keys, total, model = set[str](), 0, None
+        async for number, text in self._shelf.lines(batch.input_id):
+            total += 1
+            line = read_line(number, text, batch.endpoint)
+            if isinstance(line, Line) and line.key in keys:
+                line = Wrong(number, line.key, "duplicate_custom_id",
+                             f"the custom_id {line.key!r:.100} stands on an earlier line", "custom_id")  # fmt: skip
+            if isinstance(line, Line):
+                keys.add(line.key)
+                model = model or line.body["model"]
+                made = line if batch.is_messages else self._checked(batch, line)
+                line = made if isinstance(made, Wrong) else line
+            if isinstance(line, Wrong) and not batch.is_messages:
+                errors.append(_told(line))
+                if len(errors) >= MAX_ERRORS:
+                    break
+            if total % STEP == 0:
+                await asyncio.sleep(0)
+        if not total:
+            errors.append({"code": "empty_file", "message": "the file has no lines", "param": None,
+                           "line": None})  # fmt: skip
+        now_ms = self._s.now_ms()
+
+        def change(now: Batch) -> None:
+            now.total, now.model = total, model
+            if errors and now.cancelled_ms is None:
+                now.phase, now.errors, now.ended_ms = Phase.FAILED, errors, now_ms
+            elif now.cancelled_ms is None:
+                now.phase, now.begun_ms = Phase.IN_PROGRESS, now_ms
+            now.seen_ms = now_ms
+
+        return await self._amended(batch, change)
+
+    async def _feed(self, batch: Batch) -> Batch:
+        """Queue all lines, or as many as there were when it was cancelled."""
+        refused = page = seen_ms = 0
+        services = set[str | None]()
+        async for lines, wrong in self._chunks(batch):
+            wrong += await self._queue(batch, lines, services)
+            await self._keep_refused(batch, page, wrong)
+            refused, page = refused + len(wrong), page + 1
+            now_ms = self._s.now_ms()
+            if now_ms > seen_ms + AT_WORK_MS or batch.id in self._to_end:
+                seen_ms = now_ms
+                batch = await self._amended(batch, partial(_seen, now_ms=now_ms))
+                if batch.cancelled_ms is not None:
+                    return batch
+
+        def change(now: Batch) -> None:
+            now.is_fed, now.refused = True, refused
+            now.is_whole = self._s.store.is_shared and None not in services
+
+        return await self._amended(batch, change)
+
+    async def _chunks(self, batch: Batch) -> AsyncIterator[tuple[list[Line], list[Wrong]]]:
+        """Its lines, some at a time: those that are requests, and the others."""
+        lines: list[Line] = []
+        wrong: list[Wrong] = []
+        async for number, text in self._shelf.lines(batch.input_id):
+            line = read_line(number, text, batch.endpoint)
+            if isinstance(line, Wrong):
+                wrong.append(line)
+            else:
+                lines.append(line)
+            if len(lines) + len(wrong) >= CHUNK:
+                yield lines, wrong
+                lines, wrong = [], []
+        if lines or wrong:
+            yield lines, wrong
+
+    async def _keep_refused(self, batch: Batch, page: int, wrong: Sequence[Wrong]) -> None:
+        if wrong:
+            said = [{"custom_id": w.key, "code": w.code, "problem": w.problem} for w in wrong]
+            text = "".join(f"{line_text(each)}\n" for each in said)
+            await self._s.store.write_page(record.REFUSED, batch.id, page, text)
+
+    async def _queue(
+        self, batch: Batch, lines: Sequence[Line], services: set[str | None]
+    ) -> list[Wrong]:
+        """Put these in the queue; what could not be. Who is asked for them is added to `services`."""
+        try:
+            await self._enqueue([self._made(batch, line) for line in lines], services)
+        except _OF_ALL:
+            raise
+        except Exception:  # nothing of it was queued: find which lines it was
+            pass
+        else:
+            return []
+        wrong: list[Wrong] = []
+        fine: list[Request] = []
+        for count, line in enumerate(lines, 1):
+            made = self._checked(batch, line)
+            if isinstance(made, Wrong):
+                wrong.append(made)
+            else:
+                fine.append(made)
+            if count % STEP == 0:
+                await asyncio.sleep(0)
+        await self._enqueue(fine, services)
+        return wrong
+
+    async def _enqueue(self, requests: Sequence[Request], services: set[str | None]) -> None:
+        services |= {self._provider_of(each).service for each in requests}
+        while requests:
+            try:
+                await self._s.enqueue(requests)
+                return
+            except QueueFull:
+                await asyncio.sleep(FULL_S)
+
+    def _checked(self, batch: Batch, line: Line) -> Request | Wrong:
+        """The request that a line makes, or what is wrong with it as the scheduler sees it."""
+        try:
+            request = self._made(batch, line)
+            self._s.validate(request)
+        except _OF_ALL:
+            raise
+        except SchedulerError as exc:
+            _, code, _ = http_status(exc, self._s.now_ms())
+            return Wrong(line.number, line.key, code, str(exc), "body")
+        except Exception as exc:  # numbers or texts beyond what Python takes
+            problem = f"it cannot be prepared ({type(exc).__name__}); nothing was sent"
+            return Wrong(line.number, line.key, "invalid_body", problem, "body")
+        return request
+
+    def _made(self, batch: Batch, line: Line) -> Request:
+        request = Request(
+            line.body, url=line.url, key=line.key, job=batch.id, provider=self._asked(batch, line),
+            **batch.asked,
+        )  # fmt: skip
+        provider = self._provider_of(request)
+        if isinstance(provider, HttpProvider):
+            provider.require_key()
+        return request
+
+    def _provider_of(self, request: Request) -> Provider:
+        return self._provider(request.provider or self._s.provider_for(request))
+
+    def _asked(self, batch: Batch, line: Line) -> str | None:
+        """Who is asked; None: whom its model leads to."""
+        model = line.body["model"]
+        if not batch.wanted and self._s.led_to(model)[0] is not None:
+            return None
+        dialect = Dialect.ANTHROPIC if line.url == MESSAGES else Dialect.OPENAI
+        return self._choose(dialect, model, batch.wanted)[0]
+
+    # Its end
+
+    async def cancel(self, name: str) -> Batch | None:
+        """End a batch: what waits is withdrawn, what runs comes to its end. None: there is none."""
+        now_ms = self._s.now_ms()
+
+        def change(batch: Batch) -> None:
+            if not batch.is_over and batch.cancelled_ms is None:
+                batch.cancelled_ms = now_ms
+
+        batch = await record.amend(self._s.store, name, change)
+        if batch is not None and not batch.is_over:
+            self._to_end.add(name)
+            self.take_up(name)
+        return batch
+
+    async def _withdraw(self, batch: Batch) -> None:
+        """Cancel what waits of it, wherever that was submitted."""
+        states = [RequestState.QUEUED, RequestState.PARKED]
+        after_id = 0
+        while rows := await self._s.store.queue(
+            states, self._s.now_ms(), job=batch.id, limit=PAGE, after_id=after_id
+        ):
+            await self._s.withdraw(row.id for row in rows)
+            after_id = rows[-1].id
+
+    async def look(self, name: str) -> tuple[Batch | None, Counts | None]:
+        """How a batch is doing, summed up if it has just ended; counts are None where it says itself."""
+        batch = await record.find(self._s.store, name)
+        if batch is None or batch.is_over or batch.phase == Phase.VALIDATING:
+            return batch, None
+        counts = await self._s.store.counts(name)
+        if _is_done(batch, counts):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S * 10):  # small ones are, at once
+                    await asyncio.shield(self.take_up(name))
+            batch = await record.find(self._s.store, name)
+        return batch, None if batch is None or batch.is_over else counts
+
+    async def lacks(self, batch: Batch, counts: Counts) -> Shortfall | None:
+        """Why a batch waits, as its first one that is parked says; None: none is."""
+        if not counts.parked:
+            return None
+        rows = await self._s.store.queue(
+            [RequestState.PARKED], self._s.now_ms(), job=batch.id, limit=1
+        )
+        return rows[0].shortfall if rows else None
+
+    async def _end_if_done(self, batch: Batch) -> None:
+        if not _is_done(batch, await self._s.store.counts(batch.id)):
+            return
+        now_ms = self._s.now_ms()
+        batch = await self._amended(batch, lambda now: _finalizing(now, now_ms))
+        ended = dict.fromkeys(("succeeded", "failed", "cancelled", "expired"), 0)
+        usage = dict.fromkeys(("input", "output", "cached", "reasoning"), 0)
+        sizes = {"output": 0, "errors": 0}
+        cost_nusd = count = 0
+        async for each in self._s.store.finished(batch.id, undelivered=False):
+            ended[each.state.value] += 1
+            cost_nusd += each.cost_nusd
+            _add(usage, each)
+            if not batch.is_messages:
+                part = "output" if forms.is_in("output", each) else "errors"
+                sizes[part] += len(line_text(forms.result(each))) + 1
+            count += 1
+            if count % STEP == 0:
+                await asyncio.sleep(0)
+        if not batch.is_messages:
+            async for key, code, problem in self.refused(batch):
+                sizes["errors"] += len(line_text(forms.refused_line(key, code, problem))) + 1
+        files = await self._name_files(batch, sizes)
+        ended_ms = self._s.now_ms()
+
+        def change(now: Batch) -> None:
+            if not now.is_over:
+                now.phase, now.ended_ms = Phase.ENDED, ended_ms
+                now.ended, now.usage, now.cost_nusd, now.files = ended, usage, cost_nusd, files
+
+        await self._amended(batch, change)
+        self._open.discard(batch.id)
+        self._to_end.discard(batch.id)
+
+    async def _name_files(self, batch: Batch, sizes: dict[str, int]) -> dict[str, str]:
+        files: dict[str, str] = {}
+        for part, size in sizes.items():
+            if size:
+                name = f"file-{batch.id.removeprefix('batch_')}-{part}"
+                file = new_file(batch.owner, f"{batch.id}_{part}.jsonl", "batch_output",
+                                self._s.now_ms(), bytes=size, batch=batch.id, part=part, id=name)  # fmt: skip
+                await self._shelf.keep(file)
+                files[part] = name
+        return files
+
+    async def refused(self, batch: Batch) -> AsyncIterator[tuple[str, str, str]]:
+        """Lines that could not be queued: id, code, and what was wrong."""
+        first = 0
+        while found := await self._s.store.pages(record.REFUSED, batch.id, first=first):
+            for number, page in found:
+                for said in map(json.loads, page.split("\n")[:-1]):
+                    yield said["custom_id"], said["code"], said["problem"]
+                first = number + 1
+
+    async def results(self, batch: Batch) -> AsyncIterator[Finished]:
+        """What became of its requests; what was read to the end counts as delivered."""
+        ids: list[int] = []
+        async for each in self._s.store.finished(batch.id, undelivered=False):
+            yield each
+            ids.append(each.id)
+            if len(ids) >= PAGE:
+                await self._s.store.delivered(ids)
+                ids = []
+        if ids:
+            await self._s.store.delivered(ids)
+
+    async def forget(self, batch: Batch) -> None:
+        """Let go of what is kept of it besides its requests."""
+        await self._s.store.remove_paper(batch.kind, batch.id)
+        await self._s.store.remove_paper(record.REFUSED, batch.id)
+        await self._shelf.remove(batch.input_id)
+
+    async def _amended(self, batch: Batch, change: Callable[[Batch], object]) -> Batch:
+        return await record.amend(self._s.store, batch.id, change) or batch
+
+
+def _is_done(batch: Batch, counts: Counts) -> bool:
+    is_to_come = not batch.is_fed and batch.cancelled_ms is None
+    return not (is_to_come or counts.waiting or counts.running)
+
+
+def _not_fed(batch: Batch) -> None:
+    batch.is_fed = False
+
+
+def _seen(batch: Batch, now_ms: int) -> None:
+    batch.seen_ms = now_ms
+
+
+def _finalizing(batch: Batch, now_ms: int) -> None:
+    if not batch.is_over:
+        batch.phase, batch.finalizing_ms = Phase.FINALIZING, now_ms
+
+
+def _told(wrong: Wrong) -> dict[str, Any]:
+    return {
+        "code": wrong.code, "message": wrong.problem, "param": wrong.param or None,
+        "line": wrong.number,
+    }  # fmt: skip
+
+
+def _add(sums: dict[str, int], finished: Finished) -> None:
+    usage = None if finished.response is None else finished.response.usage
+    if usage is not None:
+        sums["input"] += usage.input_tokens
+        sums["output"] += usage.output_tokens
+        sums["cached"] += usage.cached_tokens
+        sums["reasoning"] += usage.reasoning_tokens

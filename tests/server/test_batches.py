@@ -1,0 +1,285 @@
+"""OpenAI's Batch API by its own SDK: within a budget, parked and raised, cancelled, killed and gone on."""
+
+import io
+import json
+
+import openai
+import pytest
+
+from tests.server.conftest import MODEL, wait_for
+
+pytestmark = pytest.mark.filterwarnings("default")
+OVER = ("completed", "failed", "expired", "cancelled")
+
+
+def line(key, **body):
+    asked = {
+        "model": MODEL,
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "hi"}],
+        **body,
+    }
+    return {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": asked}
+
+
+def jsonl(*lines):
+    return "".join(json.dumps(each) + "\n" for each in lines).encode()
+
+
+def client_of(gateway, token=None):
+    return openai.OpenAI(base_url=gateway.url, api_key=token or gateway.token, max_retries=0)
+
+
+def uploaded(client, content, name="in.jsonl"):
+    return client.files.create(file=(name, io.BytesIO(content)), purpose="batch")
+
+
+def begun(client, *lines, **options):
+    file = uploaded(client, jsonl(*lines))
+    asked = {"endpoint": "/v1/chat/completions", "completion_window": "24h", **options}
+    return client.batches.create(input_file_id=file.id, **asked)
+
+
+def over(client, batch):
+    return wait_for(
+        lambda: (now := client.batches.retrieve(batch.id)).status in OVER and now, "its end"
+    )
+
+
+def lines_of(client, file_id):
+    return [json.loads(each) for each in client.files.content(file_id).text.splitlines()]
+
+
+def test_a_batch_is_answered_by_the_sdk(start, provider):
+    made = start(provider)
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(5)], metadata={"for": "test"})
+        assert batch.status == "validating"
+        done = over(client, batch)
+
+        assert done.status == "completed"
+        assert (done.request_counts.total, done.request_counts.completed) == (5, 5)
+        assert done.metadata == {"for": "test"}
+        assert done.model == MODEL
+        assert done.error_file_id is None
+        assert done.usage.output_tokens == 50
+        assert done.usage.total_tokens == done.usage.input_tokens + 50
+        assert done.scheduler["cost_usd"] == "0.05"
+        assert done.created_at <= done.in_progress_at <= done.finalizing_at <= done.completed_at
+        results = lines_of(client, done.output_file_id)
+        assert sorted(each["custom_id"] for each in results) == [f"k{n}" for n in range(5)]
+        for each in results:
+            assert each["error"] is None
+            assert each["response"]["status_code"] == 200
+            assert each["response"]["body"]["choices"][0]["message"]["content"]
+        file = client.files.retrieve(done.output_file_id)
+        assert file.bytes == len(client.files.content(file.id).content)
+        assert file.purpose == "batch_output"
+    assert float(made.budget()["posted_usd"]) == 0.05
+
+
+async def test_and_by_the_async_one(start, provider):
+    made = start(provider)
+    async with openai.AsyncOpenAI(base_url=made.url, api_key=made.token) as client:
+        file = await client.files.create(file=jsonl(line("a")), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while (batch := await client.batches.retrieve(batch.id)).status not in OVER:
+            pass
+        content = await client.files.content(batch.output_file_id)
+        assert json.loads(content.text)["custom_id"] == "a"
+
+
+def test_what_does_not_fit_is_parked_and_goes_on_after_a_raise(start, provider):
+    made = start(provider, budget="$0.13")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(8)])
+        wait_for(
+            lambda: made.states()["parked"] and not made.states()["running"], "it to be parked"
+        )
+        now = client.batches.retrieve(batch.id)
+
+        assert now.status == "in_progress"
+        assert now.request_counts.completed == 4  # of ten cents each there must be room for
+        assert now.scheduler["parked"] == 4
+        assert now.scheduler["budget"] == "default"
+        assert "larger" in now.scheduler["reason"] or "window_spent" in now.scheduler["reason"]
+        assert "scheduler budget set" in now.scheduler["message"]
+        made.cli("budget", "set", "default", "$10")
+        done = over(client, batch)
+        assert (done.status, done.request_counts.completed) == ("completed", 8)
+    assert float(made.budget()["posted_usd"]) == 0.08
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(start, slow):
+    made = start(slow, "--concurrency", "2", budget="$10")
+    billed = slow.billed()["received"]
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(6)])
+        wait_for(lambda: made.states()["succeeded"] >= 2, "some of it")
+    made.kill()
+    made.start()
+    with client_of(made) as client:  # its own token is another one now, of the same name
+        done = over(client, batch)
+        keys = [each["custom_id"] for each in lines_of(client, done.output_file_id)]
+        assert len(keys) == len(set(keys)) == done.request_counts.completed
+        failed = [] if done.error_file_id is None else lines_of(client, done.error_file_id)
+        assert len(keys) + len(failed) == 6
+    # What was under way is not known to have been answered: it counts, and is asked again.
+    assert slow.billed()["received"] - billed <= 8
+    made.cli("audit")  # which fails if any balance is not what its reservations say
+
+
+def test_killed_while_its_lines_are_read(start, slow):
+    made = start(slow, budget="$0.05")
+    count = 3_000
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}", max_tokens=100) for n in range(count)])
+        wait_for(lambda: made.states()["parked"], "some of its lines", 60)
+    made.kill()
+    made.start()
+    with client_of(made) as client:
+        wait_for(lambda: made.states()["parked"] == count, "all of its lines", 60)
+        batch = client.batches.retrieve(batch.id)
+        assert (batch.status, batch.request_counts.total) == ("in_progress", count)
+        assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+        done = over(client, batch)
+        assert (done.status, done.request_counts.failed) == ("cancelled", count)
+    assert made.budget()["posted_usd"] in ("0", "0.00")
+
+
+def test_cancelled_what_waits_ends_and_what_runs_is_answered(start, slow):
+    made = start(slow, "--concurrency", "2", budget="$10")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(9)])
+        wait_for(lambda: made.states()["running"] == 2, "two to run")
+        cancelled = client.batches.cancel(batch.id)
+        assert cancelled.status in ("cancelling", "cancelled")
+        done = over(client, batch)
+
+        assert done.status == "cancelled"
+        answered = lines_of(client, done.output_file_id)
+        dropped = lines_of(client, done.error_file_id)
+        assert len(answered) + len(dropped) == 9
+        assert 2 <= len(answered) <= 4
+        assert {each["error"]["code"] for each in dropped} == {"batch_cancelled"}
+        assert client.batches.cancel(batch.id).status == "cancelled"  # again: it stays so
+    assert float(made.budget()["posted_usd"]) == pytest.approx(0.01 * len(answered))
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "number"),
+    [
+        (b"", "empty_file", None),
+        (b"\n \n", "empty_file", None),
+        (jsonl(line("a")) + b"{not json}\n", "invalid_json_line", 2),
+        (jsonl(line("a"), {**line("b"), "custom_id": 7}), "invalid_custom_id", 2),
+        (jsonl(line("a"), line("a")), "duplicate_custom_id", 2),
+        (jsonl({**line("a"), "method": "GET"}), "invalid_method", 1),
+        (jsonl({**line("a"), "url": "/v1/embeddings"}), "mismatched_url", 1),
+        (jsonl({**line("a"), "body": []}), "invalid_body", 1),
+        (jsonl(line("a", model=None)), "missing_model", 1),
+        (jsonl(line("a", stream=True)), "stream_unsupported", 1),
+        (jsonl(line("a", model="nobody-knows-me")), "price_unknown", 1),
+    ],
+)
+def test_a_file_with_a_wrong_line_fails_whole_and_says_which(
+    start, provider, content, code, number
+):
+    made = start(provider)
+    with client_of(made) as client:
+        file = uploaded(client, content)
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        done = over(client, batch)
+        assert done.status == "failed"
+        (error,) = done.errors.data
+        assert (error.code, error.line) == (code, number)
+        assert error.message
+    assert sum(made.states().values()) == 0
+
+
+def test_files_are_kept_byte_for_byte_listed_and_removed(start, provider):
+    made = start(provider)
+    content = b"\xef\xbb\xbf" + jsonl(line("été ☃")) + b"\r\n" + jsonl(line("b"))[:-1]
+    with client_of(made) as client:
+        files = [uploaded(client, content, f"n{n}.jsonl") for n in range(3)]
+        assert client.files.content(files[0].id).content == content
+        assert client.files.retrieve(files[0].id).bytes == len(content)
+        assert [each.id for each in client.files.list()] == [each.id for each in reversed(files)]
+        page = client.files.list(limit=1, order="asc")
+        assert [each.id for each in page] == [each.id for each in files]  # page after page
+        assert client.files.delete(files[0].id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(files[0].id)
+        done = over(client, begun_with(client, files[1].id))
+        assert done.request_counts.completed == 2
+
+
+def begun_with(client, file_id):
+    return client.batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+
+
+def test_a_token_sees_nothing_of_anothers_and_cannot_leave_its_budget(start, provider):
+    made = start(provider, budget="$1")
+    made.cli("budget", "set", "ann", "$0.12", "--create")
+    ann = made.cli("token", "create", "ann", "--budget", "ann").strip().splitlines()[-1]
+    bob = made.cli("token", "create", "bob").strip().splitlines()[-1]
+    with client_of(made, ann) as hers, client_of(made, bob) as his:
+        file = uploaded(hers, jsonl(*[line(f"k{n}") for n in range(9)]))
+        with pytest.raises(openai.NotFoundError):
+            his.files.content(file.id)
+        with pytest.raises(openai.NotFoundError):
+            begun_with(his, file.id)
+        batch = begun_with(hers, file.id)
+        for refused in (his.batches.retrieve, his.batches.cancel):
+            with pytest.raises(openai.NotFoundError):
+                refused(batch.id)
+        assert list(his.batches.list()) == []
+        assert [each.id for each in hers.batches.list()] == [batch.id]
+        wait_for(lambda: hers.batches.retrieve(batch.id).request_counts.completed == 3, "her share")
+        with pytest.raises(openai.ConflictError, match="has not ended"):
+            hers.files.delete(file.id)
+        with pytest.raises(openai.BadRequestError, match="bound to 'ann'"):
+            begun(hers, line("x"), extra_headers={"X-Scheduler-Budget": "default"})
+    assert float(made.budget("ann")["posted_usd"]) == 0.03
+    assert float(made.budget("default")["posted_usd"]) == 0
+
+
+def test_a_window_that_is_meant_drops_what_was_not_sent_by_then(start, provider):
+    made = start(provider, budget="$0.11")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(4)], completion_window="3s")
+        assert batch.expires_at == batch.created_at + 3
+        done = over(client, batch)
+        assert done.status == "expired"
+        assert (done.request_counts.completed, done.request_counts.failed) == (2, 2)
+        codes = {each["error"]["code"] for each in lines_of(client, done.error_file_id)}
+        assert codes == {"batch_expired"}
+        with pytest.raises(openai.BadRequestError):
+            begun(client, line("a"), completion_window="soon")
+
+
+@pytest.mark.parametrize("purpose", ["assistants", "user_data"])
+def test_files_for_other_things_are_refused(start, provider, purpose):
+    made = start(provider)
+    with client_of(made) as client, pytest.raises(openai.BadRequestError, match="for batches only"):
+        client.files.create(file=b"x", purpose=purpose)
+
+
+def test_what_is_no_form_or_no_text_is_refused(start, provider):
+    made = start(provider)
+    assert made.ask({"a": 1}, "/v1/files").status == 400
+    broken = b"--x\r\nnothing"
+    assert (
+        made.ask(broken, "/v1/files", content_type="multipart/form-data; boundary=x").status == 400
+    )
+    assert made.ask(b"", "/v1/files", content_type="multipart/form-data").status == 400
+    with client_of(made) as client, pytest.raises(openai.BadRequestError, match="no UTF-8"):
+        client.files.create(file=b"\xff\xfe\n", purpose="batch")
+    with client_of(made) as client:
+        assert list(client.files.list()) == []
