@@ -96,7 +96,7 @@ class Popen(subprocess.Popen[Any]):
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         if self._told is None:
             return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
-        if wait_flags & os.WNOHANG and not select.select([self._told], [], [], 0)[0]:
+        if wait_flags & os.WNOHANG and not _has_come(self._told):
             return 0, 0
         (status,) = HEADER.unpack(_exactly(self._told, HEADER.size))
         self._told.close()
@@ -114,6 +114,12 @@ class Popen(subprocess.Popen[Any]):
             finally:
                 self._waitpid_lock.release()  # type: ignore[attr-defined]
         return self.returncode
+
+
+def _has_come(told: socket.socket) -> bool:
+    looking = select.poll()  # which takes any number, as `select.select` does not
+    looking.register(told, select.POLLIN)
+    return bool(looking.poll(0))
 
 
 def run(

@@ -175,9 +175,12 @@ async def _serve(
     as_json: bool,
 ) -> None:  # fmt: skip
     from scheduler.guards.signals import signals_to
+    from scheduler.providers.descriptors import raise_limit
     from scheduler.scheduler import Scheduler
     from scheduler.server.life import open_gateway
     from scheduler.server.listen import settle_down
+
+    raise_limit()  # each client takes one, held or not
 
     stop, gateway = asyncio.Event(), None
 

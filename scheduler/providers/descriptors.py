@@ -6,6 +6,7 @@ imported. So the limit is raised as far as it may be, and what is sent at once s
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ logger = logger_of("scheduler.providers")
 SPARE = 24  # for the store, result files, modules that are imported late
 # A call may need a second descriptor for a moment: to look a name up, to try another address.
 PER_CALL = 2
+
+MANY = 65_536  # more than anybody connects to one process
 
 _told: set[tuple[int, int]] = set()
 
@@ -53,6 +56,30 @@ def _places(wanted: int) -> int | None:
         except (ValueError, OSError):  # some systems have a lower bound than they say
             pass
     return max(1, (soft - taken) // PER_CALL)
+
+
+def raise_limit() -> None:
+    """Let this process open as many files as it may, for one that many connect to."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= MANY:
+        return
+    most = MANY if hard == resource.RLIM_INFINITY else min(MANY, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def most_clients() -> int | None:
+    """How many may be connected, so that there is room for what is sent, too; None: any number."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft * 3 // 4
 
 
 def _open_now() -> int:

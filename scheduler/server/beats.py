@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from scheduler.adapters.dialects import Dialect
 from scheduler.shortfall import ParkReason, Shortfall
 
 EVERY_S = 15.0
@@ -65,6 +66,15 @@ def beats_of(headers: Mapping[str, str]) -> Beats:
             third_s = max(LEAST_S, patience_s / 3)
             return Beats(min(third_s, LATEST_FIRST_S), min(third_s, EVERY_S), patience_s)
     return NO_BEATS
+
+
+def word_of(dialect: Dialect, is_stream: bool) -> bytes:
+    """A beat: a line break before JSON, a comment in a stream.
+
+    Google's SDKs take a comment for a piece of JSON; an empty line between events is nothing to
+    anybody, but nobody sees it either.
+    """
+    return b": parked\n\n" if is_stream and dialect is not Dialect.GOOGLE else b"\n"
 
 
 def expected_ms(lack: Shortfall, now_ms: int) -> int | None:

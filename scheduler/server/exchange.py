@@ -43,10 +43,11 @@ from scheduler.providers.streaming import Transcript, read_whole, streamed_body
 from scheduler.request import Request, Response
 from scheduler.server import forwarded, inside
 from scheduler.server.asked import Asked
-from scheduler.server.beats import NO_BEATS, beats_of, expected_ms
+from scheduler.server.beats import NO_BEATS, beats_of, expected_ms, word_of
 from scheduler.server.line import Line
 from scheduler.server.nurse import LOOK_S
 from scheduler.server.refusals import NOT_AGAIN, Fields, Whole, as_event, refused
+from scheduler.server.tokens import FRESH_S
 from scheduler.shortfall import Shortfall
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ logger = logger_of("scheduler.server")
 
 PROMPT_S = 0.25  # what is answered within that time is not looked after any further
 GRACE_S = 30.0  # so long a call may go on whose client has hung up
+REVOKED = "its token is not taken any more: it was revoked, or is over; nothing was sent"
 GONE = "its client has hung up, so it is not sent again; nothing was sent this time"
 
 
@@ -189,7 +191,8 @@ class Exchange:
         if self._streams or not self._has_to_beat(now_s):
             self._next_beat_s = now_s + self._beats.every_s
             return
-        await line.beat(self._is_stream, self._told())
+        word = word_of(self.dialect, self._is_stream)
+        await line.beat(word, self._is_stream, self._told())
         self._next_beat_s = self._loop.time() + self._beats.every_s
 
     def _has_to_beat(self, now_s: float) -> bool:
@@ -258,6 +261,9 @@ class Exchange:
             self._was_admitted_s = self._loop.time()
         if self.is_gone:
             raise ProviderRefused(400, GONE, "client_gone")
+        is_fresh = self._was_admitted_s - self._began_s < FRESH_S
+        if not is_fresh and not await self._gateway.still_takes(self._line):
+            raise ProviderRefused(401, REVOKED, "invalid_api_key")
         self._answer = None
         provider = self._gateway.provider(request.provider or self._provider)
         if not isinstance(provider, HttpProvider):
@@ -466,7 +472,7 @@ class Exchange:
         if not isinstance(error, SchedulerError):
             logger.error("a call failed in a way that it should not", exc_info=error)
         elif not isinstance(error, RequestRejected | StreamBroken):
-            logger.info("%s: %s", self._line.scope["path"], error)
+            logger.info("%r: %s", self._line.scope["path"], error)
         request_id = None if self._future is None else self._future.request_id
         return refused(error, self._call.dialect, self._s.now_ms(), request_id)
 

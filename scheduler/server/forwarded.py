@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 from scheduler.adapters.dialects import HEADER_PREFIX, Call, Dialect
 from scheduler.errors import ProviderRefused
@@ -32,11 +32,11 @@ _NEVER = frozenset({
 _NOT_BACK = frozenset({
     "content-length", "content-encoding", "connection", "keep-alive", "proxy-authenticate", "trailer",
     "transfer-encoding", "upgrade", "set-cookie", "alt-svc", "strict-transport-security", "date",
-    "server",
+    "server", "x-should-retry",
 })  # fmt: skip
 _OURS = (HEADER_PREFIX, "sec-")
 _USUAL = ("", "keep-alive", "close")
-_AT = re.compile(r"/at/[^/]+(?=/)")
+_AT = re.compile(r"^/at/[^/]+(?=/)")
 _V1 = re.compile(r"^(?:/openai)?(?=/v1)")
 
 
@@ -65,7 +65,7 @@ def fields(own: Mapping[str, str]) -> Fields:
     ]  # fmt: skip
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def path_of(path: str) -> str:
     """A path without what names the provider.
 
@@ -75,7 +75,7 @@ def path_of(path: str) -> str:
     return _V1.sub("", _AT.sub("", path, count=1))
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def dialect_of(path: str) -> Dialect:
     """Whose API a path belongs to, whatever stands before it.
 
@@ -89,11 +89,17 @@ def dialect_of(path: str) -> Dialect:
 
 
 def query_of(query: bytes) -> str:
-    """A query without the client's key."""
+    """A query without the client's key, however that is spelt.
+
+    >>> query_of(b"a=1&key=sched-1&%6bey=sched-1"), query_of(b"")
+    ('a=1', '')
+    """
     if not query:
         return ""
     parts = query.decode("latin-1").split("&")
-    return "&".join(each for each in parts if each and each.partition("=")[0] != KEY_PARAM)
+    return "&".join(
+        each for each in parts if each and unquote_plus(each.partition("=")[0]) != KEY_PARAM
+    )
 
 
 def url(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -56,8 +55,12 @@ class Front:
             answer = wrong.as_answer(dialect_of(scope["path"]))
             await Line(scope, receive, send).answer(answer)
             return
-        app = self._quick.get((scope["method"], scope["path"]), self._app)
-        await app(scope, receive, send)
+        app = self._quick.get((scope["method"], scope["path"]))
+        if app is None and not scope["path"].isprintable():  # a line break would end a pattern
+            wrong = Unserved(404, "not_found", "there is no such path; nothing was sent")
+            await Line(scope, receive, send).answer(wrong.as_answer(dialect_of(scope["path"])))
+            return
+        await (app or self._app)(scope, receive, send)
 
     def _problem(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request is not even looked at; None: it is."""
@@ -77,9 +80,9 @@ class Front:
                     f"this gateway is not called {host.decode('latin-1')[:100]!r}; say --allow-host "
                     "for a name of its own"
                 )
-            if len(self._known) < 1_000:
+            if len(self._known) < 1_000 and len(host) < 300:
                 self._known.add(host)
-        if origin and urlsplit(origin.decode("latin-1")).netloc != host.decode("latin-1"):
+        if origin and origin.lower().partition(b"://")[2] != host.lower():
             return f"the page at {origin.decode('latin-1')[:100]!r} may not ask here"
         if site == b"cross-site":
             return "another site's page may not ask here"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logger_of("scheduler.server")
 
 REMEMBERED, REMEMBERED_S = 1_000, 60.0  # errors that a client may ask for once more
-MAX_CHOSEN = 10_000
+MAX_CHOSEN, MAX_MODEL_CHARS = 10_000, 500
 COUNTED = (
     "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions", "/v1/moderations",
     "/v1/messages",
@@ -140,7 +140,7 @@ class Gateway:
             if is_free:
                 await pass_on(self, line, dialect, path, content)
                 return
-            call = _read(path, content)
+            call = _read(path, content, line.headers.get("content-encoding"))
             forwarded.check_query(call, line.scope["query_string"])
             again = self._told_before(line, content)
             if again is not None:
@@ -165,6 +165,14 @@ class Gateway:
             await line.answer(refused(error, dialect, self.scheduler.now_ms()))
             return
         await exchange.run()
+
+    async def still_takes(self, line: Line) -> bool:
+        """Whether a call's token is one still."""
+        try:
+            await self.token_of(line)
+        except Unserved:
+            return False
+        return True
 
     async def token_of(self, line: Line) -> Token:
         """Whose call it is.
@@ -365,9 +373,14 @@ class _OfModel:
             await Line(scope, receive, send).answer(wrong.as_answer(Dialect.GOOGLE))
 
 
-def _read(path: str, content: bytes) -> Call:
+def _read(path: str, content: bytes, encoding: str | None) -> Call:
     """The call that a body makes. Raises `Unserved`."""
     call = read_call(path, content) if content else None
+    if call is None and encoding is not None:
+        raise Unserved(
+            415, "unsupported_encoding", f"a body with Content-Encoding {encoding[:100]!r} is not "
+            "read here; nothing was sent",
+        )  # fmt: skip
     if call is None:
         raise Unserved(
             400,
@@ -377,6 +390,11 @@ def _read(path: str, content: bytes) -> Call:
     if not call.asks or not isinstance(call.body.get("model"), str) or not call.body["model"]:
         raise Unserved(
             400, "invalid_body", f"the body of POST {path[:200]} names no model, or asks nothing; "
+            "nothing was sent",
+        )  # fmt: skip
+    if len(call.body["model"]) > MAX_MODEL_CHARS:
+        raise Unserved(
+            400, "invalid_body", f"no model has a name of more than {MAX_MODEL_CHARS} characters; "
             "nothing was sent",
         )  # fmt: skip
     return call

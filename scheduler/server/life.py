@@ -136,6 +136,9 @@ def _metrics(scheduler: Scheduler, settings: Settings, tokens: Tokens) -> list[B
         if how.lower() != "bearer" or found is None:
             said = "this needs a token of the gateway (scheduler token create prometheus)\n"
             return PlainTextResponse(said, 401, {"www-authenticate": "Bearer"})
+        if found.budgets:
+            said = f"the token {found.name!r} is bound to budgets, and this tells of all of them\n"
+            return PlainTextResponse(said, 403)
         return Response(await metrics.text(), media_type=metrics.content_type)
 
     return [Route("/metrics", answer)]

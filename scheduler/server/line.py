@@ -1,7 +1,7 @@
 """The line to one client: what it asks, and what it is told, in pieces or as a whole.
 
-A client that waits hears a beat now and then: a line break before JSON, a comment in a stream.
-With the first of them the status is 200 for good.
+A client that waits hears a beat now and then (`beats` has its words). With the first of them the
+status is 200 for good.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Line:
                 self.has_begun = True
                 await self._start(status, headers)
 
-    async def beat(self, is_stream: bool, headers: Fields) -> None:
+    async def beat(self, word: bytes, is_stream: bool, headers: Fields) -> None:
         """Say that it goes on."""
         async with self.lock:
             if self.is_over:
@@ -86,7 +86,7 @@ class Line:
                 self.has_begun = True
                 await self._start(200, [*(_BEGUN_EVENTS if is_stream else _BEGUN_JSON), *headers])
             self.beats += 1
-            await self._write(b": parked\n\n" if is_stream else b"\n")
+            await self._write(word)
 
     async def write(self, piece: bytes) -> None:
         """Tell a part; returns when there is room for the next."""

@@ -38,7 +38,7 @@ async def pass_on(
     name, content = _chosen(gateway, line, dialect, content)
     provider = gateway.provider(name)
     if not isinstance(provider, HttpProvider):
-        await line.answer(_listed(provider, method))
+        await line.answer(_listed(provider, method, path))
         return
     more = forwarded.headers(line.headers, provider.sets_headers)
     query = forwarded.query_of(line.scope["query_string"])
@@ -71,10 +71,16 @@ def _chosen(gateway: Gateway, line: Line, dialect: Dialect, content: bytes) -> t
     return name, content if there == model else to_json({**body, "model": there})
 
 
-def _listed(provider: Provider, method: str) -> Whole:
-    """The models of a provider in this process."""
-    if method != "GET":
+def _listed(provider: Provider, method: str, path: str) -> Whole:
+    """The models of a provider in this process, or one of them."""
+    if method == "POST":
         raise Unserved(404, "not_found", f"{provider.name} does not count tokens; nothing was sent")
     data = [{"id": name, "object": "model", "created": 0, "owned_by": provider.name}
             for name in provider.prices or ()]  # fmt: skip
-    return Whole(200, [JSON], to_json({"object": "list", "data": data}))
+    _, _, name = path.partition("/models/")
+    if not name:
+        return Whole(200, [JSON], to_json({"object": "list", "data": data}))
+    for model in data:
+        if model["id"] == name:
+            return Whole(200, [JSON], to_json(model))
+    raise Unserved(404, "model_not_found", f"there is no model {name[:200]!r} here")

@@ -6,6 +6,7 @@ shown once, when it is made.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -183,6 +184,7 @@ class Tokens:
         self._store, self._own = store, own
         self._by_digest: dict[str, Token] = {}
         self._read_s = float("-inf")
+        self._lock = asyncio.Lock()
 
     def held(self, presented: str, now_ms: int, now_s: float) -> Token | None:
         """As `find`, as far as it is known without asking the store; None: it has to be asked."""
@@ -214,6 +216,9 @@ class Tokens:
         return found
 
     async def _read(self, now_s: float) -> None:
-        tokens = await kept(self._store)
-        self._by_digest = {each.digest: each for each in tokens}
-        self._read_s = now_s
+        before_s = self._read_s
+        async with self._lock:  # of many that ask at once, one reads
+            if self._read_s == before_s:
+                tokens = await kept(self._store)
+                self._by_digest = {each.digest: each for each in tokens}
+                self._read_s = now_s

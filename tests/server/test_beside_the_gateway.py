@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 
@@ -58,3 +60,27 @@ def test_prometheus_is_told_if_it_has_a_token(gateway):
     assert answer.headers["content-type"].startswith("text/plain")
     assert "scheduler_budget_limit_usd" in answer.text
     assert 'outcome="succeeded"' in answer.text
+
+
+def test_but_not_who_may_see_its_own_budget_only(gateway):
+    bound = json.loads(gateway.cli("token", "create", "ann", "--budget", "default", "--json"))
+    free = json.loads(gateway.cli("token", "create", "prometheus", "--json"))
+
+    def status(token):
+        headers = {"authorization": f"Bearer {token['token']}"}
+        return httpx.get(f"{gateway.root}/metrics", headers=headers).status_code
+
+    assert (status(bound), status(free)) == (403, 200)
+
+
+def test_what_models_there_are_and_what_is_known_of_one(gateway):
+    headers = {"authorization": f"Bearer {gateway.token}"}
+    listed = httpx.get(f"{gateway.url}/models", headers=headers).json()["data"]
+    one = httpx.get(f"{gateway.url}/models/{MODEL}", headers=headers)
+
+    assert one.json() in listed
+    assert len(listed) > 1
+    assert httpx.head(f"{gateway.url}/models", headers=headers).status_code == 200
+    missing = httpx.get(f"{gateway.url}/models/nobody-knows", headers=headers)
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 
 import pytest
 
@@ -32,7 +33,7 @@ class Recorder:
 
     def __init__(self):
         self.asked, self.says = [], (b"application/json", [ANSWER])
-        self.more = b""
+        self.status, self.more = b"200 OK", b""
         self.breaks, self.tasks = False, []
 
     async def answer(self, reader, writer):
@@ -48,7 +49,9 @@ class Recorder:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.asked.append((lines[0], headers, body))
                 kind, pieces = self.says
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\n" + self.more)
+                writer.write(
+                    b"HTTP/1.1 " + self.status + b"\r\ncontent-type: " + kind + b"\r\n" + self.more
+                )
                 writer.write(b"transfer-encoding: chunked\r\n\r\n")
                 for piece in pieces:
                     writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -212,7 +215,11 @@ async def test_what_is_no_answer_comes_as_it_is_and_counts():
 async def test_a_query_goes_on_without_the_key():
     recorder = Recorder()
     async with gateway_to(recorder) as (opened, _):
-        await ask(opened, ASKED, path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b")
+        await ask(
+            opened,
+            ASKED,
+            path=f"/v1/chat/completions?beta=true&key={opened.secret}&a=b&%6bey={opened.secret}",
+        )
 
     assert recorder.asked[0][0] == "POST /v1/chat/completions?beta=true&a=b HTTP/1.1"
 
@@ -238,3 +245,78 @@ async def test_who_stops_in_the_middle_is_not_waited_for(monkeypatch, begun, wan
 
     assert came.startswith(wanted)
     assert recorder.asked == []
+
+
+async def test_who_was_refused_may_not_go_on_for_ever(monkeypatch):
+    monkeypatch.setattr("scheduler.server.listen.HEAD_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.BODY_SILENCE_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    async with gateway_to(Recorder()) as (opened, _):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n\r\n{"
+        )
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 401")
+        until_s = time.monotonic() + 10
+        while not reader.at_eof() and reader.exception() is None:
+            assert time.monotonic() < until_s, "it is still listened to"
+            writer.write(b" ")
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(reader.read(1000), 0.05)
+        writer.close()
+
+
+async def test_what_a_provider_says_of_asking_again_is_not_for_clients():
+    recorder = Recorder()
+    recorder.status, recorder.more = b"529 Overloaded", b"x-should-retry: true\r\n"
+    recorder.says = (b"application/json", [b'{"error": {"message": "busy"}}'])
+    async with gateway_to(recorder) as (opened, _):
+        start, _ = await ask(opened, ASKED)
+
+    assert start.startswith("HTTP/1.1 529")
+    assert [each for each in start.split("\r\n") if "should-retry" in each] == [
+        "x-should-retry: false"
+    ]
+
+
+async def test_what_comes_behind_a_call_does_not_end_it(monkeypatch):
+    monkeypatch.setattr("scheduler.server.listen.HEAD_S", 0.2)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    recorder = Recorder()
+    recorder.says = (b"application/json", [ANSWER[at : at + 5] for at in range(0, len(ANSWER), 5)])
+    async with gateway_to(recorder) as (opened, _):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"authorization: Bearer {opened.secret}\r\ncontent-length: {len(ASKED)}\r\n\r\n"
+        begun = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        writer.write(begun + head.encode() + ASKED + begun)
+        came = await asyncio.wait_for(reader.read(), 20)  # until the second one is given up
+        writer.close()
+
+    assert ANSWER in came
+
+
+async def test_who_takes_nothing_of_a_stream_does_not_keep_its_place(monkeypatch):
+    monkeypatch.setattr("scheduler.server.listen.UNREAD_S", 0.3)
+    monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
+    recorder = Recorder()
+    long = CHUNKS[0].replace(b'"a"', b'"' + b"a" * 1_000_000 + b'"')
+    recorder.says = (b"text/event-stream", [long] * 30 + list(CHUNKS[1:]))
+    body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
+    async with gateway_to(recorder) as (opened, s):
+        port = int(opened.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000)
+        head = f"authorization: Bearer {opened.secret}\r\ncontent-length: {len(body)}\r\n\r\n"
+        begun = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        writer.write(begun + head.encode() + body)
+        await reader.readuntil(b"\r\n")
+        async with asyncio.timeout(20):
+            while s.stats().running or not s.stats().posted_nusd:
+                await asyncio.sleep(0.02)
+        posted = s.stats().posted_nusd
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    assert posted == 2_000

@@ -1,6 +1,7 @@
 """Who may come in: tokens, names, pages of others; and what is no HTTP at all."""
 
 import contextlib
+import gzip
 import json
 import socket
 import time
@@ -63,7 +64,7 @@ def test_a_strangers_name_that_was_made_to_point_here_is_refused(gateway, provid
 
 @pytest.mark.parametrize(
     "line", ["origin: https://evil.example", "origin: null", "origin: http://localhost:1",
-             "sec-fetch-site: cross-site"],
+             "origin: http://[evil", "origin: localhost", "sec-fetch-site: cross-site"],
 )  # fmt: skip
 def test_a_page_of_somebody_else_is_refused(gateway, line):
     assert status(posted(gateway, line)) == 403
@@ -149,6 +150,10 @@ def test_headers_say_what_is_to_be_said_of_a_call(gateway):
         ("POST", "/v1/chat/completions", b"\xff\xfe" * 50, 400),
         ("POST", "/v1beta/models/sim-small:streamGenerateContent", b'{"contents": []}', 400),
         ("POST", "/v1beta/models/sim-small:generateContent", b'{"x": []}', 400),
+        ("POST", "/v1/chat/completions%0A", BODY, 404), ("POST", "//v1/chat/completions", BODY, 404),
+        ("POST", "/v1beta/models/m:generateContent%0A", b'{"contents": []}', 404),
+        ("POST", "/at/x/../../v1/messages", BODY, 404), ("OPTIONS", "*", b"", 404),
+        ("POST", "/v1/messages", BODY.replace(b"sim-small", b"m" * 501), 400),
         ("POST", "/at/nobody/v1/images/edits", b"{}", 404), ("GET", "/v1/models/../../billed", b"", 404),
     ],
 )  # fmt: skip
@@ -203,6 +208,11 @@ def test_what_is_not_allowed_says_what_is(gateway, path, methods):
         b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: %s\r\n" % (b"y" * 100_000) + b"\r\n",
         b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 1_000 + b"\r\n",
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-title: a\r\n b\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-title: a\x01b\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length : 5\r\n\r\n",
+        b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET http://localhost HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # somebody speaks TLS
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
@@ -245,6 +255,43 @@ def test_who_stops_in_the_middle_of_a_body_sends_nothing(gateway, provider):
         assert gateway.ask().status == 200
 
     assert sent_to(provider) == before + 1
+
+
+def test_who_asks_for_another_protocol_is_answered_in_this_one(gateway):
+    upgrade = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    head = f"host: localhost\r\nauthorization: Bearer {gateway.token}\r\n{upgrade}"
+    one = f"POST /v1/chat/completions HTTP/1.1\r\n{head}content-length: {len(BODY)}\r\n\r\n"
+    last = one.replace("connection: ", "connection: close, ")
+    came = raw(gateway.port, one.encode() + BODY + last.encode() + BODY)
+
+    assert came.count(b"HTTP/1.1 200") == came.count(b'"chat.completion"') == 2
+
+
+def test_what_stands_behind_a_body_is_said_of_nothing(gateway):
+    body = b"%x\r\n%s\r\n0\r\nx-scheduler-budget: nobodys\r\n\r\n" % (len(BODY), BODY)
+    assert status(posted(gateway, "transfer-encoding: chunked", body=body)) == 200
+
+
+def test_a_body_that_is_packed_is_refused_by_name(gateway, provider):
+    before = sent_to(provider)
+    came = posted(gateway, "content-encoding: gzip", body=gzip.compress(BODY))
+
+    assert status(came) == 415
+    assert b"Content-Encoding 'gzip'" in came
+    assert sent_to(provider) == before
+
+
+def test_who_asks_first_whether_to_go_on_is_told(gateway):
+    came = posted(gateway, "expect: 100-continue")
+    assert came.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+    assert status(posted(gateway, "expect: 100-continue", auth=False)) == 401
+
+
+def test_a_whole_url_and_an_old_http_will_do(gateway):
+    assert status(posted(gateway, path="http://localhost/v1/chat/completions")) == 200
+    old = f"POST /v1/messages HTTP/1.0\r\nhost: localhost\r\nx-api-key: {gateway.token}\r\n"
+    came = raw(gateway.port, f"{old}content-length: {len(BODY)}\r\n\r\n".encode() + BODY)
+    assert status(came) == 200  # and it closes the connection
 
 
 def test_two_calls_on_one_connection_are_answered_in_order(gateway):

@@ -247,3 +247,60 @@ def test_nothing_is_told_too_early(spent):
         with pytest.raises(TimeoutError):
             line.recv(1)
     wait_for(lambda: spent.states().get("cancelled") == 1, "it to be given up")
+
+
+def openais_helper(spent):
+    openai = pytest.importorskip("openai")
+    with (
+        openai.OpenAI(
+            base_url=spent.url, api_key=spent.token, max_retries=0, timeout=1.0,
+            default_headers={"X-Scheduler-Wait": "forever"},
+        ) as client,
+        client.chat.completions.stream(**ASKED) as stream,
+    ):  # fmt: skip
+        return stream.get_final_completion().choices[0].message.content
+
+
+def openais_responses(spent):
+    openai = pytest.importorskip("openai")
+    with (
+        openai.OpenAI(
+            base_url=spent.url, api_key=spent.token, max_retries=0, timeout=1.0,
+            default_headers={"X-Scheduler-Wait": "forever"},
+        ) as client,
+        client.responses.stream(model=MODEL, input="hi", max_output_tokens=100) as stream,
+    ):  # fmt: skip
+        return stream.get_final_response().output_text
+
+
+def groqs(spent):
+    groq = pytest.importorskip("groq")
+    with groq.Groq(
+        base_url=spent.root, api_key=spent.token, max_retries=0, timeout=1.0,
+        default_headers={"X-Scheduler-Wait": "forever"},
+    ) as client:  # fmt: skip
+        return client.chat.completions.create(**ASKED).choices[0].message.content
+
+
+def googles(spent, stream=False):
+    genai = pytest.importorskip("google.genai")
+    options = {
+        "base_url": spent.root, "timeout": 1_000, "headers": {"X-Scheduler-Wait": "forever"},
+    }  # fmt: skip
+    asked = {"model": MODEL, "contents": "hi", "config": {"max_output_tokens": 100}}
+    with genai.Client(api_key=spent.token, http_options=options) as client:
+        if not stream:
+            return client.models.generate_content(**asked).text
+        return "".join(each.text for each in client.models.generate_content_stream(**asked))
+
+
+def googles_stream(spent):
+    return googles(spent, stream=True)
+
+
+@pytest.mark.parametrize("way", [openais_helper, openais_responses, groqs, googles, googles_stream])
+async def test_every_other_client_waits_for_longer_than_a_second_too(spent, way):
+    text = await raised_meanwhile(spent, asyncio.to_thread(way, spent))
+
+    assert len(text.split()) == 10
+    assert float(spent.budget()["posted_usd"]) == 0.01

@@ -1,16 +1,18 @@
 """Many clients at once: each is answered once, and the budget holds."""
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 
 import pytest
 
-from tests.server.conftest import ASKED
+from tests.server.conftest import ASKED, PRICE, Gateway
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-CLIENTS = int(os.environ.get("GATEWAY_CLIENTS", "200"))
+CLIENTS = int(os.environ.get("GATEWAY_CLIENTS", "2000"))
 
 
 async def one(gateway, number):
@@ -26,7 +28,21 @@ async def one(gateway, number):
     return came
 
 
-async def test_all_are_answered_once_and_the_budget_holds(start, provider):
+@pytest.fixture
+def many_files():
+    """Each client is a file here, too."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = CLIENTS + 500
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"no process may open more than {hard} files here")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_all_are_answered_once_and_the_budget_holds(start, provider, many_files):
     made = start(provider, budget="$0.50")
     before = provider.billed()
     asking = [asyncio.create_task(one(made, number)) for number in range(CLIENTS)]
@@ -47,3 +63,38 @@ async def test_all_are_answered_once_and_the_budget_holds(start, provider):
     assert float(found["posted_usd"]) == pytest.approx(billed_usd) == pytest.approx(CLIENTS / 100)
     assert float(found["reserved_usd"]) == 0
     await asyncio.to_thread(made.cli, "audit")
+
+
+@pytest.mark.parametrize(("hard", "comes", "in_all"), [(4_000, 700, 700), (200, 246, 150)])
+def test_more_come_than_a_shell_allows_at_first_and_those_who_fit_are_served(
+    tmp_path, provider, hard, comes, in_all
+):
+    pytest.importorskip("resource")
+    begin = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, {hard}));"
+        " from scheduler.cli.app import main; sys.argv[0] = 'scheduler'; main()"
+    )
+    to = ("--base-url", provider.url, "--price", PRICE, "--budget", "$10")
+    made = Gateway(tmp_path, to, program=("-c", begin)).start()
+    asked = json.dumps(ASKED).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer "
+        f"{made.token}\r\ncontent-length: {len(asked)}\r\n\r\n"
+    )
+    with contextlib.ExitStack() as lines:
+        lines.callback(made.kill)
+        connected = [
+            lines.enter_context(socket.create_connection(("127.0.0.1", made.port), timeout=10))
+            for _ in range(comes)
+        ]
+        answers = []
+        for each in connected:
+            try:
+                each.sendall(head.encode() + asked)
+                answers.append(each.recv(65536)[9:12])
+            except ConnectionError:  # told before it had asked, which is lost then
+                answers.append(b"503")
+
+        assert answers[:in_all] == [b"200"] * in_all
+        assert set(answers[in_all:]) <= {b"503"}
+        assert made.process.poll() is None

@@ -1,14 +1,24 @@
 """Tokens: what their clients can do, and what they cannot."""
 
+import asyncio
 import json
 
 import pytest
 
 from scheduler.errors import ConfigError
 from scheduler.server.asked import read_asked
-from scheduler.server.tokens import Token, Tokens, digest_of, keep, kept, make_token, revoke
+from scheduler.server.tokens import (
+    FRESH_S,
+    Token,
+    Tokens,
+    digest_of,
+    keep,
+    kept,
+    make_token,
+    revoke,
+)
 from scheduler.stores import open_store
-from tests.server.conftest import wait_for
+from tests.server.conftest import ASKED, wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -98,6 +108,46 @@ async def test_while_nobody_asks_nothing_is_read():
     await store.aclose()
 
 
+async def test_of_many_that_ask_at_once_one_reads():
+    store, reads = open_store(None), []
+    await store.open(0)
+    notes = store.notes
+
+    async def counted(kind):
+        reads.append(kind)
+        await asyncio.sleep(0)
+        return await notes(kind)
+
+    store.notes = counted
+    token, secret = make_token("ann")
+    await keep(store, token)
+    tokens = Tokens(store)
+    found = await asyncio.gather(*(tokens.find(secret, 0, 0.0) for _ in range(50)))
+    strangers = await asyncio.gather(*(tokens.find(f"x{n}", 0, 0.5) for n in range(50)))
+
+    assert found == [token] * 50
+    assert strangers == [None] * 50
+    assert len(reads) == 2
+    await store.aclose()
+
+
+@pytest.mark.parametrize("base", ["", "/openai", "/at/openai", "/at/x/openai"])
+def test_no_path_leads_round_what_a_token_is_bound_to(start, provider, base):
+    made = start(provider)
+    made.cli("budget", "set", "small", "$1", "--create")
+    told = json.loads(made.cli("token", "create", "ann", "--budget", "small", "--json"))
+    bearer = {"authorization": f"Bearer {told['token']}"}
+    google = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 9}}
+    calls = [("/v1/chat/completions", ASKED), ("/v1/messages", ASKED),
+             ("/v1beta/models/sim-small:generateContent", google)]  # fmt: skip
+    for path, body in calls:
+        assert made.ask(body, base + path, **bearer).status == 200
+        assert made.ask(body, base + path, **bearer, x_scheduler_budget="default").status == 400
+
+    assert float(made.budget("small")["posted_usd"]) == pytest.approx(0.029)
+    assert float(made.budget("default")["posted_usd"]) == 0
+
+
 def test_made_listed_and_revoked_by_commands(start, provider):
     made = start(provider, budget="$0.25")
     made.cli("budget", "set", "small", "$0.15", "--create")
@@ -135,3 +185,21 @@ def test_with_tokens_made_there_is_no_other(start, provider):
     assert made.token is None
     assert made.ask(authorization=f"Bearer {one_time}").status == 401
     assert made.ask(authorization=f"Bearer {told['token']}").status == 200
+
+
+async def test_what_a_revoked_one_has_held_is_not_sent(start, provider):
+    made = start(provider, budget="$0.05")
+    told = json.loads(made.cli("token", "create", "ann", "--json"))
+    bearer = {"authorization": f"Bearer {told['token']}", "x_scheduler_wait": "forever"}
+    asking = asyncio.create_task(asyncio.to_thread(made.ask, **bearer))
+    await asyncio.to_thread(wait_for, lambda: made.states().get("parked") == 1, "it to be parked")
+    before = provider.billed()["received"]
+    await asyncio.to_thread(made.cli, "token", "revoke", "ann")
+    await asyncio.sleep(FRESH_S + 0.1)
+    await asyncio.to_thread(made.cli, "budget", "set", "default", "$1")
+    answer = await asking
+
+    assert answer.status == 401
+    assert "not taken any more" in answer.error["message"]
+    assert provider.billed()["received"] == before
+    assert float(made.budget()["posted_usd"]) == float(made.budget()["reserved_usd"]) == 0
