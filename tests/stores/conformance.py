@@ -301,6 +301,18 @@ class Conformance:
 
         assert result.claimed == []
 
+    async def test_a_budget_that_is_defined_as_it_was_makes_nobody_look_again(self, bench):
+        team = bench.ids["team"]
+        (told,) = (await bench.submit(new([team], 60), new([team], 60))).lanes
+        assert told.shortfall is not None
+        (status,) = [each for each in await bench.store.budgets(bench.now_ms) if each.id == team]
+
+        await bench.store.define([status.budget], bench.now_ms)
+        assert (await bench.turn(0)).lanes == []
+
+        await bench.store.define([status.budget.with_limit("$2")], bench.now_ms)
+        assert (await bench.turn(0)).lanes
+
     async def test_raising_the_limit_lets_the_parked_go_on_in_order(self, bench):
         ids = [bench.ids["team"]]
         await bench.submit(new(ids, 60, priority=20), new(ids, 60, priority=20), slots=1)

@@ -86,6 +86,8 @@ class Budgets:
         """Create a budget, or change it; one that was removed is there again, as it was left."""
         entry = self._by_name.get(budget.name)
         is_new = entry is None
+        if entry is not None and entry.budget == budget and not entry.is_removed:
+            return  # as in a file, nobody has to look again
         if entry is None:
             entry = self._by_name[budget.name] = Entry(self._make_id(), budget)
             self._by_id[entry.id] = entry
