@@ -61,14 +61,18 @@ class Recorder:
 
 
 @contextlib.asynccontextmanager
-async def gateway_to(recorder, key="provider-key-123", **settings):
+async def gateway_to(
+    recorder, key="provider-key-123", *, store=None, budgets="$10", **settings
+):  # fmt: skip
     server = await asyncio.start_server(recorder.answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     provider = OpenAI(
         base_url=url, api_key=key, headers={"x-own": "configured"}, organization="org-own"
     )
     async with (
-        Scheduler(budgets="$10", providers=provider, prices={"m": "1/1"}, max_attempts=1) as s,
+        Scheduler(
+            store, budgets=budgets, providers=provider, prices={"m": "1/1"}, max_attempts=1
+        ) as s,
         open_gateway(s, [provider], Settings(own={}, **settings)) as opened,
     ):
         yield opened, s
