@@ -62,7 +62,7 @@ class Recorder:
 
 @contextlib.asynccontextmanager
 async def gateway_to(
-    recorder, key="provider-key-123", *, store=None, budgets="$10", **settings
+    recorder, key="provider-key-123", *, store=None, budgets="$10", poll="200ms", **settings
 ):  # fmt: skip
     server = await asyncio.start_server(recorder.answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
@@ -71,7 +71,12 @@ async def gateway_to(
     )
     async with (
         Scheduler(
-            store, budgets=budgets, providers=provider, prices={"m": "1/1"}, max_attempts=1
+            store,
+            budgets=budgets,
+            providers=provider,
+            prices={"m": "1/1"},
+            max_attempts=1,
+            poll_interval=poll,
         ) as s,
         open_gateway(s, [provider], Settings(own={}, **settings)) as opened,
     ):

@@ -7,6 +7,8 @@ import weakref
 
 import pytest
 
+from scheduler import Scheduler
+from scheduler.core import pump
 from scheduler.server import line as lines
 from scheduler.server.exchange import Exchange
 from scheduler.server.line import Line
@@ -14,6 +16,7 @@ from scheduler.server.listen import bind, listening, url_at
 from scheduler.server.nurse import LOOK_S, Nurse
 from scheduler.server.refusals import JSON, Whole
 from scheduler.stores.memory import MemoryStore
+from scheduler.stores.sqlite import SqliteStore
 from tests.server.test_bytes import ANSWER, ASKED, Recorder, ask, gateway_to
 
 WHOLES = [
@@ -150,6 +153,53 @@ async def test_a_call_leaves_no_circles_to_the_garbage_collector():
             assert not list(kept)
         finally:
             gc.enable()
+
+
+class Noted(SqliteStore):
+    """A file, and how many each transaction took in and settled."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.turns = []
+
+    async def turn(self, turn):
+        if turn.submit or turn.settle:
+            self.turns.append((len(turn.submit), len(turn.settle)))
+        return await super().turn(turn)
+
+
+async def test_what_nobody_waits_for_is_settled_with_what_comes_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(pump, "COMPANY_S", 60.0)
+    store = Noted(tmp_path / "s.db")
+    async with gateway_to(Recorder(), store=store) as (opened, _):
+        for _ in range(3):
+            await ask(opened, ASKED)
+            await asyncio.sleep(0.05)
+        assert store.turns == [(1, 0), (1, 1), (1, 1)]
+
+    assert store.turns[-1] == (0, 1)  # before it is closed
+    async with Scheduler(tmp_path / "s.db") as s:
+        assert money(s.store) == (3 * 2_000, 0)
+
+
+async def test_nor_is_it_waited_for_long(tmp_path):
+    store = Noted(tmp_path / "s.db")
+    async with gateway_to(Recorder(), store=store, poll="60s") as (opened, _):
+        await ask(opened, ASKED)
+        async with asyncio.timeout(20):
+            while money(store) != (2_000, 0):
+                await asyncio.sleep(0.01)
+        assert store.turns == [(1, 0), (0, 1)]
+
+
+async def test_whose_money_others_wait_for_is_settled_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(pump, "COMPANY_S", 60.0)
+    store = Noted(tmp_path / "s.db")
+    async with gateway_to(Recorder(), store=store, budgets="$0.00018") as (opened, _):
+        came = await asyncio.wait_for(
+            asyncio.gather(*(ask(opened, ASKED, "x-scheduler-wait: 30s") for _ in range(3))), 20
+        )
+    assert all(start.startswith("HTTP/1.1 200") for start, _ in came)
 
 
 class Patient:
