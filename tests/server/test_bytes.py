@@ -153,7 +153,7 @@ async def test_only_the_usage_that_was_asked_for_here_is_taken_out_of_a_stream()
     body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
     async with gateway_to(recorder) as (opened, s):
         start, said = await ask(opened, body)
-        posted = s.stats().posted_nusd
+    posted = s.stats().posted_nusd
 
     assert json.loads(recorder.asked[0][2])["stream_options"] == {"include_usage": True}
     assert said == CHUNKS[0].replace(b',"usage":null', b"") + CHUNKS[1] + CHUNKS[3]
