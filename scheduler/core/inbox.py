@@ -57,6 +57,7 @@ class Inbox:
         self._waiting: list[Waiting] = []
         self._batches: list[Batch] = []
         self._ended: list[Attempt] = []
+        self._is_pressed = False  # somebody waits for one of these to be settled
         self._cancels: list[int] = []
         self._amends: list[Amend] = []
 
@@ -76,10 +77,12 @@ class Inbox:
         self._wake()
         return done
 
-    def landed(self, ended: Attempt) -> None:
-        """A call has ended, or was given back unsent."""
+    def landed(self, ended: Attempt, *, has_time: bool = False) -> None:
+        """A call has ended, or was given back unsent; it may have time until others come."""
         self._ended.append(ended)
-        self._wake()
+        if not has_time:
+            self._is_pressed = True
+            self._wake()
 
     def amend(self, request_id: int, new: NewRequest) -> None:
         """A request that waits is to ask something else, or on other terms."""
@@ -107,9 +110,12 @@ class Inbox:
         return bool(self._ended)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the next turn would bring nothing."""
-        return not (self._waiting or self._batches or self._ended or self._cancels or self._amends)
+    def has_time(self) -> bool:
+        """Whether the next turn would bring nothing that anybody waits for."""
+        return not (
+            self._waiting or self._batches or self._cancels or self._amends
+            or (self._ended and self._is_pressed)
+        )  # fmt: skip
 
     def take(
         self, is_wanted: Callable[[int], bool], amends: Callable[[int], Iterator[Amend]]
@@ -120,7 +126,7 @@ class Inbox:
             is_wanted: Whether anybody waits for a request.
             amends: Others that are to be changed, so many at most.
         """  # fmt: skip
-        ended, self._ended = self._ended, []
+        ended, self._ended, self._is_pressed = self._ended, [], False
         taken, self._cancels = self._cancels[: self._most], self._cancels[self._most :]
         # The key may have been submitted again since its caller lost interest.
         cancels = [each for each in taken if not is_wanted(each)]

@@ -50,6 +50,8 @@ from scheduler.stores.base import NewRequest, Settlement, Store, Submitted, Turn
 
 logger = logger_of("scheduler.pump")
 
+COMPANY_S = 0.02  # so long what nobody waits for is kept for a transaction that others need
+
 
 class Pump:
     """Moves requests through a store; see the module. Used by `Scheduler` alone."""
@@ -97,6 +99,7 @@ class Pump:
         self._alarm = Alarm(self._loop, clock, self.wake)
         self._tasks: list[Steady] = []
         self._idle_waiters: list[asyncio.Future[None]] = []
+        self._pause: asyncio.TimerHandle | None = None  # until what has time is settled
         self._turning = False  # a transaction is under way
         self._has_turned = False  # one was
         self._told_to_end = asyncio.Event()
@@ -176,11 +179,25 @@ class Pump:
             provider = self._flight.provider_of(ended.claimed)
             self.stop_admitting(provider)
             self.key_refused(provider)
-        self._inbox.landed(ended)
-        if ended.response is not None:
-            for future in self._desk.waiters.of(ended.claimed.request_id):
-                if future.heard is not None:
-                    future.heard(ended.response)
+        has_time = self._is_heard(ended) and self.store.is_shared and not self._desk.waiting
+        self._inbox.landed(ended, has_time=has_time)
+        if has_time and self._pause is None:
+            self._pause = self._loop.call_later(COMPANY_S, self._stop_waiting)
+
+    def _is_heard(self, ended: Attempt) -> bool:
+        """Tell its answer to those who want it before it is settled; whether these are all."""
+        if ended.response is None:
+            return False
+        futures = self._desk.waiters.of(ended.claimed.request_id)
+        hearing = [future.heard for future in futures if future.heard is not None]
+        for hear in hearing:
+            hear(ended.response)
+        return 0 < len(hearing) == len(futures)
+
+    def _stop_waiting(self) -> None:
+        """Nothing else has come: settle what has ended by itself."""
+        self._pause = None
+        self._signal.set()
 
     @property
     def stopped(self) -> frozenset[str]:
@@ -354,6 +371,8 @@ class Pump:
             task.tear()
         self._resting.stop()
         self._alarm.set(None)
+        if self._pause is not None:
+            self._pause.cancel()
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         self.is_closed = True
@@ -373,7 +392,7 @@ class Pump:
                 # one, over HTTP, gather.
                 for _ in range(4):
                     await asyncio.sleep(0)
-                if not self._inbox.is_empty:
+                if not self._inbox.has_time:
                     self._signal.set()
 
     async def _note_read(self) -> None:

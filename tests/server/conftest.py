@@ -108,6 +108,17 @@ class Gateway:
         rows = json.loads(self.cli("budget", "list", "--json"))
         return next(row for row in rows if row["name"] == name)
 
+    def settled(self, name: str = "default") -> dict[str, Any]:
+        """The same once all that was answered is settled, which is a moment after its answer."""
+        found: dict[str, Any] = {}
+
+        def is_settled() -> bool:
+            found.update(self.budget(name))
+            return not float(found["reserved_usd"])
+
+        wait_for(is_settled, "all to be settled")
+        return found
+
     def states(self) -> dict[str, int]:
         return json.loads(self.cli("status", "--json"))["requests"]
 

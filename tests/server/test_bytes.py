@@ -64,14 +64,23 @@ class Recorder:
 
 
 @contextlib.asynccontextmanager
-async def gateway_to(recorder, key="provider-key-123", **settings):
+async def gateway_to(
+    recorder, key="provider-key-123", *, store=None, budgets="$10", poll="200ms", **settings
+):  # fmt: skip
     server = await asyncio.start_server(recorder.answer, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     provider = OpenAI(
         base_url=url, api_key=key, headers={"x-own": "configured"}, organization="org-own"
     )
     async with (
-        Scheduler(budgets="$10", providers=provider, prices={"m": "1/1"}, max_attempts=1) as s,
+        Scheduler(
+            store,
+            budgets=budgets,
+            providers=provider,
+            prices={"m": "1/1"},
+            max_attempts=1,
+            poll_interval=poll,
+        ) as s,
         open_gateway(s, [provider], Settings(own={}, **settings)) as opened,
     ):
         yield opened, s
@@ -147,7 +156,7 @@ async def test_only_the_usage_that_was_asked_for_here_is_taken_out_of_a_stream()
     body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
     async with gateway_to(recorder) as (opened, s):
         start, said = await ask(opened, body)
-        posted = s.stats().posted_nusd
+    posted = s.stats().posted_nusd
 
     assert json.loads(recorder.asked[0][2])["stream_options"] == {"include_usage": True}
     assert said == CHUNKS[0].replace(b',"usage":null', b"") + CHUNKS[1] + CHUNKS[3]

@@ -44,7 +44,7 @@ async def test_openais_client_waits_for_longer_than_its_timeout(spent):
         answer = await raised_meanwhile(spent, client.chat.completions.create(**ASKED))
 
     assert len(answer.choices[0].message.content.split()) == 10
-    assert float(spent.budget()["posted_usd"]) == 0.01
+    assert float((await asyncio.to_thread(spent.settled))["posted_usd"]) == 0.01
 
 
 async def test_and_so_does_a_stream_of_it(spent):

@@ -58,7 +58,7 @@ def test_openais_other_endpoints(openai):
 
 
 def test_a_stream_shows_the_usage_only_to_who_asked_for_it(openai, gateway):
-    before = gateway.budget()["posted_usd"]
+    before = gateway.settled()["posted_usd"]
     plain = list(openai.chat.completions.create(**ASKED, stream=True))
     asked = list(openai.chat.completions.create(
         **ASKED, stream=True, stream_options={"include_usage": True}
@@ -68,8 +68,7 @@ def test_a_stream_shows_the_usage_only_to_who_asked_for_it(openai, gateway):
     assert [chunk.usage for chunk in plain if chunk.usage] == []
     assert asked[-1].usage.completion_tokens == 10
     assert not asked[-1].choices
-    # Both were settled at what they cost before their ends were told.
-    assert float(gateway.budget()["posted_usd"]) - float(before) == pytest.approx(0.02)
+    assert float(gateway.settled()["posted_usd"]) - float(before) == pytest.approx(0.02)
 
 
 def test_openais_stream_helpers(openai):

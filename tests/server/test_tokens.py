@@ -163,7 +163,7 @@ def test_made_listed_and_revoked_by_commands(start, provider):
 
     bearer = {"authorization": f"Bearer {secret}"}
     assert made.ask(**bearer).status == 200  # made while the gateway runs
-    assert float(made.budget("small")["posted_usd"]) == 0.01
+    assert float(made.settled("small")["posted_usd"]) == 0.01
     assert float(made.budget("default")["posted_usd"]) == 0
     forged = made.ask(**bearer, x_scheduler_budget="default")
     assert forged.status == 400
