@@ -175,7 +175,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Provider]:
-    with provider_with("--latency", "1s") as made:
+    with provider_with("--latency", "2s") as made:  # so that a busy machine sees it under way
         yield made
 
 
