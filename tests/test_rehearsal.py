@@ -1,6 +1,7 @@
 """When what waits will be done: dates against real runs of the whole scheduler."""
 
 import asyncio
+import heapq
 import random
 
 import pytest
@@ -230,3 +231,81 @@ def test_the_truth_of_the_benchmark_is_what_it_says():
 
     assert run(truth(queue, Terms("", at_once=5), NOON)) == pytest.approx(2 * 2.005)
     assert cost(queue[0]) == 100 * 2_500 + 80 * 10_000
+
+
+@pytest.mark.parametrize("at_once", [61, 85, 95])
+def test_a_small_world_has_whole_places_and_is_no_faster_for_that(at_once):
+    told = finish_once(waiting(3_000, at_once=at_once), 0.5, random.Random(1))
+
+    assert near(told, NOON + 3_000 * 10_000 // at_once, 0.04)
+
+
+@pytest.mark.parametrize("rpm", [7, 33, 47])
+def test_a_small_world_is_asked_for_whole_requests_a_minute(rpm):
+    scene_ = waiting(3_000, ms=100, at_once=64, limits=Limits(requests_per_minute=rpm))
+
+    # What a minute holds goes at once in the beginning.
+    assert near(
+        finish_once(scene_, 0.5, random.Random(1)), NOON + (3_000 - rpm) * 60_000 // rpm, 0.04
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 5])
+def test_what_all_prompts_come_to_is_known_though_only_some_are_remembered(seed):
+    """One in a hundred costs as much as all others: of those remembered there are too few, or too many."""
+    rng, group = random.Random(seed), Group("p", "m", 10, ("b",))
+    for at in range(20_000):
+        group.add(Ask(400_000, 10, 100_000 if at % 100 == 0 else 1_000), rng)
+    lessons = [Lesson(e, 10, 10, e) for e in [1_000] * 99 + [100_000]] * 3
+    world = shrink(
+        Scene(NOON, [group], [purse("$1/day")], {}, Lore({"m": lessons})), 300, 0.5, random.Random(1)
+    )  # fmt: skip
+
+    cost = sum(each.drawn.nusd for each in world.plays) / len(world.plays)
+    assert abs(cost / 1_990 - 1) < 0.02
+
+
+def test_of_those_that_were_never_looked_at_others_might_have_been_drawn():
+    group = Group("p", "m", 10, (), 5_000, [Ask(2_000, 10, 10 * at) for at in range(60)], told=60)
+    lore = Lore({"m": [Lesson(300, 10, 10, 300)] * 50})
+
+    def cost(level, seed):
+        plays = shrink(Scene(NOON, [group], [], {}, lore), 300, level, random.Random(seed)).plays
+        return sum(each.drawn.nusd for each in plays) / len(plays)
+
+    # The mean of sixty such differs by eight percent, one deviation.
+    assert max(cost(0.4, n) for n in range(9)) / min(cost(0.4, n) for n in range(9)) > 1.1
+    assert cost(0.5, 1) == pytest.approx(cost(0.5, 2), rel=0.02)
+
+
+def test_the_dates_hold_the_real_one_in_about_eight_of_ten_worlds():
+    """Calls of which a hundred are known, on eight places, against a plain sum of what they take."""
+    held, widths = 0, []
+    for seed in range(12):
+        rng = random.Random(seed + 100)
+        times = [round(rng.lognormvariate(9, 1)) for _ in range(500)]
+        lore = Lore({"m": [Lesson(1, 1, ms, 1) for ms in times[:100]]})
+        group = Group("p", "m", 10, (), 400, [Ask(1, 1, 1)], told=400)
+        places = [0] * 8
+        for ms in times[100:]:
+            heapq.heapreplace(places, places[0] + ms)
+        told = finish(Scene(NOON, [group], [], {"p": Desk("p", 8)}, lore), seed=seed, most=60)
+        held += told.early_ms <= NOON + max(places) <= told.late_ms
+        widths.append((told.late_ms - told.early_ms) / max(places))
+
+    assert held >= 9
+    assert sorted(widths)[6] < 0.7
+
+
+def test_who_goes_on_after_a_reset_has_begun_long_ago():
+    """A run finds how many calls at once a provider takes only in its first window."""
+    lore = Lore({"m": [Lesson(1_000, 10, 60_000, 1_000)] * 50})
+    group = Group("p", "m", 10, ("b",), 3_000, [Ask(1_000, 10, 1_000)], told=0)
+    scenes = [
+        Scene(NOON, [group], [purse("$0.002/day")], {"p": Desk("p", 64)}, lore, begins=begins)
+        for begins in (False, True)
+    ]
+
+    early, late = (finish_once(each, 0.5, random.Random(1)) for each in scenes)
+
+    assert early == late

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MOST_TENANTS = 8  # told one by one
 REFRESH_S = 1.0
 LONG_EVERY = 30  # refreshes; summing the spend reads every reservation
-LEVELS = (0.5, 0.1, 0.9)  # of luck, in which what waits is rehearsed
+FEW = 120  # requests that are played in one run: people wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ async def _finish(store: Store, at_ms: int, counts: Counts) -> Finish | None:
     from scheduler.rehearsal.remaining import remaining
 
     scene = await remaining(store, at_ms)
-    return await asyncio.to_thread(finish, scene, levels=LEVELS)
+    return await asyncio.to_thread(finish, scene, most=FEW)
 
 
 def status_row(picture: Picture) -> dict[str, Any]:

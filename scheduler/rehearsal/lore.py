@@ -7,6 +7,7 @@ so that few of them tell as much as many would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -23,6 +24,8 @@ GUESSED_OUTPUT = 300  # tokens of an answer
 MOST_LESSONS = 1_000  # of a model: more make it slower, and hardly better
 FEWEST_FOR_SLOPE = 30
 OF_ITS_OWN = 8  # calls, from which on a model is judged by its own
+MOST_OFF = 6.0  # errors
+LEAST_TIME = 0.2  # of what calls take
 TIMES = 99  # means that are drawn to know how far off one may be
 
 
@@ -109,8 +112,18 @@ class Tale:
             found.append(Drawn(nusd / each, tokens / each, ms / each * shift.ms))
         return found
 
+    def corrected(self, shift: Shift, nusd: float, tokens: float) -> Shift:
+        """The same where so much more is expected of each than of those that are drawn for."""
+        more = 0.0 if self.is_guess else self.slope * nusd
+        return Shift(shift.nusd + more, shift.tokens + tokens, shift.ms)
+
     def shift(self, level: float, count: int, rng: Random) -> Shift:
-        """How far `count` calls may be off what is known, so that this share of cases is below it."""
+        """How far `count` calls may be off what is known, so that this share of cases is below it.
+
+        Means of few are too small more often than not where few calls are long, and tell an error that
+        is too small with it. So what is drawn is how far off a mean is in units of the error that it
+        tells itself (a bootstrap-t).
+        """
         if level == 0.5 or len(self.lessons) < 2:
             return Shift()
         known = len(self.lessons)
@@ -120,14 +133,25 @@ class Tale:
             (each.nusd - self.slope * each.expected_nusd, each.tokens - each.input, each.ms)
             for each in self.lessons
         ]
-        means = sorted(
-            tuple(sum(one) / size for one in zip(*rng.choices(rests, k=size), strict=True))
-            for _ in range(TIMES)
+        told = [_mean_and_error(each, size) for each in zip(*rests, strict=True)]
+        off: tuple[list[float], ...] = ([], [], [])
+        for _ in range(TIMES):
+            drawn = zip(*rng.choices(rests, k=size), strict=True)
+            for at, each in enumerate(drawn):
+                mean, error = _mean_and_error(each, size)
+                off[at].append((mean - told[at][0]) / error if error > 0 else 0.0)
+        place = max(0, TIMES - 1 - int(level * TIMES))
+        nusd, tokens, ms = (
+            -max(-MOST_OFF, min(MOST_OFF, sorted(each)[place])) * error
+            for each, (_, error) in zip(off, told, strict=True)
         )
-        middle = tuple(sum(one) / known for one in zip(*rests, strict=True))
-        place = min(TIMES - 1, int(level * TIMES))
-        nusd, tokens, ms = (sorted(each[at] for each in means)[place] for at in range(3))
-        return Shift(nusd - middle[0], tokens - middle[1], ms / middle[2] if middle[2] else 1.0)
+        return Shift(nusd, tokens, max(LEAST_TIME, 1 + ms / told[2][0]) if told[2][0] else 1.0)
+
+
+def _mean_and_error(values: Sequence[float], size: int) -> tuple[float, float]:
+    """What they are on average, and how far off that of so many of them is, one deviation."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((each - mean) ** 2 for each in values) / len(values) / size)
 
 
 def _slope(lessons: Sequence[Lesson]) -> float:

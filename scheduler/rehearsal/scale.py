@@ -37,6 +37,7 @@ FEWEST_PLACES = 8
 FEWEST_IN_WINDOW = 8
 FEWEST_A_MINUTE = 4
 MOST_WINDOWS = 6
+PACES_DIFFER = 0.04  # one deviation, as a share: how fast calls and limits turn out to be
 MOST_DRAWS = 32  # for one call
 WARM, MOST_KNOWN = 50, 256  # calls from which a risk learns
 
@@ -68,6 +69,7 @@ class Part:
         window: The one that takes longest; None: no window holds it up.
         periods: How many of these it takes, roughly.
         played: How many of the wanted are played; the others go on like these.
+        slow: How many calls one that is played stands for, one after the other.
     """
 
     groups: list[Group]
@@ -75,6 +77,7 @@ class Part:
     window: Window | None = None
     periods: float = 0.0
     played: int = 0
+    slow: float = 1.0
 
 
 @dataclass(slots=True)
@@ -96,17 +99,19 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     """A world with about so many requests, at most half as many again."""
     purses = {each.name: each for each in scene.purses}
     groups = [
-        replace(each, budgets=tuple(name for name in each.budgets if name in purses))
+        _once_more(replace(each, budgets=tuple(n for n in each.budgets if n in purses)), level, rng)
         for each in scene.groups if each.count and each.asks
     ]  # fmt: skip
-    means = {id(each): _mean(scene, each, level, rng) for each in groups}
+    # Providers are not as fast as they were, nor is a small world quite what it stands for.
+    slower = 1.0 if level == 0.5 else math.exp(rng.gauss(0.0, PACES_DIFFER))
+    means = {id(each): _mean(scene, each, level, slower, rng) for each in groups}
     parts = _parts(groups)
     for part in parts:
         _measure(part, purses, means)
     total = sum(each.count for each in groups)
     longest = max((each.periods for each in parts), default=0.0)
     share = min(1.0, most / total * max(1.0, longest / MOST_WINDOWS)) if total else 1.0
-    share = max(share, min(1.0, _least_share(scene, groups)))
+    share = _for_rates(scene, groups, share)
     played = min(1.0, 1.5 * most / (share * total)) if total else 1.0
     fitting = {id(each): _fitting(each, purses, means) for each in groups}
     slow = _slowness(scene, groups, fitting, share)
@@ -119,6 +124,7 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
             part.played -= len(plays)
             count = int(wanted * played + rng.random()) if share * played < 1 else group.count
             each = slow[group.provider]
+            part.slow = max(part.slow, each)
             rest = 1 / each if part.window is None else share
             scale = _Scale(each, rest, share, number, means[id(group)][1])
             plays += _plays(scene, group, count, scale, rng)
@@ -132,30 +138,44 @@ def shrink(scene: Scene, most: int, level: float, rng: Random) -> World:
     world.known = [each for each in plays if len(scene.lore.of(each.model).lessons) >= WARM][
         :MOST_KNOWN
     ]
-    world.desks = [_desk(scene.desk(name), share, slow[name])
+    world.desks = [_desk(scene.desk(name), share, slow[name], slower)
                    for name in {each.provider for each in groups}]  # fmt: skip
     return world
 
 
-def _least_share(scene: Scene, groups: Sequence[Group]) -> float:
-    """What is large enough for every rate limit to be a whole number a minute."""
+def _once_more(group: Group, level: float, rng: Random) -> Group:
+    """As it might be as well: of those that are known by a sample another might have been drawn."""
+    if level == 0.5 or not group.is_sampled or group.told <= 1:
+        return group
+    asks = rng.choices(group.asks, k=len(group.asks))
+    return replace(group, asks=asks, told=0)
+
+
+def _for_rates(scene: Scene, groups: Sequence[Group], share: float) -> float:
+    """That much or more, so that the least rate limit is a whole number a minute, and not too small."""
     rates = [
         each.requests_per_minute
         for name in {group.provider for group in groups}
         for each in (scene.desk(name).limits, *scene.desk(name).model_limits.values())
         if each.requests_per_minute
     ]
-    return FEWEST_A_MINUTE / min(rates) if rates else 0.0
+    if not rates:
+        return share
+    least = min(rates)
+    return min(1.0, max(FEWEST_A_MINUTE, math.ceil(share * least - 1e-9)) / least)
 
 
 Means = Mapping[int, tuple[Drawn, Shift]]
 
 
-def _mean(scene: Scene, group: Group, level: float, rng: Random) -> tuple[Drawn, Shift]:
+def _mean(
+    scene: Scene, group: Group, level: float, slower: float, rng: Random
+) -> tuple[Drawn, Shift]:
     """What one request of a group comes to, and how that differs from what is known."""
     tale = scene.lore.of(group.model)
     shift = tale.shift(level, group.count, rng)
-    drawn = tale.draw(group.asks, 1, shift, rng)
+    shift = replace(shift, ms=shift.ms * slower)
+    drawn = tale.draw(group.asks, 1, tale.corrected(shift, *group.lacks(group.asks)), rng)
     nusd, tokens, ms = (sum(each) / len(drawn) for each in zip(*drawn, strict=True))
     return Drawn(nusd, tokens, ms), shift
 
@@ -211,7 +231,10 @@ def _slowness(
         # No more are under way than money holds ceilings of.
         most = min(fitting[id(each)] for each in groups if each.provider == name)
         at_once = min(scene.desk(name).at_once, max(1.0, most))
-        slow[name] = max(1.0, FEWEST_PLACES / (share * at_once)) if share < 1 else 1.0
+        places = max(float(FEWEST_PLACES), share * at_once)
+        if at_once == scene.desk(name).at_once:
+            places = math.ceil(places - 1e-9)  # there are only whole ones
+        slow[name] = places / (share * at_once) if share < 1 else 1.0
     return slow
 
 
@@ -276,7 +299,8 @@ def _plays(scene: Scene, group: Group, count: int, scale: _Scale, rng: Random) -
     more = scale.share if is_given_back else 1.0
     picked = spread(sorted(group.asks, key=_expected), count, rng)
     each = min(MOST_DRAWS, max(1, round(slow)))
-    drawn = scene.lore.of(group.model).draw(picked, each, scale.shift, rng)
+    tale = scene.lore.of(group.model)
+    drawn = tale.draw(picked, each, tale.corrected(scale.shift, *group.lacks(picked)), rng)
     return [
         Play(
             group.provider, group.model, group.priority, group.budgets,
@@ -346,16 +370,16 @@ def _widened(cap: Cap, limit: int, each: float) -> Cap:
     return replace(cap, limit=limit * times, window=wide)
 
 
-def _desk(desk: Desk, share: float, slow: float) -> Desk:
+def _desk(desk: Desk, share: float, slow: float, slower: float) -> Desk:
     at_once = max(1, round(share * desk.at_once * slow))
     return Desk(
-        desk.name, min(desk.at_once, at_once), _fewer(desk.limits, share),
-        {model: _fewer(each, share) for model, each in desk.model_limits.items()}, desk.counting,
+        desk.name, min(desk.at_once, at_once), _fewer(desk.limits, share / slower),
+        {model: _fewer(each, share / slower) for model, each in desk.model_limits.items()}, desk.counting,
     )  # fmt: skip
 
 
 def _fewer(limits: Limits, share: float) -> Limits:
-    if share >= 1:
+    if share == 1:
         return limits
     told = (
         limits.requests_per_minute, limits.tokens_per_minute, limits.input_tokens_per_minute,

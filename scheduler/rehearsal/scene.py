@@ -35,6 +35,7 @@ class Group:
         budgets: The names of those that they draw on.
         count: How many they are.
         asks: Some of them, evenly drawn; all, where they are few.
+        told: How many were looked at; of all these it is known what is expected of them together.
     """
 
     provider: str
@@ -43,13 +44,32 @@ class Group:
     budgets: tuple[str, ...]
     count: int = 0
     asks: list[Ask] = field(default_factory=list)
+    told: int = 0
+    _expected_nusd: int = 0
+    _input: int = 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether of some of them nothing is known but that others of them were drawn by chance."""
+        return self.told < self.count
+
+    def lacks(self, asks: Sequence[Ask]) -> tuple[float, float]:
+        """How much more is expected of one of all that were told than of these; and of its input."""
+        if not (self.told and asks):
+            return 0.0, 0.0
+        nusd = sum(each.expected_nusd for each in asks) / len(asks)
+        tokens = sum(each.input for each in asks) / len(asks)
+        return self._expected_nusd / self.told - nusd, self._input / self.told - tokens
 
     def add(self, ask: Ask, rng: Random) -> None:
         """Count one more, and remember it as likely as any other."""
         self.count += 1
+        self.told += 1
+        self._expected_nusd += ask.expected_nusd
+        self._input += ask.input
         if len(self.asks) < MOST_ASKS:
             self.asks.append(ask)
-        elif (place := rng.randrange(self.count)) < MOST_ASKS:
+        elif (place := rng.randrange(self.told)) < MOST_ASKS:
             self.asks[place] = ask
 
 

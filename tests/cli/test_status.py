@@ -55,8 +55,8 @@ def test_status_says_when_what_waits_will_be_done(cli, filled):
     told = json.loads(cli("status", "--json", "--store", filled).stdout)
 
     # Three may need $0.30 each, of a budget of which so much is left tomorrow.
-    assert "finish    done about " in done.stdout
-    assert "Europe/Athens; judged by 3 calls" in " ".join(done.stdout.split())
+    assert "finish    done " in done.stdout  # "in about 10s", if that is in a moment
+    assert "; judged by 3 calls" in " ".join(done.stdout.split())
     assert (told["finish"]["requests"], told["finish"]["calls"]) == (3, 3)
     assert told["finish"]["early"] <= told["finish"]["likely"] <= told["finish"]["late"]
     assert told["burning"] == []
