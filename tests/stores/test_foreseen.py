@@ -13,31 +13,21 @@ from scheduler.budget import Budget
 from scheduler.foresight import PRESETS, Risk, survival
 from scheduler.foresight.survival import History, estimate
 from scheduler.ledger.account import ReservationState
-from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sql import again
 from scheduler.stores.sql.sheet import begin
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new
 from tests.stores.foreseen import Foreseen, warmed
+from tests.stores.kinds import InFile, InMemory
 from tests.stores.test_machine import StoreMachine
 
 
-class TestMemory(Foreseen):
-    @pytest.fixture
-    async def store(self):
-        store = MemoryStore()
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestMemory(InMemory, Foreseen):
+    pass
 
 
-class TestSqlite(Foreseen):
-    @pytest.fixture
-    async def store(self, tmp_path):
-        store = SqliteStore(tmp_path / "s.db")
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestSqlite(InFile, Foreseen):
+    pass
 
 
 @pytest.mark.anyio

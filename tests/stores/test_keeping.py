@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, new
 from tests.stores.keeping import BATCH, DAILY, URGENT, Budget, Keeping, costs
+from tests.stores.kinds import InFile, InMemory
 
 
-class TestMemory(Keeping):
-    @pytest.fixture
-    async def store(self):
-        store = MemoryStore()
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestMemory(InMemory, Keeping):
+    pass
 
 
-class TestSqlite(Keeping):
-    @pytest.fixture
-    async def store(self, tmp_path):
-        store = SqliteStore(tmp_path / "s.db")
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestSqlite(InFile, Keeping):
+    pass
 
 
 @pytest.mark.anyio

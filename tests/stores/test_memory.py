@@ -5,15 +5,11 @@ import pytest
 from scheduler.budget import Budget
 from scheduler.stores.memory.store import MemoryStore
 from tests.stores.conformance import T0, Bench, Conformance, new, post
+from tests.stores.kinds import InMemory
 
 
-class TestMemory(Conformance):
-    @pytest.fixture
-    async def store(self):
-        store = MemoryStore()
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestMemory(InMemory, Conformance):
+    pass
 
 
 @pytest.mark.anyio

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
-from scheduler.stores.memory.store import MemoryStore
-from scheduler.stores.sqlite import SqliteStore
-from tests.stores.conformance import T0
+from tests.stores.kinds import InFile, InMemory
 from tests.stores.outlook import Outlook
 
 
-class TestMemory(Outlook):
-    @pytest.fixture
-    async def store(self):
-        store = MemoryStore()
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestMemory(InMemory, Outlook):
+    pass
 
 
-class TestSqlite(Outlook):
-    @pytest.fixture
-    async def store(self, tmp_path):
-        store = SqliteStore(tmp_path / "s.db")
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestSqlite(InFile, Outlook):
+    pass

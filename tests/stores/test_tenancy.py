@@ -14,25 +14,16 @@ from scheduler.stores.sql.claim import FEWEST
 from scheduler.stores.sql.heads import Heads
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores.conformance import T0, Bench, post
+from tests.stores.kinds import InFile, InMemory
 from tests.stores.tenancy import FAIR, Tenancy, of, one_by_one
 
 
-class TestMemory(Tenancy):
-    @pytest.fixture
-    async def store(self):
-        store = MemoryStore()
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestMemory(InMemory, Tenancy):
+    pass
 
 
-class TestSqlite(Tenancy):
-    @pytest.fixture
-    async def store(self, tmp_path):
-        store = SqliteStore(tmp_path / "s.db")
-        await store.open(T0)
-        yield store
-        await store.aclose()
+class TestSqlite(InFile, Tenancy):
+    pass
 
 
 @pytest.fixture
