@@ -53,9 +53,11 @@ class Batch:
         digest: Of how it was asked for, by which it is known if its client asks again.
         phase: How far it has come.
         cancelled_ms: Since when it is to be ended.
-        is_fed: All its lines are in the queue, or refused.
+        is_fed: All its lines are in the queue, or refused; or it was cancelled, and no more will be.
         is_whole: All of them are sent from the store, whichever process is there.
-        seen_ms: When somebody was last at work on it.
+        by: The process that reads its lines, or did; see `scheduler.stores.process`, and a name of its
+            own, since there may be several of that kind in it.
+        seen_ms: When that was last at work on it.
         total: Its lines.
         refused: Of these, those that could not be queued.
         errors: What was wrong with it, where it failed.
@@ -86,6 +88,7 @@ class Batch:
     ended_ms: int | None = None
     is_fed: bool = False
     is_whole: bool = False
+    by: list[Any] = field(default_factory=list)
     seen_ms: int = 0
     total: int = 0
     refused: int = 0
