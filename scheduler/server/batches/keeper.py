@@ -49,7 +49,7 @@ SETTLE_S = 0.05  # ends that come together are looked at together
 GOES_ON_S = 1.0  # so often it is looked at a batch of which some ended, but not all that were left
 SILENT_MS = 90_000  # whoever feeds a batch and says nothing for so long is gone
 AT_WORK_MS = 10_000  # so often it says that it is there
-HEARS_MS = 1_000  # so often it looks whether it was told to stop, by whichever process
+HEARS_MS = 100  # so often it looks whether it was told to stop, by whichever process
 FULL_S = 1.0  # after so long it is tried again to queue what did not fit
 _OF_ALL = (SchedulerClosed, StoreError)  # what every line would meet
 
@@ -233,15 +233,11 @@ class Keeper:
         if not batch.is_fed and self._is_mine(batch):
             batch = await self._feed(batch)
         if not batch.is_over and batch.cancelled_ms is not None:
-            batch = await self._amended(batch, self._stopped)
             await self._withdraw(batch)
+            if batch.by == self._me and not batch.is_fed:
+                batch = await self._drop(batch)
         if not batch.is_over:
             await self._end_if_done(batch)
-
-    def _stopped(self, batch: Batch) -> None:
-        """It was cancelled, and this process was the one that read its lines."""
-        if batch.by == self._me and batch.cancelled_ms is not None:
-            batch.is_fed = True
 
     # Its lines
 
@@ -299,12 +295,42 @@ class Keeper:
             refused, page = refused + len(wrong), page + 1
             batch, seen_ms = await self._goes_on(batch, seen_ms)
             if not self._is_mine(batch):
-                break
+                return batch
 
         def change(now: Batch) -> None:
             if now.by == self._me and not now.is_over:
                 now.is_fed, now.refused = True, refused
                 now.is_whole = self._s.store.is_shared and None not in services
+
+        return await self._amended(batch, change)
+
+    async def _drop(self, batch: Batch) -> Batch:
+        """Have the rest of its lines end as cancelled, as far as it is known how many there are."""
+        refused = dropped = page = 0
+        code, problem = forms.UNSENT[RequestState.CANCELLED]
+        if batch.total:
+            async for lines, wrong in self._chunks(batch):
+                found = await self._s.store.pages(record.REFUSED, batch.id, first=page)
+                text = "".join(each for number, each in found if number == page)
+                told = {
+                    each["custom_id"]: each["code"]
+                    for each in map(json.loads, text.split("\n")[:-1])
+                }
+                wrong = [each for each in wrong if each.key not in told]
+                keys = [each.key for each in lines if each.key not in told]
+                known = await self._s.store.known(batch.id, keys)
+                rest = [Wrong(0, each, code, problem) for each in keys if each not in known]
+                await self._keep_refused(batch, page, [*wrong, *rest], text)
+                again = sum(each == code for each in told.values())
+                refused, dropped = (
+                    refused + len(told) - again + len(wrong),
+                    dropped + again + len(rest),
+                )
+                page += 1
+
+        def change(now: Batch) -> None:
+            if now.by == self._me and not now.is_over:
+                now.is_fed, now.refused, now.dropped = True, refused, dropped
 
         return await self._amended(batch, change)
 
@@ -326,10 +352,12 @@ class Keeper:
         if lines or wrong:
             yield lines, wrong
 
-    async def _keep_refused(self, batch: Batch, page: int, wrong: Sequence[Wrong]) -> None:
+    async def _keep_refused(
+        self, batch: Batch, page: int, wrong: Sequence[Wrong], before: str = ""
+    ) -> None:
         if wrong:
             said = [{"custom_id": w.key, "code": w.code, "problem": w.problem} for w in wrong]
-            text = "".join(f"{line_text(each)}\n" for each in said)
+            text = before + "".join(f"{line_text(each)}\n" for each in said)
             await self._s.store.write_page(record.REFUSED, batch.id, page, text)
 
     async def _queue(

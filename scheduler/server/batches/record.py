@@ -60,6 +60,7 @@ class Batch:
         seen_ms: When that was last at work on it.
         total: Its lines.
         refused: Of these, those that could not be queued.
+        dropped: And those that were not, since it was cancelled before.
         errors: What was wrong with it, where it failed.
         model: What its first line asks.
         ended: How many ended in which state, once all have.
@@ -92,6 +93,7 @@ class Batch:
     seen_ms: int = 0
     total: int = 0
     refused: int = 0
+    dropped: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
     model: str | None = None
     ended: dict[str, int] = field(default_factory=dict)
