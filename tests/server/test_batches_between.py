@@ -93,9 +93,7 @@ def test_one_that_dies_while_it_reads_is_replaced(two, provider):
         batch = begun(here, *[line(f"k{n}") for n in range(MANY)])
         wait_for(lambda: one.states()["parked"], "some of its lines")
         one.kill()
-        assert queued_of(other) < MANY, (
-            "it was read to its end before: this says nothing"
-        )
+        assert queued_of(other) < MANY, "it was read to its end before: this says nothing"
         wait_for(lambda: other.states()["parked"] == MANY, "all of its lines", 60)
         assert there.batches.cancel(batch.id).id == batch.id
         all_once(there, over(there, batch), MANY)

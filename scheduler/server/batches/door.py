@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from scheduler.adapters.dialects import Dialect, decoded
+from scheduler.batch.results import line_text
 from scheduler.errors import SchedulerError
 from scheduler.guards.plain import logger_of
 from scheduler.server.line import HungUp, Line
@@ -76,8 +77,12 @@ def routes(
 
 
 def said(body: Mapping[str, Any], status: int = 200) -> Whole:
-    """An object as an answer."""
-    return Whole(status, [JSON], to_json(body))
+    """An object as an answer; what of its texts is none becomes U+FFFD, as in results."""
+    try:
+        content = to_json(body)
+    except ValueError:
+        content = line_text(body).encode()
+    return Whole(status, [JSON], content)
 
 
 async def streamed(line: Line, kind: bytes, pieces: AsyncIterator[bytes]) -> bool:
@@ -102,9 +107,8 @@ async def _until_gone(line: Line) -> None:
         pass
 
 
-async def asked(line: Line) -> dict[str, Any]:
+def asked(content: bytes) -> dict[str, Any]:
     """The JSON object that a client sends. Raises `Unserved`."""
-    content = await line.body()
     body = decoded(content) if content else {}
     if body is None:
         raise wrong("the body is no JSON object")

@@ -84,12 +84,12 @@ class Keeper:
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Go on with what is there, and with what comes, while the block lasts."""
-        await self._shelf.tidy(self._s.now_ms())
+        batches = await self._tidied()
         stops = (
             self._s.on(events.Settled, self._settled),
             self._s.on(events.Expired, self._ended_one),
         )
-        for batch in await record.open_ones(self._s.store):
+        for batch in batches:
             self.take_up(batch.id)
         self._watching = asyncio.create_task(self._watch(), name="batches")
         try:
@@ -153,13 +153,18 @@ class Keeper:
     async def _looked(self) -> set[str]:
         """All that are not over, after what goes by the clock."""
         try:
-            await self._shelf.tidy(self._s.now_ms())
-            return {each.id for each in await record.open_ones(self._s.store)}
+            return {each.id for each in await self._tidied()}
         except SchedulerError as exc:
             logger.warning("cannot look for batches: %s", exc)
         except Exception:
             logger.exception("cannot look for batches")
         return set()
+
+    async def _tidied(self) -> list[Batch]:
+        """Those that are not over; files that nobody needs and that have had their time are removed."""
+        batches = await record.open_ones(self._s.store)
+        await self._shelf.tidy(self._s.now_ms(), {each.input_id for each in batches})
+        return batches
 
     def take_up(self, name: str) -> asyncio.Task[None]:
         """Do what there is to be done for a batch; what is given back is done when it is."""
@@ -524,6 +529,8 @@ class Keeper:
                 now.ended, now.usage, now.cost_nusd, now.files = ended, usage, cost_nusd, files
 
         await self._amended(batch, change)
+        if batch.is_messages:
+            await self._shelf.remove(batch.input_id)  # which nobody can read any more
         self._laid_aside(batch.id)
 
     async def _name_files(self, batch: Batch, sizes: dict[str, int]) -> dict[str, str]:

@@ -7,6 +7,7 @@ job. What becomes of them is counted there until it has ended, and then written 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ _PREFIXES = ("batch_", "msgbatch_")
 BACKGROUND = "background"  # the job of responses that nobody stays on the line for
 REFUSED = "refused"  # the kind of the pages with lines that could not be queued
 MAX_ERRORS = 100
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,100}")
 
 
 class Phase(StrEnum):
@@ -134,6 +136,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(16)}"
 
 
+def is_id(text: str) -> bool:
+    """Whether anything here could be called so: a store may not even be able to look for others."""
+    return _ID.fullmatch(text) is not None
+
+
 def new_batch_id(*, is_messages: bool) -> str:
     """The same for a batch."""
     return new_id(_PREFIXES[is_messages])
@@ -151,7 +158,7 @@ async def keep(store: Store, batch: Batch) -> None:
 
 async def find(store: Store, name: str) -> Batch | None:
     """One of them; None: there is none of that name."""
-    paper = await store.paper(_kind_of(name), name)
+    paper = await store.paper(_kind_of(name), name) if is_id(name) else None
     return None if paper is None else Batch.read(paper.text)
 
 
@@ -166,6 +173,8 @@ async def listed(
     newest_first: bool = True,
 ) -> list[Batch]:  # fmt: skip
     """So many of an owner's, from behind one of them."""
+    if after is not None and not is_id(after):
+        return []
     papers = await store.papers(
         KINDS[is_messages], owner, limit=limit, after=after, newest_first=newest_first
     )
