@@ -99,6 +99,24 @@ def test_one_that_dies_while_it_reads_is_replaced(two, provider):
         all_once(there, over(there, batch), MANY)
 
 
+def test_a_revoked_tokens_batches_go_on_unless_they_are_to_end(two, provider):
+    one, other = two(provider, budget="$0.11")
+    ann = one.cli("token", "create", "ann").strip().splitlines()[-1]
+    with client_of(one, ann) as hers:
+        batch = begun(hers, *[line(f"k{n}") for n in range(4)])
+        wait_for(lambda: one.states()["parked"] == 2, "half of it")
+    words = ("token", "revoke", "ann")
+    assert "1 batch of it not ended" in one.cli(*words, told=True)
+    one.cli("budget", "set", "default", "$0.12")
+    wait_for(lambda: one.states()["parked"] == 1, "one more")
+    assert "cancelled 1 batch" in one.cli(*words, "--cancel-batches", told=True)
+    wait_for(lambda: other.states()["cancelled"] == 1, "the rest to end")
+    again = one.cli("token", "create", "ann").strip().splitlines()[-1]
+    with client_of(one, again) as hers:
+        done = over(hers, batch)
+        assert (done.status, all_once(hers, done, 4)) == ("cancelled", ["k0", "k1", "k2"])
+
+
 def test_message_batches_tell_of_what_was_never_queued_too(start, provider):
     made = start(provider, budget="$0.05")
     with anthropic_of(made) as client:

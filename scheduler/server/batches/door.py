@@ -69,11 +69,23 @@ def routes(
     gateway: Gateway, dialect: Dialect, served: Iterable[tuple[str, str, Answer]]
 ) -> list[BaseRoute]:
     """Doors for methods and paths, below every base."""
-    doors = [(method, path, Door(gateway, answer, dialect)) for method, path, answer in served]
+    at: dict[str, dict[str, Door]] = {}
+    for method, path, answer in served:
+        at.setdefault(path, {})[method] = Door(gateway, answer, dialect)
     return [
-        Route(f"{base}{path}", door, methods=[method])
-        for base in BASES for method, path, door in doors
+        Route(f"{base}{path}", _ByMethod(doors), methods=list(doors))  # so that all are told of
+        for base in BASES for path, doors in at.items()
     ]  # fmt: skip
+
+
+class _ByMethod:
+    """The doors at one path."""
+
+    def __init__(self, doors: Mapping[str, Door]) -> None:
+        self._doors = {**doors, "HEAD": doors["GET"]} if "GET" in doors else dict(doors)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._doors[scope["method"]](scope, receive, send)
 
 
 def said(body: Mapping[str, Any], status: int = 200) -> Whole:

@@ -19,6 +19,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 from scheduler import events
@@ -452,12 +453,7 @@ class Keeper:
 
     async def cancel(self, name: str) -> Batch | None:
         """End a batch: what waits is withdrawn, what runs comes to its end. None: there is none."""
-        now_ms = self._s.now_ms()
-
-        def change(batch: Batch) -> None:
-            if not batch.is_over and batch.cancelled_ms is None:
-                batch.cancelled_ms = now_ms
-
+        change = partial(record.cancel, now_ms=self._s.now_ms())
         batch = await record.amend(self._s.store, name, change)
         if batch is not None and not batch.is_over:
             self._to_end.add(name)

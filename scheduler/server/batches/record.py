@@ -150,6 +150,12 @@ def _kind_of(name: str) -> str:
     return KINDS[name.startswith(_PREFIXES[True])]
 
 
+def cancel(batch: Batch, now_ms: int) -> None:
+    """Have it end; gateways do the rest, each as far as it can."""
+    if not batch.is_over and batch.cancelled_ms is None:
+        batch.cancelled_ms = now_ms
+
+
 async def keep(store: Store, batch: Batch) -> None:
     """Keep a new one."""
     paper = Paper(batch.kind, batch.id, batch.owner, batch.as_text(), batch.made_ms, is_open=True)
