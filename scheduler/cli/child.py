@@ -81,7 +81,10 @@ async def _run(
         async with open_gateway(s, settings["providers"], life) as opened:
             code = await _child(words, environment(opened.url, str(opened.secret), words))
             await opened.gateway.drain(grace_s)
+            left = await unfinished(s, settings["store"])
         say(told(s, opened))
+        if left:
+            say(left)
     return code
 
 
@@ -196,6 +199,31 @@ def told(s: Scheduler, opened: Open) -> str:
                 left = cap.cap.format_amount(max(0, cap.available))
                 parts.append(f"{left} left of {status.budget.name!r}")
     return " · ".join(parts)
+
+
+async def unfinished(s: Scheduler, store: str) -> str:
+    """What becomes of batches, and responses in the background, that have not ended; empty: all have."""
+    from scheduler.server.batches import record
+
+    batches, responses = (
+        len(await record.open_ones(s.store)),
+        await s.store.counts(record.BACKGROUND),
+    )
+    count = responses.waiting + responses.running
+    parts = []
+    if batches:
+        parts.append(f"{batches:,} batch{'es' * (batches != 1)}")
+    if count:
+        parts.append(f"{plural(count, 'response')} in the background")
+    if not parts:
+        return ""
+    what = " and ".join(parts)
+    if s.store.is_shared:
+        return f"{what} not finished; 'scheduler serve --store {store}' goes on with that"
+    return (
+        f"{what} not finished, and lost, since without --store all is kept in memory. With --store FILE "
+        "it stays, and 'scheduler serve --store FILE' goes on with it"
+    )
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,14 +103,41 @@ def list_tokens(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
         say("there is no token: 'scheduler serve' makes one for itself")
 
 
-def revoke(name: Name, store: StoreOption = DEFAULT_STORE) -> None:
-    """Take a token no more, at every gateway of the store, within a second."""
+def revoke(
+    name: Name,
+    cancel_batches: Annotated[
+        bool, typer.Option("--cancel-batches", help="End the batches that it made, too.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Take a token no more, at every gateway of the store, within a second.
+
+    Batches that it made go on; whoever gets a token of that name sees them.
+    """
     from scheduler.errors import ConfigError
+    from scheduler.server.batches import record
     from scheduler.server.tokens import revoke as take_back
 
-    if not with_store(store, lambda opened: take_back(opened, name)):
+    async def end(opened: Store) -> tuple[bool, int]:
+        was_there = await take_back(opened, name)  # first, so that no batch comes after
+        batches = [each for each in await record.open_ones(opened) if each.owner == name]
+        if cancel_batches:
+            change = partial(record.cancel, now_ms=now_ms())
+            for each in batches:
+                await record.amend(opened, each.id, change)
+        return was_there, len(batches)
+
+    was_there, count = with_store(store, end)
+    if not was_there and not (cancel_batches and count):
         raise ConfigError("token", f"there is none named {name!r}")
     say(f"revoked {name!r}")
+    batches = f"{count:,} batch{'es' * (count != 1)}"
+    if count and cancel_batches:
+        say(f"cancelled {batches}: what waits ends within a minute, if a gateway runs")
+    elif count:
+        say(
+            f"{batches} of it not ended; to end that, too: scheduler token revoke {name} --cancel-batches"
+        )
 
 
 def _bounds(token: Token) -> str:

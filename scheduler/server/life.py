@@ -104,9 +104,7 @@ async def open_gateway(
     keeper = Keeper(scheduler, shelf, gateway.named, gateway.provider, gateway.noted)
     front = Front(
         [
-            *gateway.routes(), *Files(gateway, shelf, keeper).routes(),
-            *Batches(gateway, shelf, keeper).routes(), *Messages(gateway, shelf, keeper).routes(),
-            *Background(gateway).routes(), *_page(scheduler, settings, keys),
+            *served(gateway, shelf, keeper), *_page(scheduler, settings, keys),
             *_metrics(scheduler, settings, tokens),
         ],
         gateway.quick(), _names(settings),
@@ -114,6 +112,15 @@ async def open_gateway(
     )  # fmt: skip
     async with keeper.working(), listening(front, at):
         yield Open(gateway, url_at(at), secret, _link(at, keys) if settings.page else "")
+
+
+def served(gateway: Gateway, shelf: Shelf, keeper: Keeper) -> list[BaseRoute]:
+    """The APIs of providers."""
+    return [
+        *gateway.routes(), *Files(gateway, shelf, keeper).routes(),
+        *Batches(gateway, shelf, keeper).routes(), *Messages(gateway, shelf, keeper).routes(),
+        *Background(gateway).routes(),
+    ]  # fmt: skip
 
 
 def _page(scheduler: Scheduler, settings: Settings, keys: Keys) -> list[BaseRoute]:

@@ -44,18 +44,54 @@ def _object(needed: str, what: Any, **more: Any) -> dict[str, Any]:
 
 
 _STREAM = {"stream": {"type": "boolean"}}
+_PARAMS = {
+    **_object("messages", _MESSAGES, max_tokens=_FEW, **_STREAM),
+    "required": ["model", "messages", "max_tokens"],
+}
+_BATCH = {
+    "type": "object", "required": ["input_file_id", "endpoint", "completion_window"],
+    "properties": {
+        "input_file_id": {"type": "string"}, "completion_window": {"enum": ["24h", "3s"]},
+        "endpoint": {"enum": ["/v1/chat/completions", "/v1/responses", "/v1/nothing"]},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}  # fmt: skip
+_MESSAGE_BATCH = {
+    "type": "object", "required": ["requests"],
+    "properties": {"requests": {
+        "type": "array", "minItems": 1, "maxItems": 3,
+        "items": {
+            "type": "object", "required": ["custom_id", "params"],
+            "properties": {
+                "custom_id": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+                "params": _PARAMS,
+            },
+        },
+    }},
+}  # fmt: skip
+_FILE = {
+    "type": "object", "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "maxLength": 2_000},
+        "purpose": {"enum": ["batch", "assistants"]},
+    },
+}  # fmt: skip
+_NOTHING: dict[str, Any] = {"type": "object", "maxProperties": 0}
 # By the end of a path, the longer first.
 BODIES = {
+    "/cancel": _NOTHING,
+    "/messages/batches": _MESSAGE_BATCH,
+    "/batches": _BATCH,
+    "/files": _FILE,
     "/chat/completions": _object("messages", _MESSAGES, max_tokens=_FEW, **_STREAM),
     "/messages/count_tokens": _object("messages", _MESSAGES),
     "/completions": _object("prompt", _TEXT, max_tokens=_FEW, **_STREAM),
-    "/responses": _object("input", _TEXT, max_output_tokens=_FEW, **_STREAM),
+    "/responses": _object(
+        "input", _TEXT, max_output_tokens=_FEW, background={"type": "boolean"}, **_STREAM
+    ),
     "/embeddings": _object("input", _TEXT),
     "/moderations": _object("input", _TEXT),
-    "/messages": {
-        **_object("messages", _MESSAGES, max_tokens=_FEW, **_STREAM),
-        "required": ["model", "messages", "max_tokens"],
-    },
+    "/messages": _PARAMS,
     "/models/{rest}": {
         "type": "object", "properties": {
             "contents": _PARTS,
@@ -103,14 +139,17 @@ ERRORS = {
         }},
     },
 }  # fmt: skip
-REFUSALS = ("400", "401", "402", "403", "404", "405", "413", "429")
+REFUSALS = ("400", "401", "402", "403", "404", "405", "409", "413", "429")
+# What is sent as a form, and what comes back as lines, by the end of a path.
+FORMS = {"/files": "multipart/form-data"}
+LINES = {"/content": "application/jsonl", "/results": "application/x-jsonl"}
 
 
 def openapi(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     """The description.
 
     Args:
-        routes: As `Gateway.routes` gives them.
+        routes: As `scheduler.server.life.served` gives them.
 
     Raises:
         LookupError: There is one of which nothing is known.
@@ -136,13 +175,19 @@ def _operation(path: str, method: str) -> dict[str, Any]:
         among = _GOOGLES if method == "POST" else [*MODELS, "x/y"]
         parameters.append(_parameter("path", "rest", {"type": "string", "enum": among}))
         parameters.append(_parameter("query", "alt", {"enum": ["sse"]}))
+    if "{id}" in path:
+        ids = ["file-0", "batch_0", "msgbatch_0", "resp_bg_0"]
+        parameters.append(_parameter("path", "id", {"type": "string", "enum": ids}))
+    if method == "GET" and path.endswith(("/files", "/batches")):
+        parameters.append(_parameter("query", "limit", {"type": "integer", "minimum": 0}))
     found: dict[str, Any] = {"parameters": parameters, "responses": _responses(path, method)}
     if method == "POST":
         body = next((what for end, what in BODIES.items() if path.endswith(end)), None)
         if body is None:
             raise LookupError(f"nothing is said of the body of {path}")
-        content = {"application/json": {"schema": copy.deepcopy(body)}}
-        found["requestBody"] = {"required": True, "content": content}
+        kind = next((form for end, form in FORMS.items() if path.endswith(end)), "application/json")
+        content = {kind: {"schema": copy.deepcopy(body)}}
+        found["requestBody"] = {"required": body is not _NOTHING, "content": content}
     return found
 
 
@@ -154,7 +199,10 @@ def _responses(path: str, method: str) -> dict[str, Any]:
     speaks = "anthropic" if "/messages" in path else "openai"
     if "/v1beta/" in path or (method == "POST" and "{rest}" in path):
         speaks = "google"
-    good = {"application/json": {"schema": {"type": "object"}}}
+    lines = next((kind for end, kind in LINES.items() if path.endswith(end)), None)
+    good: dict[str, Any] = {
+        lines or "application/json": {"schema": {} if lines else {"type": "object"}}
+    }
     if method == "POST":
         good["text/event-stream"] = {"schema": {}}
     refused = {

@@ -9,7 +9,10 @@ import pytest
 
 from scheduler import Scheduler
 from scheduler.providers.simulated.provider import Simulated
+from scheduler.server.batches.keeper import Keeper
+from scheduler.server.batches.shelf import Shelf
 from scheduler.server.gateway import Gateway
+from scheduler.server.life import served
 from scheduler.server.tokens import Tokens
 from tests.contract.conftest import SCHEMATHESIS
 from tests.contract.described import openapi
@@ -26,7 +29,9 @@ CHECKS = (
 async def described():
     providers = [Simulated("sim")]
     async with Scheduler(providers=providers) as s:
-        return openapi(Gateway(s, providers, Tokens(s.store), max_hold_ms=0).routes())
+        gateway, shelf = Gateway(s, providers, Tokens(s.store), max_hold_ms=0), Shelf(s.store)
+        keeper = Keeper(s, shelf, gateway.named, gateway.provider, gateway.noted)
+        return openapi(served(gateway, shelf, keeper))
 
 
 def test_it_does_what_its_description_says(start, provider, tmp_path):

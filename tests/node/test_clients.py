@@ -49,6 +49,23 @@ def test_openais_responses_and_models(start, provider, ask):
 
 
 @BOTH
+def test_batches(start, provider, ask, sdk):
+    made = start(provider)
+    answer = ask(made, sdk, "batch").outcome()
+
+    assert answer["keys"] == ["a", "b"]
+    assert answer["counts"]["completed" if sdk == "openai" else "succeeded"] == 2
+    assert answer["isListed"]
+    assert float(made.budget()["posted_usd"]) == 0.02
+
+
+def test_responses_in_the_background(start, provider, ask):
+    made = start(provider)
+    assert words(ask(made, "openai", "background").outcome()["text"]) == 10
+    assert float(made.budget()["posted_usd"]) == 0.01
+
+
+@BOTH
 @pytest.mark.parametrize("way", ["plain", "stream", "helper"])
 def test_one_that_is_parked_waits_for_longer_than_its_timeout(start, provider, ask, sdk, way):
     made = start(provider, budget="$0.05")

@@ -95,14 +95,14 @@ class Gateway:
             with exc:
                 return Answer(exc.code, dict(exc.headers), exc.read())
 
-    def cli(self, *words: str, ok: bool = True) -> str:
-        """Another command on the same store."""
+    def cli(self, *words: str, ok: bool = True, told: bool = False) -> str:
+        """Another command on the same store; what it printed, or what it said if it failed or is `told`."""
         done = warm.run(
             [sys.executable, "-m", "scheduler", *words, "--store", self.store],
             cwd=self.folder, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert not ok or done.returncode == 0, done.stderr
-        return done.stdout if ok else done.stderr
+        return done.stderr if told or not ok else done.stdout
 
     def budget(self, name: str = "default") -> dict[str, Any]:
         rows = json.loads(self.cli("budget", "list", "--json"))

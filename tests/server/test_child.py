@@ -157,3 +157,27 @@ def test_a_signal_that_comes_before_the_command_is_there_is_passed_on():
         os.kill(os.getpid(), signal.SIGUSR1)
 
     assert Child.told == [signal.SIGTERM, signal.SIGUSR1]
+
+
+UNFINISHED = """
+import openai
+client = openai.OpenAI()
+body = {"model": "sim-small", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
+line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+file = client.files.create(file=__import__("json").dumps(line).encode(), purpose="batch")
+client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+client.responses.create(model="sim-small", input="hi", max_output_tokens=100, background=True)
+"""
+
+
+@pytest.mark.parametrize("store", ["s.db", "memory://"])
+def test_batches_that_are_not_finished_are_told_of(run, tmp_path, store):
+    (tmp_path / "old.py").write_text(UNFINISHED)
+    done = run("--store", store, "--budget", "$0.05", "--", sys.executable, "old.py")
+    last = done.stderr.splitlines()[-1]
+    what, _, rest = last.partition(" not finished")
+
+    assert what == "1 batch and 1 response in the background"
+    assert "scheduler serve --store" in rest
+    assert ("lost" in rest) == (store != "s.db")
+    assert done.returncode == 0

@@ -19,7 +19,7 @@ from scheduler.request import Request, RequestState
 from scheduler.server.asked import Asked
 from scheduler.server.batches import door
 from scheduler.server.batches.files import refuse_unkept
-from scheduler.server.batches.record import BACKGROUND, new_id
+from scheduler.server.batches.record import BACKGROUND, is_id, new_id
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Whole
@@ -94,9 +94,7 @@ class Background:
         before = body.get("previous_response_id")
         if not isinstance(before, str) or not before.startswith(PREFIX):
             return body
-        paper = await self._s.store.paper(KIND, before)
-        if paper is None or paper.owner != token.name:
-            raise door.missing("response", before)
+        paper = await self._of(before, token)
         finished = await self._finished(json.loads(paper.text).get("request_id"))
         answer = None if finished is None or finished.response is None else finished.response.body
         theirs = answer.get("id") if isinstance(answer, dict) else None
@@ -128,9 +126,12 @@ class Background:
         return door.said({"id": paper.name, "object": "response", "deleted": True})
 
     async def _find(self, line: Line, token: Token) -> Paper:
-        paper = await self._s.store.paper(KIND, door.named(line))
+        return await self._of(door.named(line), token)
+
+    async def _of(self, name: str, token: Token) -> Paper:
+        paper = await self._s.store.paper(KIND, name) if is_id(name) else None
         if paper is None or paper.owner != token.name:
-            raise door.missing("response", door.named(line))
+            raise door.missing("response", name)
         return paper
 
     async def _finished(self, request_id: int | None) -> Finished | None:

@@ -26,6 +26,7 @@ from scheduler.server.refusals import Whole
 from scheduler.server.tokens import Token
 
 USUAL_WINDOW = "24h"
+MAX_BODY_BYTES = 1024 * 1024
 MAX_PAIRS, MAX_NAME_CHARS, MAX_VALUE_CHARS = 16, 64, 512  # of metadata, as OpenAI has it
 
 
@@ -48,7 +49,8 @@ class Batches:
 
     async def _create(self, line: Line, token: Token) -> Whole:
         refuse_unkept(self._gateway)
-        body, now_ms = await door.asked(line), self._s.now_ms()
+        content = await line.body(MAX_BODY_BYTES)
+        body, now_ms = door.asked(content), self._s.now_ms()
         endpoint, window = body.get("endpoint"), body.get("completion_window", USUAL_WINDOW)
         if endpoint not in ENDPOINTS:
             raise door.wrong(f"endpoint is {endpoint!r:.100}, not one of {', '.join(ENDPOINTS)}")
@@ -62,7 +64,7 @@ class Batches:
         if window != USUAL_WINDOW:
             window_ms = now_ms + _span_ms(window)
             deadline_ms = window_ms if deadline_ms is None else min(deadline_ms, window_ms)
-        digest = digest_of(line, body)
+        digest = digest_of(line, content)
         before = await made_before(self._s.store, line, token, digest, now_ms, is_messages=False)
         if before is not None:
             return door.said(await self._told(before.id))

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from scheduler.adapters.dialects import Dialect, decoded
+from scheduler.batch.results import line_text
 from scheduler.errors import SchedulerError
 from scheduler.guards.plain import logger_of
 from scheduler.server.line import HungUp, Line
@@ -68,16 +69,32 @@ def routes(
     gateway: Gateway, dialect: Dialect, served: Iterable[tuple[str, str, Answer]]
 ) -> list[BaseRoute]:
     """Doors for methods and paths, below every base."""
-    doors = [(method, path, Door(gateway, answer, dialect)) for method, path, answer in served]
+    at: dict[str, dict[str, Door]] = {}
+    for method, path, answer in served:
+        at.setdefault(path, {})[method] = Door(gateway, answer, dialect)
     return [
-        Route(f"{base}{path}", door, methods=[method])
-        for base in BASES for method, path, door in doors
+        Route(f"{base}{path}", _ByMethod(doors), methods=list(doors))  # so that all are told of
+        for base in BASES for path, doors in at.items()
     ]  # fmt: skip
 
 
+class _ByMethod:
+    """The doors at one path."""
+
+    def __init__(self, doors: Mapping[str, Door]) -> None:
+        self._doors = {**doors, "HEAD": doors["GET"]} if "GET" in doors else dict(doors)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._doors[scope["method"]](scope, receive, send)
+
+
 def said(body: Mapping[str, Any], status: int = 200) -> Whole:
-    """An object as an answer."""
-    return Whole(status, [JSON], to_json(body))
+    """An object as an answer; what of its texts is none becomes U+FFFD, as in results."""
+    try:
+        content = to_json(body)
+    except ValueError:
+        content = line_text(body).encode()
+    return Whole(status, [JSON], content)
 
 
 async def streamed(line: Line, kind: bytes, pieces: AsyncIterator[bytes]) -> bool:
@@ -102,9 +119,8 @@ async def _until_gone(line: Line) -> None:
         pass
 
 
-async def asked(line: Line) -> dict[str, Any]:
+def asked(content: bytes) -> dict[str, Any]:
     """The JSON object that a client sends. Raises `Unserved`."""
-    content = await line.body()
     body = decoded(content) if content else {}
     if body is None:
         raise wrong("the body is no JSON object")

@@ -133,7 +133,7 @@ def refuse_unkept(gateway: Gateway) -> None:
 
 async def _form(line: Line) -> FormData:
     """A body of several parts. Raises `Unserved`."""
-    if not line.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not line.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise door.wrong("a file comes as multipart/form-data, with 'file' and 'purpose'")
     headers = Headers(raw=line.scope["headers"])
     try:

@@ -15,9 +15,10 @@ from scheduler.server.batches.shelf import File
 from scheduler.stats import Counts
 from scheduler.stores.base import Finished
 
+CANCELLED = "batch_cancelled"
 UNSENT = {
     RequestState.CANCELLED: (
-        "batch_cancelled", "the batch was cancelled before this request was sent; it cost nothing"
+        CANCELLED, "the batch was cancelled before this request was sent; it cost nothing"
     ),
     RequestState.EXPIRED: (
         "batch_expired", "the batch's time was over before this request was sent; it cost nothing"
@@ -90,7 +91,7 @@ def _counted(batch: Batch, counts: Counts | None) -> dict[str, int]:
     failed = sum(each for name, each in done.items() if name != "succeeded")
     return {
         "total": batch.total, "completed": done.get("succeeded", 0),
-        "failed": failed + batch.refused,
+        "failed": failed + batch.refused + batch.dropped,
     }  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def _as_told(batch: Batch, counts: Counts | None) -> dict[str, int]:
     done = batch.ended if counts is None else _ended(counts)
     told = {
         "succeeded": done.get("succeeded", 0), "errored": done.get("failed", 0) + batch.refused,
-        "canceled": done.get("cancelled", 0), "expired": done.get("expired", 0),
+        "canceled": done.get("cancelled", 0) + batch.dropped, "expired": done.get("expired", 0),
     }  # fmt: skip
     return {"processing": max(0, batch.total - sum(told.values())), **told}
 
@@ -174,6 +175,8 @@ def message_result(finished: Finished) -> dict[str, Any]:
 
 def refused_message(key: str, code: str, problem: str) -> dict[str, Any]:
     """The same of a request that could not be queued."""
+    if code == CANCELLED:
+        return {"custom_id": key, "result": {"type": "canceled"}}
     error = refusal_body(Dialect.ANTHROPIC, 400, code, problem)
     return {"custom_id": key, "result": {"type": "errored", "error": error}}
 

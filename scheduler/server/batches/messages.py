@@ -6,6 +6,7 @@ expires after a day: what does not fit a budget waits until it does.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,6 +21,7 @@ from scheduler.server.batches import door, forms, record
 from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.lines import written
+from scheduler.server.batches.members import members
 from scheduler.server.batches.record import Batch
 from scheduler.server.batches.said import digest_of, made_before, said_of, waits_of
 from scheduler.server.batches.shelf import Shelf, new_file
@@ -31,6 +33,7 @@ from scheduler.server.tokens import Token
 PATH = "/v1/messages/batches"
 MAX_REQUESTS = 100_000
 MOST = 1_000
+PIECE = 16 * 1024  # of a body that is looked at before others get their turn
 BETA, OWN_BETA = "anthropic-beta", "message-batches"
 _KEY = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LINES = b"application/x-jsonl"
@@ -58,21 +61,23 @@ class Messages:
     async def _create(self, line: Line, token: Token) -> Whole:
         refuse_unkept(self._gateway)
         _refuse_betas(line)
-        body, now_ms = await door.asked(line), self._s.now_ms()
-        requests = _checked(body.get("requests"))
+        content, now_ms = await line.body(), self._s.now_ms()
         said, deadline_ms = said_of(line, token, now_ms)
-        digest = digest_of(line, body)
+        digest = await asyncio.to_thread(digest_of, line, content)
         before = await made_before(self._s.store, line, token, digest, now_ms, is_messages=True)
         if before is not None:
             return door.said(await self._told(before.id, line))
         name = record.new_batch_id(is_messages=True)
-        file = new_file(token.name, f"{name}.jsonl", "message_batch", now_ms)
-        await self._shelf.take(file, _as_lines(requests))
+        # Nobody's: it is told as results alone, and goes with the batch.
+        file = new_file("", f"{name}.jsonl", "message_batch", now_ms)
+        keys = set[str]()
+        file = await self._shelf.take(file, _as_lines(content, keys), is_whole=False)
         batch = Batch(
             name, token.name, True, MESSAGES, file.id, "", now_ms, deadline_ms, wanted_at(line),
-            said, digest=digest, total=len(requests),
+            said, digest=digest, total=len(keys),
         )  # fmt: skip
         await record.keep(self._s.store, batch)
+        await self._shelf.settle(file)
         self._keeper.take_up(name)
         return door.said(forms.message_batch(batch, None, {}, base_of(line)))
 
@@ -151,31 +156,41 @@ def _refuse_betas(line: Line) -> None:
         )
 
 
-def _checked(requests: object) -> list[dict[str, Any]]:
-    """The requests of a body. Raises `Unserved`."""
-    if not isinstance(requests, list) or not requests:
+async def _as_lines(content: bytes, seen: set[str]) -> AsyncIterator[bytes]:
+    """The requests of a body as lines of a file; their ids are added to `seen`. Raises `Unserved`."""
+    piece = bytearray()
+    try:
+        for each in members(content.decode(), "requests"):
+            piece += _checked(each, seen)
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+                await asyncio.sleep(0)  # others get their turn
+    except (ValueError, RecursionError):
+        raise door.wrong("the body is no JSON object") from None
+    if not seen:
         raise door.wrong("requests is no list with something in it")
-    if len(requests) > MAX_REQUESTS:
-        raise Unserved(413, "too_many_requests", f"{len(requests):,} requests are more than "
-                       f"{MAX_REQUESTS:,}; nothing was sent")  # fmt: skip
-    seen = set[str]()
-    for number, each in enumerate(requests):
-        key = each.get("custom_id") if isinstance(each, dict) else None
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise door.wrong(
-                f"requests.{number}.custom_id is {key!r:.100}, not 1 to 64 letters, digits, _ and -"
-            )
-        if key in seen:
-            raise door.wrong(f"requests.{number}.custom_id {key!r} stands before, too")
-        if not isinstance(each.get("params"), dict):
-            raise door.wrong(f"requests.{number}.params is no object")
-        seen.add(key)
-    return requests
+    yield bytes(piece)
 
 
-async def _as_lines(requests: list[dict[str, Any]]) -> AsyncIterator[bytes]:
-    for each in requests:
-        try:
-            yield written(each["custom_id"], MESSAGES, each["params"]).encode()
-        except ValueError:
-            yield to_json({"custom_id": each["custom_id"]}) + b"\n"
+def _checked(request: object, seen: set[str]) -> bytes:
+    """A request as a line. Raises `Unserved`."""
+    number = len(seen)
+    key = request.get("custom_id") if isinstance(request, dict) else None
+    if not isinstance(request, dict) or not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise door.wrong(
+            f"requests.{number}.custom_id is {key!r:.100}, not 1 to 64 letters, digits, _ and -"
+        )
+    if key in seen:
+        raise door.wrong(f"requests.{number}.custom_id {key!r} stands before, too")
+    if number >= MAX_REQUESTS:
+        raise Unserved(413, "too_many_requests", f"there are more than {MAX_REQUESTS:,} requests; "
+                       "nothing was sent")  # fmt: skip
+    params = request.get("params")
+    if not isinstance(params, dict):
+        raise door.wrong(f"requests.{number}.params is no object")
+    seen.add(key)
+    try:
+        return written(key, MESSAGES, params).encode()
+    except ValueError:
+        return to_json({"custom_id": key}) + b"\n"

@@ -7,6 +7,7 @@ job. What becomes of them is counted there until it has ended, and then written 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ _PREFIXES = ("batch_", "msgbatch_")
 BACKGROUND = "background"  # the job of responses that nobody stays on the line for
 REFUSED = "refused"  # the kind of the pages with lines that could not be queued
 MAX_ERRORS = 100
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,100}")
 
 
 class Phase(StrEnum):
@@ -53,11 +55,14 @@ class Batch:
         digest: Of how it was asked for, by which it is known if its client asks again.
         phase: How far it has come.
         cancelled_ms: Since when it is to be ended.
-        is_fed: All its lines are in the queue, or refused.
+        is_fed: All its lines are in the queue, or refused; or it was cancelled, and no more will be.
         is_whole: All of them are sent from the store, whichever process is there.
-        seen_ms: When somebody was last at work on it.
+        by: The process that reads its lines, or did; see `scheduler.stores.process`, and a name of its
+            own, since there may be several of that kind in it.
+        seen_ms: When that was last at work on it.
         total: Its lines.
         refused: Of these, those that could not be queued.
+        dropped: And those that were not, since it was cancelled before.
         errors: What was wrong with it, where it failed.
         model: What its first line asks.
         ended: How many ended in which state, once all have.
@@ -86,9 +91,11 @@ class Batch:
     ended_ms: int | None = None
     is_fed: bool = False
     is_whole: bool = False
+    by: list[Any] = field(default_factory=list)
     seen_ms: int = 0
     total: int = 0
     refused: int = 0
+    dropped: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
     model: str | None = None
     ended: dict[str, int] = field(default_factory=dict)
@@ -129,6 +136,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(16)}"
 
 
+def is_id(text: str) -> bool:
+    """Whether anything here could be called so: a store may not even be able to look for others."""
+    return _ID.fullmatch(text) is not None
+
+
 def new_batch_id(*, is_messages: bool) -> str:
     """The same for a batch."""
     return new_id(_PREFIXES[is_messages])
@@ -136,6 +148,12 @@ def new_batch_id(*, is_messages: bool) -> str:
 
 def _kind_of(name: str) -> str:
     return KINDS[name.startswith(_PREFIXES[True])]
+
+
+def cancel(batch: Batch, now_ms: int) -> None:
+    """Have it end; gateways do the rest, each as far as it can."""
+    if not batch.is_over and batch.cancelled_ms is None:
+        batch.cancelled_ms = now_ms
 
 
 async def keep(store: Store, batch: Batch) -> None:
@@ -146,7 +164,7 @@ async def keep(store: Store, batch: Batch) -> None:
 
 async def find(store: Store, name: str) -> Batch | None:
     """One of them; None: there is none of that name."""
-    paper = await store.paper(_kind_of(name), name)
+    paper = await store.paper(_kind_of(name), name) if is_id(name) else None
     return None if paper is None else Batch.read(paper.text)
 
 
@@ -161,6 +179,8 @@ async def listed(
     newest_first: bool = True,
 ) -> list[Batch]:  # fmt: skip
     """So many of an owner's, from behind one of them."""
+    if after is not None and not is_id(after):
+        return []
     papers = await store.papers(
         KINDS[is_messages], owner, limit=limit, after=after, newest_first=newest_first
     )

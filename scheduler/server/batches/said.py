@@ -5,7 +5,6 @@ waits.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -46,10 +45,9 @@ def said_of(line: Line, token: Token, now_ms: int) -> tuple[dict[str, Any], int 
     return said, now_ms + parse_duration_ms(deadline, "X-Scheduler-Deadline")
 
 
-def digest_of(line: Line, body: Mapping[str, Any]) -> str:
+def digest_of(line: Line, content: bytes) -> str:
     """By which it is known whether a batch is asked for that was made already."""
-    text = json.dumps([line.scope["path"], body], sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(line.scope["path"].encode() + b"\0" + content).hexdigest()
 
 
 async def made_before(

@@ -7,12 +7,12 @@ of a batch's requests, told anew each time somebody reads it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scheduler.server.batches.lines import MAX_LINE_CHARS, Cutter
-from scheduler.server.batches.record import new_id
+from scheduler.server.batches.record import is_id, new_id
 from scheduler.server.refusals import Unserved
 from scheduler.stores.base import Store
 from scheduler.stores.papers import Paper
@@ -69,13 +69,12 @@ class Shelf:
 
     async def find(self, name: str, owner: str, now_ms: int) -> File | None:
         """One of an owner's; None: there is none of that name."""
-        paper = await self._store.paper(KIND, name)
+        paper = await self._store.paper(KIND, name) if is_id(name) else None
         if paper is None or paper.owner != owner or paper.is_open:
             return None
         file = File.read(paper)
         if file.expires_ms is not None and file.expires_ms <= now_ms:
-            await self.remove(file.id)
-            return None
+            return None  # `tidy` removes it, when nobody needs it any more
         return file
 
     async def listed(
@@ -83,6 +82,8 @@ class Shelf:
     ) -> list[File]:
         """So many of an owner's, from behind one of them."""
         found: list[File] = []
+        if after is not None and not is_id(after):
+            return found
         while len(found) < limit:
             papers = await self._store.papers(
                 KIND, owner, limit=limit, after=after, newest_first=newest_first
@@ -94,8 +95,15 @@ class Shelf:
             after = papers[-1].name
         return found[:limit]
 
-    async def take(self, file: File, pieces: AsyncIterable[bytes]) -> File:
+    async def take(
+        self, file: File, pieces: AsyncIterable[bytes], *, is_whole: bool = True
+    ) -> File:
         """Keep what comes, under a new name.
+
+        Args:
+            file: What is known of it.
+            pieces: What it says.
+            is_whole: Else it goes after a day, unless `settle` says that it stays.
 
         Raises:
             Unserved: It is no text, or too long; nothing of it is kept.
@@ -106,17 +114,25 @@ class Shelf:
         try:
             size = await self._write(file.id, pieces)
             whole = File(**{**asdict(file), "bytes": size})
-            await self._store.change_paper(begun, whole.as_paper().text, is_open=False)
+            await self._store.change_paper(begun, whole.as_paper().text, is_open=not is_whole)
         except BaseException:
             await self._store.remove_paper(KIND, file.id)
             raise
         return whole
+
+    async def settle(self, file: File) -> None:
+        """Have one stay that was taken in as if more was to come."""
+        paper = file.as_paper(is_open=True)
+        await self._store.change_paper(paper, paper.text, is_open=False)
 
     async def _write(self, name: str, pieces: AsyncIterable[bytes]) -> int:
         cutter, size, number = Cutter(), 0, 0
         try:
             async for piece in pieces:
                 size += len(piece)
+                if b"\0" in piece:  # in no line of JSON, and not every store could give it back
+                    raise Unserved(400, "invalid_file", "the file is no text (it has a NUL); nothing "
+                                   "was kept")  # fmt: skip
                 if size > MAX_BYTES:
                     raise Unserved(413, "file_too_large", f"a file has at most {MAX_BYTES:,} bytes; "
                                    "nothing was kept")  # fmt: skip
@@ -166,13 +182,19 @@ class Shelf:
                 if text.strip():
                     yield number, text
 
-    async def tidy(self, now_ms: int) -> None:
-        """Forget what has expired, and what was half uploaded when a gateway died."""
+    async def tidy(self, now_ms: int, needed: Collection[str] = ()) -> None:
+        """Forget what has expired, and what was half uploaded when a gateway died.
+
+        Args:
+            now_ms: The time.
+            needed: Those stay: who reads them may have to do so again.
+        """
         for paper in await self._store.open_papers(KIND):
-            if paper.made_at_ms < now_ms - HALF_DONE_MS:
+            if paper.made_at_ms < now_ms - HALF_DONE_MS and paper.name not in needed:
                 await self.remove(paper.name)
         while ending := await self._store.papers(ENDING, "", limit=100, newest_first=False):
-            over = [each.name for each in ending if each.made_at_ms <= now_ms]
+            expired = [each.name for each in ending if each.made_at_ms <= now_ms]
+            over = [each for each in expired if each not in needed]
             for name in over:
                 await self.remove(name)
             if len(over) < len(ending):

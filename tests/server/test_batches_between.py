@@ -1,0 +1,133 @@
+"""Batches of several gateways on one store: whoever is asked, each line ends once."""
+
+import time
+
+import pytest
+
+from tests.server.conftest import Gateway, wait_for
+from tests.server.test_batches import begun, client_of, line, lines_of, over
+from tests.server.test_message_batches import asked
+from tests.server.test_message_batches import client_of as anthropic_of
+from tests.server.test_message_batches import over as message_over
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+MANY = 4_000
+# The command that waits for less long.
+BRISK = (
+    "import sys; from scheduler.server.batches import keeper;"
+    " keeper.LOOK_S = 0.3; from scheduler.cli.app import main;"
+    " sys.argv[0] = 'scheduler'; main()"
+)
+
+
+@pytest.fixture
+def two(start, tmp_path):
+    """A gateway, and how to get another one on the same store."""
+
+    def more(first):
+        second = Gateway(tmp_path, first.options, program=("-c", BRISK))
+        start.running.append(second)
+        return second.start()
+
+    def begin(provider, *options, **more_options):
+        first = start(provider, *options, **more_options)
+        return first, more(first)
+
+    return begin
+
+
+def queued_of(gateway):
+    """How many requests there are, in whatever state."""
+    return gateway.states()["total"]
+
+
+def keys_of(client, batch):
+    """All that its files tell, by whether it was answered."""
+    files = (batch.output_file_id, batch.error_file_id)
+    return [
+        [each["custom_id"] for each in lines_of(client, file)] if file else [] for file in files
+    ]
+
+
+def all_once(client, batch, count):
+    answered, others = keys_of(client, batch)
+    assert sorted(answered + others) == sorted(f"k{n}" for n in range(count))
+    counts = batch.request_counts
+    assert (counts.completed, counts.failed, counts.total) == (len(answered), len(others), count)
+    return answered
+
+
+def test_any_of_them_may_be_asked(two, provider):
+    one, other = two(provider)
+    with client_of(one) as here, client_of(other) as there:
+        batch = begun(here, *[line(f"k{n}") for n in range(5)])
+        done = over(there, batch)
+        assert done.status == "completed"
+        all_once(there, done, 5)
+        assert [each.id for each in there.batches.list()] == [batch.id]
+        assert there.files.content(batch.input_file_id).content
+    assert float(one.budget()["posted_usd"]) == 0.05
+
+
+def test_cancelled_at_another_one_while_its_lines_are_read(two, provider):
+    one, other = two(provider, budget="$0.05")
+    with client_of(one) as here, client_of(other) as there:
+        batch = begun(here, *[line(f"k{n}") for n in range(MANY)])
+        wait_for(lambda: queued_of(one), "some of its lines")
+        there.batches.cancel(batch.id)
+        done = over(there, batch)
+        queued = queued_of(one)
+        assert queued < MANY, "it was read to its end before: this says nothing"
+        assert done.status == "cancelled"
+        assert all_once(here, done, MANY) == []
+        time.sleep(1.0)
+        states = one.states()
+        assert states["cancelled"] == states["total"] == queued  # and nothing came later
+    assert one.budget()["posted_usd"] in ("0", "0.00")
+
+
+def test_one_that_dies_while_it_reads_is_replaced(two, provider):
+    one, other = two(provider, budget="$0.05")
+    with client_of(one) as here, client_of(other) as there:
+        batch = begun(here, *[line(f"k{n}") for n in range(MANY)])
+        wait_for(lambda: one.states()["parked"], "some of its lines")
+        one.kill()
+        assert queued_of(other) < MANY, "it was read to its end before: this says nothing"
+        wait_for(lambda: other.states()["parked"] == MANY, "all of its lines", 60)
+        assert there.batches.cancel(batch.id).id == batch.id
+        all_once(there, over(there, batch), MANY)
+
+
+def test_a_revoked_tokens_batches_go_on_unless_they_are_to_end(two, provider):
+    one, other = two(provider, budget="$0.11")
+    ann = one.cli("token", "create", "ann").strip().splitlines()[-1]
+    with client_of(one, ann) as hers:
+        batch = begun(hers, *[line(f"k{n}") for n in range(4)])
+        wait_for(lambda: one.states()["parked"] == 2, "half of it")
+    words = ("token", "revoke", "ann")
+    assert "1 batch of it not ended" in one.cli(*words, told=True)
+    one.cli("budget", "set", "default", "$0.12")
+    wait_for(lambda: one.states()["parked"] == 1, "one more")
+    assert "cancelled 1 batch" in one.cli(*words, "--cancel-batches", told=True)
+    wait_for(lambda: other.states()["cancelled"] == 1, "the rest to end")
+    again = one.cli("token", "create", "ann").strip().splitlines()[-1]
+    with client_of(one, again) as hers:
+        done = over(hers, batch)
+        assert (done.status, all_once(hers, done, 4)) == ("cancelled", ["k0", "k1", "k2"])
+
+
+def test_message_batches_tell_of_what_was_never_queued_too(start, provider):
+    made = start(provider, budget="$0.05")
+    with anthropic_of(made) as client:
+        batch = client.messages.batches.create(requests=[asked(f"k{n}") for n in range(MANY)])
+        wait_for(lambda: queued_of(made), "some of its lines")
+        client.messages.batches.cancel(batch.id)
+        done = message_over(client, batch)
+        assert queued_of(made) < MANY, "it was read to its end before"
+        counts = done.request_counts
+        assert (counts.processing, counts.canceled) == (0, MANY)
+        kinds = {
+            each.custom_id: each.result.type for each in client.messages.batches.results(done.id)
+        }
+        assert kinds == dict.fromkeys((f"k{n}" for n in range(MANY)), "canceled")
