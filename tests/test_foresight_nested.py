@@ -27,4 +27,4 @@ def cap_of(kept, locked):
     ],
 )
 def test_who_waits_for_money_that_callers_hold(kept, locked, goes):
-    assert cap_of(kept, locked).gives(100, at_best=True) is goes
+    assert cap_of(kept, locked).gives(100, 10, at_best=True) is goes

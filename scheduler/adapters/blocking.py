@@ -322,6 +322,10 @@ class BlockingScheduler(BlockingGoverning):
         found: list[Submitted] = self._do(enqueue, requests)
         return found
 
+    def withdraw(self, ids: Iterable[int]) -> None:
+        """Cancel requests by their ids in the store; as `Scheduler.withdraw`."""
+        self._do(self.scheduler.withdraw, list(ids))
+
     def quote(self, request: Request) -> Quote:
         """What one attempt of a request may cost; raises `PriceUnknown`."""
         return self.scheduler.quote(request)
