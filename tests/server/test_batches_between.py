@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.server.conftest import Gateway, wait_for
+from tests.server.conftest import PRICE, Gateway, wait_for
 from tests.server.test_batches import begun, client_of, line, lines_of, over
 from tests.server.test_message_batches import asked
 from tests.server.test_message_batches import client_of as anthropic_of
@@ -97,6 +97,36 @@ def test_one_that_dies_while_it_reads_is_replaced(two, provider):
         wait_for(lambda: other.states()["parked"] == MANY, "all of its lines", 60)
         assert there.batches.cancel(batch.id).id == batch.id
         all_once(there, over(there, batch), MANY)
+
+
+def test_what_was_queued_under_other_settings_is_not_refused_too(start, provider):
+    made = start(provider, budget="$0.05")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(MANY)])
+        wait_for(lambda: queued_of(made), "some of its lines")
+    made.kill()
+    before = queued_of(made)
+    assert before < MANY, "it was read to its end before: this says nothing"
+    made.options = tuple(each for each in made.options if each not in ("--price", PRICE))
+    made.start()
+    with client_of(made) as client:
+        wait_for(lambda: client.batches.retrieve(batch.id).request_counts.failed, "the others", 60)
+        client.batches.cancel(batch.id)
+        done = over(client, batch)
+        all_once(client, done, MANY)
+        codes = [each["error"]["code"] for each in lines_of(client, done.error_file_id)]
+        assert sorted(set(codes)) == ["batch_cancelled", "price_unknown"]
+        assert codes.count("batch_cancelled") == before
+
+
+def test_a_window_that_is_over_while_its_lines_are_read(start, provider):
+    made = start(provider, budget="$0.05")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(MANY)], completion_window="1s")
+        done = over(client, batch)
+        assert (done.status, all_once(client, done, MANY)) == ("expired", [])
+        codes = {each["error"]["code"] for each in lines_of(client, done.error_file_id)}
+        assert codes == {"batch_expired"}
 
 
 def test_a_revoked_tokens_batches_go_on_unless_they_are_to_end(two, provider):
