@@ -1,9 +1,16 @@
 """Batches of several gateways on one store: whoever is asked, each line ends once."""
 
+import asyncio
 import time
 
 import pytest
 
+from scheduler import Scheduler
+from scheduler.providers.simulated.provider import Simulated
+from scheduler.server.batches import keeper as keeping
+from scheduler.server.batches import record
+from scheduler.server.batches.reader import Reader
+from scheduler.server.batches.shelf import Shelf
 from tests.server.conftest import PRICE, Gateway, wait_for
 from tests.server.test_batches import begun, client_of, line, lines_of, over
 from tests.server.test_message_batches import asked
@@ -161,3 +168,28 @@ def test_message_batches_tell_of_what_was_never_queued_too(start, provider):
             each.custom_id: each.result.type for each in client.messages.batches.results(done.id)
         }
         assert kinds == dict.fromkeys((f"k{n}" for n in range(MANY)), "canceled")
+
+
+async def test_what_another_process_left_is_found_however_much_goes_on_here(monkeypatch):
+    monkeypatch.setattr(keeping, "LOOK_S", 0.1)
+    monkeypatch.setattr(keeping, "SETTLE_S", 0.001)
+    provider = Simulated("sim")
+    async with Scheduler(providers=[provider]) as s:
+        shelf = Shelf(s.store)
+        reader = Reader(s, shelf, lambda *asked: ("sim", ""), lambda name: provider)
+        keeper = keeping.Keeper(s, shelf, reader, lambda answer: None)
+
+        async def chatter():
+            while True:
+                keeper._hear("nothing")
+                await asyncio.sleep(0.001)
+
+        async with keeper.working():
+            talking = asyncio.create_task(chatter())
+            left = record.Batch("batch_0", "ann", False, "/v1/chat/completions", "file-0", "24h", 0)
+            await record.keep(s.store, left)
+            async with asyncio.timeout(10):
+                while not (await record.find(s.store, "batch_0")).is_over:
+                    await asyncio.sleep(0.01)
+            talking.cancel()
+        assert (await record.find(s.store, "batch_0")).errors[0]["code"] == "empty_file"
