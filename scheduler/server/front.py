@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from scheduler.adapters.dialects import Dialect
 from scheduler.providers.http import is_loopback
 from scheduler.server.forwarded import dialect_of
 from scheduler.server.line import Line
@@ -58,7 +59,9 @@ class Front:
         app = self._quick.get((scope["method"], scope["path"]))
         if app is None and not scope["path"].isprintable():  # a line break would end a pattern
             wrong = Unserved(404, "not_found", "there is no such path; nothing was sent")
-            await Line(scope, receive, send).answer(wrong.as_answer(dialect_of(scope["path"])))
+            is_google = scope["method"] == "POST" and "/models/" in scope["path"]
+            dialect = Dialect.GOOGLE if is_google else dialect_of(scope["path"])
+            await Line(scope, receive, send).answer(wrong.as_answer(dialect))
             return
         await (app or self._app)(scope, receive, send)
 

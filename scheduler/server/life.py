@@ -22,6 +22,7 @@ from scheduler.server.batches.batches import Batches
 from scheduler.server.batches.files import Files
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.messages import Messages
+from scheduler.server.batches.reader import Reader
 from scheduler.server.batches.shelf import Shelf
 from scheduler.server.front import Front
 from scheduler.server.gateway import Gateway
@@ -101,7 +102,8 @@ async def open_gateway(
     )  # fmt: skip
     keys = Keys(lambda: settings.on_link(_link(at, keys)))
     shelf = Shelf(scheduler.store)
-    keeper = Keeper(scheduler, shelf, gateway.named, gateway.provider, gateway.noted)
+    reader = Reader(scheduler, shelf, gateway.named, gateway.provider)
+    keeper = Keeper(scheduler, shelf, reader, gateway.noted)
     front = Front(
         [
             *served(gateway, shelf, keeper), *_page(scheduler, settings, keys),

@@ -10,6 +10,7 @@ import pytest
 from scheduler import Scheduler
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.server.batches.keeper import Keeper
+from scheduler.server.batches.reader import Reader
 from scheduler.server.batches.shelf import Shelf
 from scheduler.server.gateway import Gateway
 from scheduler.server.life import served
@@ -30,8 +31,8 @@ async def described():
     providers = [Simulated("sim")]
     async with Scheduler(providers=providers) as s:
         gateway, shelf = Gateway(s, providers, Tokens(s.store), max_hold_ms=0), Shelf(s.store)
-        keeper = Keeper(s, shelf, gateway.named, gateway.provider, gateway.noted)
-        return openapi(served(gateway, shelf, keeper))
+        reader = Reader(s, shelf, gateway.named, gateway.provider)
+        return openapi(served(gateway, shelf, Keeper(s, shelf, reader, gateway.noted)))
 
 
 def test_it_does_what_its_description_says(start, provider, tmp_path):

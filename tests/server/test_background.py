@@ -69,6 +69,22 @@ def test_what_waits_can_be_cancelled_and_what_runs_comes_to_its_end(start, slow)
     assert float(made.budget()["posted_usd"]) == 0.01
 
 
+def test_one_who_asks_again_after_a_lost_answer_gets_the_same_one(start, provider):
+    made = start(provider)
+    again = {"x-stainless-retry-count": "1"}
+    with client_of(made) as client:
+        begun = client.responses.create(**ASKED)
+        assert client.responses.create(**ASKED, extra_headers=again).id == begun.id
+        over(client, begun)
+        assert client.responses.create(**ASKED, extra_headers=again).status == "completed"
+        others = [client.responses.create(**ASKED),
+                  client.responses.create(**{**ASKED, "input": "oh"}, extra_headers=again)]  # fmt: skip
+        assert len({each.id for each in (begun, *others)}) == 3
+        for each in others:
+            over(client, each)
+    assert float(made.budget()["posted_usd"]) == 0.03
+
+
 def test_a_failure_says_why(start, provider):
     from tests.server.conftest import provider_with
 

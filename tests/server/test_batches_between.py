@@ -1,10 +1,17 @@
 """Batches of several gateways on one store: whoever is asked, each line ends once."""
 
+import asyncio
 import time
 
 import pytest
 
-from tests.server.conftest import Gateway, wait_for
+from scheduler import Scheduler
+from scheduler.providers.simulated.provider import Simulated
+from scheduler.server.batches import keeper as keeping
+from scheduler.server.batches import record
+from scheduler.server.batches.reader import Reader
+from scheduler.server.batches.shelf import Shelf
+from tests.server.conftest import PRICE, Gateway, wait_for
 from tests.server.test_batches import begun, client_of, line, lines_of, over
 from tests.server.test_message_batches import asked
 from tests.server.test_message_batches import client_of as anthropic_of
@@ -99,6 +106,36 @@ def test_one_that_dies_while_it_reads_is_replaced(two, provider):
         all_once(there, over(there, batch), MANY)
 
 
+def test_what_was_queued_under_other_settings_is_not_refused_too(start, provider):
+    made = start(provider, budget="$0.05")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(MANY)])
+        wait_for(lambda: queued_of(made), "some of its lines")
+    made.kill()
+    before = queued_of(made)
+    assert before < MANY, "it was read to its end before: this says nothing"
+    made.options = tuple(each for each in made.options if each not in ("--price", PRICE))
+    made.start()
+    with client_of(made) as client:
+        wait_for(lambda: client.batches.retrieve(batch.id).request_counts.failed, "the others", 60)
+        client.batches.cancel(batch.id)
+        done = over(client, batch)
+        all_once(client, done, MANY)
+        codes = [each["error"]["code"] for each in lines_of(client, done.error_file_id)]
+        assert sorted(set(codes)) == ["batch_cancelled", "price_unknown"]
+        assert codes.count("batch_cancelled") == before
+
+
+def test_a_window_that_is_over_while_its_lines_are_read(start, provider):
+    made = start(provider, budget="$0.05")
+    with client_of(made) as client:
+        batch = begun(client, *[line(f"k{n}") for n in range(MANY)], completion_window="1s")
+        done = over(client, batch)
+        assert (done.status, all_once(client, done, MANY)) == ("expired", [])
+        codes = {each["error"]["code"] for each in lines_of(client, done.error_file_id)}
+        assert codes == {"batch_expired"}
+
+
 def test_a_revoked_tokens_batches_go_on_unless_they_are_to_end(two, provider):
     one, other = two(provider, budget="$0.11")
     ann = one.cli("token", "create", "ann").strip().splitlines()[-1]
@@ -131,3 +168,28 @@ def test_message_batches_tell_of_what_was_never_queued_too(start, provider):
             each.custom_id: each.result.type for each in client.messages.batches.results(done.id)
         }
         assert kinds == dict.fromkeys((f"k{n}" for n in range(MANY)), "canceled")
+
+
+async def test_what_another_process_left_is_found_however_much_goes_on_here(monkeypatch):
+    monkeypatch.setattr(keeping, "LOOK_S", 0.1)
+    monkeypatch.setattr(keeping, "SETTLE_S", 0.001)
+    provider = Simulated("sim")
+    async with Scheduler(providers=[provider]) as s:
+        shelf = Shelf(s.store)
+        reader = Reader(s, shelf, lambda *asked: ("sim", ""), lambda name: provider)
+        keeper = keeping.Keeper(s, shelf, reader, lambda answer: None)
+
+        async def chatter():
+            while True:
+                keeper._hear("nothing")
+                await asyncio.sleep(0.001)
+
+        async with keeper.working():
+            talking = asyncio.create_task(chatter())
+            left = record.Batch("batch_0", "ann", False, "/v1/chat/completions", "file-0", "24h", 0)
+            await record.keep(s.store, left)
+            async with asyncio.timeout(10):
+                while not (await record.find(s.store, "batch_0")).is_over:
+                    await asyncio.sleep(0.01)
+            talking.cancel()
+        assert (await record.find(s.store, "batch_0")).errors[0]["code"] == "empty_file"

@@ -5,7 +5,7 @@ responses in the background. All of it is kept in the store: the requests as any
 is called like the batch, so a gateway that is stopped or killed goes on with them when it comes back,
 and others on the same store do meanwhile.
 
-`lines`, `members` and `forms` are pure: what is asked, and what is told. `record` is what is kept of a batch,
-`shelf` keeps files, `keeper` brings batches on, and `files`, `batches`, `messages` and `background` are
-what is served, through `door`.
+`lines`, `members` and `forms` are pure: what is asked, and what is told. `record` is what is kept of a
+batch, `shelf` keeps files, `reader` brings their lines into the queue, `keeper` brings batches on, and
+`files`, `batches`, `messages` and `background` are what is served, through `door`.
 """

@@ -20,6 +20,7 @@ from scheduler.server.asked import Asked
 from scheduler.server.batches import door
 from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.record import BACKGROUND, is_id, new_id
+from scheduler.server.batches.said import AGAIN_MS, LOOKED_AT, digest_of, is_again
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Whole
@@ -69,25 +70,42 @@ class Background:
                 "a response in the background is not streamed here; leave 'stream' out and ask for it "
                 "by its id", "stream_unsupported",
             )  # fmt: skip
+        digest, now_ms = digest_of(line, call.encode(call.body)), self._s.now_ms()
+        before = await self._begun_before(line, token, digest, now_ms)
+        if before is not None:
+            return door.said(await self._told(before))
         body = {name: each for name, each in call.body.items() if name != "background"}
         body = await self.linked(body, token)
         marks = {name: each for name, each in asked.marks.items() if name != "job"}
         provider, model = self._gateway.named(call.dialect, body["model"], wanted_at(line))
         body["model"] = model
-        now_ms, name = self._s.now_ms(), new_id(PREFIX)
+        name = new_id(PREFIX)
         request = Request(body, url=call.url, key=name, job=JOB, provider=provider, **marks)
         self._s.validate(request)
         echo = {each: body.get(each, usual) for each, usual in _ECHOED.items()}
-        paper = Paper(KIND, name, token.name, json.dumps({"echo": echo}), now_ms, is_open=True)
+        text = {"echo": echo, "digest": digest}
+        paper = Paper(KIND, name, token.name, json.dumps(text), now_ms, is_open=True)
         await self._s.store.add_paper(paper)
         try:
             (submitted,) = await self._s.enqueue([request])
         except BaseException:
             await self._s.store.remove_paper(KIND, name)
             raise
-        text = json.dumps({"echo": echo, "request_id": submitted.id})
-        await self._s.store.change_paper(paper, text, is_open=False)
+        whole = json.dumps({**text, "request_id": submitted.id})
+        await self._s.store.change_paper(paper, whole, is_open=False)
         return door.said({**_shown(name, now_ms, echo), "status": "queued"})
+
+    async def _begun_before(
+        self, line: Line, token: Token, digest: str, now_ms: int
+    ) -> Paper | None:
+        """What this client began a moment ago, if it asks again since it did not hear of it."""
+        if not is_again(line):
+            return None
+        for paper in await self._s.store.papers(KIND, token.name, limit=LOOKED_AT):
+            is_late = paper.made_at_ms <= now_ms - AGAIN_MS
+            if not is_late and not paper.is_open and json.loads(paper.text).get("digest") == digest:
+                return paper
+        return None
 
     async def linked(self, body: dict[str, Any], token: Token) -> dict[str, Any]:
         """A body that goes on from a response of here, with that one's name at its provider."""
@@ -95,7 +113,7 @@ class Background:
         if not isinstance(before, str) or not before.startswith(PREFIX):
             return body
         paper = await self._of(before, token)
-        finished = await self._finished(json.loads(paper.text).get("request_id"))
+        finished = await self._finished(_request_of(paper))
         answer = None if finished is None or finished.response is None else finished.response.body
         theirs = answer.get("id") if isinstance(answer, dict) else None
         if not isinstance(theirs, str):
@@ -111,14 +129,14 @@ class Background:
 
     async def _cancel(self, line: Line, token: Token) -> Whole:
         paper = await self._find(line, token)
-        request_id = json.loads(paper.text).get("request_id")
+        request_id = _request_of(paper)
         if request_id is not None:
             await self._s.withdraw([request_id])
         return door.said(await self._told(paper))
 
     async def _delete(self, line: Line, token: Token) -> Whole:
         paper = await self._find(line, token)
-        request_id = json.loads(paper.text).get("request_id")
+        request_id = _request_of(paper)
         if request_id is not None:
             await self._s.withdraw([request_id])
             await self._s.store.delivered([request_id])
@@ -141,7 +159,7 @@ class Background:
     async def _told(self, paper: Paper) -> dict[str, Any]:
         said = json.loads(paper.text)
         shown = _shown(paper.name, paper.made_at_ms, said["echo"])
-        request_id = said.get("request_id")
+        request_id = _request_of(paper)
         finished = await self._finished(request_id)
         if finished is not None:
             return _ended(shown, finished)
@@ -149,6 +167,12 @@ class Background:
         if not pictures:
             raise door.missing("response", paper.name)
         return {**shown, **_waiting(pictures[0])}
+
+
+def _request_of(paper: Paper) -> int | None:
+    """The request that answers it. None: nobody knows whether it was queued."""
+    found: int | None = json.loads(paper.text).get("request_id")
+    return found
 
 
 def _shown(name: str, made_ms: int, echo: dict[str, Any]) -> dict[str, Any]:

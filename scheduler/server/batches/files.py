@@ -111,7 +111,7 @@ class Files:
                 ids.append(each.id)
                 yield line_text(forms.result(each)).encode() + b"\n"
         if file.part == "errors":
-            async for refused in self._keeper.refused(batch):
+            async for refused in self._keeper.reader.refused(batch):
                 yield line_text(forms.refused_line(*refused)).encode() + b"\n"
 
     async def _find(self, line: Line, token: Token) -> File:

@@ -100,14 +100,20 @@ class Cutter:
     """
 
     def __init__(self, size: int = 256 * 1024) -> None:
-        self._size, self._held = size, b""
+        self._size, self._held, self._sought = size, bytearray(), 0
 
     def take(self, piece: bytes) -> Iterator[str]:
         """Pages that are complete. Raises `UnicodeDecodeError` for what is no UTF-8."""
-        self._held += piece
-        while len(self._held) >= self._size and (at := self._held.find(b"\n", self._size - 1)) >= 0:
-            page, self._held = self._held[: at + 1], self._held[at + 1 :]
-            yield page.decode()
+        held = self._held
+        held += piece
+        while len(held) >= self._size:
+            at = held.find(b"\n", max(self._sought, self._size - 1))
+            if at < 0:
+                self._sought = len(held)  # of a long line each piece is looked through once
+                return
+            page, self._sought = held[: at + 1].decode(), 0
+            del held[: at + 1]
+            yield page
 
     @property
     def is_stuck(self) -> bool:

@@ -122,7 +122,7 @@ class Messages:
         async for each in self._keeper.results(batch):
             ids.append(each.id)
             yield line_text(forms.message_result(each)).encode() + b"\n"
-        async for refused in self._keeper.refused(batch):
+        async for refused in self._keeper.reader.refused(batch):
             yield line_text(forms.refused_message(*refused)).encode() + b"\n"
 
     async def _told(self, name: str, line: Line) -> dict[str, Any]:

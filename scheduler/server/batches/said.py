@@ -50,6 +50,11 @@ def digest_of(line: Line, content: bytes) -> str:
     return hashlib.sha256(line.scope["path"].encode() + b"\0" + content).hexdigest()
 
 
+def is_again(line: Line) -> bool:
+    """Whether an SDK asks once more by itself."""
+    return line.headers.get(RETRY, "0") != "0"
+
+
 async def made_before(
     store: Store, line: Line, token: Token, digest: str, now_ms: int, *, is_messages: bool
 ) -> Batch | None:
@@ -57,7 +62,7 @@ async def made_before(
 
     An SDK does so by itself when a connection breaks; all of it would be paid twice.
     """
-    if line.headers.get(RETRY, "0") == "0":
+    if not is_again(line):
         return None
     found = await record.listed(store, token.name, LOOKED_AT, is_messages=is_messages)
     return next(

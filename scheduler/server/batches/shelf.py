@@ -6,6 +6,7 @@ of a batch's requests, told anew each time somebody reads it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Collection
 from dataclasses import asdict, dataclass
@@ -181,6 +182,7 @@ class Shelf:
                     text, is_first = text.removeprefix("\ufeff"), False
                 if text.strip():
                     yield number, text
+            await asyncio.sleep(0)  # others get their turn, if it is all blank
 
     async def tidy(self, now_ms: int, needed: Collection[str] = ()) -> None:
         """Forget what has expired, and what was half uploaded when a gateway died.
