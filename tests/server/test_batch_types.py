@@ -76,6 +76,8 @@ def test_anthropics(start, provider):
         assert told(made, MessageBatch, f"{path}/cancel", b"").cancel_initiated_at
         message_over(client, batch)
         assert told(made, MessageBatch, path).results_url.endswith(f"{path}/results")
+        through_tls = made.ask(None, path, x_forwarded_proto="https").json()
+        assert through_tls["results_url"] == f"https{made.root.removeprefix('http')}{path}/results"
         lines = made.ask(None, f"{path}/results").content.splitlines()
         found = [TypeAdapter(MessageBatchIndividualResponse).validate_json(each) for each in lines]
         kinds = {each.custom_id: each.result.type for each in found}
