@@ -281,8 +281,12 @@ def test_what_is_no_form_or_no_text_is_refused(start, provider):
     assert made.ask(b"", "/v1/files", content_type="multipart/form-data").status == 400
     with client_of(made) as client, pytest.raises(openai.BadRequestError, match="no UTF-8"):
         client.files.create(file=b"\xff\xfe\n", purpose="batch")
+    other = b'--y\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--y--\r\n'
+    answer = made.ask(other, "/v1/files", content_type="multipart/form-data; boundary=x")
+    assert (answer.status, answer.error["code"]) == (400, "invalid_request")
     with client_of(made) as client:
         assert list(client.files.list()) == []
+    assert "boundary" not in made.end()
 
 
 def test_one_who_asks_again_after_a_lost_answer_gets_the_same_batch(start, provider):

@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from scheduler import Scheduler
+from scheduler import Budget, Scheduler
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.server.batches import keeper as keeping
 from scheduler.server.batches import record
 from scheduler.server.batches.reader import Reader
-from scheduler.server.batches.shelf import Shelf
+from scheduler.server.batches.shelf import Shelf, new_file
 from tests.server.conftest import PRICE, Gateway, wait_for
-from tests.server.test_batches import begun, client_of, line, lines_of, over
+from tests.server.test_batches import begun, client_of, jsonl, line, lines_of, over
 from tests.server.test_message_batches import asked
 from tests.server.test_message_batches import client_of as anthropic_of
 from tests.server.test_message_batches import over as message_over
@@ -193,3 +193,42 @@ async def test_what_another_process_left_is_found_however_much_goes_on_here(monk
                     await asyncio.sleep(0.01)
             talking.cancel()
         assert (await record.find(s.store, "batch_0")).errors[0]["code"] == "empty_file"
+
+
+async def test_nothing_is_counted_while_a_batch_is_parked(monkeypatch):
+    monkeypatch.setattr(keeping, "LOOK_S", 0.02)
+    provider, looks, counted = Simulated("sim"), [], []
+    budget = Budget("default", "$0.00000001")
+    async with Scheduler(providers=[provider], budgets=[budget]) as s:
+        shelf = Shelf(s.store)
+        reader = Reader(s, shelf, lambda *asked: ("sim", ""), lambda name: provider)
+        keeper = keeping.Keeper(s, shelf, reader, lambda answer: None)
+        tidy, counts = shelf.tidy, s.store.counts
+
+        async def tidied(*asked):
+            looks.append(asked)
+            await tidy(*asked)
+
+        async def count(job=None):
+            counted.append(job)
+            return await counts(job)
+
+        monkeypatch.setattr(shelf, "tidy", tidied)
+        monkeypatch.setattr(s.store, "counts", count)
+
+        async def pieces():
+            yield jsonl(*[line(f"k{n}", model="sim-small") for n in range(5)])
+
+        async with keeper.working(), asyncio.timeout(20):
+            file = await shelf.take(new_file("ann", "a", "batch", 0), pieces())
+            batch = record.Batch("batch_0", "ann", False, "/v1/chat/completions", file.id, "24h", 0)
+            await record.keep(s.store, batch)
+            while (await counts("batch_0")).parked < 5 or keeper._at_work:
+                await asyncio.sleep(0.01)
+            looks.clear(), counted.clear()
+            while len(looks) < 10:
+                await asyncio.sleep(0.01)
+            assert counted == []
+            await keeper.cancel("batch_0")  # and yet it is looked after
+            while not (await record.find(s.store, "batch_0")).is_over:
+                await asyncio.sleep(0.01)

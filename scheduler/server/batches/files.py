@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -24,6 +25,8 @@ MAX_NAME_CHARS = 255
 MOST = 10_000  # files of a list
 _JSONL = b"application/jsonl"
 _LONGEST_S = 30 * 86_400  # as OpenAI has it
+# What is wrong with a form is its client's business, and told there.
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())
 
 
 class Files:

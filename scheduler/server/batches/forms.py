@@ -16,6 +16,7 @@ from scheduler.stats import Counts
 from scheduler.stores.base import Finished
 
 CANCELLED = "batch_cancelled"
+NEVER = "9999-12-31T23:59:59Z"  # Anthropic's clients take no null there
 UNSENT = {
     RequestState.CANCELLED: (
         CANCELLED, "the batch was cancelled before this request was sent; it cost nothing"
@@ -152,7 +153,7 @@ def message_batch(
     return {
         "id": batch.id, "type": "message_batch", "processing_status": status,
         "request_counts": _as_told(batch, counts), "created_at": _instant(batch.made_ms),
-        "expires_at": _instant(batch.deadline_ms), "ended_at": _instant(batch.ended_ms),
+        "expires_at": _instant(batch.deadline_ms) or NEVER, "ended_at": _instant(batch.ended_ms),
         "cancel_initiated_at": _instant(batch.cancelled_ms), "archived_at": None,
         "results_url": f"{base}/v1/messages/batches/{batch.id}/results" if is_over else None,
         "scheduler": {**_cost(batch), **waits},

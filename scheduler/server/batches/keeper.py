@@ -141,9 +141,14 @@ class Keeper:
                 self.take_up(each)
 
     async def _looked(self) -> set[str]:
-        """All that are not over, after what goes by the clock."""
+        """Those with which there is something to do, after what goes by the clock."""
         try:
-            return {each.id for each in await self._tidied()}
+            batches = await self._tidied()
+            live = await self._s.store.live_by_job() if batches else {}
+            self._open.update(each.id for each in batches)
+            return {
+                each.id for each in batches if self.reader.may_go_on(each) or each.id not in live
+            }
         except SchedulerError as exc:
             logger.warning("cannot look for batches: %s", exc)
         except Exception:

@@ -142,7 +142,9 @@ class Messages:
 def base_of(line: Line) -> str:
     """Where this gateway is, as its client calls it."""
     base = line.scope["path"].partition(PATH)[0]
-    return f"{line.scope['scheme']}://{line.headers.get('host', '')}{base}"
+    scheme = line.headers.get("x-forwarded-proto", "")  # of a proxy that speaks TLS
+    scheme = scheme if scheme in ("http", "https") else line.scope["scheme"]
+    return f"{scheme}://{line.headers.get('host', '')}{base}"
 
 
 def _refuse_betas(line: Line) -> None:

@@ -72,6 +72,11 @@ class Reader:
         if not batch.by or is_gone or now_ms >= batch.seen_ms + SILENT_MS:
             batch.by, batch.seen_ms = self._me, now_ms
 
+    def may_go_on(self, batch: Batch) -> bool:
+        """Whether something is to be done before its requests have ended."""
+        is_all_there = batch.is_fed and (batch.is_whole or batch.by == self._me)
+        return not is_all_there or batch.cancelled_ms is not None
+
     async def _goes_on(self, batch: Batch, since_ms: int) -> tuple[Batch, int]:
         """How it is now, if that was not looked at lately; others hear that somebody is at work."""
         now_ms = self._s.now_ms()

@@ -59,10 +59,11 @@ def _shut_lanes(db: Connection, job: str | None) -> list[tuple[str, int]]:
             "SELECT shortfall, waiting FROM lanes WHERE shortfall IS NOT NULL AND waiting > 0"
         )
     return db.read(
-        "SELECT l.shortfall, count(*) FROM lanes l"
-        " JOIN requests r ON r.lane_id = l.id AND r.state = 'queued'"
-        " JOIN jobs j ON j.id = r.job_id"
-        " WHERE l.shortfall IS NOT NULL AND l.waiting > 0 AND j.name = ? GROUP BY l.id, l.shortfall",
+        # From the job's own, however many of others' wait in these lanes: a cross join is read in that order.
+        "SELECT l.shortfall, count(*) FROM requests r CROSS JOIN lanes l"
+        " WHERE r.job_id = (SELECT id FROM jobs WHERE name = ?) AND r.ended_at_ms IS NULL"
+        " AND r.state = 'queued' AND l.id = r.lane_id AND l.shortfall IS NOT NULL AND l.waiting > 0"
+        " GROUP BY l.id, l.shortfall",
         job,
     )
 
