@@ -20,7 +20,15 @@ from scheduler.admission.plan import (
     plan,
 )
 from scheduler.budget import parse_caps
-from scheduler.ledger.account import FAR, MAX_LINE, Account, ReservationState
+from scheduler.ledger.account import (
+    FAR,
+    MAX_KEPT,
+    MAX_LINE,
+    NOT_YET,
+    Account,
+    ReservationState,
+    Waiter,
+)
 from scheduler.limits.words import Closed
 from scheduler.request import Tokens
 from scheduler.shortfall import ParkReason
@@ -391,6 +399,96 @@ def test_who_is_first_again_has_been_passed_as_often_as_before():
     result = plan([lane([shared], [1] * 20, first_id=50)], {"p": 100}, 2)
 
     assert len(result.admitted) == MAX_BYPASSED - 20
+
+
+def test_who_gave_up_its_place_while_it_waited_elsewhere_has_been_passed_as_often_as_before():
+    here, there = looked(rolling({}), 1_000), account(2, posted=60)
+    here.reserve(60)
+    there.redefine(parse_caps("$0.0000002/day")[0])
+    plan(
+        [lane([here, looked(there, 1_000)], [50]), lane([here], [1] * 20, first_id=2)],
+        {"p": 100},
+        1_000,
+    )
+    assert here.waiter_of(1).bypassed == 20
+    there.redefine(parse_caps(SPEC)[0])  # from now on it waits there, for a day
+    plan([lane([here, looked(there, 2_000)], [50])], {"p": 1}, 2_000)
+    assert here.waiter is None
+    crowd = [lane([here], [90], first_id=30 + i) for i in range(MAX_LINE)]
+    assert admitted(plan(crowd, {"p": 9}, 2_000)) == []
+    assert here.waiter.request_id == 30
+    for i in range(MAX_LINE):
+        here.leave_line(30 + i)
+    there.redefine(parse_caps("$0.0000002/day")[0])
+
+    plan([lane([here, looked(there, 2_000)], [50])], {"p": 1}, 2_000)
+    result = plan([lane([here], [1] * 20, first_id=50)], {"p": 100}, 2_000)
+
+    assert len(result.admitted) == MAX_BYPASSED - 20
+
+
+def test_who_is_first_again_after_many_more_urgent_ones_has_been_passed_as_often_as_before():
+    shared = account(reserved=60)
+    plan([lane([shared], [50] + [1] * 20)], {"p": 100}, 0)
+    for i in range(MAX_LINE):
+        plan([lane([shared], [45], first_id=90 + i, priority=9 - i)], {"p": 1}, 1)
+    for i in range(MAX_LINE):
+        shared.leave_line(90 + i)
+
+    result = plan([lane([shared], [50] + [1] * 20), lane([shared], [1] * 20, 50)], {"p": 100}, 2)
+
+    assert len(result.admitted) == MAX_BYPASSED - 20
+
+
+def test_who_comes_to_a_line_while_it_waits_elsewhere_is_not_the_first_but_behind_nobody():
+    here, there = rolling({0: 60}), account(2, posted=60)
+    both = [looked(here, 1_000), there]
+
+    plan([lane(both, [50] * (MAX_LINE + 4))], {"p": 1}, 1_000)
+
+    assert [each.since_ms for each in here.line] == [1_000] + [NOT_YET] * (MAX_LINE - 1)
+
+
+def test_those_who_gave_up_their_places_are_not_many():
+    shared = account(reserved=99)
+
+    for i in range(2 * MAX_KEPT):
+        plan([lane([shared], [2], first_id=1 + i, priority=100 - i)], {"p": 1}, 0)
+
+    assert [each.request_id for each in shared.line] == [*range(2 * MAX_KEPT, MAX_KEPT, -1)]
+
+
+def test_whose_place_was_given_up_takes_none_from_those_who_wait_here():
+    here = account(reserved=99)
+    for i in range(MAX_LINE):
+        here.get_in_line(Waiter(10 - i, 1 + i, 50, 0, NOT_YET))  # each the first for a moment
+    assert not here.has_room_for(Waiter(11, 20, 50, 0, NOT_YET))
+
+    here.line[3].away_until_ms = 10_000
+
+    assert here.has_room_for(Waiter(11, 20, 50, 0, NOT_YET))
+    here.get_in_line(Waiter(11, 20, 50, 0, NOT_YET))
+    assert len(here.line) == MAX_LINE + 1
+    assert not here.has_room_for(Waiter(12, 21, 50, 0, NOT_YET))
+
+
+def test_who_waits_elsewhere_is_the_first_where_more_than_all_is_spent_too():
+    here = account(posted=150)
+
+    here.get_in_line(Waiter(10, 1, 50, 0, NOT_YET, away_until_ms=10_000))
+
+    assert here.line[0].since_ms == 0
+
+
+def test_who_comes_after_those_that_lack_nothing_any_more_is_the_first():
+    here, busy, spent = account(reserved=80), account(2, reserved=100), account(3, posted=100)
+    plan([lane([here, busy], [30]), lane([here, spent], [50], first_id=2)], {"p": 1}, 0)
+    assert [each.since_ms for each in here.line] == [0, NOT_YET]
+    here.settle(0, ReservationState.PENDING, ReservationState.VOIDED, 40, 0)
+
+    plan([lane([looked(here, 1_000), looked(busy, 1_000)], [30])], {"p": 1}, 1_000)
+
+    assert [each.since_ms for each in here.line] == [0, 1_000]
 
 
 def test_a_lane_that_lets_somebody_go_first_hears_of_it_when_the_line_moves():

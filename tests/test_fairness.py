@@ -113,17 +113,46 @@ LARGER_FOR_A_WHILE = (
     8,
 )  # fmt: skip
 
+# The line is full of smaller ones when the large one waits for the other budget alone for a while,
+# and gives up its place: as it comes back it has been the first for as long as before.
+GAVE_UP_ITS_PLACE = (
+    ["100 tokens/1m", "$0.0000001/30s"],
+    [
+        Stream(draws=(0, 1), need=80, count=2),
+        Stream(draws=(1,), need=1, at_once=10, count=44, runs_ms=500),
+    ],
+    [],
+    3,
+)  # fmt: skip
+
+# The same of one that has been passed meanwhile, by those who came before it in line.
+GAVE_UP_ITS_PLACE_LATER = (
+    ["100 tokens/1m", "$0.0000001/30s"],
+    [
+        Stream(draws=(0, 1), priority=0, need=80, first_ms=5_000, count=150, runs_ms=4_000),
+        Stream(draws=(0, 1), priority=0, need=50, first_ms=59_000, every_ms=7_000, count=2, runs_ms=10,
+               share=60),
+        Stream(draws=(0, 1), need=3, every_ms=7_000, at_once=2, count=150, runs_ms=500, share=10),
+        Stream(draws=(1,), need=10, first_ms=5_000, at_once=10, count=150, runs_ms=500),
+    ],
+    [(31_000, 0, 40), (31_000, 0, 100), (31_000, 0, 100), (3_700_000, 1, 0)],
+    3,
+)  # fmt: skip
+
 
 @settings(THOROUGH, max_examples=300)
 @given(made=traffic())
 @example(made=PUSHED_OUT)
 @example(made=LARGER_FOR_A_WHILE)
+@example(made=GAVE_UP_ITS_PLACE)
+@example(made=GAVE_UP_ITS_PLACE_LATER)
 def test_whoever_waits_for_money_is_passed_within_the_bound(made):
     lived(made)
 
 
 @settings(THOROUGH, max_examples=40)
 @given(made=traffic())
+@example(made=GAVE_UP_ITS_PLACE)
 def test_the_bound_holds_between_processes_on_one_file(made):
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -188,12 +188,13 @@ def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
             continue
         waiter = each.waiter_of(candidate.id)
         was_in_line = waiter is not None
-        if waiter is None and each.id not in full:
-            waiter = wanted[each.id]
-            each.get_in_line(waiter)
-        if waiter is None:
+        if waiter is None and each.id in full:
             continue
         away_ms = 0 if starts_ms[each.id] == last_ms else _away_until_ms(each, last_ms)
+        if waiter is None:
+            waiter = wanted[each.id]
+            waiter.away_until_ms = away_ms
+            each.get_in_line(waiter)
         left = waiter.left
         if starts_ms[each.id] == NEVER:
             left = each.limit - each.suspense
@@ -202,6 +203,7 @@ def _get_in_line(scan: Scan, now_ms: int, result: Plan) -> None:
             if was_in_line and away_ms > max(now_ms, waiter.away_until_ms):
                 result.moved.add(each.id)
             waiter.left, waiter.away_until_ms, each.line_changed = left, away_ms, True
+        each.start_clocks()
 
 
 def _away_until_ms(account: Account, last_ms: float) -> int:

@@ -39,10 +39,10 @@ have left the window by itself, there is room for both (backfilling). So
                       to wait is for whoever it suffices for; what a raise or a resolved
                       outcome adds is kept for the waiter
 
-Who was first in line before somebody more urgent came keeps its place and its count. Who waits
-for a raise, or for a budget that is paused, is in no line, and joins it anew after that.
-Per lane the plan looks `DEPTH` requests past the first one that does not fit; smaller
-ones further back wait until those in front move.
+Who was first in line before somebody more urgent came, or before it had to wait for another budget
+first, keeps its place and its count. Who waits for a raise, or for a budget that is paused, is in
+no line, and joins it anew after that. Per lane the plan looks `DEPTH` requests past the first one
+that does not fit; smaller ones further back wait until those in front move.
 
 Not money. A gate (`gates`) that is shut for now holds back the lane's head, which waits for
 its place without being parked, and whoever comes later to the same gate waits behind it. A

@@ -48,6 +48,7 @@ from scheduler.ledger.burning import Burn, Burning
 
 THRESHOLDS = (50, 80, 95, 100)  # percent of a limit, told once a window
 MAX_LINE = 8  # those who wait for an account of whom it keeps a place in line
+MAX_KEPT = 32  # with those who gave theirs up, but have been the first and are to be again
 FAR = 1 << 62  # when something is due that has no deadline
 NOT_YET = -1  # since when it has been the first, of one that has not been
 
@@ -347,28 +348,41 @@ class Account:
 
     def has_room_for(self, waiter: Waiter) -> bool:
         """Whether it has a place in line, or may take one."""
-        return len(self.line) < MAX_LINE or self._last_behind(waiter) is not None
-
-    def _last_behind(self, waiter: Waiter) -> Waiter | None:
-        """Who gives up its place in a full line for another: it need not remember anything."""
-        for each in reversed(self.line):
-            if each.request_id == waiter.request_id or (each.since_ms == NOT_YET and waiter < each):
-                return each
-        spared = (
-            each
-            for each in reversed(self.line)
-            if each.need <= self.available < waiter.need or each.away_until_ms > self.looked_ms
+        line = self.line
+        if len(line) < MAX_LINE or waiter < line[0]:
+            return True
+        return sum(not self._is_spared(each, waiter) for each in line) < MAX_LINE or any(
+            each.request_id == waiter.request_id or (each.since_ms == NOT_YET and waiter < each)
+            for each in line
         )
-        return next(spared, self.line[-1] if waiter < self.line[0] else None)
+
+    def _is_spared(self, each: Waiter, waiter: Waiter) -> bool:
+        """Whether one in line waits elsewhere, and may give up its place to another."""
+        return each.need <= self.available < waiter.need or each.away_until_ms > self.looked_ms
+
+    def _whose_place(self, waiter: Waiter) -> Waiter | None:
+        """Who leaves a full line for another: who need not remember anything; None: nobody.
+
+        Who has been the first comes back to where it was, so it stays beside those who have a place.
+        """
+        line = self.line[::-1]
+        new = [each for each in line if each.since_ms == NOT_YET]
+        for each in new:
+            if waiter < each:
+                return each
+        spared = next((each for each in new if self._is_spared(each, waiter)), None)
+        if spared is not None or len(line) < MAX_KEPT:
+            return spared
+        return next((each for each in line if self._is_spared(each, waiter)), line[0])
 
     def get_in_line(self, waiter: Waiter) -> None:
         """Take a place in line; whoever has one so far keeps it, and its count."""
         if len(self.line) >= MAX_LINE:
-            last = self._last_behind(waiter)
+            last = self._whose_place(waiter)
             self.line = [each for each in self.line if each is not last]
         insort(self.line, waiter)
         self.line_changed = True
-        self._start_clocks()
+        self.start_clocks()
 
     def leave_line(self, request_id: int | None = None) -> bool:
         """Whether that request had a place, which it gives up; None: everybody."""
@@ -376,17 +390,23 @@ class Account:
         if len(kept) == len(self.line):
             return False
         self.line, self.line_changed = kept, True
-        self._start_clocks()
+        self.start_clocks()
         return True
 
-    def _start_clocks(self) -> None:
-        """Note since when the first in line is it, and who comes after those that lack nothing."""
-        ahead = 0
+    def start_clocks(self) -> None:
+        """Note since when the first in line is it, and who comes after those that lack nothing.
+
+        Who waits elsewhere is the first only if nobody before it lacks anything.
+        """
+        ahead, wanted, there = 0, 0, max(0, self.available)
         for waiter in self.line:
-            if waiter.away_until_ms > self.looked_ms:
+            is_away = waiter.away_until_ms > self.looked_ms
+            is_first = wanted <= there < wanted + waiter.need
+            wanted += waiter.need
+            if waiter.since_ms == NOT_YET and (is_first or not is_away):
+                waiter.since_ms, self.line_changed = self.looked_ms, True
+            if is_away:
                 continue
-            if waiter.since_ms == NOT_YET:
-                waiter.since_ms = self.looked_ms
             ahead += waiter.need
             if ahead + self.keeps(waiter.priority) > self.available:
                 return

@@ -733,6 +733,22 @@ class Conformance:
 
         assert len(result.claimed) == 8
 
+    async def test_who_is_first_again_after_many_others_has_been_passed_as_often(self, bench):
+        ids = [bench.ids["team"]]
+        await bench.submit(new(ids, 60))
+        await bench.submit(new(ids, 50))
+        small = await bench.submit(*[new(ids, 1) for _ in range(20)], slots=20)
+        assert len(small.claimed) == 20
+        between = []
+        for priority in range(9, 0, -1):  # each the first for a moment, more than have a place
+            result = await bench.submit(new(ids, 45, priority=priority))
+            between += [each.id for each in result.submitted]
+        await bench.turn(cancel=between)
+
+        result = await bench.submit(*[new(ids, 1) for _ in range(20)], slots=20)
+
+        assert len(result.claimed) == 12
+
     async def test_a_key_with_another_body_is_a_conflict(self, bench):
         await bench.submit(new(key="a"))
 
