@@ -19,29 +19,38 @@ from tests.server.test_message_batches import over as message_over
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-MANY = 4_000
-# The command that waits for less long.
-BRISK = (
-    "import sys; from scheduler.server.batches import keeper;"
-    " keeper.LOOK_S = 0.3; from scheduler.cli.app import main;"
-    " sys.argv[0] = 'scheduler'; main()"
-)
+MANY = 3_000
+# The command that looks more often, and takes a few seconds to read so many lines, on any machine.
+BRISK = """
+import asyncio, sys
+from scheduler.cli.app import main
+from scheduler.server.batches import keeper, reader
+
+async def slowly(*asked, queue=reader.Reader._queue):
+    await asyncio.sleep(0.15)
+    return await queue(*asked)
+
+keeper.LOOK_S, reader.Reader._queue, sys.argv[0] = 0.3, slowly, "scheduler"
+main()
+"""
 
 
 @pytest.fixture
-def two(start, tmp_path):
-    """A gateway, and how to get another one on the same store."""
+def slow_reader(start, tmp_path):
+    """A gateway of that."""
 
-    def more(first):
-        second = Gateway(tmp_path, first.options, program=("-c", BRISK))
-        start.running.append(second)
-        return second.start()
-
-    def begin(provider, *options, **more_options):
-        first = start(provider, *options, **more_options)
-        return first, more(first)
+    def begin(provider, budget="$1"):
+        to = ("--base-url", provider.url, "--price", PRICE, "--budget", budget)
+        start.running.append(Gateway(tmp_path, to, program=("-c", BRISK)))
+        return start.running[-1].start()
 
     return begin
+
+
+@pytest.fixture
+def two(slow_reader):
+    """Two of them on one store."""
+    return lambda *asked, **more: (slow_reader(*asked, **more), slow_reader(*asked, **more))
 
 
 def queued_of(gateway):
@@ -106,8 +115,8 @@ def test_one_that_dies_while_it_reads_is_replaced(two, provider):
         all_once(there, over(there, batch), MANY)
 
 
-def test_what_was_queued_under_other_settings_is_not_refused_too(start, provider):
-    made = start(provider, budget="$0.05")
+def test_what_was_queued_under_other_settings_is_not_refused_too(slow_reader, provider):
+    made = slow_reader(provider, budget="$0.05")
     with client_of(made) as client:
         batch = begun(client, *[line(f"k{n}") for n in range(MANY)])
         wait_for(lambda: queued_of(made), "some of its lines")
@@ -126,8 +135,8 @@ def test_what_was_queued_under_other_settings_is_not_refused_too(start, provider
         assert codes.count("batch_cancelled") == before
 
 
-def test_a_window_that_is_over_while_its_lines_are_read(start, provider):
-    made = start(provider, budget="$0.05")
+def test_a_window_that_is_over_while_its_lines_are_read(slow_reader, provider):
+    made = slow_reader(provider, budget="$0.05")
     with client_of(made) as client:
         batch = begun(client, *[line(f"k{n}") for n in range(MANY)], completion_window="1s")
         done = over(client, batch)
@@ -154,8 +163,8 @@ def test_a_revoked_tokens_batches_go_on_unless_they_are_to_end(two, provider):
         assert (done.status, all_once(hers, done, 4)) == ("cancelled", ["k0", "k1", "k2"])
 
 
-def test_message_batches_tell_of_what_was_never_queued_too(start, provider):
-    made = start(provider, budget="$0.05")
+def test_message_batches_tell_of_what_was_never_queued_too(slow_reader, provider):
+    made = slow_reader(provider, budget="$0.05")
     with anthropic_of(made) as client:
         batch = client.messages.batches.create(requests=[asked(f"k{n}") for n in range(MANY)])
         wait_for(lambda: queued_of(made), "some of its lines")

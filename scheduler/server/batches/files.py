@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 
 from scheduler.adapters.dialects import Dialect
 from scheduler.batch.results import line_text
+from scheduler.guards.plain import logger_of
 from scheduler.server.batches import door, forms, record
 from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.shelf import MAX_BYTES, File, Shelf, new_file
@@ -26,7 +27,7 @@ MOST = 10_000  # files of a list
 _JSONL = b"application/jsonl"
 _LONGEST_S = 30 * 86_400  # as OpenAI has it
 # What is wrong with a form is its client's business, and told there.
-logging.getLogger("python_multipart").addHandler(logging.NullHandler())
+logger_of("python_multipart").addHandler(logging.NullHandler())
 
 
 class Files:
