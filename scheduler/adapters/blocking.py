@@ -322,6 +322,10 @@ class BlockingScheduler(BlockingGoverning):
         found: list[Submitted] = self._do(enqueue, requests)
         return found
 
+    def learn_budgets(self, names: Iterable[str]) -> None:
+        """Know budgets that others made a moment ago; as `Scheduler.learn_budgets`."""
+        self._do(self.scheduler.learn_budgets, list(names))
+
     def withdraw(self, ids: Iterable[int]) -> None:
         """Cancel requests by their ids in the store; as `Scheduler.withdraw`."""
         self._do(self.scheduler.withdraw, list(ids))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,18 @@ class Governing:
         if missing:
             await self._define(missing)
         declare(book, budgets)
+
+    async def learn_budgets(self, names: Iterable[str]) -> None:
+        """Know these budgets, and their parents, that other processes made a moment ago.
+
+        Those that are known are left as they are: what changes of them is heard by and by.
+        """
+        book, looked = self._intake.book, set[str]()
+        while missing := {each for each in names if each not in book} - looked:
+            looked |= missing
+            await read_budgets(self.store, book, missing)
+            found = [book[each] for each in missing if each in book]
+            names = [each.parent for each in found if each.parent is not None]
 
     async def remove_budget(self, name: str) -> None:
         """Have a budget bind nobody any more; requests that wait only for it go on at once.

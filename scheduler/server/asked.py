@@ -84,6 +84,16 @@ def _plain(token: Token) -> Asked:
     return known[1]
 
 
+def named_in(marks: Mapping[str, Any]) -> list[str]:
+    """The budgets that are named; empty: none.
+
+    >>> named_in({"budget": "a"}), named_in({"budget": ["a", "b"]}), named_in({})
+    (['a'], ['a', 'b'], [])
+    """
+    named = marks.get("budget") or []
+    return [named] if isinstance(named, str) else list(named)
+
+
 def _check_budget(asked: Marks, token: Token) -> None:
     wanted = asked.get("budget")
     if wanted is None or not token.budgets:

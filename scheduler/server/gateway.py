@@ -31,7 +31,7 @@ from scheduler.providers.known import kind_at
 from scheduler.request import RESPONSES, Response
 from scheduler.scheduler import Scheduler
 from scheduler.server import forwarded
-from scheduler.server.asked import read_asked
+from scheduler.server.asked import named_in, read_asked
 from scheduler.server.exchange import Exchange
 from scheduler.server.line import HungUp, Line, wanted_at
 from scheduler.server.nurse import Nurse
@@ -136,6 +136,8 @@ class Gateway:
                 )  # fmt: skip
             token = await self.token_of(line)
             asked = read_asked(line.headers, token, self.scheduler.now_ms())
+            if "budget" in asked.marks:
+                await self.scheduler.learn_budgets(named_in(asked.marks))
             content = b"" if line.scope["method"] == "GET" else await line.body()
             if is_free:
                 await pass_on(self, line, dialect, path, content)

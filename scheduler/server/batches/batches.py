@@ -14,6 +14,7 @@ from scheduler.adapters.dialects import Dialect
 from scheduler.duration import parse_duration_ms
 from scheduler.errors import ConfigError
 from scheduler.request import ENDPOINTS
+from scheduler.server.asked import named_in
 from scheduler.server.batches import door, forms, record
 from scheduler.server.batches.files import refuse_unkept, stays_for
 from scheduler.server.batches.keeper import Keeper
@@ -61,6 +62,7 @@ class Batches:
         if file is None or file.purpose != "batch":
             raise door.missing("input file", str(input_id))
         said, deadline_ms = said_of(line, token, now_ms)
+        await self._s.learn_budgets(named_in(said))
         if window != USUAL_WINDOW:
             window_ms = now_ms + _span_ms(window)
             deadline_ms = window_ms if deadline_ms is None else min(deadline_ms, window_ms)

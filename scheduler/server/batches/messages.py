@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute
 from scheduler.adapters.dialects import Dialect
 from scheduler.batch.results import line_text
 from scheduler.request import MESSAGES
+from scheduler.server.asked import named_in
 from scheduler.server.batches import door, forms, record
 from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.keeper import Keeper
@@ -63,6 +64,7 @@ class Messages:
         _refuse_betas(line)
         content, now_ms = await line.body(), self._s.now_ms()
         said, deadline_ms = said_of(line, token, now_ms)
+        await self._s.learn_budgets(named_in(said))
         digest = await asyncio.to_thread(digest_of, line, content)
         before = await made_before(self._s.store, line, token, digest, now_ms, is_messages=True)
         if before is not None:
