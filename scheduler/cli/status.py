@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 MOST_TENANTS = 8  # told one by one
 REFRESH_S = 1.0
 LONG_EVERY = 30  # refreshes; summing the spend reads every reservation
-FEW = 120  # requests that are played in one run: people wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ async def _finish(store: Store, at_ms: int, counts: Counts) -> Finish | None:
     """When all that waits will be done; None: nothing waits."""
     if not counts.waiting:
         return None
-    from scheduler.rehearsal import finish
+    from scheduler.rehearsal import FEW, finish
     from scheduler.rehearsal.remaining import remaining
 
     scene = await remaining(store, at_ms)

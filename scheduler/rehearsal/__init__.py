@@ -5,10 +5,10 @@ passes the time: the same lanes, windows, paces, risks and rates. Where much wai
 in which the same takes as long (`scale`), so that a million costs what a thousand does.
 """
 
-from scheduler.rehearsal.finish import Finish, finish, finish_once
+from scheduler.rehearsal.finish import FEW, Finish, finish, finish_once
 from scheduler.rehearsal.lore import Lesson, Lore
 from scheduler.rehearsal.scene import Ask, Desk, Group, Purse, Scene
 
 __all__ = [
-    "Ask", "Desk", "Finish", "Group", "Lesson", "Lore", "Purse", "Scene", "finish", "finish_once",
+    "FEW", "Ask", "Desk", "Finish", "Group", "Lesson", "Lore", "Purse", "Scene", "finish", "finish_once",
 ]  # fmt: skip

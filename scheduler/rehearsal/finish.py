@@ -17,6 +17,7 @@ from scheduler.window import Window
 
 LEVELS = tuple(k / 10 for k in range(1, 10))  # of luck, run by run
 MOST = 300  # requests that are played in one run
+FEW = 120  # the same where somebody waits for it, or others need the processor
 LONGEST_MS = 400 * 86_400_000  # without a window
 FEWEST_EVEN = 20  # requests from which it is judged how evenly they go
 ROUNDS = 6  # of as many calls as may go at once, until all of them do

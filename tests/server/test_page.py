@@ -223,10 +223,10 @@ async def test_it_shows_who_shares_with_whom(page):
 async def test_when_all_will_be_done_is_worked_out_beside_and_not_for_each_look(page, monkeypatch):
     bench, rehearsals, go = page.bench, [], threading.Event()
 
-    def rehearse(scene, levels):
+    def rehearse(scene, most):
         rehearsals.append(threading.current_thread())
         assert go.wait(30)
-        return finish(scene, levels=levels)
+        return finish(scene, most=most)
 
     monkeypatch.setattr("scheduler.server.page.forecast.finish", rehearse)
     assert (await page.get("/api/picture"))["finish"] is None  # nothing waits
@@ -240,7 +240,8 @@ async def test_when_all_will_be_done_is_worked_out_beside_and_not_for_each_look(
         await asyncio.sleep(0.01)
 
     assert (told["requests"], told["calls"]) == (2, 0)
-    assert bench.now_ms < told["early_ms"] <= told["likely_ms"] <= told["late_ms"]
+    assert bench.now_ms <= told["early_ms"] <= told["likely_ms"] <= told["late_ms"]
+    assert bench.now_ms < told["likely_ms"]
     (thread,) = rehearsals
     assert thread is not threading.current_thread()
     assert (await page.get("/api/picture"))["finish"] == told

@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 from scheduler.errors import SchedulerError
 from scheduler.guards.plain import logger_of
-from scheduler.rehearsal import Finish, finish
+from scheduler.rehearsal import FEW, Finish, finish
 from scheduler.rehearsal.remaining import remaining
 from scheduler.stores.base import Store
 
 EVERY_S = 10.0
 RATIO = 20
-LEVELS = (0.5, 0.1, 0.9)  # of luck, in which what waits is rehearsed
 logger = logger_of("scheduler.server")
 
 
@@ -56,7 +55,7 @@ class Forecast:
         began_s = self._clock_s()
         try:
             scene = await remaining(self._store, self._now_ms())
-            found = await asyncio.to_thread(finish, scene, levels=LEVELS)
+            found = await asyncio.to_thread(finish, scene, most=FEW)
             self._told = found if found.requests else None
         except SchedulerError as exc:
             logger.debug("the page could not tell when all will be done: %s", exc)
