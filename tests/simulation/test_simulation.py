@@ -99,7 +99,7 @@ def test_a_seed_is_the_same_world_every_time(store):
 
 
 @pytest.mark.parametrize(
-    ("store", "seed", "step"), [("memory", 5, 1), ("sqlite", 11, 29), ("sqlite", 7, 29)]
+    ("store", "seed", "step"), [("memory", 5, 1), ("sqlite", 11, 43), ("sqlite", 7, 59)]
 )
 def test_a_crash_at_every_await_of_the_store_loses_nothing(store, seed, step):
     """The same world again and again, and each time the process dies some awaits later."""
