@@ -249,25 +249,25 @@ def test_nothing_is_told_too_early(spent):
     wait_for(lambda: spent.states().get("cancelled") == 1, "it to be given up")
 
 
-def openais_helper(spent):
+def impatient(spent):
     openai = pytest.importorskip("openai")
+    return openai.OpenAI(
+        base_url=spent.url, api_key=spent.token, max_retries=0, timeout=1.0,
+        default_headers={"X-Scheduler-Wait": "forever"},
+    )  # fmt: skip
+
+
+def openais_helper(spent):
     with (
-        openai.OpenAI(
-            base_url=spent.url, api_key=spent.token, max_retries=0, timeout=1.0,
-            default_headers={"X-Scheduler-Wait": "forever"},
-        ) as client,
+        impatient(spent) as client,
         client.chat.completions.stream(**ASKED) as stream,
     ):  # fmt: skip
         return stream.get_final_completion().choices[0].message.content
 
 
 def openais_responses(spent):
-    openai = pytest.importorskip("openai")
     with (
-        openai.OpenAI(
-            base_url=spent.url, api_key=spent.token, max_retries=0, timeout=1.0,
-            default_headers={"X-Scheduler-Wait": "forever"},
-        ) as client,
+        impatient(spent) as client,
         client.responses.stream(model=MODEL, input="hi", max_output_tokens=100) as stream,
     ):  # fmt: skip
         return stream.get_final_response().output_text

@@ -85,7 +85,10 @@ class Batches:
         found = await record.listed(
             self._s.store, token.name, limit + 1, asked.get("after"), is_messages=False
         )
-        rows = [await self._told(each.id) for each in found]
+        rows = [
+            forms.batch_object(each, None, {}) if each.is_over else await self._told(each.id)
+            for each in found
+        ]
         return door.said(forms.listed(rows, limit))
 
     async def _retrieve(self, line: Line, token: Token) -> Whole:

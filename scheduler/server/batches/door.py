@@ -153,4 +153,5 @@ def wrong(problem: str, code: str = "invalid_request") -> Unserved:
 
 def missing(what: str, name: str) -> Unserved:
     """There is nothing of that name, or it is another client's."""
-    return Unserved(404, "not_found", f"there is no {what} {name[:100]!r} of this token's")
+    return Unserved(404, "not_found", f"there is no {what} {name[:100]!r} that belongs to this token (ask "
+                    "for a list; what another token made is not shown); nothing was sent")  # fmt: skip

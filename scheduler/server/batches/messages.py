@@ -91,7 +91,11 @@ class Messages:
             self._s.store, token.name, limit + 1, before or asked.get("after_id"),
             is_messages=True, newest_first=before is None,
         )  # fmt: skip
-        rows = [await self._told(each.id, line) for each in found[:limit]]
+        rows = [
+            forms.message_batch(each, None, {}, base_of(line)) if each.is_over
+            else await self._told(each.id, line)
+            for each in found[:limit]
+        ]  # fmt: skip
         if before is not None:
             rows.reverse()
         told = forms.listed(rows, limit)
