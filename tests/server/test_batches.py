@@ -1,5 +1,6 @@
 """OpenAI's Batch API by its own SDK: within a budget, parked and raised, cancelled, killed and gone on."""
 
+import asyncio
 import io
 import json
 
@@ -397,3 +398,35 @@ print(client.files.content(batch.output_file_id).text.count("\\n"))
     )  # fmt: skip
     assert done.stdout == "2\n", done.stderr
     assert "2 calls answered, $0.02 spent" in done.stderr
+
+
+@pytest.mark.parametrize("leaves_after", [0, 1, 2, None])
+async def test_what_is_streamed_is_read_only_if_its_reader_was_there_to_the_end(leaves_after):
+    from scheduler.server.batches.door import streamed
+    from scheduler.server.line import Line
+
+    told, gone = [], asyncio.Event()
+    if leaves_after == 0:
+        gone.set()
+
+    async def receive():
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        told.append(message)
+
+    async def pieces():
+        for number in (1, 2):
+            await asyncio.sleep(0)
+            yield b"%d\n" % number
+            if number == leaves_after:
+                gone.set()
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    asked = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    was_there = await streamed(Line(asked, receive, send), b"text/plain", pieces())
+
+    assert was_there is (leaves_after is None)
+    assert (told[-1].get("more_body") is False) is was_there  # else nobody takes it for whole
