@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 NEEDED = "SCHEDULER_TESTS_NEED_BROWSER"  # set: without a browser its tests fail, rather than being skipped
+LONG_MS = 60_000  # a busy machine draws late
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _OPTIONS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -37,3 +38,14 @@ def chromium():
             yield browser
         finally:
             browser.close()
+
+
+def seen(locator):
+    """What is to be seen there, sooner or later: each part of a page is drawn when its news come.
+
+    To look once, as ``inner_text()`` and ``count()`` do, is a race against the next part.
+    """
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=LONG_MS)
+    return expect(locator)

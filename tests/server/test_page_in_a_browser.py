@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,10 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from scheduler.providers.simulated.server import running_server
-from tests.server.browser import chromium
+from tests.server.browser import LONG_MS, chromium, seen
 
 ROWS = 24
-MOST_MS = 60_000
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def tab(browser):
     """A tab that notes what goes wrong in it, and what it asks of other places."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(MOST_MS)
+    page.set_default_timeout(LONG_MS)
     page.wrong, page.asked = [], []
     page.on("console", lambda m: page.wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -83,6 +83,12 @@ def run_of(folder, url, budget):
     )  # fmt: skip
 
 
+def make_budget(folder, name, limit="$1/day"):
+    words = ("budget", "set", name, limit, "--create", "--store", "./s.db")
+    with running(*words, cwd=folder) as made:
+        assert made.wait(60) == 0, made.stderr.read()
+
+
 def wait_for(tab, count, word):
     tab.wait_for_function(
         "([count, word]) => [...document.querySelectorAll('#counts li')]"
@@ -107,11 +113,11 @@ def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_pat
             )
             tab.wait_for_function("document.title.includes('parked')")
             assert "token" not in tab.url
-            assert tab.get_by_role("img", name="of $0.0005").count() == 1
+            seen(tab.get_by_role("img", name="of $0.0005")).to_have_count(1)
             # A name is text, whatever is in it.
             tab.get_by_role("button", name="<b>row-", exact=False).first.click()
             tab.wait_for_selector("#life[open]")
-            assert tab.locator("#life-title").inner_text().startswith("Request <b>row-")
+            seen(tab.locator("#life-title")).to_have_text(re.compile("^Request <b>row-"))
             tab.keyboard.press("Escape")
 
             tab.get_by_role("button", name="Change the limit of default").first.click()
@@ -123,8 +129,8 @@ def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_pat
 
             wait_for(tab, ROWS, "done")
             assert run.wait(60) == 0
-            assert "$0.0005/day" in tab.locator("#acts").inner_text()
-            assert tab.locator("#ask").is_hidden()
+            seen(tab.locator("#acts")).to_contain_text("$0.0005/day")
+            seen(tab.locator("#ask")).to_be_hidden()
             assert tab.wrong == [
                 "Failed to load resource: the server responded with a status of 400 (Bad Request)"
             ]
@@ -194,12 +200,12 @@ def test_it_tells_when_all_will_be_done_by_tags_and_who_shares(tab, looked_at):
     tab.wait_for_function(
         "() => /raise|done about/.test(document.querySelector('#finish').innerText)"
     )
-    assert "All done" in tab.locator("#tiles").inner_text()
+    seen(tab.locator("#tiles")).to_contain_text("All done")
     tab.get_by_label("Which tag").select_option("user")
-    assert tab.locator("#tags td.name").inner_text() == "<i>ann</i>"
-    assert tab.locator("#tags th").first.inner_text() == "user"
-    assert tab.locator("#tenants td").nth(0).inner_text() == "<i>ann</i>"
-    assert tab.locator("#tenants td").nth(4).inner_text() == "2"
+    seen(tab.locator("#tags td.name")).to_have_text("<i>ann</i>")
+    seen(tab.locator("#tags th").first).to_have_text("user")
+    seen(tab.locator("#tenants td").nth(0)).to_have_text("<i>ann</i>")
+    seen(tab.locator("#tenants td").nth(4)).to_have_text("2")
     assert tab.wrong == []
 
 
@@ -209,9 +215,9 @@ def test_a_page_that_only_shows_has_nothing_to_click_that_changes(tab, looked_at
     tab.goto(cookies[0]["url"])
     tab.wait_for_selector("#budgets table")
 
-    assert "read-only" in tab.locator("#store").inner_text()
+    seen(tab.locator("#store")).to_contain_text("read-only")
     for words in ("Change the limit", "Pause", "Resolve"):
-        assert tab.get_by_role("button", name=words).count() == 0
+        seen(tab.get_by_role("button", name=words)).to_have_count(0)
 
 
 def test_it_is_used_by_keyboard_alone(tab, looked_at):
@@ -232,19 +238,64 @@ def test_it_is_used_by_keyboard_alone(tab, looked_at):
     assert any(each.startswith("toplimit") for each in reached)
     tab.locator("[data-act^=toplimit]").first.focus()
     tab.keyboard.press("Enter")
-    assert tab.locator("#ask").is_visible()
-    assert tab.evaluate("document.activeElement.id") == "ask-input"
+    seen(tab.locator("#ask")).to_be_visible()
+    seen(tab.locator("#ask-input")).to_be_focused()
     tab.keyboard.press("Escape")
-    assert tab.locator("#ask").is_hidden()
+    seen(tab.locator("#ask")).to_be_hidden()
 
 
 def test_a_server_that_ends_is_told_and_looked_for_again(tab, tmp_path):
     make_batch(tmp_path)
-    words = ("budget", "set", "team", "$1/day", "--create", "--store", "./s.db")
-    with running(*words, cwd=tmp_path) as made:
-        assert made.wait(20) == 0
+    make_budget(tmp_path, "team")
     with dashboard(tmp_path) as link:
         tab.goto(link)
         tab.wait_for_selector("#live.is-live")
     tab.wait_for_selector("#live.is-lost")
-    assert "trying again" in tab.locator("#live-text").inner_text()
+    seen(tab.locator("#live-text")).to_contain_text("trying again")
+
+
+def test_news_that_come_while_it_is_drawn_are_drawn_too(tab, tmp_path):
+    """They may be the last for hours."""
+    make_budget(tmp_path, "first")
+    held = []
+    tab.route("**/api/acts", lambda route: held.append(route), times=1)
+    with dashboard(tmp_path) as link:
+        tab.goto(link)
+        seen(tab.get_by_role("img", name="of $1.00")).to_be_visible()
+        make_budget(tmp_path, "first", "$7/day")
+        seen(tab.locator("#tiles")).to_contain_text("of $7.00")
+        held[0].continue_()
+
+        seen(tab.get_by_role("img", name="of $7.00")).to_be_visible()
+
+
+def test_what_could_not_be_asked_is_asked_again(tab, tmp_path):
+    make_budget(tmp_path, "first")
+    tab.route("**/api/burn/**", lambda route: route.fulfill(status=503, body="busy"), times=1)
+    with dashboard(tmp_path) as link:
+        tab.goto(link)
+        seen(tab.locator("#trouble")).to_contain_text("busy")
+
+        seen(tab.get_by_role("img", name="of $1.00")).to_be_visible()
+        seen(tab.locator("#trouble")).to_be_hidden()
+
+
+def test_a_late_answer_about_another_budget_is_not_drawn(tab, tmp_path):
+    make_budget(tmp_path, "first")
+    make_budget(tmp_path, "second", "$2/day")
+    held = []
+    with dashboard(tmp_path) as link:
+        tab.route("**/api/burn/**", lambda route: held.append(route), times=1)
+        tab.goto(link)
+        choice = tab.get_by_label("Which budget")
+        seen(choice.locator("option")).to_have_count(2)
+        names = choice.locator("option").all_inner_texts()
+        chosen = choice.locator("option:checked").inner_text()
+        other = "$2.00" if chosen.startswith("first") else "$1.00"
+        choice.select_option(label=next(name for name in names if name != chosen))
+        seen(tab.get_by_role("img", name=f"of {other}")).to_be_visible()
+        with tab.expect_response("**/api/burn/**"):
+            held[0].continue_()
+        tab.evaluate("new Promise((drawn) => setTimeout(drawn, 100))")
+
+        seen(tab.get_by_role("img", name=f"of {other}")).to_be_visible()

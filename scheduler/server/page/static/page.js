@@ -3,6 +3,7 @@
 import { barChart, burnChart, share, when } from "./chart.js";
 
 const $ = (id) => document.getElementById(id);
+const AGAIN_MS = 2000;
 const state = { picture: null, burn: null, budget: null, cap: 0, after: 0, next: null, asking: null, requests: null, tag: null };
 
 // Making things
@@ -80,13 +81,22 @@ async function ask(path, body) {
   return value;
 }
 
+// Of questions of one kind only the last counts, whichever answer comes last; undefined: another was asked since.
+const asked = {};
+async function askLast(kind, path) {
+  const mine = asked[kind] = {};
+  const value = path === null ? null : await ask(path);
+  return asked[kind] === mine ? value : undefined;
+}
+
 function trouble(said) {
+  if ($("trouble").textContent === (said ?? "")) return; // nor is it read aloud again
   $("trouble").textContent = said ?? "";
   $("trouble").hidden = !said;
 }
 
 async function attempt(job) {
-  try { await job(); } catch (error) { trouble(error.message); }
+  try { await job(); return true; } catch (error) { trouble(error.message); return false; }
 }
 
 // One dialog asks for whatever is to be changed
@@ -111,7 +121,7 @@ $("ask").querySelector("form").addEventListener("submit", async (event) => {
   try {
     await state.asking($("ask-input").value.trim());
     $("ask").close();
-    await refresh();
+    attempt(refresh);
   } catch (error) {
     $("ask-trouble").textContent = error.message;
     $("ask-trouble").hidden = false;
@@ -347,15 +357,17 @@ async function drawUnknown() {
   $("unknown-section").hidden = !attempts;
   if (!attempts) return;
   $("unknown-sum").textContent = `${count(attempts)} calls were sent of which nobody heard how they ended. ${said} keeps counting, the oldest since ${age(oldest)}.`;
-  const { unknown } = await ask("api/unknown");
-  table($("unknown"), "Unknown outcomes",
+  const answer = await askLast("unknown", "api/unknown");
+  if (answer) table($("unknown"), "Unknown outcomes",
     [["attempt", "right"], ["key", "name"], ["model", "name"], ["counts", "right"], ["age", "right"], ["why", "wide"], [state.picture.may_change ? "change" : ""]],
-    unknown.map((row) => [String(row.attempt), row.key, row.model, row.ceiling, age(row.sent_at_ms), row.why ?? "",
+    answer.unknown.map((row) => [String(row.attempt), row.key, row.model, row.ceiling, age(row.sent_at_ms), row.why ?? "",
       state.picture.may_change ? [el("button", { type: "button", "data-act": `resolve${row.attempt}`, "aria-label": `Resolve attempt ${row.attempt}`, onclick: () => resolve(row) }, "Resolve")] : ""]));
 }
 
 async function drawActs() {
-  const { acts } = await ask("api/acts");
+  const answer = await askLast("acts", "api/acts");
+  if (!answer) return;
+  const { acts } = answer;
   $("acts-section").hidden = !acts.length;
   const words = { limit: "limit of", pause: "paused", resume: "resumed", remove: "removed", charge: "charged attempt", void: "voided attempt" };
   table($("acts"), "Who changed what", [["when"], ["who", "name"], ["what", "name"], ["from", "name"], ["to", "name"]],
@@ -363,7 +375,9 @@ async function drawActs() {
 }
 
 async function drawRequests() {
-  const { requests, after_id: next } = await ask(`api/requests?state=${$("state-choice").value}&after=${state.after}`);
+  const answer = await askLast("requests", `api/requests?state=${$("state-choice").value}&after=${state.after}`);
+  if (!answer) return;
+  const { requests, after_id: next } = answer;
   state.next = next;
   $("next-page").disabled = next === null;
   $("first-page").disabled = state.after === 0;
@@ -400,11 +414,32 @@ async function choose(budget, cap) {
 }
 
 async function drawMore() {
-  if (state.budget !== null) state.burn = await ask(`api/burn/${state.budget}/${state.cap}`);
-  else state.burn = null;
-  drawTiles();
-  drawBurn();
+  const burn = await askLast("burn", state.budget === null ? null : `api/burn/${state.budget}/${state.cap}`);
+  if (burn !== undefined) {
+    state.burn = burn;
+    drawTiles();
+    drawBurn();
+  }
   await Promise.all([drawUnknown(), drawActs(), drawRequests()]);
+}
+
+// What came while the rest was being asked for is asked for again: there may be no other news for hours.
+let isBehind = false, isDrawing = false;
+async function keepUp() {
+  isBehind = true;
+  if (isDrawing) return;
+  isDrawing = true;
+  for (let failed = false; isBehind;) {
+    isBehind = false;
+    if (await attempt(drawMore)) {
+      if (failed) trouble(null);
+      failed = false;
+    } else {
+      failed = isBehind = true;
+      await new Promise((wake) => setTimeout(wake, AGAIN_MS));
+    }
+  }
+  isDrawing = false;
 }
 
 function draw(picture) {
@@ -423,7 +458,8 @@ function draw(picture) {
 }
 
 async function refresh() {
-  draw(await ask("api/picture"));
+  const picture = await ask("api/picture");
+  if (picture.at_ms >= (state.picture?.at_ms ?? 0)) draw(picture);
   await drawMore();
 }
 
@@ -432,14 +468,13 @@ function live(kind, text) {
   $("live-text").textContent = text;
 }
 
-let busy = null;
 function follow() {
   const source = new EventSource("events");
   source.addEventListener("picture", (event) => {
     live("is-live", "live");
     trouble(null);
     draw(JSON.parse(event.data));
-    busy ??= attempt(drawMore).finally(() => { busy = null; });
+    keepUp();
   });
   source.addEventListener("trouble", (event) => trouble(JSON.parse(event.data).said));
   source.onerror = () => live("is-lost", "not connected, trying again");
