@@ -30,7 +30,7 @@ async def rounds(count: int) -> None:
 
 async def check_books(s: Scheduler, provider: Bench) -> None:
     """Nothing is pending, the ledger covers the bill, and what was not sent costs nothing."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await s.join()
     now_ms = SystemClock().now_ms()
     (status,) = await s.store.budgets(now_ms)

@@ -78,7 +78,7 @@ async def two(s: Scheduler) -> tuple[asyncio.Future, asyncio.Future]:
     """One call that runs, and one request that waits for its money."""
     running = s.submit(ask(0, seconds=60, ceiling=900, key="running"))
     waiting = s.submit(ask(1, ceiling=900, key="waiting"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (s._intake.providers["bench"].running and waiting.parked):
             await asyncio.sleep(0.001)
     return running, waiting
@@ -176,7 +176,7 @@ async def test_a_call_cancelled_by_somebody_before_it_has_begun_is_sent_all_the_
     async with opened(provider) as s:
         s._pump._flight.start = _struck(s._pump._flight.start)
         future = s.submit(ask(1))
-        assert (await asyncio.wait_for(future, 5)).body == {"answer": 1}
+        assert (await asyncio.wait_for(future, 60)).body == {"answer": 1}
     assert provider.billed_nusd == 60
 
 
@@ -202,7 +202,7 @@ async def test_the_resolver_begins_again_after_somebody_has_cancelled_it():
 
         with pytest.raises(CallFailed):
             await s.run(ask(fail=RuntimeError("odd")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await s.suspended():
                 await asyncio.sleep(0.01)
         assert s.stats().suspense_nusd == 0

@@ -645,7 +645,7 @@ def test_threads_may_call_within_calls():
         futures += [blocking.submit(Request({"d": 3}))]
         for each in futures:
             with contextlib.suppress(CallFailed):  # five cents are not enough for all at once
-                assert each.result(timeout=20).body == "leaf"
+                assert each.result(timeout=60).body == "leaf"
 
 
 # Any tree

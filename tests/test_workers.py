@@ -189,7 +189,7 @@ def test_uvicorns_workers_share_the_budget(here):
     with here.started(*words, "--port", "0") as uvicorn, ThreadPoolExecutor(4) as pool:
         url = uvicorn.wait_for(r"running on (http://\S+)")
         uvicorn.wait_for("Application startup complete", 2)
-        answers = list(pool.map(lambda n: httpx.get(f"{url}/ask?text=Hi{n}", timeout=30), range(9)))
+        answers = list(pool.map(lambda n: httpx.get(f"{url}/ask?text=Hi{n}", timeout=60), range(9)))
         assert [answer.status_code for answer in answers] == [200] * 9, answers[0].text
         uvicorn.end()
 

@@ -231,7 +231,7 @@ asyncio.run(main())
     for store in ("None", f"{str(tmp_path / 's.db')!r}"):
         done = warm.run(
             [sys.executable, "-c", program.replace("STORE", store)],
-            capture_output=True, text=True, timeout=20, check=False,
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 

@@ -313,7 +313,7 @@ def interrupt(how: str, url: str, store: str = "", limit: str = "$0", latency: s
             time.sleep(0.3)  # its main thread is about to wait, too
             began_s = time.monotonic()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
             took_s = time.monotonic() - began_s
         finally:
             process.kill()

@@ -306,7 +306,7 @@ async def running(ray, work, said, **plan):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -355,7 +355,7 @@ async def test_one_that_comes_back_while_all_are_told_to_stop_is_told_too(cluste
         launcher._interrupted(15)
         await asyncio.sleep(0)
         cluster.actors[0].die()
-        fleet = await asyncio.wait_for(task, 5)
+        fleet = await asyncio.wait_for(task, 60)
 
     assert fleet.exit == 0
 
@@ -368,7 +368,7 @@ async def test_one_without_a_place_has_nothing_to_finish(cluster):
         cluster.actors[1].ask = lambda *a, **k: asyncio.ensure_future(asyncio.Event().wait())
         await until(lambda: launcher.fleet.members[0].state is State.UP)
         launcher._interrupted(15)
-        fleet = await asyncio.wait_for(task, 5)
+        fleet = await asyncio.wait_for(task, 60)
 
     assert cluster.actors[1].is_killed
     assert fleet.members[0].ended.exit == 0
@@ -380,7 +380,7 @@ async def test_what_may_pass_is_tried_again_and_what_only_a_person_can_mend_is_n
         Ended(4, "no key"), Ended(3, "the database is away", is_final=False), Failed("a bug")
     ])  # fmt: skip
     async with running(cluster, Work("fails"), said, workers=1) as (_, task):
-        fleet = await asyncio.wait_for(task, 5)
+        fleet = await asyncio.wait_for(task, 60)
 
     assert fleet.exit == 4
     told = [each for each in said if each.startswith("worker 1: ") and not each.endswith("begins")]
@@ -397,7 +397,7 @@ async def test_one_that_does_not_end_is_ended_and_says_so(cluster):
         await until(lambda: launcher.fleet.members[0].state is State.UP)
         cluster.actors[0].instance.stop = lambda: asyncio.sleep(0)
         launcher._interrupted(15)
-        fleet = await asyncio.wait_for(task, 5)
+        fleet = await asyncio.wait_for(task, 60)
 
     assert fleet.exit == 130
     assert "did not end when it was told to" in said[-1]
@@ -408,7 +408,7 @@ async def test_one_that_can_have_no_process_ends(cluster):
     said = []
     LEFT.append(Gone("Failed to set up its environment.\nno such package"))
     async with running(cluster, Work("fails"), said, workers=1) as (_, task):
-        fleet = await asyncio.wait_for(task, 5)
+        fleet = await asyncio.wait_for(task, 60)
 
     assert fleet.exit == 1
     assert said[-1] == "worker 1: has ended with 1: cannot run: no such package"
@@ -418,7 +418,7 @@ async def test_a_signal_in_the_end_changes_nothing(cluster):
     said = []
     LEFT.append(Ended(0))
     async with running(cluster, Work("ends"), said, workers=1) as (launcher, task):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
         launcher._interrupted(15)
     assert not any("stopping" in each for each in said)
 

@@ -282,7 +282,7 @@ def test_the_command_that_is_told_makes_lines_of_a_csv(run):
     Path("a.csv").write_text('prompt,id\n"Say ""hi"", you",7\nSay bye,8\n')
     told = run("a.csv").stderr.split("Make JSON lines of it: ")[1]
 
-    subprocess.run(["bash", "-c", told], check=True, timeout=20)
+    subprocess.run(["bash", "-c", told], check=True, timeout=60)
 
     assert run("a.jsonl", "-m", "sim-small").exit_code == 0
     assert ids("a.results.jsonl") == ["7", "8"]

@@ -146,11 +146,11 @@ def test_one_that_is_told_to_stop_ends_whenever_that_is(place):
             here.stop()
         doing = asyncio.ensure_future(here.run())
         if not before:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not here.said(0)[1]:
                     await asyncio.sleep(0.01)
             here.stop()
-        return await asyncio.wait_for(doing, 5)
+        return await asyncio.wait_for(doing, 60)
 
     assert asyncio.run(stopped(before=False)).exit == 0
     assert asyncio.run(stopped(before=True)).exit == 0

@@ -478,7 +478,7 @@ def test_a_results_file_removed_while_it_runs_is_written_again_by_the_next_run(p
     process = start("run", "p.jsonl", "--base-url", "sim:latency=0.5", "-c", "1")
     wait_for(lambda: lines("p.results.jsonl"))
     Path("p.results.jsonl").unlink()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
 
     assert process.returncode == 0, told
     assert run("p.jsonl").returncode == 0
@@ -497,7 +497,7 @@ def test_an_interrupt_does_not_wait_for_whoever_writes_to_stdin(place):
     assert "no budget" in process.stderr.readline()
 
     process.send_signal(signal.SIGINT)
-    code = process.wait(10)
+    code = process.wait(60)
     told = process.stderr.read()
     process.stdin.close()
     process.stderr.close()
@@ -510,7 +510,7 @@ def start(*words: str) -> subprocess.Popen[str]:
     return warm.Popen([*COMMAND, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 60) -> None:
     until_s = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until_s, "waited too long"
@@ -524,7 +524,7 @@ def test_the_first_interrupt_lets_calls_finish_and_a_rerun_goes_on(place):
     wait_for(lambda: len(lines("p.results.jsonl")) >= 5)
 
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
 
     assert process.returncode == 130, told
     assert "are let finish; interrupt again to cancel them" in told
@@ -547,9 +547,9 @@ def test_the_second_interrupt_cancels_and_reservations_stay(place):
     wait_for(lambda: '"running": 5' in run("--json", command="status").stdout)
 
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert any("interrupt again" in said for said in process.stderr)  # two at once would be one
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
 
     assert process.returncode == 130, told
     assert "stays reserved, since the provider may bill them" in told
@@ -589,7 +589,7 @@ def test_a_raise_from_another_terminal_lets_a_waiting_batch_go_on(place):
     wait_for(lambda: '"window_spent"' in run("--json", command="status").stdout)
 
     raised = run("set", "default", "$1", command="budget")
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
 
     assert raised.returncode == 0, raised.stderr
     assert process.returncode == 0, told

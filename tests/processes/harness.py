@@ -23,7 +23,7 @@ from scheduler.stores.base import Store
 from scheduler.stores.sqlite import SqliteStore
 from tests import warm
 
-WAIT_S = 40.0
+WAIT_S = 60.0
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -
 
 def look(url: str) -> Any:
     """What is told there, as JSON; without a client's TLS, which takes longer than all else."""
-    with urllib.request.urlopen(url, timeout=10) as told:
+    with urllib.request.urlopen(url, timeout=60) as told:
         return json.load(told)
 
 
@@ -174,7 +174,7 @@ class File(Place):
 
     def __call__(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with contextlib.closing(
-            sqlite3.connect(f"file:{self.path}?mode=rw", uri=True, timeout=30)
+            sqlite3.connect(f"file:{self.path}?mode=rw", uri=True, timeout=60)
         ) as db:
             return db.execute(sql, values).fetchall()
 

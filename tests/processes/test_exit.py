@@ -151,6 +151,6 @@ def test_the_interpreter_ends_and_the_next_one_goes_on(name, tmp_path):
 
 def run(program: str, path: str) -> subprocess.CompletedProcess[str]:
     return warm.run(
-        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=20,
+        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip

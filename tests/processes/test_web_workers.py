@@ -108,7 +108,7 @@ class Looker:
 def scheduler(*words, file):
     """What a command says, in another process."""
     command = [sys.executable, "-m", "scheduler", *words, "--store", str(file.path), "--json"]
-    return json.loads(warm.run(command, capture_output=True, check=True, timeout=20).stdout)
+    return json.loads(warm.run(command, capture_output=True, check=True, timeout=60).stdout)
 
 
 @pytest.mark.timeout(60)
@@ -135,7 +135,7 @@ async def play(url, file):
     """What clients do, and what they are told."""
     # A connection each, as of different people: the workers get them in turn.
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as web:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as web:
         served = set()
 
         async def post(path, user):
@@ -173,7 +173,7 @@ async def play(url, file):
         assert not waiting.done()
         raised = await asyncio.to_thread(scheduler, "budget", "set", "app", "$1", file=file)
         assert (raised["old"], raised["new"]) == ("$0.0003", "$1")
-        assert await asyncio.wait_for(waiting, 10) == [200] * 8
+        assert await asyncio.wait_for(waiting, 60) == [200] * 8
 
         # Both did their part.
         for n in range(40):

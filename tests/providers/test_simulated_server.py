@@ -36,7 +36,7 @@ async def serving(provider, **options):
     url = await ready
     try:
         async with httpx.AsyncClient(
-            base_url=url.removesuffix("/v1"), trust_env=False, timeout=10
+            base_url=url.removesuffix("/v1"), trust_env=False, timeout=60
         ) as client:
             yield client
     finally:
@@ -52,7 +52,7 @@ async def exchange(client, *parts, end=True):
         writer.write(part)
         await writer.drain()
         await asyncio.sleep(0)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         answer = await reader.read() if end else await reader.readuntil(b"\r\n\r\n")
     writer.close()
     return answer

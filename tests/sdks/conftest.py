@@ -29,7 +29,7 @@ class Service:
     before: dict[str, Any]
 
     def look(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/billed?records=1", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/billed?records=1", timeout=60) as response:
             return json.load(response)
 
     def since(self, name: str) -> int:
@@ -105,7 +105,7 @@ async def connect(anyio_backend: str) -> AsyncIterator[Callable[..., Any]]:
         await close(client)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Look again and again until it holds."""
     async with asyncio.timeout(seconds):
         while not condition():

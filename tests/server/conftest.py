@@ -27,7 +27,7 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_t
 CEILING_USD = 0.1  # of that; it costs a cent
 
 
-def wait_for(condition: Any, what: str, seconds: float = 20.0) -> Any:
+def wait_for(condition: Any, what: str, seconds: float = 60.0) -> Any:
     until_s = time.monotonic() + seconds
     while time.monotonic() < until_s:
         found = condition()
@@ -42,7 +42,7 @@ class Provider:
     url: str
 
     def billed(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/billed", timeout=10) as told:
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/billed", timeout=60) as told:
             return json.load(told)
 
 
@@ -89,7 +89,7 @@ class Gateway:
             {"authorization": f"Bearer {self.token}", "content-type": "application/json", **named},
         )  # fmt: skip
         try:
-            with urllib.request.urlopen(request, timeout=30) as came:
+            with urllib.request.urlopen(request, timeout=60) as came:
                 return Answer(came.status, dict(came.headers), came.read())
         except urllib.error.HTTPError as exc:
             with exc:

@@ -197,7 +197,7 @@ async def test_what_another_process_left_is_found_however_much_goes_on_here(monk
             talking = asyncio.create_task(chatter())
             left = record.Batch("batch_0", "ann", False, "/v1/chat/completions", "file-0", "24h", 0)
             await record.keep(s.store, left)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (await record.find(s.store, "batch_0")).is_over:
                     await asyncio.sleep(0.01)
             talking.cancel()

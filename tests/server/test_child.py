@@ -88,7 +88,7 @@ def test_signals_go_to_the_command(tmp_path, provider):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
 

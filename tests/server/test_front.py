@@ -233,7 +233,7 @@ def test_a_long_body_is_taken_and_one_that_is_too_long_is_not(gateway):
 
 
 def test_a_body_that_comes_bit_by_bit_is_taken(gateway):
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as line:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as line:
         line.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer "
             + gateway.token.encode()

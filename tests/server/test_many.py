@@ -83,7 +83,7 @@ def test_more_come_than_a_shell_allows_at_first_and_those_who_fit_are_served(
     with contextlib.ExitStack() as lines:
         lines.callback(made.kill)
         connected = [
-            lines.enter_context(socket.create_connection(("127.0.0.1", made.port), timeout=10))
+            lines.enter_context(socket.create_connection(("127.0.0.1", made.port), timeout=60))
             for _ in range(comes)
         ]
         answers = []

@@ -491,7 +491,7 @@ async def test_only_what_changed_is_told(page, monkeypatch):
 
     await page.bench.submit(new([page.bench.ids["team"]], 10), slots=0)
 
-    before, after = await asyncio.wait_for(task, 5)
+    before, after = await asyncio.wait_for(task, 60)
     assert (before["counts"]["queued"], after["counts"]["queued"]) == (0, 1)
     await feed.aclose()
 

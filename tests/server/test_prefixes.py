@@ -74,5 +74,5 @@ def got(gateway, path):
     asked = urllib.request.Request(
         gateway.root + path, headers={"authorization": f"Bearer {gateway.token}"}
     )
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         return json.load(answer)

@@ -115,7 +115,7 @@ def test_a_file_that_may_not_be_written_is_a_clear_error(path, file_mode, folder
     path.parent.chmod(folder_mode)
     try:
         said = warm.run(
-            [sys.executable, "-c", POWERLESS, str(path)], capture_output=True, text=True, timeout=30
+            [sys.executable, "-c", POWERLESS, str(path)], capture_output=True, text=True, timeout=60
         )
     finally:
         path.parent.chmod(0o700)

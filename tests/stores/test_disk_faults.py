@@ -222,7 +222,7 @@ async def test_on_a_disk_that_is_full_a_scheduler_sends_nothing_more_and_says_so
         rig.disk.arm(FAULTS["full"])
         for waiting in (s.submit(ask(2, key="c")), running, s.submit(ask(3, key="d"))):
             with pytest.raises(StoreError, match="disk is full"):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 60)
         with pytest.raises(StoreError, match=r"store failed.*disk is full"):
             await asyncio.wait_for(s.join(), 10)
     assert [request.key for request in provider.sent] == ["a", "b"]
@@ -274,7 +274,7 @@ def test_a_batch_on_a_full_disk_ends_with_a_clear_error_and_finishes_when_there_
             "runpy.run_module('scheduler', run_name='__main__')"
         )
         return warm.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
         )
 
     full = run(room)

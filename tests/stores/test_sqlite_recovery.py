@@ -264,7 +264,7 @@ async def test_what_a_lost_process_waited_for_is_answered_to_it_all_the_same(tmp
             assert (await other.run(ask(1, key="k"))).body == {"answer": 1}
         s._pump._tasks[1] = Steady(s._pump._lookout.run(lambda: None), lambda: None, s.loop, "poll")
 
-        response = await asyncio.wait_for(future, 10)
+        response = await asyncio.wait_for(future, 60)
 
         assert response.body == {"answer": 1}
         assert s.stats().queued == 0

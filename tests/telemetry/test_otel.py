@@ -207,7 +207,7 @@ async def test_what_another_process_sends_links_to_where_it_was_submitted(sdk, t
     again.service = "sim:"
     async with Scheduler(path, providers=again, role="worker") as s:
         there.trace(s)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not there.spans("scheduler.request"):
                 await asyncio.sleep(0.02)
 
