@@ -547,7 +547,8 @@ def test_the_second_interrupt_cancels_and_reservations_stay(place):
     wait_for(lambda: '"running": 5' in run("--json", command="status").stdout)
 
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    while "interrupt again to cancel" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)
 

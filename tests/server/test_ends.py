@@ -131,7 +131,8 @@ def test_told_twice_it_cuts_short_and_keeps_counting(start, slow):
     line = asking(made)
     running(made)
     made.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    while "again to cut them short" not in made.process.stderr.readline():
+        assert made.process.poll() is None
     made.process.send_signal(signal.SIGTERM)
 
     assert heard(line).startswith(b"HTTP/1.1 503")
