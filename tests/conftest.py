@@ -121,6 +121,13 @@ class Bench(Provider):
         self.closed = True
 
 
+async def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Look again and again until it holds: what takes a moment takes longer on a busy machine."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 def ask(n: int = 0, **options: Any) -> Request:
     """A request; words that are no option of `Request` go into its body."""
     return Request.chat("m", "hi", n=n, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.cli import adopting
+from tests import warm
 from tests.frameworks.table import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def test_all_but_one_of_them_run():
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
 def test_a_program_prints_what_stands_below_it(program, output, tmp_path):
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
     )  # fmt: skip

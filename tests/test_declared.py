@@ -15,7 +15,7 @@ from scheduler.ledger.matching import BudgetBook
 from scheduler.stores import open_store
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.testing import run
-from tests.conftest import Bench, ask
+from tests.conftest import Bench, ask, until
 
 PLENTY = "$1"
 
@@ -212,8 +212,7 @@ def test_what_waits_only_for_a_removed_budget_goes_on_and_its_spend_stays(store)
             s.on(events.Unparked, seen.append)
             await s.run(ask(budget="team"))
             waiting = [s.submit(ask(budget="team")), s.submit(ask(budget=("team", "tight")))]
-            await asyncio.sleep(0.05)
-            assert [each.done() for each in waiting] == [False, False]
+            await until(lambda: all(each.parked for each in waiting))
             await s.remove_budget("team")
             await waiting[0]
             assert not waiting[1].done()
@@ -237,7 +236,7 @@ def test_calls_under_way_settle_in_a_budget_that_was_removed(store):
     async def main():
         async with Scheduler(store(), budgets=Budget("team", "$1/day"), providers=Bench()) as s:
             running = s.submit(ask(seconds=0.1))
-            await asyncio.sleep(0.05)
+            await until(lambda: running.is_running)
             await s.remove_budget("team")
             await running
             await s.run(ask())  # draws on nothing
@@ -275,8 +274,7 @@ def test_a_paused_budget_that_is_removed_holds_nobody(store):
         async with Scheduler(store(), budgets=Budget("team", "$1"), providers=Bench()) as s:
             await s.pause("team")
             waiting = s.submit(ask())
-            await asyncio.sleep(0.05)
-            assert not waiting.done()
+            await until(lambda: waiting.parked)
             await s.remove_budget("team")
             await waiting
 
@@ -293,7 +291,7 @@ def test_another_process_notices_what_was_removed_and_made(tmp_path):
             Scheduler(path, budgets=budgets, **options) as there,
         ):
             stays, waiting = there.submit(ask(budget="other")), there.submit(ask(budget="team"))
-            await asyncio.sleep(0.1)
+            await until(lambda: stays.parked and waiting.parked)
             await here.remove_budget("team")
             await here.define(Budget("new", "$1"))
             async with asyncio.timeout(60):

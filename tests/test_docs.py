@@ -37,7 +37,7 @@ def test_there_are_examples_and_programs_to_run():
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
 def test_a_program_of_the_readme_prints_what_stands_below_it(program, output, tmp_path):
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
     )  # fmt: skip
@@ -88,9 +88,7 @@ def test_the_program_in_the_page_on_providers_runs():
     (program,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "providers.md").read_text(), re.DOTALL
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
+    done = warm.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0, done.stderr
 
@@ -102,7 +100,7 @@ def test_the_program_in_the_page_on_watching_prints_what_stands_below_it(tmp_pat
     ((program, output),) = re.findall(
         r"```python\n(.*?)```\n\n```text\n(.*?)```", OBSERVING, re.DOTALL
     )
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False,
     )  # fmt: skip

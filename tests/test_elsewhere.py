@@ -12,7 +12,7 @@ from scheduler.errors import ConfigError, ProviderOverloaded
 from scheduler.providers.simulated.provider import Simulated
 from scheduler.request import Request
 from scheduler.stores.sqlite import SqliteStore
-from tests.conftest import Bench, ask
+from tests.conftest import Bench, ask, until
 
 pytestmark = pytest.mark.anyio
 MANY = 3_000
@@ -139,13 +139,13 @@ async def test_a_client_submits_and_a_worker_sends(tmp_path):
     path = tmp_path / "s.db"
     async with Scheduler(path, providers=simulated(), role="client", poll_interval=0.05) as client:
         futures = [client.submit(asked(n)) for n in range(20)]
-        await asyncio.sleep(0.3)
+        await until(lambda: all(each.request_id for each in futures))
+        await asyncio.sleep(0.2)  # it looks four times
         assert not any(each.done() for each in futures)
         assert client.stats().queued == 20
         async with Scheduler(path, providers=simulated(), role="worker", poll_interval=0.05) as w:
             answers = await asyncio.wait_for(asyncio.gather(*futures), 20)
-            await asyncio.sleep(0.3)  # until it has heard
-            assert (client.stats().queued, w.stats().succeeded) == (0, 20)
+            await until(lambda: (client.stats().queued, w.stats().succeeded) == (0, 20))
             with pytest.raises(ConfigError, match="a worker takes in no requests"):
                 w.submit(asked(99))
     assert [each.key for each in answers] == [f"k{n}" for n in range(20)]
@@ -216,7 +216,7 @@ async def test_who_joined_a_request_of_others_and_left_takes_it_from_nobody(tmp_
         future = here.submit(ask(1, key="k"))
         await asyncio.wait_for(began.wait(), 10)
         joined, stays = s.submit(ask(1, key="k")), s.submit(ask(1, key="k"))
-        await asyncio.sleep(0.1)
+        await until(lambda: joined.request_id and stays.request_id)
         joined.cancel()
         go.set()
 
@@ -253,8 +253,9 @@ async def test_a_name_that_means_another_service_is_somebody_elses(tmp_path):
             assert not future.done()
             assert s.stats().queued == 0
         future.cancel()
-        await asyncio.sleep(0.2)
-        assert (await client.store.counts()).cancelled == 1
+        async with asyncio.timeout(20):
+            while (await client.store.counts()).cancelled != 1:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_client_in_memory_and_a_role_that_is_none_are_refused():

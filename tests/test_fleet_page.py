@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from scheduler.cli.app import COMMANDS
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fleet.md").read_text()
@@ -38,7 +38,7 @@ def test_the_commands_say_what_stands_below_them(tmp_path, environment):
         _, *words = shlex.split(command)
         if words[0] == "collect":
             words += ["--progress", "none"]
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "scheduler", *words], cwd=tmp_path, env=environment,
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -51,7 +51,7 @@ def test_the_commands_say_what_stands_below_them(tmp_path, environment):
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
 def test_the_program_prints_what_stands_below_it(program, output, tmp_path, environment):
     assert len(PROGRAMS) == PAGE.count("```python") == 1
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path,
         env=environment, check=False,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_its_options_and_commands_are_those_there_are():
     named = set(re.findall(r"`scheduler ([a-z]+)", PAGE))
     assert named <= COMMANDS.keys()
     helps = "".join(
-        subprocess.run(
+        warm.run(
             [sys.executable, "-m", "scheduler", *name.split(), "--help"],
             capture_output=True, text=True, timeout=60, check=True,
         ).stdout

@@ -7,13 +7,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from scheduler.server.gateway import COUNTED, FREE
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "gateway.md").read_text()
@@ -44,7 +44,7 @@ def test_the_commands_say_what_stands_below_them(tmp_path, environment):
     assert len(STEPS) == CONSOLE.count("$ scheduler") == 5
     for command, said in STEPS:
         _, *words = shlex.split(command)
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "scheduler", *words], cwd=tmp_path, env=environment,
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -57,7 +57,7 @@ def test_the_commands_say_what_stands_below_them(tmp_path, environment):
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)
 def test_the_program_prints_what_stands_below_it(program, output, tmp_path, environment):
     assert len(PROGRAMS) == (PAGE + BATCHES).count("```python") == 2
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path,
         env=environment, check=False,
     )  # fmt: skip

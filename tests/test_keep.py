@@ -208,7 +208,7 @@ def test_a_backlog_leaves_what_is_kept_and_uses_all_of_it_by_the_reset(is_file, 
         budget = Budget("team", SPEC)
         async with Scheduler(
             store, budgets=budget, providers=Bench(ceiling_nusd=100, cost_nusd=60), clock=clock,
-            concurrency=4,
+            concurrency=4, poll_interval=10,  # of a day, in which nobody else changes the file
         ) as s:  # fmt: skip
             waiting = [s.submit(ask(n, seconds=5, priority="batch")) for n in range(140)]
             await asyncio.sleep(3_600)

@@ -13,7 +13,7 @@ from scheduler.errors import ProviderOverloaded, RateLimited, TransportFailed
 from scheduler.limits.retry import BATCH_ATTEMPTS
 from scheduler.stores.sqlite import SqliteStore
 from scheduler.testing import VirtualClock, run
-from tests.conftest import Bench, ask
+from tests.conftest import Bench, ask, until
 
 
 def opened(provider, **options):
@@ -197,15 +197,14 @@ async def test_who_takes_a_key_over_from_a_lost_process_waits_on_their_own_terms
     async with Scheduler(ours, budgets=Budget("team", "$0"), providers=Bench()) as s:
         first = s.submit(ask(1, key="k", deadline="3s"))
         plain = s.submit(ask(2, key="plain"))
-        await asyncio.sleep(0.05)
+        await until(lambda: first.parked and plain.parked)
         (expires_ms, _) = _expiries(tmp_path)
         s._pump._tasks[1].tear()  # the process stands still
         await asyncio.sleep(0.5)
         async with Scheduler(theirs, providers=Bench()) as other:
             again = other.submit(ask(1, key="k", deadline="1h"))
-            other.submit(ask(2, key="plain", deadline="1h"))
-            await asyncio.sleep(0.1)
-            assert not again.done()
+            plain_again = other.submit(ask(2, key="plain", deadline="1h"))
+            await until(lambda: again.parked and plain_again.parked)
             assert _expiries(tmp_path)[0] > expires_ms + 3_000_000
             assert _expiries(tmp_path)[1] is not None
         for future in (first, plain):

@@ -12,7 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "scheduler").rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
+
+
+class Trees(dict[Path, ast.Module]):
+    """The code, parsed when it is looked at: each process of tests loads this file."""
+
+    def __missing__(self, path: Path) -> ast.Module:
+        self[path] = ast.parse(path.read_text())
+        return self[path]
+
+
+TREES = Trees()
 
 NOUNS = {
     "guards", "errors", "dollars", "money", "duration", "window", "naming", "pace", "keep", "budget", "request",

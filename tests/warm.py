@@ -3,7 +3,9 @@
 `Popen` and `run` are `subprocess`'s, and what they start is a process in all that tests look at: a
 pid, a working directory, an environment, streams, signals, files that are locked, kill -9, and an
 interpreter that ends as any does. Only its beginning is shared. Nine tenths of what a short command
-takes are the interpreter's start and its imports, and tests start a thousand.
+takes are the interpreter's start and its imports, and tests start a thousand. A command of the
+package (``-m scheduler``) leaves out the last step of its end, too: after all that it registered for
+that was called and its streams were flushed, modules are not taken down one by one.
 
 Where the beginning is what counts, a real one is started: for options of the interpreter, for an
 environment that it reads when it starts (PYTHON..., the locale), for a function to be called before
@@ -12,6 +14,7 @@ it, and where the system is not Linux. Tests of how commands begin take `subproc
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -35,16 +38,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# What most commands load; what else one needs it loads itself.
+# What most commands load, and a gateway; what else one needs it loads itself.
+GATEWAY = ("scheduler.cli.serve", "scheduler.server.life", "scheduler.server.page", "uvloop")
 LOADED = (
+    "scheduler.cli.app",
     "scheduler.cli.run",
+    "scheduler.cli.runner",
+    "scheduler.cli.child",
     "scheduler.cli.outcome",
     "scheduler.cli.delivery",
+    "scheduler.cli.summary",
     "scheduler.cli.look",
+    "scheduler.cli.status",
+    "scheduler.cli.worker",
+    "scheduler.cli.working",
+    "scheduler.cli.submitting",
+    "scheduler.cli.collecting",
     "scheduler.config",
+    "scheduler.providers.http",
     "scheduler.providers.simulated.server",
+    "scheduler.rehearsal.remaining",
     "scheduler.stores.sqlite",
+    "scheduler.telemetry.webhooks",
     *(("scheduler.stores.postgres.store",) if find_spec("psycopg") else ()),
+    *(GATEWAY if all(map(find_spec, ("uvicorn", "uvloop"))) else ()),
+    "tenacity",
     "typer._adapters",
 )
 # What an interpreter reads when it starts; and of that, what can be done later just as well.
@@ -54,6 +72,7 @@ AS_IT_STARTED = dict(os.environ)
 ROOT = Path(__file__).parent.parent
 HEADER = struct.Struct("!I")
 IS_POSSIBLE = sys.platform == "linux"
+_is_command = False  # this process is one of `scheduler`
 
 
 # -- in the tests
@@ -228,8 +247,11 @@ def _exactly(of: socket.socket, size: int) -> bytes:
 
 def _serve(control: socket.socket) -> Callable[[], None] | None:
     """Fork until the tests end; in a process that was forked, gives what it is to do."""
+    atexit.register(_leave)  # the first, and so the last that is called
     for name in LOADED:
         importlib.import_module(name)
+    kept: list[Any] = [each for name, each in sys.modules.items() if name != "__main__"]
+    kept.append(kept)  # a circle that is frozen is never collected
     gc.collect()
     gc.freeze()
     watched, waker = os.pipe()
@@ -256,6 +278,16 @@ def _serve(control: socket.socket) -> Callable[[], None] | None:
         os.write(told[pid], HEADER.pack(pid))
         for fd in fds:
             os.close(fd)
+
+
+def _leave() -> None:
+    """Let a command of the package take down nothing but what it made itself.
+
+    To take all modules down is most of what a short one does, and other processes do it, too.
+    """
+    if _is_command:
+        for name in sys.modules.keys() - {"__main__", "builtins", "sys"}:
+            del sys.modules[name]
 
 
 def _reap(told: dict[int, int]) -> None:
@@ -292,6 +324,8 @@ def _become(what: dict[str, Any], fds: list[int]) -> None:
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     first, *rest = what["words"]
     if first == "-m":
+        global _is_command
+        _is_command = rest[0].partition(".")[0] == "scheduler"
         sys.path[0], sys.argv = os.getcwd(), rest
         if not hasattr(sys.modules.get(rest[0]), "__path__"):
             sys.modules.pop(rest[0], None)  # it begins as the main module, and as no other

@@ -2,11 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from decimal import Decimal
 
 import pytest
+
+from tests import warm
 
 LINES = 120
 
@@ -27,7 +28,7 @@ def scheduler(tmp_path):
     }  # fmt: skip
 
     def call(*words, stdin=None):
-        return subprocess.run(
+        return warm.run(
             [sys.executable, "-m", "scheduler", *words],
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, input=stdin,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -11,12 +12,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scheduler.cli.look import opened
+from scheduler.request import RequestState
+from scheduler.stats import Counts
 from tests import warm
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -120,7 +125,16 @@ class Gateway:
         return found
 
     def states(self) -> dict[str, int]:
-        return json.loads(self.cli("status", "--json"))["requests"]
+        """How many requests are in each state, as ``status`` counts them: tests look again and again."""
+        url = self.store if "://" in self.store else f"sqlite:///{self.folder / self.store}"
+
+        async def read() -> Counts:
+            async with opened(url) as store:
+                return await store.counts()
+
+        with ThreadPoolExecutor(1) as aside:  # whoever asks may have a loop of their own
+            counts = aside.submit(asyncio.run, read()).result()
+        return {state: getattr(counts, state) for state in (*RequestState, "total")}
 
     def end(self) -> str:
         """Stop it; what it said."""

@@ -23,6 +23,7 @@ from scheduler.stores.acts import KEPT, Act, note, noted
 from scheduler.stores.base import Outcome
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
+from tests.conftest import until
 from tests.stores.conformance import FAILED, T0, Bench, end, new, post
 
 pytestmark = pytest.mark.anyio
@@ -458,8 +459,8 @@ class Counting(Desk):
         return await super().picture()
 
 
-async def watch(feed, count):
-    told = []
+async def watch(feed, count, told=None):
+    told = [] if told is None else told
     async for event in feed.events():
         if event.startswith("event: "):
             told.append(json.loads(event.partition("data: ")[2]))
@@ -485,7 +486,9 @@ async def test_all_who_watch_share_one_look_and_nobody_who_does_not(page, monkey
 async def test_only_what_changed_is_told(page, monkeypatch):
     monkeypatch.setattr("scheduler.server.page.feed.EVERY_S", 0.01)
     feed = Feed(page.desk)
-    task = asyncio.create_task(watch(feed, 2))
+    told = []
+    task = asyncio.create_task(watch(feed, 2, told))
+    await until(lambda: told)
     await asyncio.sleep(0.1)
     assert not task.done()
 

@@ -17,6 +17,7 @@ from scheduler.server.nurse import LOOK_S, Nurse
 from scheduler.server.refusals import JSON, Whole
 from scheduler.stores.memory import MemoryStore
 from scheduler.stores.sqlite import SqliteStore
+from tests.conftest import until
 from tests.server.test_bytes import ANSWER, ASKED, Recorder, ask, gateway_to
 
 WHOLES = [
@@ -149,8 +150,7 @@ async def test_a_call_leaves_no_circles_to_the_garbage_collector():
             opened.gateway.enter = lambda each: (kept.add(each), enter(each))
             for _ in range(3):
                 await ask(opened, ASKED)
-            await asyncio.sleep(0.05)
-            assert not list(kept)
+            await until(lambda: not list(kept))
         finally:
             gc.enable()
 

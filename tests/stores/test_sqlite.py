@@ -22,7 +22,7 @@ from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_request, encode_request
 from scheduler.stores.sqlite import SqliteStore
-from tests.conftest import FixedTariff
+from tests.conftest import FixedTariff, until
 from tests.stores.conformance import T0, Bench, Conformance, end, new, post
 from tests.stores.strict import StrictConnection
 
@@ -252,7 +252,7 @@ async def test_a_key_that_another_process_leaves_unanswered_is_taken_over(tmp_pa
         await owner.__aenter__()
         owner.submit(Request({"n": 0}))
         waiting = owner.submit(Request({"n": 1}, key="k"))
-        await asyncio.sleep(0.2)
+        await until(lambda: waiting.request_id)
         future = s.submit(Request({"n": 1}, key="k"))
         await asyncio.sleep(0.2)
         assert (near.sent, future.done()) == (0, False)

@@ -19,7 +19,7 @@ from scheduler.stores.file import SCHEMA_VERSION
 from scheduler.stores.process import GONE_MS, Process
 from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import Bench as Provider
-from tests.conftest import ask
+from tests.conftest import ask, until
 from tests.stores.conformance import T0, Bench, end, new, post
 from tests.stores.test_sqlite import other_process
 
@@ -256,7 +256,7 @@ async def test_what_a_lost_process_waited_for_is_answered_to_it_all_the_same(tmp
         store.lease_ms = store._transactions.lease_ms = 300
     async with Scheduler(ours, budgets=Budget("team", "$0"), providers=Provider()) as s:
         future = s.submit(ask(1, key="k"))
-        await asyncio.sleep(0.1)
+        await until(lambda: future.parked)
         # The process stands still: nothing of it runs until the others are done.
         s._pump._tasks[1].tear()
         await asyncio.sleep(0.5)

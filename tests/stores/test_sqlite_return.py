@@ -16,6 +16,7 @@ from scheduler.request import Request
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import GONE_MS, Process, this_process
 from scheduler.stores.sqlite import SqliteStore
+from tests.conftest import until
 from tests.stores.conformance import CANCELLED, DAY_MS, FAILED, T0, Bench, end, new, post
 
 LEASE_MS = 400
@@ -226,9 +227,9 @@ async def test_a_process_taken_for_gone_answers_its_callers_when_it_comes_back(
     ours.concurrency = 1
     async with ours:
         running = ours.submit(Request.chat("m", "x", budget="team"))
-        await asyncio.sleep(0.1)
+        await until(lambda: running.is_running)
         waiting = ours.submit(Request.chat("m", "y", budget="team"))
-        await asyncio.sleep(0.1)
+        await until(lambda: waiting.request_id)
         async with frozen(ours, 1.2), theirs:
             await theirs.run(Request.chat("m", "z", budget="team"))
             assert (await theirs.store.counts()).cancelled == 2
@@ -247,7 +248,7 @@ async def test_join_waits_for_what_a_lost_process_has_left(tmp_path):
     async with ours:
         taken = [ours.submit(Request.chat("m", "x", key=key, budget="team")) for key in "ab"]
         kept = [ours.submit(Request.chat("m", "y", key=key, budget="team")) for key in "cd"]
-        await asyncio.sleep(0.1)
+        await until(lambda: all(each.parked for each in (*taken, *kept)))
         async with frozen(ours, 1.0), theirs:
             await theirs.define(Budget("team", "$1"))
             for key in "ab":
@@ -268,7 +269,7 @@ async def test_who_took_a_key_over_hears_of_the_answer_that_comes_after_all(tmp_
     ours, theirs = schedulers(tmp_path / "s.db", gate, budgets=Budget("team", "$0.01"))
     async with ours, theirs:
         running = ours.submit(Request.chat("m", "x", key="a", budget="team"))
-        await asyncio.sleep(0.1)
+        await until(lambda: running.is_running)
         async with frozen(ours, 1.0):
             taken = theirs.submit(Request.chat("m", "x", key="a", budget="team"))
             while taken.parked is None:  # what may have been paid for is all there is

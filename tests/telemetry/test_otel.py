@@ -19,7 +19,7 @@ from scheduler.answer import Answer
 from scheduler.errors import CallFailed, DeadlineExceeded, ProviderRefused, TransportFailed
 from scheduler.request import Request, Usage
 from scheduler.telemetry import genai, otel
-from tests.conftest import Bench, ask
+from tests.conftest import Bench, ask, until
 
 pytestmark = pytest.mark.anyio
 
@@ -120,9 +120,10 @@ async def test_waiting_for_money_is_told_by_its_reason_and_survives_until_it_goe
         await s.run(ask())
         with sdk.tracer.start_as_current_span("caller") as caller:
             first = s.submit(ask(1))
-        await asyncio.sleep(0.02)
+        await until(lambda: first.parked)
         second = s.submit(ask(2))  # comes to a lane that is shut
-        await asyncio.sleep(0.02)
+        await until(lambda: second.parked)
+        await asyncio.sleep(0.002)
         await s.set_limit("team", "$1")
         await asyncio.gather(first, second)
 

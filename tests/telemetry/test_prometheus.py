@@ -17,7 +17,7 @@ from scheduler.errors import BudgetExceeded, CallFailed, ConfigError, ProviderRe
 from scheduler.stores.memory import MemoryStore
 from scheduler.telemetry import prometheus, tallies
 from scheduler.telemetry.price_data import newest_price, price_data_age_s
-from tests.conftest import Bench, ask
+from tests.conftest import Bench, ask, until
 
 pytestmark = pytest.mark.anyio
 
@@ -49,9 +49,9 @@ async def test_every_end_is_counted_once_by_model_budget_and_outcome():
         with pytest.raises(BudgetExceeded):
             await s.run(ask(ceiling=900), on_exceeded="raise")
         waits = s.submit(ask(ceiling=900))
-        await asyncio.sleep(0.01)
+        await until(lambda: waits.parked)
         waits.cancel()
-        await asyncio.sleep(0.01)
+        await until(lambda: s.stats().cancelled)
         told = read(await metrics.text())
 
     ended = {k[-1][1]: v for k, v in told.items() if k[0] == "scheduler_requests_total"}
@@ -108,7 +108,7 @@ async def test_budgets_and_queue_are_the_stores():
     async with Scheduler(store, budgets=budgets, providers=Bench()) as s:
         await s.run(ask())
         waits = s.submit(ask(priority="batch"))
-        await asyncio.sleep(0.01)
+        await until(lambda: waits.parked)
         told = read(await s.metrics().text())
         waits.cancel()
 

@@ -97,11 +97,10 @@ async def test_an_endpoint_that_wants_no_more_of_it_gets_no_more(endpoint, caplo
     async with scheduler() as s:
         s.webhook(endpoint.url, on=["budget.threshold"], thresholds=[50])
         await s.run(ask(cost=60))
-        await until(lambda: endpoint.told)
+        await until(lambda: "it is given up" in caplog.text)
         await asyncio.sleep(0.2)
 
     assert len(endpoint.told) == 1
-    assert "it is given up" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["slow", "huge", "redirect", 500, "refused"])
@@ -260,7 +259,12 @@ async def test_a_job_that_a_dead_process_had_begun_is_told_by_the_one_that_ends_
     assert endpoint.events()[0]["data"]["succeeded"] == 2
 
 
-READS = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read() + '|' + sys.argv[2])"
+READS = """
+import os, sys
+with open(sys.argv[1] + ".part", "w") as file:
+    file.write(sys.stdin.read() + "|" + sys.argv[2])
+os.replace(file.name, sys.argv[1])
+"""
 
 
 async def test_a_command_reads_the_event_and_no_shell_reads_its_arguments(tmp_path):
@@ -278,20 +282,16 @@ async def test_a_command_reads_the_event_and_no_shell_reads_its_arguments(tmp_pa
     assert argument == "$(id); *"
 
 
-SLEEPS = """
-import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-open(sys.argv[1], "w").write(str(child.pid))
-time.sleep(60)
-"""
+# A shell, and no interpreter: it begins its child within its second, however busy the machine is.
+SLEEPS = 'sleep 60 & echo $! > "$1"; wait'
 
 
 async def test_a_command_that_goes_on_is_ended_with_all_that_it_began(tmp_path, caplog):
     out = tmp_path / "pid"
     async with scheduler() as s:
         s.webhook(
-            command=[sys.executable, "-c", SLEEPS, str(out)], name="slow", on=["budget.threshold"],
-            thresholds=[50], timeout=1,
+            command=["sh", "-c", SLEEPS, "sh", str(out)], name="slow", on=["budget.threshold"],
+            thresholds=[50], timeout=2,
         )  # fmt: skip
         await s.run(ask(cost=60))
         await until(lambda: "webhook slow was not told" in caplog.text)
