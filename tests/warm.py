@@ -164,13 +164,21 @@ def run(
 @contextlib.contextmanager
 def running_server(*options: str) -> Iterator[str]:
     """As that of `scheduler.providers.simulated.server`: a provider in a process; its base URL."""
+    with server_process(*options) as (_, url):
+        yield url
+
+
+@contextlib.contextmanager
+def server_process(*options: str) -> Iterator[tuple[Popen, str]]:
+    """The same, with the process."""
     words = [sys.executable, "-m", "scheduler.providers.simulated.server", *options]
     with Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())["url"]
+            yield process, json.loads(process.stdout.readline())["url"]
         finally:
             process.terminate()
+            process.send_signal(signal.SIGCONT)
 
 
 def _is_forkable(words: list[Any], environment: dict[Any, Any], where: str) -> bool:

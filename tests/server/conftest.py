@@ -45,10 +45,16 @@ def wait_for(condition: Any, what: str, seconds: float = 60.0) -> Any:
 @dataclass
 class Provider:
     url: str
+    process: warm.Popen
+    before: dict[str, Any] = field(default_factory=dict)  # what it had billed when it was held
 
     def billed(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/billed", timeout=60) as told:
             return json.load(told)
+
+    def go_on(self) -> None:
+        """After it was held."""
+        self.process.send_signal(signal.SIGCONT)
 
 
 @dataclass
@@ -165,8 +171,8 @@ class Answer:
 @contextlib.contextmanager
 def provider_with(*options: str) -> Iterator[Provider]:
     lengths = ("--output-tokens", "10", "--output-sigma", "0")
-    with warm.running_server(*lengths, "--price", PRICE, *options) as url:
-        yield Provider(url)
+    with warm.server_process(*lengths, "--price", PRICE, *options) as (process, url):
+        yield Provider(url, process)
 
 
 @dataclass
@@ -187,10 +193,19 @@ def provider() -> Iterator[Provider]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def slow() -> Iterator[Provider]:
-    with provider_with("--latency", "2s") as made:  # so that a busy machine sees it under way
+    with provider_with("--latency", "500ms") as made:
         yield made
+
+
+@pytest.fixture
+def held(provider: Provider) -> Iterator[Provider]:
+    """It takes calls, and answers none before `go_on`: what is under way stays so, however long one looks."""
+    provider.before = provider.billed()
+    provider.process.send_signal(signal.SIGSTOP)
+    yield provider
+    provider.go_on()
 
 
 @pytest.fixture

@@ -57,14 +57,15 @@ def test_it_is_parked_and_goes_on_after_the_gateway_was_killed_and_the_limit_rai
     assert float(made.budget()["posted_usd"]) == 0.01
 
 
-def test_what_waits_can_be_cancelled_and_what_runs_comes_to_its_end(start, slow):
-    made = start(slow, budget="$0.11")
+def test_what_waits_can_be_cancelled_and_what_runs_comes_to_its_end(start, held):
+    made = start(held, budget="$0.11")
     with client_of(made) as client:
         runs, waits = client.responses.create(**ASKED), client.responses.create(**ASKED)
         wait_for(lambda: made.states()["running"] == 1, "one to run")
         assert client.responses.cancel(waits.id).status == "cancelled"
         assert client.responses.retrieve(waits.id).error is None
         assert client.responses.cancel(runs.id).status == "in_progress"
+        held.go_on()
         assert over(client, runs).status == "completed"
     assert float(made.budget()["posted_usd"]) == 0.01
 
