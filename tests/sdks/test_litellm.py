@@ -240,7 +240,6 @@ async def test_a_routers_alias_is_priced_through_its_own_list(litellm, service):
 
         assert all(answer.choices for answer in answers)
         assert service.since("billed_nusd") <= s.stats().posted_nusd
-    litellm.callbacks.clear()
 
 
 async def test_what_it_raises_in_the_end_is_its_own_with_a_note(litellm, options, guarded):
