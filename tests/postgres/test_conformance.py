@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.stores.by_tag import ByTag
 from tests.stores.conformance import Conformance
 from tests.stores.foreseen import Foreseen
 from tests.stores.keeping import Keeping
@@ -45,6 +46,12 @@ class TestKeeping(Keeping):
 
 
 class TestLeaving(Leaving):
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestByTag(ByTag):
     @pytest.fixture
     async def store(self, opened):
         return await opened()
