@@ -315,10 +315,10 @@ class BlockingScheduler(BlockingGoverning):
         return result
 
     def enqueue(
-        self, requests: Sequence[Request], *, retry_failed: bool = False
+        self, requests: Sequence[Request], *, retry_failed: bool = False, for_others: bool = False
     ) -> list[Submitted]:
         """Put many requests in the queue, without futures; as `Scheduler.enqueue`."""
-        enqueue = partial(self.scheduler.enqueue, retry_failed=retry_failed)
+        enqueue = partial(self.scheduler.enqueue, retry_failed=retry_failed, for_others=for_others)
         found: list[Submitted] = self._do(enqueue, requests)
         return found
 

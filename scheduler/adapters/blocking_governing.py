@@ -101,9 +101,9 @@ class BlockingGoverning:
         """The name of the provider that a request goes to."""
         return self.scheduler.provider_for(request)
 
-    def validate(self, request: Request) -> None:
-        """Raise what `submit` would raise for a request, or its provider; queue nothing."""
-        self._ask_there(self.scheduler.validate, request)
+    def validate(self, request: Request, *, for_others: bool = False) -> None:
+        """Raise what `submit`, or `enqueue`, would raise for a request; as `Scheduler.validate`."""
+        self._ask_there(partial(self.scheduler.validate, for_others=for_others), request)
 
     @property
     def providers(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Recompute every balance from the reservations; exit 1 if one is off."""
+    """Recompute every balance, and what was spent by what, from the reservations; exit 1 if one is off."""
 
     async def read(opened: Store) -> Audit:
         return await opened.audit(now_ms())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scheduler.cli.dates import moment
 from scheduler.cli.output import iso
 from scheduler.duration import format_duration
-from scheduler.estimates.exhaustion import used_up_ms
+from scheduler.estimates.exhaustion import left_of, used_up_ms
 from scheduler.ledger.account import unit_index
 from scheduler.ledger.burning import LATEST, Burn, length_ms
 
@@ -74,7 +74,7 @@ def _rate(
     budget: BudgetStatus, status: CapStatus, spent: int, size: float, within_ms: int, now_ms: int
 ) -> Rate | None:
     limit = status.limit or 0
-    left, resets_ms = limit - status.counted, status.cap.window.resets_at_ms(now_ms)
+    left, resets_ms = left_of(status) or 0, status.cap.window.resets_at_ms(now_ms)
     if left <= 0 or spent <= 0:
         return None
     mean = spent / within_ms

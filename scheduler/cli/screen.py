@@ -271,7 +271,7 @@ def _budget(picture: Picture, status: BudgetStatus, cap: CapStatus) -> list[Piec
         verb = "frees" if window.kind is WindowKind.ROLLING else "resets"
         when = f"{verb} in {format_duration(max(0, cap.resets_at_ms - at_ms))}"
         at = clock_time(cap.resets_at_ms, window.zone, at_ms)
-    if spent_at_ms is not None and percent < 100:
+    if spent_at_ms is not None and spent_at_ms > at_ms:
         when = f"spent in {format_duration(spent_at_ms - at_ms)}"
         at = clock_time(spent_at_ms, window.zone, at_ms)
     limit = f"{short(cap.limit, cap.cap.unit)}/{window.period or window}"

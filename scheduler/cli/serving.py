@@ -55,7 +55,7 @@ def able(providers: Sequence[Provider], wanted: Sequence[str] = ()) -> list[Prov
         _require_key([by_name[name]])
     found = [
         each for each in providers
-        if each.service is not None and _has_key(each) and (not wanted or each.name in wanted)
+        if each.service is not None and each.has_credentials and (not wanted or each.name in wanted)
     ]  # fmt: skip
     if not found:
         _require_key(providers)
@@ -63,10 +63,6 @@ def able(providers: Sequence[Provider], wanted: Sequence[str] = ()) -> list[Prov
             "--provider", "there is none that any process could ask; see scheduler.toml"
         )
     return found
-
-
-def _has_key(provider: Provider) -> bool:
-    return not isinstance(provider, HttpProvider) or provider.has_credentials
 
 
 def _require_key(providers: Iterable[Provider]) -> None:

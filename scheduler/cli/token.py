@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scheduler.cli.helping import Command, Group
 from scheduler.cli.look import DEFAULT_STORE, JsonOption, StoreOption, now_ms, with_store
-from scheduler.cli.output import emit_json, iso, say, table
+from scheduler.cli.output import emit_json, iso, plural, say, table
 
 if TYPE_CHECKING:
     from scheduler.server.tokens import Token
@@ -106,38 +106,60 @@ def list_tokens(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
 def revoke(
     name: Name,
     cancel_batches: Annotated[
-        bool, typer.Option("--cancel-batches", help="End the batches that it made, too.")
+        bool,
+        typer.Option(
+            "--cancel-batches",
+            help="End the batches and the responses in the background that it made, too.",
+        ),
     ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Take a token no more, at every gateway of the store, within a second.
 
-    Batches that it made go on; whoever gets a token of that name sees them.
+    Batches and responses in the background that it made go on; whoever gets a token of that name
+    sees them.
     """
     from scheduler.errors import ConfigError
-    from scheduler.server.batches import record
+    from scheduler.server.batches import theirs
     from scheduler.server.tokens import revoke as take_back
 
-    async def end(opened: Store) -> tuple[bool, int]:
-        was_there = await take_back(opened, name)  # first, so that no batch comes after
-        batches = [each for each in await record.open_ones(opened) if each.owner == name]
+    async def end(opened: Store) -> tuple[bool, int, int, int]:
+        was_there = await take_back(opened, name)  # first, so that nothing comes after
+        batches, responses = (
+            await theirs.batches(opened, name),
+            await theirs.responses(opened, name),
+        )
+        cancelled = 0
         if cancel_batches:
-            change = partial(record.cancel, now_ms=now_ms())
-            for each in batches:
-                await record.amend(opened, each.id, change)
-        return was_there, len(batches)
+            await theirs.end_batches(opened, batches, now_ms())
+            cancelled = await theirs.end_responses(opened, responses, now_ms())
+        return was_there, len(batches), len(responses), cancelled
 
-    was_there, count = with_store(store, end)
-    if not was_there and not (cancel_batches and count):
+    was_there, batches, responses, cancelled = with_store(store, end)
+    if not was_there and not (cancel_batches and (batches or responses)):
         raise ConfigError("token", f"there is none named {name!r}")
     say(f"revoked {name!r}")
-    batches = f"{count:,} batch{'es' * (count != 1)}"
-    if count and cancel_batches:
-        say(f"cancelled {batches}: what waits ends within a minute, if a gateway runs")
-    elif count:
-        say(
-            f"{batches} of it not ended; to end that, too: scheduler token revoke {name} --cancel-batches"
-        )
+    for line in _left(name, batches, responses, cancelled if cancel_batches else None):
+        say(line)
+
+
+def _left(name: str, batches: int, responses: int, cancelled: int | None) -> Iterator[str]:
+    """What becomes of what a token made; `cancelled`: so many responses were. None: nothing was."""
+    of_batches = f"{batches:,} batch{'es' * (batches != 1)}"
+    if cancelled is None:
+        made = [of_batches] if batches else []
+        made += [f"{plural(responses, 'response')} in the background"] if responses else []
+        if made:
+            end = f"to end what waits of that, too: scheduler token revoke {name} --cancel-batches"
+            yield f"{' and '.join(made)} of it not ended; {end}"
+        return
+    if batches:
+        yield f"cancelled {of_batches}: what waits ends within a minute, if a gateway runs"
+    if cancelled:
+        yield f"cancelled {plural(cancelled, 'response')} in the background; nothing was sent"
+    if responses > cancelled:
+        running = plural(responses - cancelled, "response")
+        yield f"{running} in the background under way: it is let finish, and paid"
 
 
 def _bounds(token: Token) -> str:

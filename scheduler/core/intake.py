@@ -91,6 +91,7 @@ class Intake:
         routes: Mapping[str, str] | None = None,
     ) -> None:
         self.providers = _by_name(providers)
+        self.keyless = _keyless(self.providers.values())  # names of those this process cannot ask
         self.default_provider = next(iter(self.providers))
         self.prices = prices
         self._clock, self._on_exceeded, self._prevention = clock, on_exceeded, prevention
@@ -158,6 +159,7 @@ class Intake:
         if provider.name in self.providers:
             raise ConfigError("providers", f"there is one of the name {provider.name!r}")
         self.providers[provider.name] = provider
+        self.keyless = _keyless(self.providers.values())
 
     def provider_at(self, url: str) -> str | None:
         """The provider whose service is behind a URL, by its host; None: none."""
@@ -390,6 +392,10 @@ def _by_name(providers: Provider | Iterable[Provider]) -> dict[str, Provider]:
     if len(named) < len(found):
         raise ConfigError("providers", "two of them have the same name")
     return named
+
+
+def _keyless(providers: Iterable[Provider]) -> frozenset[str]:
+    return frozenset(each.name for each in providers if not each.has_credentials)
 
 
 def _makes_sense(quote: object) -> bool:

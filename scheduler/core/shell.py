@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args, overload
+from typing import Literal, Self, overload
 
 from scheduler import events
 from scheduler.admission.fairness import fairness_of
@@ -30,6 +30,7 @@ from scheduler.core.marks import apply
 from scheduler.core.nested.parts import Tab
 from scheduler.core.pump import Pump
 from scheduler.core.resolver import Resolver
+from scheduler.core.roles import ROLES, Role, check_key, check_role, keep_here
 from scheduler.core.stream import ResponseStream
 from scheduler.core.tagging import Tagging
 from scheduler.core.watching import Companion, Watchers
@@ -61,8 +62,6 @@ from scheduler.stores.base import (
 )
 
 FOR_OTHERS_S = 30.0  # calls that are made for other processes may take so long when this one ends
-Role = Literal["client", "worker", "both"]
-ROLES: tuple[str, ...] = get_args(Role)
 FORKED = (
     "the scheduler was opened before this process was forked, and works in the one it was forked "
     "from; nothing was sent. Open one in each process after the fork, and none before it"
@@ -334,10 +333,11 @@ class Shell(Tagging, Governing, Looking):
         new.retry_failed = retry_failed
         if not is_shared:
             new.lane = new.lane.as_private()
+        keep_here(self.role, self._intake, new)
         if self.max_queue is not None:
             self._check_room(1, self.max_queue)
         if self.role != "both":
-            self._check_role(new)
+            check_role(self.role, new)
         future = pump.submit(new)
         future.send = send
         return future
@@ -361,22 +361,32 @@ class Shell(Tagging, Governing, Looking):
         return tab.begin(self._intake, retry, self._clock.now_ms, request, send)
 
     async def enqueue(
-        self, requests: Sequence[Request], *, retry_failed: bool = False
+        self, requests: Sequence[Request], *, retry_failed: bool = False, for_others: bool = False
     ) -> list[Submitted]:
         """Put many requests in the queue in one transaction, without futures.
 
         When it returns they are in the store. Their outcomes come as `Settled` and
         `Expired` events and stay in the store under their keys.
 
+        Args:
+            requests: What is asked.
+            retry_failed: Ask again under a key whose request failed before.
+            for_others: Those for whose provider this process has no key wait for another one that
+                has, if one could come; else they are refused. False: they fail for want of it.
+
         Raises:
-            RequestRejected: One of them cannot be taken; none was queued.
+            RequestRejected, ConfigError: One of them cannot be taken; none was queued.
         """
         pump, batch = self._pump_here(), []
         for request in requests:
             new = self._prepare(pump, request, None, is_checked=True)
             new.retry_failed = retry_failed
+            if for_others:
+                check_key(self._intake, new)
+            else:
+                keep_here(self.role, self._intake, new)
             if self.role != "both":
-                self._check_role(new)
+                check_role(self.role, new)
             batch.append(new)
         if self.max_queue is not None:
             self._check_room(len(batch), self.max_queue)
@@ -433,9 +443,14 @@ class Shell(Tagging, Governing, Looking):
         """The name of the provider that a request goes to."""
         return self._intake.provider_for(request)
 
-    def validate(self, request: Request) -> None:
-        """Raise what `submit` would raise for a request, or its provider; queue nothing."""
-        self._prepare(self._open_pump(), request, None, is_checked=True)
+    def validate(self, request: Request, *, for_others: bool = False) -> None:
+        """Raise what `submit` would raise for a request, or its provider; queue nothing.
+
+        `for_others`: what `enqueue` would, then.
+        """
+        new = self._prepare(self._open_pump(), request, None, is_checked=True)
+        if for_others:
+            check_key(self._intake, new)
 
     def _prepare(
         self, pump: Pump, request: Request, on_exceeded: OnExceeded | None, is_checked: bool = False
@@ -452,20 +467,6 @@ class Shell(Tagging, Governing, Looking):
             self._intake.providers[new.lane.provider].check(new.request)
         self.store.prepare(new)
         return new
-
-    def _check_role(self, new: NewRequest) -> None:
-        """Refuse what this process is not there for. Raises `ConfigError`."""
-        if self.role == "worker":
-            problem = "a worker takes in no requests, it sends those of others; nothing was queued"
-            raise ConfigError("role", f"{problem}. Submit with role='client' or 'both'")
-        if self.role == "client" and not new.lane.is_shared:
-            raise ConfigError(
-                "role",
-                "a client sends nothing itself, and no other process could send this request: it "
-                "needs a key, a store that keeps prompts, a provider that is known by its name and "
-                "its URL, and may neither stream, nor fall back, nor be refused rather than wait. "
-                "Nothing was queued",
-            )
 
     def _open_pump(self) -> Pump:
         if self._state == "new":
@@ -572,14 +573,19 @@ class Shell(Tagging, Governing, Looking):
     def _serve(self) -> None:
         """Say what this process sends for others."""
         sends = self.role != "client" and self._intake.shares
-        self.store.serve(self.serves, at_once=self.concurrency if sends else None)
+        at_once = self.concurrency if sends else None
+        self.store.serve(self._services(), at_once=at_once, left=self._intake.keyless)
+
+    def _services(self) -> dict[str, str]:
+        stopped = frozenset() if self._pump is None else self._pump.stopped
+        services = self._intake.services
+        return {name: each for name, each in services.items() if name not in stopped}
 
     @property
     def serves(self) -> dict[str, str]:
         """The services that it may ask for others, by provider's name."""
-        stopped = frozenset() if self._pump is None else self._pump.stopped
-        services = self._intake.services
-        return {name: each for name, each in services.items() if name not in stopped}
+        services = self._services()
+        return {name: each for name, each in services.items() if name not in self._intake.keyless}
 
     @property
     def shares(self) -> bool:

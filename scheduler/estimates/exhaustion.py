@@ -1,5 +1,9 @@
 """When a budget will be used up, at the rate at which it is spent. Pure.
 
+*Used up* means that nothing is left: what was spent and what calls under way may cost, together, are
+as much as the limit, so that whoever comes next waits. So it is earlier than the day on which as much
+as the limit was spent, by what is always under way; that is what `left` says everywhere.
+
 Calls come by chance, λ of them a millisecond, and cost c each: what is spent in t is about m·t, with a
 variance of v·t, where m = λ·E[c] and v = λ·E[c²] (a compound Poisson process). So what is left, R, lasts
 
@@ -16,8 +20,12 @@ with the probability that belongs to z.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 
+from scheduler.budget import WindowKind
+from scheduler.stats import CapStatus
+
+HOUR_MS = 3_600_000
 TENTH = 1.2816  # of which one in ten is beyond
 
 
@@ -39,3 +47,32 @@ def used_up_ms(left: float, mean: float, variance: float, now_ms: int) -> tuple[
 def _lasts_ms(left: float, mean: float, variance: float, z: float) -> float:
     chance = z * sqrt(variance)
     return ((sqrt(chance * chance + 4 * mean * left) - chance) / (2 * mean)) ** 2
+
+
+def left_of(cap: CapStatus) -> int | None:
+    """What is left of a limit, in the cap's unit: below 0 after an overrun or a cut; None: no limit."""
+    return None if cap.limit is None else cap.limit - cap.counted
+
+
+def used_up_at_ms(cap: CapStatus, per_hour: float, now_ms: int) -> int | None:
+    """When nothing is left of a cap, if it goes on like this.
+
+    Args:
+        cap: Its balance.
+        per_hour: What is spent in an hour, in its unit.
+        now_ms: The time of that balance.
+
+    Returns:
+        The instant, `now_ms` if nothing is left already. None: not before the window ends, or it
+        gives back by itself what it took, as rolling windows do.
+    """
+    left = left_of(cap)
+    if left is None:
+        return None
+    if left <= 0:
+        return now_ms
+    if per_hour <= 0 or cap.cap.window.kind is WindowKind.ROLLING:
+        return None
+    at_ms = now_ms + ceil(left * HOUR_MS / per_hour)
+    ends_ms = cap.cap.window.resets_at_ms(now_ms)
+    return None if ends_ms is not None and at_ms >= ends_ms else at_ms

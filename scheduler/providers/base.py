@@ -88,6 +88,19 @@ class Provider(ABC):
     counting: str = "default"
     """How it counts tokens against its limits: a name in `scheduler.limits.COUNTING`."""
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is something to authenticate with, or nothing is needed.
+
+        Without, what others could send, too, is left to those of them that have it.
+        """
+        return True
+
+    @property
+    def lacks(self) -> str:
+        """What has to be set where this process runs, so that it can ask; empty: nothing."""
+        return ""
+
     def check(self, request: Request) -> None:  # noqa: B027 - optional: most take whatever comes
         """Refuse what it could never send, before anything is queued or reserved.
 

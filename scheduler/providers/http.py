@@ -115,6 +115,11 @@ class HttpProvider(Provider):
             client.auth is not None or any(name in client.headers for name in CREDENTIAL_HEADERS)
         )
 
+    @property
+    def lacks(self) -> str:
+        """The variable that would hold its key; empty: it has one, or needs none."""
+        return "" if self.has_credentials else self.key_variable
+
     def require_key(self) -> None:
         """Make sure there is a key, before anything is sent.
 

@@ -32,6 +32,7 @@ from scheduler.request import RESPONSES, Response
 from scheduler.scheduler import Scheduler
 from scheduler.server import forwarded
 from scheduler.server.asked import named_in, read_asked
+from scheduler.server.bodies import Bodies
 from scheduler.server.exchange import Exchange
 from scheduler.server.line import HungUp, Line, wanted_at
 from scheduler.server.nurse import Nurse
@@ -75,6 +76,7 @@ class Gateway:
 
     Attributes:
         exchanges: Calls under way, or held.
+        bodies: What the bodies of these, and of what else is asked, take.
         background: Takes those that nobody stays on the line for. None: nobody does.
         succeeded: How many were answered.
         cost_nusd: What these cost.
@@ -94,6 +96,7 @@ class Gateway:
         self._nurse = Nurse(self._loop)
         self.is_stopping = False
         self.background: Background | None = None
+        self.bodies = Bodies()
         self.succeeded = self.cost_nusd = self.parked_ms = 0
         self._turns, self._left = -1, dict[tuple[int, ...], int | None]()
         self._chosen: dict[tuple[Dialect, str, str], tuple[str, str]] = {}
@@ -353,7 +356,11 @@ class _Endpoint:
         self._gateway, self._is_free = gateway, is_free
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._gateway.serve(Line(scope, receive, send), is_free=self._is_free)
+        line = Line(scope, receive, send, self._gateway.bodies)
+        try:
+            await self._gateway.serve(line, is_free=self._is_free)
+        finally:
+            line.let_go()
 
 
 class _OfModel:

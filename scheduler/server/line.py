@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from scheduler.server.bodies import FREE_BYTES, Bodies
 from scheduler.server.listen import answer_at_once
 from scheduler.server.refusals import Fields, Unserved, Whole
 
@@ -28,6 +29,12 @@ class HungUp(Exception):
 class Line:
     """See the module.
 
+    Args:
+        scope: Of ASGI.
+        receive: Likewise.
+        send: Likewise.
+        bodies: What those of all calls may take at once; `let_go` gives back what this one's does.
+
     Attributes:
         headers: By names in lower case; several of one name are one.
         has_begun: The status was told.
@@ -36,9 +43,15 @@ class Line:
         lock: Held while something is told.
     """
 
-    __slots__ = ("_send", "beats", "has_begun", "headers", "is_over", "lock", "receive", "scope")
+    __slots__ = (
+        "_bodies", "_send", "_taken", "beats", "has_begun", "headers", "is_over", "lock", "receive",
+        "scope",
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, bodies: Bodies | None = None
+    ) -> None:
+        self._bodies, self._taken = bodies, 0
         self.scope, self.receive, self._send = scope, receive, send
         self.headers = headers_of(scope["headers"])
         self.has_begun = self.is_over = False
@@ -49,12 +62,14 @@ class Line:
         """All of the body.
 
         Raises:
-            Unserved: It is too long.
+            Unserved: It is too long, or those of all calls are.
             HungUp: Its client has, or said nothing for too long (see `listen`).
         """
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > most_bytes:
             raise _too_long(most_bytes)
+        if length.isdecimal():
+            await self._take(int(length))
         pieces, size = list[bytes](), 0
         while True:
             message = await self.receive()
@@ -67,8 +82,44 @@ class Line:
             size += len(piece)
             if size > most_bytes:
                 raise _too_long(most_bytes)
+            if size > self._taken and size > FREE_BYTES:  # who knows how long it becomes
+                await self._take(most_bytes)
             if not message.get("more_body"):
+                self._keep(size)
                 return b"".join(pieces)
+
+    async def _take(self, size: int) -> None:
+        if self._bodies is None or size <= FREE_BYTES:
+            return
+        try:
+            await self._bodies.take(size)
+        except Unserved:
+            await self._pass_over()
+            raise
+        self._taken = size
+
+    async def _pass_over(self) -> None:
+        """Read the rest of a body and keep nothing of it: most clients hear no answer before."""
+        if "expect" in self.headers:  # it asks first
+            return
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise HungUp
+            more = message.get("more_body", False)
+
+    def _keep(self, size: int) -> None:
+        """It has become that long; no longer than was taken for it."""
+        if self._bodies is not None and size < self._taken:
+            self._bodies.shrink(self._taken, size)
+            self._taken = size if size > FREE_BYTES else 0
+
+    def let_go(self) -> None:
+        """It is answered: what its body took is others' to take."""
+        if self._bodies is not None and self._taken:
+            self._bodies.give_back(self._taken)
+            self._taken = 0
 
     async def begin(self, status: int, headers: Fields) -> None:
         """Tell the status; once."""

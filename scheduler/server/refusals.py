@@ -40,16 +40,22 @@ class Unserved(Exception):
         code: For programs.
         problem: For people; says that nothing was sent.
         headers: Besides the usual ones.
+        is_final: An SDK is not to ask again by itself.
     """
 
-    def __init__(self, status: int, code: str, problem: str, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(
+        self, status: int, code: str, problem: str, *headers: tuple[bytes, bytes],
+        is_final: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(status, code, problem)
         self.status, self.code, self.problem, self.headers = status, code, problem, headers
+        self.is_final = is_final
 
     def as_answer(self, dialect: Dialect) -> Whole:
         """In a provider's form."""
         body = refusal_body(dialect, self.status, self.code, self.problem)
-        return Whole(self.status, [JSON, NOT_AGAIN, *self.headers], to_json(body))
+        usual = [JSON, NOT_AGAIN] if self.is_final else [JSON]
+        return Whole(self.status, [*usual, *self.headers], to_json(body))
 
 
 def refused(

@@ -369,7 +369,7 @@ class TurnResult:
         was_lost: Others had taken this process for dead: its keys may be theirs now.
         waiting: How many of its requests wait, told when it was lost, or when one was answered
             that had been queued again, here or by others; None: as known.
-        waiting_shared: How many wait in the shared lanes that this process serves.
+        waiting_shared: How many wait in the shared lanes that this process serves, and has the key for.
     """
 
     submitted: list[Submitted] = field(default_factory=list)
@@ -441,13 +441,17 @@ class Store(Noting, Papers, History, Outbox, ABC):
         """
         self.gates = gates
 
-    def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
+    def serve(
+        self, services: Mapping[str, str], *, at_once: int | None = None, left: Collection[str] = ()
+    ) -> None:
         """Have this process claim what is in shared lanes of these services, by provider's name.
 
         Args:
             services: What it may send.
             at_once: So many calls at once, as others are told; None: it sends nothing, and only
                 follows what waits there.
+            left: Names of those among them that it cannot send to, for want of a key: what waits
+                there is followed, too, and left to others.
         """
 
     def share(self, fairness: Fairness | None) -> None:

@@ -32,8 +32,8 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "group", "head", "id", "is_active", "key", "parked_total_ms", "passed", "passed_reach",
-        "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
+        "fits", "group", "head", "id", "is_active", "is_left", "key", "parked_total_ms", "passed",
+        "passed_reach", "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
@@ -41,6 +41,7 @@ class Lane:
         self.waiting = 0
         self.group = key.provider, key.level, key.model  # among which it stands in the book
         self.head = key.lowest  # nobody before it waits here
+        self.is_left = False  # to other processes: this one has no key for its provider
         self.is_active = False  # somebody waits here for a turn, or for calls under way to end
         self.ticket = 0  # counts its places in the book of open lanes
         self.shortfall: Shortfall | None = None  # None: open
@@ -84,7 +85,8 @@ class Lanes:
         active: How many lanes of a tenant are, in which somebody waits for a turn.
         risen: Tenants that had none of these, and have one since they were last looked at.
         parked: How many wait in lanes that are shut, by reason.
-        waiting_shared: How many wait in shared lanes.
+        waiting_shared: How many wait in shared lanes, of those that are not left to others.
+        left: Providers whose shared lanes are: they are followed, and never among those looked at.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Lanes:
         self._of_budget: dict[int, dict[int, Lane]] = {}
         self.open = Book(self._shares)
         self._waiting = self.waiting_shared = 0
+        self.left: frozenset[str] = frozenset()
         self._wakes: dict[
             int, list[tuple[int, int, int]]
         ] = {}  # account → heap of (need, lane, version)
@@ -125,10 +128,32 @@ class Lanes:
         lane = self._by_key.get(key)
         if lane is None:
             lane = self._by_key[key] = Lane(make_id(), key)
+            lane.is_left = key.is_shared and key.provider in self.left
             self._by_id[lane.id] = lane
             for budget_id in key.budgets:
                 self._of_budget.setdefault(budget_id, {})[lane.id] = lane
         return lane
+
+    def leave(self, providers: frozenset[str]) -> None:
+        """Leave what waits in shared lanes of these providers to other processes, and of no others."""
+        if providers == self.left:
+            return
+        self.left = providers
+        for lane in self._by_key.values():
+            is_left = lane.key.is_shared and lane.key.provider in providers
+            if is_left is lane.is_left:
+                continue
+            lane.is_left = is_left
+            self.waiting_shared += -lane.waiting if is_left else lane.waiting
+            self._mark(lane)
+            self._offer(lane)
+
+    def _offer(self, lane: Lane) -> None:
+        """Have it looked at, if somebody waits in it who may be sent from here."""
+        if lane.is_left:
+            self.open.drop(lane)
+        elif lane.waiting and lane.shortfall is None:
+            self.open.put(lane)
 
     def find(self, key: LaneKey) -> Lane | None:
         """The lane of that key, if there is one."""
@@ -150,7 +175,7 @@ class Lanes:
         is_first = not lane.waiting or head < lane.head
         lane.waiting += count
         self._waiting += count
-        self.waiting_shared += count * lane.key.is_shared
+        self.waiting_shared += count * (lane.key.is_shared and not lane.is_left)
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] += count
@@ -158,14 +183,13 @@ class Lanes:
             self._mark(lane)
         if is_first:
             lane.head = head
-            if lane.shortfall is None and lane.waiting:
-                self.open.put(lane)
+            self._offer(lane)
 
     def remove(self, lane: Lane, now_ms: int, count: int = 1) -> None:
         """`count` fewer requests wait in the lane."""
         lane.waiting -= count
         self._waiting -= count
-        self.waiting_shared -= count * lane.key.is_shared
+        self.waiting_shared -= count * (lane.key.is_shared and not lane.is_left)
         self._counted[lane.id] = lane
         if lane.shortfall is not None:
             self.parked[lane.shortfall.reason.value] -= count
@@ -213,7 +237,8 @@ class Lanes:
         if self._shares.fairness is None:
             return
         lack = lane.shortfall
-        is_active = lane.waiting > 0 and (lack is None or lack.reason is ParkReason.HELD_IN_FLIGHT)
+        may_go = lane.waiting > 0 and not lane.is_left
+        is_active = may_go and (lack is None or lack.reason is ParkReason.HELD_IN_FLIGHT)
         if is_active is lane.is_active or lane.key.is_lent:
             return
         lane.is_active = is_active
@@ -238,7 +263,7 @@ class Lanes:
         if not lane.waiting:
             return
         if verdict.shortfall is None:
-            self.open.put(lane)
+            self._offer(lane)
             return
         lane.shortfall, lane.smallest, lane.fits = verdict.shortfall, verdict.smallest, verdict.fits
         self.parked[lane.shortfall.reason.value] += lane.waiting
@@ -393,8 +418,7 @@ class Lanes:
         lane.shortfall, lane.smallest, lane.fits = None, {}, NOTHING
         lane.version += 1
         self._mark(lane)
-        if lane.waiting:
-            self.open.put(lane)
+        self._offer(lane)
         self._note(lane)
 
     def _note(self, lane: Lane) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scheduler.budget import WindowKind
+from scheduler.estimates.exhaustion import used_up_at_ms
 from scheduler.guards.plain import without_password
 from scheduler.ledger.account import unit_index
 from scheduler.ledger.burning import Burn, is_early, length_ms, spans_ms
@@ -114,14 +115,8 @@ class Picture:
         return self.at_ms + left * ms // spent, spent * HOUR_MS // ms
 
     def spent_at_ms(self, status: BudgetStatus, cap: CapStatus) -> int | None:
-        """When a cap will be used up, if spending goes on as lately; None: not before its reset."""
-        rate = self.per_hour(status, cap)
-        if cap.limit is None or rate <= 0:
-            return None
-        at_ms = self.at_ms + int(max(0, cap.limit - cap.counted) * HOUR_MS / rate)
-        if cap.resets_at_ms is not None and at_ms >= cap.resets_at_ms:
-            return None
-        return at_ms
+        """When nothing is left of a cap, if spending goes on as lately; see `used_up_at_ms`."""
+        return used_up_at_ms(cap, self.per_hour(status, cap), self.at_ms)
 
 
 async def look(

@@ -10,6 +10,7 @@ from tests import warm
 from tests.postgres.database import Database
 from tests.processes.harness import server
 from tests.server.conftest import PRICE, Gateway, wait_for
+from tests.server.test_background import check_revoked_tokens_responses
 from tests.server.test_batches import begun, client_of, line, over
 from tests.server.test_batches_between import BRISK, MANY, all_once, queued_of
 
@@ -114,3 +115,7 @@ def test_a_worker_sends_what_the_gateway_would_not_and_its_end_is_noticed(start,
         worker.kill()
         worker.wait()
     check(url, provider)
+
+
+def test_a_revoked_tokens_responses_go_on_unless_they_are_to_end(start):
+    check_revoked_tokens_responses(start(budget="$0.05"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.stores.by_tag import ByTag
 from tests.stores.conformance import Conformance
 from tests.stores.foreseen import Foreseen
 from tests.stores.keeping import Keeping
+from tests.stores.leaving import Leaving
 from tests.stores.outlook import Outlook
 from tests.stores.tenancy import Tenancy
 
@@ -38,6 +40,18 @@ class TestTenancy(Tenancy):
 
 
 class TestKeeping(Keeping):
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestLeaving(Leaving):
+    @pytest.fixture
+    async def store(self, opened):
+        return await opened()
+
+
+class TestByTag(ByTag):
     @pytest.fixture
     async def store(self, opened):
         return await opened()

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from tests.server.conftest import MODEL, wait_for
+from tests.server.conftest import MODEL, provider_with, wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 ASKED = {"model": MODEL, "input": "hi", "max_output_tokens": 100, "background": True}
@@ -87,8 +87,6 @@ def test_one_who_asks_again_after_a_lost_answer_gets_the_same_one(start, provide
 
 
 def test_a_failure_says_why(start, provider):
-    from tests.server.conftest import provider_with
-
     with provider_with("--fail", "500=1") as bad:
         made = start(bad, "--max-attempts", "1")
         with client_of(made) as client:
@@ -127,3 +125,50 @@ def test_what_is_not_done_here_is_refused(start, provider):
         with pytest.raises(openai.NotFoundError):
             client.responses.cancel("resp_bg_0")
     assert sum(made.states().values()) == 0
+
+
+def check_revoked_tokens_responses(made):
+    """Those of a token that is revoked go on, unless they are to end."""
+    ann = made.cli("token", "create", "ann").strip().splitlines()[-1]
+    bob = made.cli("token", "create", "bob").strip().splitlines()[-1]
+    with client_of(made, ann) as hers, client_of(made, bob) as his:
+        begun = [hers.responses.create(**ASKED) for _ in range(2)]
+        other = his.responses.create(**ASKED)
+        wait_for(lambda: made.states()["parked"] == 3, "all to be parked")
+    words = ("token", "revoke", "ann")
+    told = made.cli(*words, told=True)
+    assert "2 responses in the background of it not ended" in told
+    assert "--cancel-batches" in told
+    assert made.states()["parked"] == 3
+
+    told = made.cli(*words, "--cancel-batches", told=True)
+
+    assert "cancelled 2 responses in the background; nothing was sent" in told
+    assert (made.states()["parked"], made.states()["cancelled"]) == (1, 2)
+    again = made.cli("token", "create", "ann").strip().splitlines()[-1]
+    with client_of(made, again) as hers, client_of(made, bob) as his:
+        assert {hers.responses.retrieve(each.id).status for each in begun} == {"cancelled"}
+        made.cli("budget", "set", "default", "$1")
+        assert over(his, other).status == "completed"
+    assert float(made.settled()["posted_usd"]) == 0.01
+    assert "in the background" not in made.cli(*words, "--cancel-batches", told=True)
+
+
+def test_a_revoked_tokens_responses_go_on_unless_they_are_to_end(start, provider):
+    check_revoked_tokens_responses(start(provider, budget="$0.05"))
+
+
+def test_of_a_revoked_token_what_runs_is_left_to_finish(start):
+    with provider_with(
+        "--latency", "300s"
+    ) as still:  # so that it runs, however busy the machine is
+        made = start(still)
+        ann = made.cli("token", "create", "ann").strip().splitlines()[-1]
+        with client_of(made, ann) as hers:
+            begun = hers.responses.create(**ASKED)
+            wait_for(lambda: made.states()["running"] == 1, "it to run")
+        told = made.cli("token", "revoke", "ann", "--cancel-batches", told=True)
+        assert "1 response in the background under way: it is let finish, and paid" in told
+        again = made.cli("token", "create", "ann").strip().splitlines()[-1]
+        with client_of(made, again) as hers:
+            assert hers.responses.retrieve(begun.id).status == "in_progress"

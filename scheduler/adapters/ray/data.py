@@ -44,7 +44,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.stores import file_of
 
 if TYPE_CHECKING:
-    from scheduler.core.shell import Role
+    from scheduler.core.roles import Role
 
 Row = dict[str, Any]
 Asked = Request | Mapping[str, Any]

@@ -21,6 +21,7 @@ from scheduler.server.batches import door
 from scheduler.server.batches.files import refuse_unkept
 from scheduler.server.batches.record import BACKGROUND, is_id, new_id
 from scheduler.server.batches.said import AGAIN_MS, LOOKED_AT, digest_of, is_again
+from scheduler.server.batches.theirs import request_of
 from scheduler.server.gateway import Gateway
 from scheduler.server.line import Line, wanted_at
 from scheduler.server.refusals import Whole
@@ -113,7 +114,7 @@ class Background:
         if not isinstance(before, str) or not before.startswith(PREFIX):
             return body
         paper = await self._of(before, token)
-        finished = await self._finished(_request_of(paper))
+        finished = await self._finished(request_of(paper))
         answer = None if finished is None or finished.response is None else finished.response.body
         theirs = answer.get("id") if isinstance(answer, dict) else None
         if not isinstance(theirs, str):
@@ -129,14 +130,14 @@ class Background:
 
     async def _cancel(self, line: Line, token: Token) -> Whole:
         paper = await self._find(line, token)
-        request_id = _request_of(paper)
+        request_id = request_of(paper)
         if request_id is not None:
             await self._s.withdraw([request_id])
         return door.said(await self._told(paper))
 
     async def _delete(self, line: Line, token: Token) -> Whole:
         paper = await self._find(line, token)
-        request_id = _request_of(paper)
+        request_id = request_of(paper)
         if request_id is not None:
             await self._s.withdraw([request_id])
             await self._s.store.delivered([request_id])
@@ -159,7 +160,7 @@ class Background:
     async def _told(self, paper: Paper) -> dict[str, Any]:
         said = json.loads(paper.text)
         shown = _shown(paper.name, paper.made_at_ms, said["echo"])
-        request_id = _request_of(paper)
+        request_id = request_of(paper)
         finished = await self._finished(request_id)
         if finished is not None:
             return _ended(shown, finished)
@@ -167,12 +168,6 @@ class Background:
         if not pictures:
             raise door.missing("response", paper.name)
         return {**shown, **_waiting(pictures[0])}
-
-
-def _request_of(paper: Paper) -> int | None:
-    """The request that answers it. None: nobody knows whether it was queued."""
-    found: int | None = json.loads(paper.text).get("request_id")
-    return found
 
 
 def _shown(name: str, made_ms: int, echo: dict[str, Any]) -> dict[str, Any]:

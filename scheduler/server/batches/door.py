@@ -45,7 +45,13 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        line = Line(scope, receive, send)
+        line = Line(scope, receive, send, self._gateway.bodies)
+        try:
+            await self._serve(line, scope)
+        finally:
+            line.let_go()
+
+    async def _serve(self, line: Line, scope: Scope) -> None:
         try:
             whole = await self._answer(line, await self._gateway.token_of(line))
         except HungUp:

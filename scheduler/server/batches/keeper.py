@@ -29,7 +29,7 @@ from scheduler.server.batches.reader import Reader
 from scheduler.server.batches.record import BACKGROUND, Batch, Phase
 from scheduler.server.batches.shelf import Shelf, new_file
 from scheduler.shortfall import Shortfall
-from scheduler.stats import Counts
+from scheduler.stats import Counts, Unserved
 from scheduler.stores.base import Finished
 
 logger = logger_of("scheduler.server")
@@ -247,6 +247,13 @@ class Keeper:
             [RequestState.PARKED], self._s.now_ms(), job=batch.id, limit=1
         )
         return rows[0].shortfall if rows else None
+
+    async def unserved(self, batch: Batch, counts: Counts) -> list[tuple[Unserved, str]]:
+        """What of a batch no live process could send, and the key's variable that is missing here."""
+        if not counts.queued:
+            return []
+        found = await self._s.store.unserved(self._s.now_ms(), batch.id)
+        return [(each, self.reader.lacks(each.provider)) for each in found]
 
     async def _end_if_done(self, batch: Batch) -> None:
         counts = await self._s.store.counts(batch.id)

@@ -16,7 +16,6 @@ from scheduler.adapters.dialects import Dialect, http_status
 from scheduler.batch.results import line_text
 from scheduler.errors import QueueFull, SchedulerClosed, SchedulerError, StoreError
 from scheduler.providers.base import Provider
-from scheduler.providers.http import HttpProvider
 from scheduler.request import MESSAGES, Request, RequestState
 from scheduler.scheduler import Scheduler
 from scheduler.server.batches import forms, record
@@ -260,7 +259,7 @@ class Reader:
         seen_ms = self._s.now_ms()
         while requests:
             try:
-                await self._s.enqueue(requests)
+                await self._s.enqueue(requests, for_others=True)
                 return
             except QueueFull:
                 await asyncio.sleep(FULL_S)
@@ -272,7 +271,7 @@ class Reader:
         """The request that a line makes, or what is wrong with it as the scheduler sees it."""
         try:
             request = self._made(batch, line)
-            self._s.validate(request)
+            self._s.validate(request, for_others=True)
         except _OF_ALL:
             raise
         except Exception as exc:
@@ -288,17 +287,20 @@ class Reader:
         return Wrong(line.number, line.key, "invalid_body", problem, "body")
 
     def _made(self, batch: Batch, line: Line) -> Request:
-        request = Request(
+        return Request(
             line.body, url=line.url, key=line.key, job=batch.id, provider=self._asked(batch, line),
             **batch.asked,
         )  # fmt: skip
-        provider = self._provider_of(request)
-        if isinstance(provider, HttpProvider):
-            provider.require_key()
-        return request
 
     def _provider_of(self, request: Request) -> Provider:
         return self._provider(request.provider or self._s.provider_for(request))
+
+    def lacks(self, name: str) -> str:
+        """What has to be set here so that a provider can be asked; empty: nothing, as far as is known."""
+        try:
+            return self._provider(name).lacks
+        except KeyError:  # another process's
+            return ""
 
     def _asked(self, batch: Batch, line: Line) -> str | None:
         """Who is asked; None: whom its model leads to."""

@@ -5,12 +5,13 @@ waits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from scheduler.admission.notices import sentence
 from scheduler.duration import parse_duration_ms
+from scheduler.guards.plain import without_password
 from scheduler.request import Priority
 from scheduler.server.asked import read_asked
 from scheduler.server.batches import record
@@ -18,10 +19,11 @@ from scheduler.server.batches.keeper import Keeper
 from scheduler.server.batches.record import Batch
 from scheduler.server.line import Line
 from scheduler.server.tokens import Token
-from scheduler.stats import Counts
+from scheduler.stats import Counts, Unserved
 from scheduler.stores.base import Store
 
 PRIORITY, RETRY = "x-scheduler-priority", "x-stainless-retry-count"
+UNSERVED = "unserved"  # why something waits, beside the reasons of money
 AGAIN_MS = 600_000  # a client that asks again by itself does so within that time
 LOOKED_AT = 20
 
@@ -74,12 +76,46 @@ async def waits_of(
     keeper: Keeper, batch: Batch, counts: Counts | None, now_ms: int
 ) -> Mapping[str, Any]:
     """Why a batch waits, and until when, for people and for programs; empty: it does not."""
-    lack = None if counts is None else await keeper.lacks(batch, counts)
-    if counts is None or lack is None:
+    if counts is None:
         return {}
+    told = unserved(await keeper.unserved(batch, counts))
+    lack = await keeper.lacks(batch, counts)
+    if lack is None:
+        return told
     resumes_ms = lack.resumes_at_ms
-    return {
+    return told | {
         "parked": counts.parked, "reason": str(lack.reason), "budget": lack.budget,
         "resumes_at": None if resumes_ms is None else resumes_ms // 1000,
         "message": sentence(lack, now_ms),
     }  # fmt: skip
+
+
+def unserved(found: Sequence[tuple[Unserved, str]]) -> dict[str, Any]:
+    """That nobody at work has the key for some of its requests; empty: somebody has for each.
+
+    Args:
+        found: What waits, by provider, and the variable that this gateway lacks; empty: none.
+    """
+    if not found:
+        return {}
+    rows = [
+        {"provider": each.provider, "requests": each.waiting, "lacks": lacks or None,
+         "message": _unserved(each, lacks)}
+        for each, lacks in found
+    ]  # fmt: skip
+    return {
+        "reason": UNSERVED,
+        "unserved": rows,
+        "message": " ".join(f"{row['message']}." for row in rows),
+    }
+
+
+def _unserved(each: Unserved, lacks: str) -> str:
+    wait = "1 request waits" if each.waiting == 1 else f"{each.waiting:,} requests wait"
+    at = f"provider {each.provider!r} ({without_password(each.service)})"
+    if not lacks:
+        return f"{wait} for {at}, which no live process serves; nothing of it was sent. Start one that has its key: scheduler worker"
+    return (
+        f"{wait} for {at}: {lacks} is not set where this gateway runs, and no live worker has that "
+        "key; nothing of it was sent. Start one that has (scheduler worker), or the gateway again with it"
+    )

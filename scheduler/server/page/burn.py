@@ -1,8 +1,8 @@
 """How a budget is being used up: what a burn chart shows, and where it leads; pure.
 
 Spending is known by quarters of an hour. At the rate at which it went lately the budget is used up when
-the line meets the limit, unless its window ends before. A rolling window gives back what it took, so no
-line is drawn for it.
+what is spent, with what calls under way may cost on top of it, meets the limit, unless its window ends
+before. A rolling window gives back what it took, so no line is drawn for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scheduler.budget import Window, WindowKind
+from scheduler.estimates.exhaustion import used_up_at_ms
 from scheduler.ledger.account import unit_index
 from scheduler.stats import CapStatus
 from scheduler.stores.course import HOUR_MS, QUARTER_MS, CourseRow, rate_per_hour
@@ -29,7 +30,7 @@ class Burn:
         spent: What counted in the window, at instants in order; the last one is now.
         allowed: How much might be used up, if it is paced; empty: it is not.
         per_hour: What an hour costs, as it went lately.
-        used_up_at_ms: When nothing is left at that rate; None: not in this window.
+        used_up_at_ms: When nothing is left at that rate, as `estimates.exhaustion` has it.
         at_end: What is spent at that rate when the window ends; None: it has no end, or rolls.
     """
 
@@ -66,18 +67,13 @@ def burn(cap: CapStatus, rows: Sequence[CourseRow], now_ms: int) -> Burn:
     else:
         spent = _adding_up(posted, cap.posted, from_ms, now_ms)
     per_hour = rate_per_hour(posted, now_ms)
-    used_up_at_ms = at_end = None
-    if window.kind is not WindowKind.ROLLING and per_hour > 0:
-        if cap.limit is not None and cap.posted < cap.limit:
-            used_up_at_ms = now_ms + -(-(cap.limit - cap.posted) * HOUR_MS // per_hour)
-        if ends_ms is not None:
-            at_end = cap.posted + per_hour * (ends_ms - now_ms) // HOUR_MS
-            if used_up_at_ms is not None and used_up_at_ms >= ends_ms:
-                used_up_at_ms = None
+    at_end = None
+    if ends_ms is not None and per_hour > 0:
+        at_end = cap.posted + per_hour * (ends_ms - now_ms) // HOUR_MS
     to_ms = now_ms + max(HOUR_MS, (now_ms - from_ms) // 4) if ends_ms is None else ends_ms
     return Burn(
         from_ms, to_ms, tuple(_thinned([*spent, (now_ms, cap.posted)])),
-        tuple(_allowed(cap, from_ms, to_ms)), per_hour, used_up_at_ms, at_end,
+        tuple(_allowed(cap, from_ms, to_ms)), per_hour, used_up_at_ms(cap, per_hour, now_ms), at_end,
     )  # fmt: skip
 
 

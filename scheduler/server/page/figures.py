@@ -104,6 +104,7 @@ def burn_row(cap: CapStatus, burn: Burn) -> dict[str, Any]:
         "posted": cap.posted,
         "reserved": cap.reserved,
         "suspense": cap.suspense,
+        "counted": cap.counted,
         "resets_at_ms": cap.resets_at_ms,
         "said": words,
         "said_at_end": None if burn.at_end is None else write(burn.at_end),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from scheduler.admission.fairness import Fairness, Shares, cost_for, size_for, tenant_key
@@ -111,6 +111,11 @@ class MemoryStore(Notes, Folder, Glance, Outlook):
 
     async def changed(self, now_ms: int) -> bool:
         return False
+
+    def serve(
+        self, services: Mapping[str, str], *, at_once: int | None = None, left: Collection[str] = ()
+    ) -> None:
+        self._lanes.leave(frozenset(left))
 
     def share(self, fairness: Fairness | None) -> None:
         self._shares.fairness = fairness

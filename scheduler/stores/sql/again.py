@@ -110,6 +110,7 @@ def restore(books: Books, before: Memo) -> None:
     books.jobs = {}  # some may not be there
     books.shares.clear()
     books.is_told = False  # nor may what this process serves
+    books.tagged = {}  # likewise: some may have no sum of their own
     books.learned = Learned()  # it may hold what is not written; read anew when it is needed
     for gate in books.saved_gates:
         gate.is_dirty = True

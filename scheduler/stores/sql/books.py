@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class Books:
         self.worker_id = self.seen_at_ms = self.now_ms = 0
         self.store_prompts: StorePrompts = "full"
         self.services: Mapping[str, str] | None = None  # by provider's name; None: any
+        self.left: frozenset[str] = frozenset()  # of these, those that others are to send
         self.at_once: int | None = None  # calls that are made for others; None: none are
         self.since_ms = 0
         self.is_told = True  # others know what this process serves
@@ -85,19 +86,24 @@ class Books:
         self._windows: dict[Window, Window] = {}  # one of each: they remember their boundaries
 
     def is_served(self, key: LaneKey) -> bool:
-        """Whether this process may send what waits in a shared lane."""
+        """Whether a shared lane is about one that this process would ask, too, or leave to others."""
         return self.services is None or self.services.get(key.provider) == key.service
 
-    def serve(self, services: Mapping[str, str], at_once: int | None) -> None:
-        """Send what waits for these from now on; asked from any thread."""
-        self.services, self.at_once = dict(services), at_once
+    def serve(
+        self, services: Mapping[str, str], at_once: int | None, left: Collection[str]
+    ) -> None:
+        """Send what waits for these from now on, but for what is left; asked from any thread."""
+        self.services, self.at_once, self.left = dict(services), at_once, frozenset(left)
         self.is_told = False
 
     def about(self) -> str | None:
         """What others are told of it, as it is stored."""
-        if self.at_once is None or not self.services:
+        services = {
+            name: each for name, each in (self.services or {}).items() if name not in self.left
+        }
+        if self.at_once is None or not services:
             return None
-        told = {"serves": self.services, "at_once": self.at_once, "since_ms": self.since_ms}
+        told = {"serves": services, "at_once": self.at_once, "since_ms": self.since_ms}
         return json.dumps(told)
 
     def sends(self, row: Row) -> bool:

@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from scheduler.budget import Unit
 from scheduler.ledger.account import Account, Needs, Tally, cost_in
-from scheduler.stats import Discrepancy
 from scheduler.stores.course import QUARTER_MS, CourseRow, TookRow, bucket_of
 from scheduler.stores.sql.codec import decode_budgets
 from scheduler.stores.sql.connection import Connection
@@ -48,7 +46,7 @@ POSTED = (
 POSTED_ON = f"SELECT budgets, quarter_ms, {_SUMMED} budgets, quarter_ms"
 """The same for `spent_of_budgets`, by all budgets of a reservation together."""
 
-_POSTED_AS = f"SELECT quarter_ms, model, budgets, {_SUMMED} quarter_ms, model, budgets"
+POSTED_AS = f"SELECT quarter_ms, model, budgets, {_SUMMED} quarter_ms, model, budgets"
 
 
 def _added(table: str, columns: Sequence[str]) -> str:
@@ -58,7 +56,6 @@ def _added(table: str, columns: Sequence[str]) -> str:
 _SUMS = {"attempts": INT, "nusd": INT, "tokens": INT}
 _OVER = {"over_nusd": INT, "over_tokens": INT}
 _OPEN = ("pending", "suspense")
-_UNITS = (Unit.REQUESTS, Unit.USD, Unit.TOKENS)
 _ADD = Insert(
     "spent",
     {"quarter_ms": INT, "job_id": INT, "model": TEXT} | _SUMS,
@@ -120,17 +117,17 @@ class Spent:
             was = _costs(hold.needs, before)
             change = [new - old for new, old in zip(change, was, strict=True)]
         quarter_ms = hold.made_at_ms - hold.made_at_ms % QUARTER_MS
-        _add(self._by_model.setdefault((quarter_ms, hold.job_id, hold.model), [0, 0, 0]), change)
+        add(self._by_model.setdefault((quarter_ms, hold.job_id, hold.model), [0, 0, 0]), change)
         for budget_id in hold.budgets:
-            _add(self._by_budget.setdefault((budget_id, quarter_ms), [0, 0, 0, 0, 0]), change)
+            add(self._by_budget.setdefault((budget_id, quarter_ms), [0, 0, 0, 0, 0]), change)
         if before is not None or now is not None:
             for label in hold.labels:
-                _add(self._by_tag.setdefault((quarter_ms, label), [0, 0, 0]), change)
+                add(self._by_tag.setdefault((quarter_ms, label), [0, 0, 0]), change)
 
     def answered(self, hold: Hold, now_ms: int, nusd: int) -> None:
         """An attempt was posted by its own answer."""
         key = now_ms - now_ms % QUARTER_MS, hold.model, bucket_of(now_ms - hold.made_at_ms)
-        _add(self._took.setdefault(key, [0, 0, 0]), (1, nusd, hold.needs[0]))
+        add(self._took.setdefault(key, [0, 0, 0]), (1, nusd, hold.needs[0]))
 
     def write(self, db: Connection) -> None:
         """Write them."""
@@ -153,7 +150,7 @@ class Spent:
             under = heading(known, label)
             if under is not None:
                 known.setdefault(under[0], set()).add(under[1])
-                _add(rows.setdefault((quarter_ms, *under), [0, 0, 0]), sums)
+                add(rows.setdefault((quarter_ms, *under), [0, 0, 0]), sums)
         db.write_many(_ADD_TAGGED, [(*key, *sums) for key, sums in sorted(rows.items())])
         while len(self._tagged) > MOST_QUARTERS:
             del self._tagged[min(self._tagged)]
@@ -184,7 +181,8 @@ def _costs(needs: Needs, cost: Cost) -> tuple[int, int, int, int, int]:
     return 1, nusd, tokens, max(0, nusd - needs[0]), max(0, tokens - needs[1])
 
 
-def _add(sums: list[int], change: Sequence[int]) -> None:
+def add(sums: list[int], change: Sequence[int]) -> None:
+    """Add numbers to those that are there."""
     for at in range(len(sums)):
         sums[at] += change[at]
 
@@ -404,31 +402,3 @@ def tagged(db: Connection, tag: str | None, since_ms: int) -> Iterator[tuple[Lab
             for label in () if text is None else decode_tags(text):
                 if tag is None or label[0] == tag:
                     yield label, sums
-
-
-def discrepancies(db: Connection) -> list[Discrepancy]:
-    """Where the sums differ from what they are the sums of; reads all of that."""
-    names: dict[int, str] = dict(db.read("SELECT id, name FROM budgets"))
-    right: dict[tuple[str, int], list[int]] = {}
-    for quarter_ms, model, budgets, *sums in db.read(_POSTED_AS):
-        heads = [f"(model {model})", *(names.get(each, "?") for each in decode_budgets(budgets))]
-        for head in heads:
-            _add(right.setdefault((head, quarter_ms), [0, 0, 0]), sums)
-    have: dict[tuple[str, int], list[int]] = {}
-    for quarter_ms, model, *sums in db.read(
-        "SELECT quarter_ms, model, attempts, nusd, tokens FROM spent"
-    ):
-        _add(have.setdefault((f"(model {model})", quarter_ms), [0, 0, 0]), sums)
-    for budget_id, quarter_ms, *sums in db.read(
-        "SELECT budget_id, quarter_ms, attempts, nusd, tokens FROM spent_of_budgets"
-    ):
-        _add(have.setdefault((names.get(budget_id, "?"), quarter_ms), [0, 0, 0]), sums)
-    found = []
-    for name, quarter_ms in sorted(right.keys() | have.keys()):
-        rows = have.get((name, quarter_ms), [0, 0, 0]), right.get((name, quarter_ms), [0, 0, 0])
-        for unit, stored, recomputed in zip(_UNITS, *rows, strict=True):
-            if stored != recomputed:
-                found.append(
-                    Discrepancy(name, "sums", unit, quarter_ms, "spent", stored, recomputed)
-                )
-    return found

@@ -125,9 +125,11 @@ class SqlStore(Store):
         """See `Store.tenants`."""
         return await self._read(tenants.statuses, now_ms)
 
-    def serve(self, services: Mapping[str, str], *, at_once: int | None = None) -> None:
+    def serve(
+        self, services: Mapping[str, str], *, at_once: int | None = None, left: Collection[str] = ()
+    ) -> None:
         """See `Store.serve`."""
-        self._transactions.serve(services, at_once)
+        self._transactions.serve(services, at_once, left)
 
     @property
     def keeps_whole(self) -> bool:  # type: ignore[override]

@@ -55,6 +55,7 @@ class Transactions(Books):
 
     def turn(self, db: Connection, turn: Turn) -> TurnResult:
         """`Store.turn`."""
+        self.lanes.leave(self.left)
         self._ask(db, turn)
         write_answers(turn.settle)  # while the engine is at it, or somebody else's turn is
         sheet = begin(db, self, turn.now_ms)

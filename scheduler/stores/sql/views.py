@@ -24,6 +24,7 @@ from scheduler.stores.sql.rows import (
     read_finished,
     state_of,
 )
+from scheduler.stores.sql.sums import discrepancies as wrong_sums
 from scheduler.stores.sql.turn import Transactions
 from scheduler.stores.tagged import name_of, tag_of
 from scheduler.stores.views import compare
@@ -113,7 +114,7 @@ def audit(db: Connection, transactions: Transactions, now_ms: int) -> Audit:
     found: list[Discrepancy] = []
     for have, should in zip(stored, fresh, strict=True):
         found += compare(have, should)
-    found += spent.discrepancies(db)
+    found += wrong_sums(db)
     overruns = db.value(
         "SELECT (SELECT count(*) FROM reservations WHERE state = 'posted' AND nusd > ceiling_nusd)"
         " + (SELECT coalesce(sum(overruns), 0) FROM sums)"

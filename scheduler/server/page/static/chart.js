@@ -73,8 +73,9 @@ export function burnChart(burn, now, write, width) {
   if (burn.per_hour > 0 && (burn.used_up_at_ms !== null || burn.at_end !== null)) {
     const meets = burn.used_up_at_ms !== null;
     const until = Math.min(meets ? burn.used_up_at_ms : burn.to_ms, burn.to_ms);
-    const amount = burn.posted + (burn.per_hour * (until - now)) / 3600000;
-    svg.append(make("path", { class: "ahead", d: path([last, [x(until), y(amount)]]) }));
+    const from = meets ? burn.counted : burn.posted; // used up is what is reserved, too
+    const amount = from + (burn.per_hour * (until - now)) / 3600000;
+    svg.append(make("path", { class: "ahead", d: path([[last[0], y(from)], [x(until), y(amount)]]) }));
     if (meets && burn.used_up_at_ms <= burn.to_ms) {
       svg.append(make("circle", { class: "hits", cx: x(until), cy: y(burn.limit), r: 5 }));
     }

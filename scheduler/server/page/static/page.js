@@ -202,7 +202,8 @@ function drawTiles() {
   const short = cap.available !== null && cap.available <= 0;
   const burn = state.burn;
   let ends = ["–", "nothing was spent lately"];
-  if (burn?.used_up_at_ms) ends = [when(burn.used_up_at_ms), `in ${span(Math.max(0, burn.used_up_at_ms - state.picture.at_ms))}, at this rate`];
+  if (burn?.used_up_at_ms && burn.used_up_at_ms <= burn.spent.at(-1)[0]) ends = ["now", "nothing is left"];
+  else if (burn?.used_up_at_ms) ends = [when(burn.used_up_at_ms), `in ${span(Math.max(0, burn.used_up_at_ms - state.picture.at_ms))}, at this rate`];
   else if (burn?.said_at_end && burn.per_hour > 0) ends = ["not before the reset", `${burn.said_at_end} by then, at this rate`];
   else if (burn && burn.per_hour > 0) ends = ["–", cap.limit === null ? "there is no limit" : "it gives back what it took"];
   $("tiles").replaceChildren(
