@@ -320,7 +320,7 @@ async def test_who_takes_nothing_of_a_stream_does_not_keep_its_place(monkeypatch
         begun = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
         writer.write(begun + head.encode() + body)
         await reader.readuntil(b"\r\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while s.stats().running or not s.stats().posted_nusd:
                 await asyncio.sleep(0.02)
         posted = s.stats().posted_nusd
