@@ -22,6 +22,10 @@ CONTRACT := .venv-contract
 # Some of them bring plugins for pytest.
 TRY := -m pytest -p anyio -p pytest_timeout
 
+# Tests start interpreters by the hundred: each would compile the package, and each process of tests
+# the tests, anew. Images for containers switch it off.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Many tests wait for processes: one more at a time than there are processors.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
 

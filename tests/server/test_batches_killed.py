@@ -80,8 +80,11 @@ def test_whenever_it_is_killed_each_line_ends_once(start, seed):
         counted_nusd = (float(found["posted_usd"]) + float(found["reserved_usd"])) * 1e9
         assert provider.billed()["billed_nusd"] <= counted_nusd + 0.5 <= LIMIT_USD * 1e9
         made.cli("audit")
-        states = made.states()
-        assert not any(states[each] for each in ("queued", "parked", "running"))
+        ended = ("succeeded", "failed", "cancelled", "expired")
+        wait_for(
+            lambda: (found := made.states())["total"] == sum(found[each] for each in ended),
+            "nothing to wait or run any more",
+        )
 
 
 def threading_timer(at_s, act):

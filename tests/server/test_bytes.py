@@ -311,7 +311,7 @@ async def test_who_takes_nothing_of_a_stream_does_not_keep_its_place(monkeypatch
     monkeypatch.setattr("scheduler.server.listen.LOOK_S", 0.05)
     recorder = Recorder()
     long = CHUNKS[0].replace(b'"a"', b'"' + b"a" * 1_000_000 + b'"')
-    recorder.says = (b"text/event-stream", [long] * 30 + list(CHUNKS[1:]))
+    recorder.says = (b"text/event-stream", [long] * 15 + list(CHUNKS[1:]))
     body = json.dumps({"model": "m", "messages": [], "max_tokens": 5, "stream": True}).encode()
     async with gateway_to(recorder) as (opened, s):
         port = int(opened.url.rpartition(":")[2])

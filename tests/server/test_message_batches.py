@@ -134,4 +134,4 @@ def test_one_that_has_not_ended_has_no_results_and_stays(start, provider):
             client.messages.batches.delete(waits.id)
     answer = made.ask(None, f"/v1/messages/batches/{waits.id}/results")
     assert (answer.status, answer.json()["type"]) == (400, "error")
-    assert made.states()["parked"] == 1
+    wait_for(lambda: made.states()["parked"] == 1, "it to be parked")
