@@ -23,8 +23,9 @@ import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from scheduler.foresight.recall import Amounts, Seen
 from scheduler.foresight.risk import Risk
-from scheduler.foresight.survival import Amounts, Curve, History, Outlook
+from scheduler.foresight.survival import Curve, History, Outlook
 
 MOST_KINDS = 1_000
 UNSEEN = 4  # so many of n calls may be unlike all that were seen; that is one deviation
@@ -80,13 +81,18 @@ class Histories:
     def learn(self, flight: Flight, ended_at_ms: int, costs: Amounts) -> None:
         """What a call took and cost."""
         self.count += 1
-        kind, made_at_ms = flight.kind, flight.made_at_ms
-        history = self._histories.pop(kind, None) or History()
+        kind, made_at_ms, ceilings = flight
+        seen = Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings)
+        history = self._histories.pop(kind, None)
+        if history is None:
+            history = History()
         self._histories[kind] = history  # the last that anything was learned of
-        history.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
-        of_model = self._of_models.pop(kind[0], None) or History()
+        history.remember(seen)
+        of_model = self._of_models.pop(kind[0], None)
+        if of_model is None:
+            of_model = History()
         self._of_models[kind[0]] = of_model
-        of_model.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
+        of_model.remember(seen)
         if len(self._histories) > MOST_KINDS:
             del self._histories[next(iter(self._histories))]
         if len(self._of_models) > MOST_KINDS:
@@ -249,7 +255,8 @@ class Pool:
         self._flights[id] = flight
         self._histories.enter(id, flight)
         if self._load is not None:
-            self._add(self._load, id, flight, flight.made_at_ms)
+            made_at_ms, ceiling = flight.made_at_ms, flight.ceilings[self._unit]
+            self._load.add(id, flight.kind, self._curve(flight.kind, made_at_ms), 0, ceiling)
 
     def leave(self, id: int, ended_at_ms: int, costs: Amounts | None) -> None:
         """A call has ended; see `Histories.leave`."""
@@ -277,10 +284,7 @@ class Pool:
         """
         load = self._load
         if load is None or not self._is_fresh(now_ms, oldest_ms):
-            load = Load()
-            for id_, flight in self._flights.items():
-                if flight.made_at_ms >= oldest_ms:
-                    self._add(load, id_, flight, now_ms)
+            load = self._add_up(now_ms, oldest_ms)
             self._load, self._as_of = load, (now_ms, oldest_ms, self._histories.count)
         told = load.told.get((kind, ceiling))
         if told is None:  # many who wait ask the same
@@ -298,10 +302,16 @@ class Pool:
             return then_ms <= now_ms <= then_ms + stale_ms
         return then_ms == now_ms and count == self._histories.count
 
-    def _add(self, load: Load, id: int, flight: Flight, now_ms: int) -> None:
-        age_ms = max(0, now_ms - flight.made_at_ms)
-        curve = self._curve(flight.kind, now_ms)
-        load.add(id, flight.kind, curve, age_ms, flight.ceilings[self._unit])
+    def _add_up(self, now_ms: int, oldest_ms: int) -> Load:
+        load, unit = Load(), self._unit
+        curves: dict[Kind, Curve | None] = {}
+        for id_, (kind, made_at_ms, ceilings) in self._flights.items():
+            if made_at_ms < oldest_ms:
+                continue
+            if kind not in curves:
+                curves[kind] = self._curve(kind, now_ms)
+            load.add(id_, kind, curves[kind], max(0, now_ms - made_at_ms), ceilings[unit])
+        return load
 
     def _curve(self, kind: Kind, now_ms: int) -> Curve | None:
         return self._histories.curve(kind, self._unit, self.risk.warm, now_ms)

@@ -2,8 +2,8 @@
 
 Who looks only at calls that have ended learns too little of them: of calls that began together the
 cheapest end first. So a call that is under way counts as one of which it is known that it takes
-longer than it has so far (Kaplan and Meier), and one that began before the oldest that is still
-remembered counts from the age that it had then (left truncation). One more call counts that never
+longer than it has so far (Kaplan and Meier), and one that began before what is still remembered
+(`recall`) counts from the age that it had then (left truncation). One more call counts that never
 ends: after n calls the next one is the longest of all in one case of n + 1. What calls cost that nobody
 has outlived yet is guessed (`tail`), where there is reason to; else they count at their ceilings. And
 where calls begun lately last longer than those before them, all is expected to go on like that (`drift`).
@@ -31,10 +31,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from scheduler.foresight import drift
+from scheduler.foresight.recall import EVER_MS, Amounts, Horizons, Recall, Seen, first_seen_ms
 from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
-MEMORY = 1024  # calls that are remembered, and
-RING = 256  # of them those by which one goes
+MEMORY = 1024  # calls that are remembered as they came
 REBUILD = 16  # of these so many new ones, before they are looked at anew
 ANEW = 64  # and so many, before those before them are
 FEW = 3  # of so many that took longer nothing is concluded
@@ -43,17 +43,7 @@ MOST_RIPE = 4096
 ONWARD = 0.15  # lengths that have risen may go on rising: a deviation of such a part of it
 APART = 0.5  # jobs of one model differ by so much of their mean, as far as one knows
 
-Amounts = tuple[int, int]  # nano-dollars, tokens
 Tells = tuple[Moments, float]  # what it costs, and the gap
-
-
-class Seen(NamedTuple):
-    """One call that ended."""
-
-    made_at_ms: int
-    took_ms: int
-    costs: Amounts
-    ceilings: Amounts
 
 
 class Outlook(NamedTuple):
@@ -169,15 +159,16 @@ class History:
     """What is remembered of one kind of calls.
 
     Attributes:
-        since_ms: What ended before is not remembered.
+        since_ms: What ended until then is not remembered as it came.
         count: How many were learned of, ever.
     """
 
-    __slots__ = ("_curves", "_earlier", "_seen", "count", "since_ms")
+    __slots__ = ("_curves", "_earlier", "_recall", "_seen", "count", "since_ms")
 
     def __init__(self) -> None:
         self._seen: deque[Seen] = deque()
-        self.since_ms: int | None = None
+        self._recall = Recall()
+        self.since_ms = EVER_MS
         self.count = 0
         self._curves: dict[int, tuple[int, Curve]] = {}
         self._earlier: dict[int, tuple[int, int, Curve]] = {}
@@ -187,11 +178,15 @@ class History:
 
     def learn(self, made_at_ms: int, ended_at_ms: int, costs: Amounts, ceilings: Amounts) -> None:
         """A call ended; told in that order."""
+        self.remember(Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings))
+
+    def remember(self, seen: Seen) -> None:
+        """The same, for who has it already."""
         if len(self._seen) >= MEMORY:
             oldest = self._seen.popleft()
             self.since_ms = oldest.made_at_ms + oldest.took_ms
-        took_ms = max(0, ended_at_ms - made_at_ms)
-        self._seen.append(Seen(made_at_ms, took_ms, costs, ceilings))
+        self._seen.append(seen)
+        self._recall.add(seen)
         self.count += 1
 
     def curve(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
@@ -209,11 +204,8 @@ class History:
         return curve
 
     def _look(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
-        seen, since_ms = list(self._seen), self.since_ms
-        last = seen[-RING:]
-        if len(seen) > RING:
-            since_ms = seen[-RING - 1].made_at_ms + seen[-RING - 1].took_ms
-        curve = estimate(last, under_way, since_ms, now_ms, unit)
+        seen, recall = self._seen, self._recall
+        curve = estimate(recall.all(), under_way, recall.horizons(), now_ms, unit)
         unripe_ms = now_ms - curve.ripe_ms
         young = sum(each.made_at_ms > unripe_ms for each in seen)
         curve.ripe = min(MOST_RIPE, self.count - young + sum(ms <= unripe_ms for ms in under_way))
@@ -225,7 +217,7 @@ class History:
         return curve
 
     def _before(
-        self, seen: Sequence[Seen], unit: int, under_way: Collection[int], now_ms: int
+        self, seen: Iterable[Seen], unit: int, under_way: Collection[int], now_ms: int
     ) -> tuple[int, Curve] | None:
         """What calls told that began before the last ones, and when these began."""
         built, from_ms, earlier = self._earlier.get(unit, (0, 0, None))
@@ -240,7 +232,7 @@ class History:
         if len(old) < drift.FEWEST_BEFORE:
             return None
         earlier = estimate(
-            old, [ms for ms in under_way if ms < from_ms], self.since_ms, now_ms, unit
+            old, [ms for ms in under_way if ms < from_ms], [(0, self.since_ms)], now_ms, unit
         )
         self._earlier[unit] = self.count, from_ms, earlier
         return from_ms, earlier
@@ -262,26 +254,41 @@ class History:
 
 
 def estimate(
-    seen: Sequence[Seen] | deque[Seen],
+    seen: Iterable[Seen],
     under_way: Iterable[int],
-    since_ms: int | None,
+    horizons: Horizons,
     now_ms: int,
     unit: int,
 ) -> Curve:
-    """The curve of calls of which some have not ended, and some began before one looked."""
-    slope = share_of_ceiling(seen, unit)
-    ends = sorted((each.took_ms, each.costs[unit] - slope * each.ceilings[unit]) for each in seen)
-    begun_ms = [(each.made_at_ms, each.took_ms) for each in seen]
-    begun_ms += [(at_ms, max(0, now_ms - at_ms)) for at_ms in under_way]
-    leaves = sorted(age_ms for _, age_ms in begun_ms)
-    joins = [] if since_ms is None else sorted(
-        since_ms - at_ms for at_ms, _ in begun_ms if at_ms < since_ms
-    )  # fmt: skip
+    """The curve of calls of which some have not ended, and some began before one looked.
+
+    Args:
+        seen: Who ended.
+        under_way: When those began that have not.
+        horizons: What is known: see `Recall.horizons`.
+        now_ms: The time.
+        unit: Of the amounts that count.
+    """
+    known: list[Seen] = []
+    lives_ms: list[tuple[int, int]] = []  # at what age each was looked at first, and last
+    for each in seen:
+        from_ms = first_seen_ms(each.made_at_ms, horizons)
+        if from_ms <= each.took_ms:
+            known.append(each)
+            lives_ms.append((from_ms, each.took_ms))
+    for at_ms in under_way:
+        from_ms, age_ms = first_seen_ms(at_ms, horizons), max(0, now_ms - at_ms)
+        if from_ms <= age_ms:
+            lives_ms.append((from_ms, age_ms))
+    slope = share_of_ceiling(known, unit)
+    ends = sorted((each.took_ms, each.costs[unit] - slope * each.ceilings[unit]) for each in known)
+    joins = sorted(from_ms for from_ms, _ in lives_ms if from_ms)
+    leaves = sorted(age_ms for _, age_ms in lives_ms)
     took_ms = [each[0] for each in ends]
     weights, hazards, rest = _weigh(took_ms, joins, leaves)
-    tail = find_tail(ends, begun_ms, since_ms)
+    tail = find_tail(ends, lives_ms)
     least = min((each[1] for each in ends), default=0.0)
-    widest = max((each.ceilings[unit] for each in seen), default=0)
+    widest = max((each.ceilings[unit] for each in known), default=0)
     return Curve(slope, took_ms, hazards, _sum_up(ends, weights, rest), tail, least, widest)
 
 
@@ -330,9 +337,11 @@ def _sum_up(
     ):
         off = extra - middle
         mass += weight
-        first += weight * off
-        second += weight * off * off
-        third += weight * off * off * off
+        weight *= off
+        first += weight
+        weight *= off
+        second += weight
+        third += weight * off
         if after < FEW or mass <= 0:
             found.append(nothing)
             continue
@@ -347,10 +356,11 @@ def share_of_ceiling(seen: Iterable[Seen], unit: int) -> float:
     pairs = [(each.ceilings[unit], each.costs[unit]) for each in seen]
     if not pairs:
         return 0.0
-    ceiling = sum(pair[0] for pair in pairs) / len(pairs)
-    cost = sum(pair[1] for pair in pairs) / len(pairs)
-    spread = sum((pair[0] - ceiling) ** 2 for pair in pairs)
+    ceiling = sum([pair[0] for pair in pairs]) / len(pairs)
+    cost = sum([pair[1] for pair in pairs]) / len(pairs)
+    off = [(its_ceiling - ceiling, its_cost - cost) for its_ceiling, its_cost in pairs]
+    spread = sum([wider * wider for wider, _ in off])
     if spread <= 0:
         return 0.0
-    both = sum((pair[0] - ceiling) * (pair[1] - cost) for pair in pairs)
+    both = sum([wider * dearer for wider, dearer in off])
     return max(0.0, min(1.0, both / spread))

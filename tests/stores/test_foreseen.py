@@ -126,7 +126,7 @@ EAGER = {name: Risk(name, 0.5, 0.0, 8, warm=2) for name in PRESETS}
 
 
 def always_anew(self, unit, under_way, now_ms):
-    return estimate(self._seen, under_way, self.since_ms, now_ms, unit)
+    return estimate(self._recall.all(), under_way, self._recall.horizons(), now_ms, unit)
 
 
 class RiskyMachine(StoreMachine):
