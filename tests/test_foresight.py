@@ -60,7 +60,7 @@ def test_who_began_before_one_looked_counts_from_the_age_it_had_then():
     seen = history([]).__class__()
     for made_at_ms, ended_at_ms in ((0, 11), (10, 11), (0, 12), (10, 13)):
         seen.learn(made_at_ms, ended_at_ms, (ended_at_ms - made_at_ms, 0), (U, 0))
-    curve = estimate(seen._seen, (), [(0, 10)], 13, 0)
+    curve = estimate(seen.memory.last, (), [(0, 10)], 13, 0)
 
     # At age 1 the two old ones were not there yet: two at risk, and the one that never ends.
     # At 3 one; at 11 and 12 the old ones, who joined at 10.
@@ -105,7 +105,7 @@ def test_what_of_a_ceiling_is_spent_in_any_case_is_found():
         made.learn(0, 1 + n % 5, (known + 10 + n % 3, 0), (known + U, 0))
     curve = made.curve(0, (), 5)
 
-    assert share_of_ceiling(made._seen, 0) == pytest.approx(1, abs=0.01)
+    assert share_of_ceiling(made.memory.last, 0) == pytest.approx(1, abs=0.01)
     assert curve.outlook(0, 600 + U).mean - curve.outlook(0, U).mean == pytest.approx(600, rel=0.05)
 
 
@@ -137,7 +137,7 @@ def test_what_is_expected_is_something_and_at_most_the_ceiling(
     for took_ms, cost, held in ends:
         made.learn(10_000 - took_ms, 10_000, (cost, 0), (held, 0))
     horizons = [(100 * n, at_ms) for n, at_ms in enumerate(sorted(instants, reverse=True))]
-    curve = estimate(made._seen, under_way, horizons, 10_000, 0)
+    curve = estimate(made.memory.last, under_way, horizons, 10_000, 0)
 
     mean, variance, third, gap = curve.outlook(age_ms, ceiling)
 
@@ -222,7 +222,7 @@ def steady(count=300):
     for ended_at_ms, made_at_ms in ends:
         took_ms = ended_at_ms - made_at_ms
         made.learn(made_at_ms, ended_at_ms, (took_ms, 0), (U * 10, 0))
-    return estimate(made._seen, (), [(0, EVER_MS)], 10 * count + 1_000, 0)
+    return estimate(made.memory.last, (), [(0, EVER_MS)], 10 * count + 1_000, 0)
 
 
 def test_calls_that_last_as_long_as_others_did_are_not_stretched():

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-KEPT = 512  # calls
+LAST = 1024  # calls that are remembered as they came
+KEPT = 512  # and so many of all lengths
 
 Amounts = tuple[int, int]  # nano-dollars, tokens
 Horizons = Sequence[tuple[int, int]]  # from that age on: what ended before is not known
@@ -58,6 +59,17 @@ class Recall:
         oldest = alike.popleft()
         self._forgot_ms[oldest.took_ms.bit_length()] = oldest.made_at_ms + oldest.took_ms
 
+    def copy(self) -> Recall:
+        """One that goes on by itself."""
+        other = Recall()
+        other._by_length = {length: alike.copy() for length, alike in self._by_length.items()}
+        other._forgot_ms, other._count, other._most = (
+            self._forgot_ms.copy(),
+            self._count,
+            self._most,
+        )
+        return other
+
     def all(self) -> list[Seen]:
         """Those that are remembered."""
         return [seen for alike in self._by_length.values() for seen in alike]
@@ -90,3 +102,38 @@ def first_seen_ms(at_ms: int, horizons: Horizons) -> int:
             break
         first_ms = max(from_ms, since_ms - at_ms)
     return first_ms
+
+
+class Memory:
+    """What is remembered of some calls.
+
+    Attributes:
+        last: Those that ended last, in that order.
+        since_ms: What ended until then is not among these.
+        of_each_length: And of each length about as many.
+        count: How many were learned of, ever.
+    """
+
+    __slots__ = ("count", "last", "of_each_length", "since_ms")
+
+    def __init__(self) -> None:
+        self.last: deque[Seen] = deque()
+        self.since_ms = EVER_MS
+        self.of_each_length = Recall()
+        self.count = 0
+
+    def add(self, seen: Seen) -> None:
+        """One more has ended; told in that order."""
+        if len(self.last) >= LAST:
+            oldest = self.last.popleft()
+            self.since_ms = oldest.made_at_ms + oldest.took_ms
+        self.last.append(seen)
+        self.of_each_length.add(seen)
+        self.count += 1
+
+    def copy(self) -> Memory:
+        """One that goes on by itself."""
+        other = Memory()
+        other.last, other.since_ms = self.last.copy(), self.since_ms
+        other.of_each_length, other.count = self.of_each_length.copy(), self.count
+        return other

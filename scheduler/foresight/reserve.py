@@ -49,6 +49,7 @@ class Histories:
     def __init__(self) -> None:
         self._histories: dict[Kind, History] = {}
         self._of_models: dict[str, History] = {}
+        self._of_one_job: set[str] = set()  # models; both remember the same, and it is kept once
         self.count = 0  # of what was learned
         self._flights: dict[Kind, dict[int, int]] = {}
         self._lent: dict[tuple[Kind, int], tuple[int, Curve]] = {}
@@ -82,21 +83,29 @@ class Histories:
         """What a call took and cost."""
         self.count += 1
         kind, made_at_ms, ceilings = flight
+        model = kind[0]
         seen = Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings)
-        history = self._histories.pop(kind, None)
+        history, of_model = self._histories.pop(kind, None), self._of_models.pop(model, None)
+        is_new = history is None
         if history is None:
             history = History()
-        self._histories[kind] = history  # the last that anything was learned of
-        history.remember(seen)
-        of_model = self._of_models.pop(kind[0], None)
         if of_model is None:
-            of_model = History()
-        self._of_models[kind[0]] = of_model
-        of_model.remember(seen)
+            of_model = History(history.memory)
+            self._of_one_job.add(model)
+        elif is_new and model in self._of_one_job:
+            of_model.memory = of_model.memory.copy()
+            self._of_one_job.remove(model)
+        # The last that anything was learned of come last.
+        self._histories[kind], self._of_models[model] = history, of_model
+        history.memory.add(seen)
+        if of_model.memory is not history.memory:
+            of_model.memory.add(seen)
         if len(self._histories) > MOST_KINDS:
             del self._histories[next(iter(self._histories))]
         if len(self._of_models) > MOST_KINDS:
-            del self._of_models[next(iter(self._of_models))]
+            model = next(iter(self._of_models))
+            del self._of_models[model]
+            self._of_one_job.discard(model)
 
     def curve(self, kind: Kind, unit: int, warm: int, now_ms: int) -> Curve | None:
         """What is to be expected of a kind; None: too little is known.

@@ -26,16 +26,14 @@ same it is zero. What a ceiling is beyond the largest that was seen counts in fu
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from scheduler.foresight import drift
-from scheduler.foresight.recall import EVER_MS, Amounts, Horizons, Recall, Seen, first_seen_ms
+from scheduler.foresight.recall import Amounts, Horizons, Memory, Seen, first_seen_ms
 from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
-MEMORY = 1024  # calls that are remembered as they came
-REBUILD = 16  # of these so many new ones, before they are looked at anew
+REBUILD = 16  # so many new ones, before they are looked at anew
 ANEW = 64  # and so many, before those before them are
 FEW = 3  # of so many that took longer nothing is concluded
 RIPE = 0.9  # at an age by which so many have ended it shows whether a call is a usual one
@@ -156,38 +154,25 @@ class Curve:
 
 
 class History:
-    """What is remembered of one kind of calls.
+    """What is to be expected of one kind of calls, by what is remembered of them.
 
-    Attributes:
-        since_ms: What ended until then is not remembered as it came.
-        count: How many were learned of, ever.
+    Args:
+        memory: That; None: nothing yet. Who is given another's learns what that one learns.
     """
 
-    __slots__ = ("_curves", "_earlier", "_recall", "_seen", "count", "since_ms")
+    __slots__ = ("_curves", "_earlier", "memory")
 
-    def __init__(self) -> None:
-        self._seen: deque[Seen] = deque()
-        self._recall = Recall()
-        self.since_ms = EVER_MS
-        self.count = 0
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = Memory() if memory is None else memory
         self._curves: dict[int, tuple[int, Curve]] = {}
         self._earlier: dict[int, tuple[int, int, Curve]] = {}
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self.memory.last)
 
     def learn(self, made_at_ms: int, ended_at_ms: int, costs: Amounts, ceilings: Amounts) -> None:
         """A call ended; told in that order."""
-        self.remember(Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings))
-
-    def remember(self, seen: Seen) -> None:
-        """The same, for who has it already."""
-        if len(self._seen) >= MEMORY:
-            oldest = self._seen.popleft()
-            self.since_ms = oldest.made_at_ms + oldest.took_ms
-        self._seen.append(seen)
-        self._recall.add(seen)
-        self.count += 1
+        self.memory.add(Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings))
 
     def curve(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
         """What is to be expected now; anew after some more have ended.
@@ -197,18 +182,21 @@ class History:
             under_way: When those began that have not ended.
             now_ms: The time.
         """
+        count = self.memory.count
         built, curve = self._curves.get(unit, (0, None))
-        if curve is None or self.count - built >= max(1, min(REBUILD, len(self) // REBUILD)):
+        if curve is None or count - built >= max(1, min(REBUILD, len(self) // REBUILD)):
             curve = self._look(unit, under_way, now_ms)
-            self._curves[unit] = self.count, curve
+            self._curves[unit] = count, curve
         return curve
 
     def _look(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
-        seen, recall = self._seen, self._recall
+        seen, recall = self.memory.last, self.memory.of_each_length
         curve = estimate(recall.all(), under_way, recall.horizons(), now_ms, unit)
         unripe_ms = now_ms - curve.ripe_ms
         young = sum(each.made_at_ms > unripe_ms for each in seen)
-        curve.ripe = min(MOST_RIPE, self.count - young + sum(ms <= unripe_ms for ms in under_way))
+        curve.ripe = min(
+            MOST_RIPE, self.memory.count - young + sum(ms <= unripe_ms for ms in under_way)
+        )
         before = self._before(seen, unit, under_way, now_ms)
         if before is not None:
             from_ms, earlier = before
@@ -221,7 +209,7 @@ class History:
     ) -> tuple[int, Curve] | None:
         """What calls told that began before the last ones, and when these began."""
         built, from_ms, earlier = self._earlier.get(unit, (0, 0, None))
-        if earlier is not None and self.count - built < min(ANEW, len(self) // REBUILD):
+        if earlier is not None and self.memory.count - built < min(ANEW, len(self) // REBUILD):
             return from_ms, earlier
         begun_ms = sorted((*(each.made_at_ms for each in seen), *under_way))
         lately = min(drift.LATELY, len(begun_ms) - drift.FEWEST_BEFORE)
@@ -232,23 +220,23 @@ class History:
         if len(old) < drift.FEWEST_BEFORE:
             return None
         earlier = estimate(
-            old, [ms for ms in under_way if ms < from_ms], [(0, self.since_ms)], now_ms, unit
+            old, [ms for ms in under_way if ms < from_ms], [(0, self.memory.since_ms)], now_ms, unit
         )
-        self._earlier[unit] = self.count, from_ms, earlier
+        self._earlier[unit] = self.memory.count, from_ms, earlier
         return from_ms, earlier
 
     def stretch(
         self, earlier: Curve, under_way: Iterable[int], now_ms: int, from_ms: int = 0
     ) -> float:
         """How many times as long calls last as others told, at least; of those begun since."""
-        took_ms = [each.took_ms for each in self._seen if each.made_at_ms >= from_ms]
+        took_ms = [each.took_ms for each in self.memory.last if each.made_at_ms >= from_ms]
         ages_ms = [max(0, now_ms - ms) for ms in under_way if ms >= from_ms]
         return drift.stretch(earlier, took_ms + ages_ms, len(took_ms))
 
     def ripe(self, age_ms: int, under_way: Iterable[int], now_ms: int) -> int:
         """How many, of those remembered or under way, began so long ago."""
         from_ms = now_ms - age_ms
-        return sum(each.made_at_ms <= from_ms for each in self._seen) + sum(
+        return sum(each.made_at_ms <= from_ms for each in self.memory.last) + sum(
             ms <= from_ms for ms in under_way
         )
 
