@@ -212,6 +212,47 @@ def test_of_many_who_ended_in_one_instant_something_is_known():
     assert made.curve(0, (), 100).outlook(0, U).mean < 20
 
 
+def learned(kinds):
+    histories = Histories()
+    for n, (model, job) in enumerate(kinds):
+        cost = {"a": 100, "b": 300}[job]
+        histories.learn(Flight((model, job), 10 * n, (U, U)), 10 * n + cost, (cost + n % 5, 0))
+    return histories
+
+
+def test_what_a_models_only_job_told_is_remembered_once():
+    histories = learned([("m", "a")] * 60)
+
+    assert histories._of_models["m"].memory is histories._histories["m", "a"].memory
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_each_job_goes_by_its_own_calls_and_the_model_by_all(first):
+    second = {"a": "b", "b": "a"}[first]
+    histories = learned([("m", first)] * 60 + [("m", second), ("m", first)] * 60)
+    alone = {"a": [], "b": []}
+    for job, found in alone.items():
+        found += [each.costs for each in histories._histories["m", job].memory.last]
+    of_model = histories._of_models["m"].memory
+
+    assert [len(alone[first]), len(alone[second])] == [120, 60]
+    assert all((cost < 200) is (job == "a") for job, found in alone.items() for cost, _ in found)
+    assert sorted(each.costs for each in of_model.last) == sorted(alone["a"] + alone["b"])
+    assert sorted(of_model.of_each_length.all()) == sorted(of_model.last)
+    assert of_model.count == 180
+
+
+def test_a_job_that_was_forgotten_and_comes_again_begins_anew_and_its_model_goes_on(monkeypatch):
+    monkeypatch.setattr("scheduler.foresight.reserve.MOST_KINDS", 2)
+    histories = learned([("m", "a")] * 3)
+    for job in "cd":
+        histories.learn(Flight(("n", job), 0, (U, U)), 1, (1, 1))
+    histories.learn(Flight(("m", "a"), 0, (U, U)), 1, (1, 1))
+
+    assert histories._histories["m", "a"].memory.count == 1
+    assert histories._of_models["m"].memory.count == 4
+
+
 # Changes
 
 
