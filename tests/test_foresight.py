@@ -15,7 +15,7 @@ from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk,
 from scheduler.foresight.drift import stretch
 from scheduler.foresight.recall import EVER_MS, Recall, Seen, first_seen_ms
 from scheduler.foresight.reserve import Load
-from scheduler.foresight.survival import FEW, Outlook, estimate, share_of_ceiling
+from scheduler.foresight.survival import FEW, TELLING, Outlook, estimate, share_of_ceiling
 from scheduler.foresight.tail import Tail, find_tail
 from scheduler.ledger.account import Account
 
@@ -172,6 +172,15 @@ def test_of_calls_that_are_alike_the_last_are_remembered():
 
     assert [each.made_at_ms for each in made.all()] == list(range(recall.KEPT, 2 * recall.KEPT))
     assert made.horizons() == [(0, recall.KEPT - 1 + 100)]
+
+
+def test_of_each_length_about_as_many_is_no_plain_sample_and_counts_as_a_smaller_one():
+    made = History()
+    for n in range(2 * recall.KEPT):
+        made.learn(10 * n, 10 * n + 5, (n, 0), (U, 0))
+
+    assert len(made.memory.of_each_length.all()) == recall.KEPT
+    assert made.curve(0, (), 20 * recall.KEPT).count == TELLING < recall.KEPT
 
 
 begun = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=60)

@@ -35,6 +35,7 @@ from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
 REBUILD = 16  # so many new ones, before they are looked at anew
 ANEW = 64  # and so many, before those before them are
+TELLING = 256  # those that are kept by their length tell no more than so many of the last would
 FEW = 3  # of so many that took longer nothing is concluded
 RIPE = 0.9  # at an age by which so many have ended it shows whether a call is a usual one
 MOST_RIPE = 4096
@@ -71,7 +72,7 @@ class Curve:
         widest: The largest of their ceilings.
 
     Attributes:
-        count: Calls it was learned from.
+        count: Calls it was learned from, as many as tell of one.
         ripe: Calls of which it is known whether they are usual ones.
         apart: By what part of its mean all may differ together: it was learned from others.
     """
@@ -192,6 +193,7 @@ class History:
     def _look(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
         seen, recall = self.memory.last, self.memory.of_each_length
         curve = estimate(recall.all(), under_way, recall.horizons(), now_ms, unit)
+        curve.count = min(TELLING, curve.count)
         unripe_ms = now_ms - curve.ripe_ms
         young = sum(each.made_at_ms > unripe_ms for each in seen)
         curve.ripe = min(
