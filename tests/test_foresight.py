@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from scheduler.budget import Budget, parse_caps
 from scheduler.errors import ConfigError
-from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk, drift
+from scheduler.foresight import PRESETS, Flight, Histories, History, Pool, Risk, drift, recall
 from scheduler.foresight.drift import stretch
+from scheduler.foresight.recall import EVER_MS, Recall, Seen, first_seen_ms
 from scheduler.foresight.reserve import Load
-from scheduler.foresight.survival import FEW, Outlook, estimate, share_of_ceiling
+from scheduler.foresight.survival import FEW, TELLING, Outlook, estimate, share_of_ceiling
 from scheduler.foresight.tail import Tail, find_tail
 from scheduler.ledger.account import Account
 
@@ -59,7 +60,7 @@ def test_who_began_before_one_looked_counts_from_the_age_it_had_then():
     seen = history([]).__class__()
     for made_at_ms, ended_at_ms in ((0, 11), (10, 11), (0, 12), (10, 13)):
         seen.learn(made_at_ms, ended_at_ms, (ended_at_ms - made_at_ms, 0), (U, 0))
-    curve = estimate(seen._seen, (), 10, 13, 0)
+    curve = estimate(seen.memory.last, (), [(0, 10)], 13, 0)
 
     # At age 1 the two old ones were not there yet: two at risk, and the one that never ends.
     # At 3 one; at 11 and 12 the old ones, who joined at 10.
@@ -104,7 +105,7 @@ def test_what_of_a_ceiling_is_spent_in_any_case_is_found():
         made.learn(0, 1 + n % 5, (known + 10 + n % 3, 0), (known + U, 0))
     curve = made.curve(0, (), 5)
 
-    assert share_of_ceiling(made._seen, 0) == pytest.approx(1, abs=0.01)
+    assert share_of_ceiling(made.memory.last, 0) == pytest.approx(1, abs=0.01)
     assert curve.outlook(0, 600 + U).mean - curve.outlook(0, U).mean == pytest.approx(600, rel=0.05)
 
 
@@ -126,16 +127,17 @@ costs = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(
     ends=costs, under_way=st.lists(st.integers(0, 10_000), max_size=20),
-    since_ms=st.none() | st.integers(0, 10_000), age_ms=st.integers(0, 30_000),
+    instants=st.lists(st.integers(0, 10_000), min_size=1, max_size=4), age_ms=st.integers(0, 30_000),
     ceiling=st.integers(1, 3 * U),
 )  # fmt: skip
 def test_what_is_expected_is_something_and_at_most_the_ceiling(
-    ends, under_way, since_ms, age_ms, ceiling
+    ends, under_way, instants, age_ms, ceiling
 ):
     made = History()
     for took_ms, cost, held in ends:
         made.learn(10_000 - took_ms, 10_000, (cost, 0), (held, 0))
-    curve = estimate(made._seen, under_way, since_ms, 10_000, 0)
+    horizons = [(100 * n, at_ms) for n, at_ms in enumerate(sorted(instants, reverse=True))]
+    curve = estimate(made.memory.last, under_way, horizons, 10_000, 0)
 
     mean, variance, third, gap = curve.outlook(age_ms, ceiling)
 
@@ -143,6 +145,121 @@ def test_what_is_expected_is_something_and_at_most_the_ceiling(
     assert variance >= 0
     assert gap >= 0
     assert all(math.isfinite(each) for each in (mean, variance, third, gap))
+
+
+# What is remembered
+
+
+def test_short_calls_do_not_make_one_forget_the_long_ones():
+    made = History()
+    for n in range(5_000):
+        made.learn(n, 100 + n, (5, 0), (U, 0))
+    for n in range(60):  # one each second, which takes half a minute, or a little more
+        made.learn(1_000 * n, 1_000 * n + 30_000 + 100 * n, (500, 0), (U, 0))
+    for n in range(5_000):
+        made.learn(100_000 + n, 100_100 + n, (5, 0), (U, 0))
+
+    curve = made.curve(0, (), 105_100)
+
+    assert curve.outlook(0, U).mean < 20
+    assert 500 <= curve.outlook(10_000, U).mean < 550
+
+
+def test_of_calls_that_are_alike_the_last_are_remembered():
+    made = Recall()
+    for n in range(2 * recall.KEPT):
+        made.add(Seen(n, 100, (n, 0), (U, 0)))
+
+    assert [each.made_at_ms for each in made.all()] == list(range(recall.KEPT, 2 * recall.KEPT))
+    assert made.horizons() == [(0, recall.KEPT - 1 + 100)]
+
+
+def test_of_each_length_about_as_many_is_no_plain_sample_and_counts_as_a_smaller_one():
+    made = History()
+    for n in range(2 * recall.KEPT):
+        made.learn(10 * n, 10 * n + 5, (n, 0), (U, 0))
+
+    assert len(made.memory.of_each_length.all()) == recall.KEPT
+    assert made.curve(0, (), 20 * recall.KEPT).count == TELLING < recall.KEPT
+
+
+begun = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(begun=begun, under_way=st.lists(st.integers(0, 60), max_size=10))
+def test_of_each_age_all_are_known_who_reached_it_since_the_instant_from_which_one_looks(
+    begun, under_way
+):
+    """So what is forgotten makes a guess less sure, but not another one."""
+    calls = [Seen(at_ms, took_ms, (0, 0), (U, 0)) for at_ms, took_ms in begun]
+    made = Recall()
+    with mock.patch.object(recall, "KEPT", 8):
+        for each in sorted(calls, key=lambda each: each.made_at_ms + each.took_ms):
+            made.add(each)
+    horizons = made.horizons()
+
+    assert [from_ms for from_ms, _ in horizons] == sorted(from_ms for from_ms, _ in horizons)
+    assert len(made.all()) == min(8, len(calls))
+    now_ms = 101
+    ages = [(each.made_at_ms, each.took_ms) for each in calls]
+    known = [(each.made_at_ms, each.took_ms) for each in made.all()]
+    lasting = [(at_ms, now_ms - at_ms) for at_ms in under_way]
+    for age_ms in range(1, 110):
+        since_ms = [at_ms for from_ms, at_ms in horizons if from_ms < age_ms][-1]
+        there = [each for each in ages + lasting if each[1] >= age_ms]
+        looked_at = [each for each in known + lasting if each[1] >= age_ms]
+        looked_at = [each for each in looked_at if first_seen_ms(each[0], horizons) < age_ms]
+        assert sorted(looked_at) == sorted(each for each in there if each[0] + age_ms > since_ms)
+
+
+def test_of_many_who_ended_in_one_instant_something_is_known():
+    made = History()
+    for n in range(2 * recall.KEPT):
+        made.learn(n % 2, 100, (10, 0), (U, 0))
+
+    assert made.curve(0, (), 100).outlook(0, U).mean < 20
+
+
+def learned(kinds):
+    histories = Histories()
+    for n, (model, job) in enumerate(kinds):
+        cost = {"a": 100, "b": 300}[job]
+        histories.learn(Flight((model, job), 10 * n, (U, U)), 10 * n + cost, (cost + n % 5, 0))
+    return histories
+
+
+def test_what_a_models_only_job_told_is_remembered_once():
+    histories = learned([("m", "a")] * 60)
+
+    assert histories._of_models["m"].memory is histories._histories["m", "a"].memory
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_each_job_goes_by_its_own_calls_and_the_model_by_all(first):
+    second = {"a": "b", "b": "a"}[first]
+    histories = learned([("m", first)] * 60 + [("m", second), ("m", first)] * 60)
+    alone = {"a": [], "b": []}
+    for job, found in alone.items():
+        found += [each.costs for each in histories._histories["m", job].memory.last]
+    of_model = histories._of_models["m"].memory
+
+    assert [len(alone[first]), len(alone[second])] == [120, 60]
+    assert all((cost < 200) is (job == "a") for job, found in alone.items() for cost, _ in found)
+    assert sorted(each.costs for each in of_model.last) == sorted(alone["a"] + alone["b"])
+    assert sorted(of_model.of_each_length.all()) == sorted(of_model.last)
+    assert of_model.count == 180
+
+
+def test_a_job_that_was_forgotten_and_comes_again_begins_anew_and_its_model_goes_on(monkeypatch):
+    monkeypatch.setattr("scheduler.foresight.reserve.MOST_KINDS", 2)
+    histories = learned([("m", "a")] * 3)
+    for job in "cd":
+        histories.learn(Flight(("n", job), 0, (U, U)), 1, (1, 1))
+    histories.learn(Flight(("m", "a"), 0, (U, U)), 1, (1, 1))
+
+    assert histories._histories["m", "a"].memory.count == 1
+    assert histories._of_models["m"].memory.count == 4
 
 
 # Changes
@@ -155,7 +272,7 @@ def steady(count=300):
     for ended_at_ms, made_at_ms in ends:
         took_ms = ended_at_ms - made_at_ms
         made.learn(made_at_ms, ended_at_ms, (took_ms, 0), (U * 10, 0))
-    return estimate(made._seen, (), None, 10 * count + 1_000, 0)
+    return estimate(made.memory.last, (), [(0, EVER_MS)], 10 * count + 1_000, 0)
 
 
 def test_calls_that_last_as_long_as_others_did_are_not_stretched():
@@ -303,7 +420,7 @@ def test_a_tail_that_broke_off_is_not_believed():
     steady = [(0, took_ms) for took_ms, _ in ends] + [(0, 165)]
     endless = [(0, took_ms) for took_ms, _ in ends] + [(0, 1_000)] * 5
 
-    believed, doubted = (find_tail(ends, each, None) for each in (steady, endless))
+    believed, doubted = (find_tail(ends, each) for each in (steady, endless))
 
     assert believed is not None
     assert doubted is not None
@@ -314,8 +431,8 @@ def test_a_tail_that_broke_off_is_not_believed():
 def test_where_time_says_nothing_of_cost_there_is_no_guess():
     ends = [(n, float(n % 3)) for n in range(1, 100)]
 
-    assert find_tail(ends, [(0, took_ms) for took_ms, _ in ends], None) is None
-    assert find_tail(ends[:10], [], None) is None
+    assert find_tail(ends, [(0, took_ms) for took_ms, _ in ends]) is None
+    assert find_tail(ends[:10], []) is None
 
 
 # What is kept

@@ -23,8 +23,9 @@ import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from scheduler.foresight.recall import Amounts, Seen
 from scheduler.foresight.risk import Risk
-from scheduler.foresight.survival import Amounts, Curve, History, Outlook
+from scheduler.foresight.survival import Curve, History, Outlook
 
 MOST_KINDS = 1_000
 UNSEEN = 4  # so many of n calls may be unlike all that were seen; that is one deviation
@@ -48,6 +49,7 @@ class Histories:
     def __init__(self) -> None:
         self._histories: dict[Kind, History] = {}
         self._of_models: dict[str, History] = {}
+        self._of_one_job: set[str] = set()  # models; both remember the same, and it is kept once
         self.count = 0  # of what was learned
         self._flights: dict[Kind, dict[int, int]] = {}
         self._lent: dict[tuple[Kind, int], tuple[int, Curve]] = {}
@@ -80,17 +82,30 @@ class Histories:
     def learn(self, flight: Flight, ended_at_ms: int, costs: Amounts) -> None:
         """What a call took and cost."""
         self.count += 1
-        kind, made_at_ms = flight.kind, flight.made_at_ms
-        history = self._histories.pop(kind, None) or History()
-        self._histories[kind] = history  # the last that anything was learned of
-        history.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
-        of_model = self._of_models.pop(kind[0], None) or History()
-        self._of_models[kind[0]] = of_model
-        of_model.learn(made_at_ms, ended_at_ms, costs, flight.ceilings)
+        kind, made_at_ms, ceilings = flight
+        model = kind[0]
+        seen = Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings)
+        history, of_model = self._histories.pop(kind, None), self._of_models.pop(model, None)
+        is_new = history is None
+        if history is None:
+            history = History()
+        if of_model is None:
+            of_model = History(history.memory)
+            self._of_one_job.add(model)
+        elif is_new and model in self._of_one_job:
+            of_model.memory = of_model.memory.copy()
+            self._of_one_job.remove(model)
+        # The last that anything was learned of come last.
+        self._histories[kind], self._of_models[model] = history, of_model
+        history.memory.add(seen)
+        if of_model.memory is not history.memory:
+            of_model.memory.add(seen)
         if len(self._histories) > MOST_KINDS:
             del self._histories[next(iter(self._histories))]
         if len(self._of_models) > MOST_KINDS:
-            del self._of_models[next(iter(self._of_models))]
+            model = next(iter(self._of_models))
+            del self._of_models[model]
+            self._of_one_job.discard(model)
 
     def curve(self, kind: Kind, unit: int, warm: int, now_ms: int) -> Curve | None:
         """What is to be expected of a kind; None: too little is known.
@@ -249,7 +264,8 @@ class Pool:
         self._flights[id] = flight
         self._histories.enter(id, flight)
         if self._load is not None:
-            self._add(self._load, id, flight, flight.made_at_ms)
+            made_at_ms, ceiling = flight.made_at_ms, flight.ceilings[self._unit]
+            self._load.add(id, flight.kind, self._curve(flight.kind, made_at_ms), 0, ceiling)
 
     def leave(self, id: int, ended_at_ms: int, costs: Amounts | None) -> None:
         """A call has ended; see `Histories.leave`."""
@@ -277,10 +293,7 @@ class Pool:
         """
         load = self._load
         if load is None or not self._is_fresh(now_ms, oldest_ms):
-            load = Load()
-            for id_, flight in self._flights.items():
-                if flight.made_at_ms >= oldest_ms:
-                    self._add(load, id_, flight, now_ms)
+            load = self._add_up(now_ms, oldest_ms)
             self._load, self._as_of = load, (now_ms, oldest_ms, self._histories.count)
         told = load.told.get((kind, ceiling))
         if told is None:  # many who wait ask the same
@@ -298,10 +311,16 @@ class Pool:
             return then_ms <= now_ms <= then_ms + stale_ms
         return then_ms == now_ms and count == self._histories.count
 
-    def _add(self, load: Load, id: int, flight: Flight, now_ms: int) -> None:
-        age_ms = max(0, now_ms - flight.made_at_ms)
-        curve = self._curve(flight.kind, now_ms)
-        load.add(id, flight.kind, curve, age_ms, flight.ceilings[self._unit])
+    def _add_up(self, now_ms: int, oldest_ms: int) -> Load:
+        load, unit = Load(), self._unit
+        curves: dict[Kind, Curve | None] = {}
+        for id_, (kind, made_at_ms, ceilings) in self._flights.items():
+            if made_at_ms < oldest_ms:
+                continue
+            if kind not in curves:
+                curves[kind] = self._curve(kind, now_ms)
+            load.add(id_, kind, curves[kind], max(0, now_ms - made_at_ms), ceilings[unit])
+        return load
 
     def _curve(self, kind: Kind, now_ms: int) -> Curve | None:
         return self._histories.curve(kind, self._unit, self.risk.warm, now_ms)

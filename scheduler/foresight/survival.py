@@ -2,8 +2,8 @@
 
 Who looks only at calls that have ended learns too little of them: of calls that began together the
 cheapest end first. So a call that is under way counts as one of which it is known that it takes
-longer than it has so far (Kaplan and Meier), and one that began before the oldest that is still
-remembered counts from the age that it had then (left truncation). One more call counts that never
+longer than it has so far (Kaplan and Meier), and one that began before what is still remembered
+(`recall`) counts from the age that it had then (left truncation). One more call counts that never
 ends: after n calls the next one is the longest of all in one case of n + 1. What calls cost that nobody
 has outlived yet is guessed (`tail`), where there is reason to; else they count at their ceilings. And
 where calls begun lately last longer than those before them, all is expected to go on like that (`drift`).
@@ -26,34 +26,23 @@ same it is zero. What a ceiling is beyond the largest that was seen counts in fu
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from scheduler.foresight import drift
+from scheduler.foresight.recall import Amounts, Horizons, Memory, Seen, first_seen_ms
 from scheduler.foresight.tail import Moments, Tail, central, find_tail, mixed
 
-MEMORY = 1024  # calls that are remembered, and
-RING = 256  # of them those by which one goes
-REBUILD = 16  # of these so many new ones, before they are looked at anew
+REBUILD = 16  # so many new ones, before they are looked at anew
 ANEW = 64  # and so many, before those before them are
+TELLING = 256  # those that are kept by their length tell no more than so many of the last would
 FEW = 3  # of so many that took longer nothing is concluded
 RIPE = 0.9  # at an age by which so many have ended it shows whether a call is a usual one
 MOST_RIPE = 4096
 ONWARD = 0.15  # lengths that have risen may go on rising: a deviation of such a part of it
 APART = 0.5  # jobs of one model differ by so much of their mean, as far as one knows
 
-Amounts = tuple[int, int]  # nano-dollars, tokens
 Tells = tuple[Moments, float]  # what it costs, and the gap
-
-
-class Seen(NamedTuple):
-    """One call that ended."""
-
-    made_at_ms: int
-    took_ms: int
-    costs: Amounts
-    ceilings: Amounts
 
 
 class Outlook(NamedTuple):
@@ -83,7 +72,7 @@ class Curve:
         widest: The largest of their ceilings.
 
     Attributes:
-        count: Calls it was learned from.
+        count: Calls it was learned from, as many as tell of one.
         ripe: Calls of which it is known whether they are usual ones.
         apart: By what part of its mean all may differ together: it was learned from others.
     """
@@ -166,33 +155,25 @@ class Curve:
 
 
 class History:
-    """What is remembered of one kind of calls.
+    """What is to be expected of one kind of calls, by what is remembered of them.
 
-    Attributes:
-        since_ms: What ended before is not remembered.
-        count: How many were learned of, ever.
+    Args:
+        memory: That; None: nothing yet. Who is given another's learns what that one learns.
     """
 
-    __slots__ = ("_curves", "_earlier", "_seen", "count", "since_ms")
+    __slots__ = ("_curves", "_earlier", "memory")
 
-    def __init__(self) -> None:
-        self._seen: deque[Seen] = deque()
-        self.since_ms: int | None = None
-        self.count = 0
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = Memory() if memory is None else memory
         self._curves: dict[int, tuple[int, Curve]] = {}
         self._earlier: dict[int, tuple[int, int, Curve]] = {}
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self.memory.last)
 
     def learn(self, made_at_ms: int, ended_at_ms: int, costs: Amounts, ceilings: Amounts) -> None:
         """A call ended; told in that order."""
-        if len(self._seen) >= MEMORY:
-            oldest = self._seen.popleft()
-            self.since_ms = oldest.made_at_ms + oldest.took_ms
-        took_ms = max(0, ended_at_ms - made_at_ms)
-        self._seen.append(Seen(made_at_ms, took_ms, costs, ceilings))
-        self.count += 1
+        self.memory.add(Seen(made_at_ms, max(0, ended_at_ms - made_at_ms), costs, ceilings))
 
     def curve(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
         """What is to be expected now; anew after some more have ended.
@@ -202,21 +183,22 @@ class History:
             under_way: When those began that have not ended.
             now_ms: The time.
         """
+        count = self.memory.count
         built, curve = self._curves.get(unit, (0, None))
-        if curve is None or self.count - built >= max(1, min(REBUILD, len(self) // REBUILD)):
+        if curve is None or count - built >= max(1, min(REBUILD, len(self) // REBUILD)):
             curve = self._look(unit, under_way, now_ms)
-            self._curves[unit] = self.count, curve
+            self._curves[unit] = count, curve
         return curve
 
     def _look(self, unit: int, under_way: Collection[int], now_ms: int) -> Curve:
-        seen, since_ms = list(self._seen), self.since_ms
-        last = seen[-RING:]
-        if len(seen) > RING:
-            since_ms = seen[-RING - 1].made_at_ms + seen[-RING - 1].took_ms
-        curve = estimate(last, under_way, since_ms, now_ms, unit)
+        seen, recall = self.memory.last, self.memory.of_each_length
+        curve = estimate(recall.all(), under_way, recall.horizons(), now_ms, unit)
+        curve.count = min(TELLING, curve.count)
         unripe_ms = now_ms - curve.ripe_ms
         young = sum(each.made_at_ms > unripe_ms for each in seen)
-        curve.ripe = min(MOST_RIPE, self.count - young + sum(ms <= unripe_ms for ms in under_way))
+        curve.ripe = min(
+            MOST_RIPE, self.memory.count - young + sum(ms <= unripe_ms for ms in under_way)
+        )
         before = self._before(seen, unit, under_way, now_ms)
         if before is not None:
             from_ms, earlier = before
@@ -225,11 +207,11 @@ class History:
         return curve
 
     def _before(
-        self, seen: Sequence[Seen], unit: int, under_way: Collection[int], now_ms: int
+        self, seen: Iterable[Seen], unit: int, under_way: Collection[int], now_ms: int
     ) -> tuple[int, Curve] | None:
         """What calls told that began before the last ones, and when these began."""
         built, from_ms, earlier = self._earlier.get(unit, (0, 0, None))
-        if earlier is not None and self.count - built < min(ANEW, len(self) // REBUILD):
+        if earlier is not None and self.memory.count - built < min(ANEW, len(self) // REBUILD):
             return from_ms, earlier
         begun_ms = sorted((*(each.made_at_ms for each in seen), *under_way))
         lately = min(drift.LATELY, len(begun_ms) - drift.FEWEST_BEFORE)
@@ -240,48 +222,63 @@ class History:
         if len(old) < drift.FEWEST_BEFORE:
             return None
         earlier = estimate(
-            old, [ms for ms in under_way if ms < from_ms], self.since_ms, now_ms, unit
+            old, [ms for ms in under_way if ms < from_ms], [(0, self.memory.since_ms)], now_ms, unit
         )
-        self._earlier[unit] = self.count, from_ms, earlier
+        self._earlier[unit] = self.memory.count, from_ms, earlier
         return from_ms, earlier
 
     def stretch(
         self, earlier: Curve, under_way: Iterable[int], now_ms: int, from_ms: int = 0
     ) -> float:
         """How many times as long calls last as others told, at least; of those begun since."""
-        took_ms = [each.took_ms for each in self._seen if each.made_at_ms >= from_ms]
+        took_ms = [each.took_ms for each in self.memory.last if each.made_at_ms >= from_ms]
         ages_ms = [max(0, now_ms - ms) for ms in under_way if ms >= from_ms]
         return drift.stretch(earlier, took_ms + ages_ms, len(took_ms))
 
     def ripe(self, age_ms: int, under_way: Iterable[int], now_ms: int) -> int:
         """How many, of those remembered or under way, began so long ago."""
         from_ms = now_ms - age_ms
-        return sum(each.made_at_ms <= from_ms for each in self._seen) + sum(
+        return sum(each.made_at_ms <= from_ms for each in self.memory.last) + sum(
             ms <= from_ms for ms in under_way
         )
 
 
 def estimate(
-    seen: Sequence[Seen] | deque[Seen],
+    seen: Iterable[Seen],
     under_way: Iterable[int],
-    since_ms: int | None,
+    horizons: Horizons,
     now_ms: int,
     unit: int,
 ) -> Curve:
-    """The curve of calls of which some have not ended, and some began before one looked."""
-    slope = share_of_ceiling(seen, unit)
-    ends = sorted((each.took_ms, each.costs[unit] - slope * each.ceilings[unit]) for each in seen)
-    begun_ms = [(each.made_at_ms, each.took_ms) for each in seen]
-    begun_ms += [(at_ms, max(0, now_ms - at_ms)) for at_ms in under_way]
-    leaves = sorted(age_ms for _, age_ms in begun_ms)
-    joins = [] if since_ms is None else sorted(
-        since_ms - at_ms for at_ms, _ in begun_ms if at_ms < since_ms
-    )  # fmt: skip
+    """The curve of calls of which some have not ended, and some began before one looked.
+
+    Args:
+        seen: Who ended.
+        under_way: When those began that have not.
+        horizons: What is known: see `Recall.horizons`.
+        now_ms: The time.
+        unit: Of the amounts that count.
+    """
+    known: list[Seen] = []
+    lives_ms: list[tuple[int, int]] = []  # at what age each was looked at first, and last
+    for each in seen:
+        from_ms = first_seen_ms(each.made_at_ms, horizons)
+        if from_ms <= each.took_ms:
+            known.append(each)
+            lives_ms.append((from_ms, each.took_ms))
+    for at_ms in under_way:
+        from_ms, age_ms = first_seen_ms(at_ms, horizons), max(0, now_ms - at_ms)
+        if from_ms <= age_ms:
+            lives_ms.append((from_ms, age_ms))
+    slope = share_of_ceiling(known, unit)
+    ends = sorted((each.took_ms, each.costs[unit] - slope * each.ceilings[unit]) for each in known)
+    joins = sorted(from_ms for from_ms, _ in lives_ms if from_ms)
+    leaves = sorted(age_ms for _, age_ms in lives_ms)
     took_ms = [each[0] for each in ends]
     weights, hazards, rest = _weigh(took_ms, joins, leaves)
-    tail = find_tail(ends, begun_ms, since_ms)
+    tail = find_tail(ends, lives_ms)
     least = min((each[1] for each in ends), default=0.0)
-    widest = max((each.ceilings[unit] for each in seen), default=0)
+    widest = max((each.ceilings[unit] for each in known), default=0)
     return Curve(slope, took_ms, hazards, _sum_up(ends, weights, rest), tail, least, widest)
 
 
@@ -330,9 +327,11 @@ def _sum_up(
     ):
         off = extra - middle
         mass += weight
-        first += weight * off
-        second += weight * off * off
-        third += weight * off * off * off
+        weight *= off
+        first += weight
+        weight *= off
+        second += weight
+        third += weight * off
         if after < FEW or mass <= 0:
             found.append(nothing)
             continue
@@ -347,10 +346,11 @@ def share_of_ceiling(seen: Iterable[Seen], unit: int) -> float:
     pairs = [(each.ceilings[unit], each.costs[unit]) for each in seen]
     if not pairs:
         return 0.0
-    ceiling = sum(pair[0] for pair in pairs) / len(pairs)
-    cost = sum(pair[1] for pair in pairs) / len(pairs)
-    spread = sum((pair[0] - ceiling) ** 2 for pair in pairs)
+    ceiling = sum([pair[0] for pair in pairs]) / len(pairs)
+    cost = sum([pair[1] for pair in pairs]) / len(pairs)
+    off = [(its_ceiling - ceiling, its_cost - cost) for its_ceiling, its_cost in pairs]
+    spread = sum([wider * wider for wider, _ in off])
     if spread <= 0:
         return 0.0
-    both = sum((pair[0] - ceiling) * (pair[1] - cost) for pair in pairs)
+    both = sum([wider * dearer for wider, dearer in off])
     return max(0.0, min(1.0, both / spread))

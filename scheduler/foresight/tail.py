@@ -92,16 +92,13 @@ class Tail:
 
 
 def find_tail(
-    ends: Sequence[tuple[int, float]],
-    begun_ms: Sequence[tuple[int, int]],
-    since_ms: int | None,
+    ends: Sequence[tuple[int, float]], lives_ms: Sequence[tuple[int, int]]
 ) -> Tail | None:
     """The tail of what is known; None: no guess can be made.
 
     Args:
         ends: How long calls took, and what they cost, in order.
-        begun_ms: When each began, those under way too, and how long it has lasted.
-        since_ms: What ended before is not known.
+        lives_ms: At what age each was looked at first, and last, those under way too.
     """
     if len(ends) < 2 * FEWEST or (line := _line(ends)) is None:
         return None
@@ -110,9 +107,9 @@ def find_tail(
     last_ms = ends[-1][0]
     ended = sum(took_ms > from_ms for took_ms, _ in ends)
     lived, lived_after = 0.0, 0.0  # in doublings, but for a constant
-    for at_ms, age_ms in begun_ms:
-        seen_ms = from_ms if since_ms is None else max(from_ms, since_ms - at_ms)
-        if age_ms > seen_ms:
+    for first_ms, age_ms in lives_ms:
+        if age_ms > from_ms:
+            seen_ms = max(from_ms, first_ms)
             lived += math.log(age_ms / seen_ms)
             if age_ms > last_ms:
                 lived_after += math.log(age_ms / max(seen_ms, last_ms))
@@ -129,11 +126,12 @@ def find_tail(
 def _line(ends: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
     """How cost grows with time: what it is at once, and for each millisecond. None: it does not."""
     count = len(ends)
-    took_ms = sum(end[0] for end in ends) / count
-    cost = sum(end[1] for end in ends) / count
-    times = sum((end[0] - took_ms) ** 2 for end in ends)
-    costs = sum((end[1] - cost) ** 2 for end in ends)
-    both = sum((end[0] - took_ms) * (end[1] - cost) for end in ends)
+    took_ms = sum([end[0] for end in ends]) / count
+    cost = sum([end[1] for end in ends]) / count
+    off = [(its_ms - took_ms, its_cost - cost) for its_ms, its_cost in ends]
+    times = sum([later * later for later, _ in off])
+    costs = sum([dearer * dearer for _, dearer in off])
+    both = sum([later * dearer for later, dearer in off])
     if both <= 0 or both * both < FITS * times * costs:
         return None
     rate = both / times

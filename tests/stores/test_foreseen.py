@@ -126,7 +126,8 @@ EAGER = {name: Risk(name, 0.5, 0.0, 8, warm=2) for name in PRESETS}
 
 
 def always_anew(self, unit, under_way, now_ms):
-    return estimate(self._seen, under_way, self.since_ms, now_ms, unit)
+    recall = self.memory.of_each_length
+    return estimate(recall.all(), under_way, recall.horizons(), now_ms, unit)
 
 
 class RiskyMachine(StoreMachine):
