@@ -159,7 +159,10 @@ def _changed(db: sqlite3.Connection, wanted: str) -> str:
     except sqlite3.OperationalError as exc:
         if not _is_lock(exc):
             raise
-        return journal_of(db)
+        current = journal_of(db)
+        if current != "wal":
+            db.execute("PRAGMA journal_mode = persist").fetchone()
+        return current
     finally:
         wait_briefly(db)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import closing
@@ -77,9 +76,10 @@ def _plain(field: str) -> str:
 
 
 def _by_psutil() -> list[Mount]:
-    if sys.platform == "linux":
-        return []  # it would ask for what could not be read
-    parts = importlib.import_module("psutil").disk_partitions(all=True)
+    try:
+        parts = importlib.import_module("psutil").disk_partitions(all=True)
+    except OSError:
+        return []
     return [(p.mountpoint, "remote" if "remote" in p.opts else p.fstype) for p in parts]
 
 
