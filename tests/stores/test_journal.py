@@ -171,12 +171,15 @@ def is_locked(path) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SQLite calls its files otherwise there")
-async def test_whatever_is_written_to_file_or_log_is_written_under_the_lock(tmp_path, monkeypatch):
+@pytest.mark.parametrize("pages", [3, 1_000], ids=["commits checkpoint", "closing does"])
+async def test_whatever_is_written_to_file_or_log_is_written_under_the_lock(
+    tmp_path, monkeypatch, pages
+):
     """From the file's making over commits and checkpoints to its closing, seen by the file system."""
     path, free, kinds = tmp_path / "s.db", [], set()
-    disk = Disk("locked")
+    disk = Disk(f"locked-{pages}")
     newest.install(monkeypatch.setattr, disk.name)
-    monkeypatch.setattr(stores_sqlite, "LOG_PAGES", 3)
+    monkeypatch.setattr(stores_sqlite, "LOG_PAGES", pages)
     plain_write, plain_truncate = DiskFile.xWrite, DiskFile.xTruncate
 
     def check(self, what):

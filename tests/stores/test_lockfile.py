@@ -139,7 +139,7 @@ with lock.held(0):
         os._exit(0)
     if sys.argv[2] == "starts":
         import subprocess
-        subprocess.Popen([sys.executable, "-c", "import os, time; os.write(1, b'forked\n'); time.sleep(60)"])
+        subprocess.Popen([sys.executable, "-c", "print('forked', flush=True); import time; time.sleep(60)"])
     os.write(1, b"held\n")
     time.sleep(60)
 """
