@@ -130,10 +130,11 @@ class LockFile:
             pass
         stat = os.stat(self.of)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        with suppress(AttributeError, OSError):  # no such rights there, or it is another's by now
-            os.fchmod(file, stat.st_mode & 0o666)
-            if os.geteuid() == 0:
-                os.fchown(file, stat.st_uid, stat.st_gid)
+        if os.name == "posix":
+            with suppress(OSError):  # it is another's, who made it meanwhile
+                os.chmod(file, stat.st_mode & 0o666)
+                if os.geteuid() == 0:
+                    os.chown(file, stat.st_uid, stat.st_gid)
         return file
 
     def _is_named(self, file: int) -> bool:
