@@ -130,7 +130,7 @@ class LockFile:
             pass
         stat = os.stat(self.of)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        if os.name == "posix":
+        if sys.platform != "win32":
             with suppress(OSError):  # it is another's, who made it meanwhile
                 os.chmod(file, stat.st_mode & 0o666)
                 if os.geteuid() == 0:

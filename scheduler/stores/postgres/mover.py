@@ -104,6 +104,7 @@ def _held(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(path, isolation_level=None)) as file:
             version_of(file, path)
             with writers.alone() as left_s:
+                _check_idle(file, path)  # who has it open is in the way of the next statement, too
                 file.execute("PRAGMA journal_mode = DELETE").fetchone()  # all of it in one file
                 with writers.begun(file, left_s):
                     yield file
