@@ -164,22 +164,25 @@ def check_engine() -> Check:
 
 
 def check_sqlite(store: str) -> Check:
-    """Which SQLite, which journal mode is safe with it, and which one the store's file has."""
+    """Which SQLite, which journal the store's file has, and why it is not the quicker one."""
     import sqlite3
 
-    from scheduler.stores.file import OLDEST_SQLITE, journal_mode
+    from scheduler.stores.file import OLDEST_SQLITE
+    from scheduler.stores.places import why_no_log
 
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         return Check("sqlite", Verdict.BAD, f"{sqlite3.sqlite_version} is older than {oldest}")
-    wanted = journal_mode()
-    why = "" if wanted == "wal" else " (its write-ahead log is not safe for several processes)"
-    finding = f"{sqlite3.sqlite_version}, journal mode {wanted}{why}"
-    path = store_path(store)
-    if path is not None and path.is_file() and _is_sqlite(path):
-        mode, _ = _pragmas(path)
-        finding += f"; the store's file: {mode}"
-    return Check("sqlite", Verdict.OK, finding)
+    path, finding, verdict = store_path(store), sqlite3.sqlite_version, Verdict.OK
+    if path is None:
+        return Check("sqlite", verdict, finding)
+    if path.is_file() and _is_sqlite(path):
+        finding += f"; the store's file: {_pragmas(path)[0]}"
+    why = why_no_log(path)
+    if why is not None:
+        verdict = Verdict.NOTE
+        finding += f"; no write-ahead log for it: {why}. So each commit takes five syncs, not one"
+    return Check("sqlite", verdict, finding)
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -1,10 +1,14 @@
 """One SQLite file: how it is found, opened and locked, and what its errors mean.
 
 Durability: ``synchronous=FULL``, so what was answered survives a power cut, on
-disks that keep their promises. Journal: SQLite 3.7.0 to 3.51.2 can corrupt a
-write-ahead log when one process checkpoints while another commits
-(https://www.sqlite.org/wal.html#walresetbug), so the log is used from 3.51.3 on and
-a rollback journal before that; group commit makes either fast enough. That journal stays
+disks that keep their promises. Journal: a write-ahead log, which takes one sync a commit. SQLite
+3.7.0 to 3.51.2 can corrupt it when one process checkpoints while another commits
+(https://www.sqlite.org/wal.html#walresetbug), so both are done under a lock of ours, with any SQLite
+(`lockfile`). What may checkpoint is the end of a commit, the close of the last connection, and a
+change of the journal. Reading does not, and needs no lock; nor does a recovery, which has all of
+SQLite's own.
+
+Where no log can be (`places`) there is a rollback journal, at five syncs a commit. It stays
 where it is, with a header of zeros: one that is emptied, or removed, at each commit has the
 file system write down its size and its blocks each time, which takes half as long again.
 """
@@ -13,48 +17,152 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from scheduler.errors import ConfigError, StoreError, StoreForeign, StoreLocked, StoreTooNew
+from scheduler.stores import forks
+from scheduler.stores.lockfile import LockFile, pause
+from scheduler.stores.places import tried, why_no_log
 from scheduler.stores.sql.connection import Connection, SqliteConnection
 
 APPLICATION_ID = 0x4C4C4D53  # "LLMS", in the file's header
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-SAFE_WAL_SQLITE = (3, 51, 3)
 KEPT_JOURNAL_BYTES = 16 * 1024 * 1024  # a longer one is cut to that
 BUSY_MS = 5_000  # reading waits so long for a commit of another process
-SHORT_PAUSE_S, LONG_PAUSE_S, SHORT_WAIT_S = 0.003, 0.02, 1.0
+CHANGING_MS = (
+    200  # as long for others' reads, to change the journal; else the next one to open does
+)
+CLOSING_S = 2.0  # closing waits so long for its turn
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def journal_mode(sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
-    """The journal mode that is safe for several processes with this SQLite."""
-    return "wal" if sqlite_version >= SAFE_WAL_SQLITE else "persist"
+class Writers:
+    """All who write to a file, in any process: one at a time.
+
+    Args:
+        path: The file, which is there.
+        patience_s: How long to wait while others hold it.
+        looks: Nothing is to be written, so nobody has to be alone.
+    """
+
+    def __init__(self, path: Path, patience_s: float, *, looks: bool = False) -> None:
+        self.path, self.patience_s = path, patience_s
+        self.no_log = why_no_log(path)  # None: there may be a write-ahead log
+        self.lock = LockFile(path)
+        self._looks = looks
+
+    def alone(self, patience_s: float | None = None) -> AbstractContextManager[float]:
+        """While no other store commits or checkpoints; gives the patience that is left.
+
+        Raises:
+            StoreLocked: Another one did all the time.
+        """
+        patience_s = self.patience_s if patience_s is None else patience_s
+        # Elsewhere locks of files may not work either, and a rollback journal needs none of ours.
+        is_free = self._looks or self.no_log is not None
+        return nullcontext(patience_s) if is_free else self.lock.held(patience_s)
+
+    @contextmanager
+    def transaction(self, db: sqlite3.Connection) -> Iterator[None]:
+        """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
+        with self.alone() as left_s, self.begun(db, left_s):
+            yield
+
+    @contextmanager
+    def begun(self, db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
+        """The same for who is alone already."""
+        db.execute("PRAGMA busy_timeout = 0")
+        try:
+            _patiently(db, "BEGIN IMMEDIATE", patience_s)
+            # Another process, which sees the file elsewhere, may have changed it meanwhile.
+            if self.no_log is not None and journal_of(db) == "wal":
+                raise self._log_in_use()
+            yield
+            _patiently(db, "COMMIT", self.patience_s)
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        finally:
+            wait_briefly(db)
+
+    def writing(
+        self, function: Callable[Concatenate[Connection, P], T]
+    ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
+        """A function that does its work in one transaction."""
+
+        def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            with self.transaction(db):
+                return function(SqliteConnection(db), *args, **kwargs)
+
+        return run
+
+    def use_journal(self, db: sqlite3.Connection) -> None:
+        """Use the journal that can be here, or refuse to share the other one.
+
+        One that is in others' use stays. Whoever opens the file next changes it; the file says itself
+        which one it has, and all who are in it see that at their next statement.
+        """
+        current = journal_of(db)
+        if self.no_log is None and current != "wal":
+            self.no_log = tried(self.path.absolute().parent)
+        wanted = "wal" if self.no_log is None else "persist"
+        if current == wanted:
+            return
+        with self.alone():
+            current = _changed(db, wanted)
+        if current == "wal" and wanted != "wal":
+            raise self._log_in_use()
+
+    def close(self, db: sqlite3.Connection) -> None:
+        """Close the connection; the last one of all brings what is in the log into the file.
+
+        If others let it wait too long it does so without a turn: SQLite lets the last one do that only
+        while nobody else has the file.
+        """
+        try:
+            with self.alone(min(self.patience_s, CLOSING_S)):
+                db.close()
+        except StoreError:
+            db.close()
+        finally:
+            self.lock.close()
+
+    def _log_in_use(self) -> StoreLocked:
+        return StoreLocked(
+            f"{self.path} is open in another process with a write-ahead log, which cannot be shared "
+            f"from here: {self.no_log}; nothing was changed. Close it there first"
+        )
 
 
-@contextmanager
-def transaction(db: sqlite3.Connection, patience_s: float) -> Iterator[None]:
-    """BEGIN IMMEDIATE to COMMIT; waits while other processes hold the file."""
-    db.execute("PRAGMA busy_timeout = 0")
+def journal_of(db: sqlite3.Connection) -> str:
+    """Which journal the file has."""
+    return str(db.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def _changed(db: sqlite3.Connection, wanted: str) -> str:
+    """Change the journal, unless others use the file; which one it has then."""
+    db.execute(f"PRAGMA busy_timeout = {CHANGING_MS}")
     try:
-        _patiently(db, "BEGIN IMMEDIATE", patience_s)
-        _check_journal(db)
-        yield
-        _patiently(db, "COMMIT", patience_s)
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
+        if journal_of(db) == "persist":
+            db.execute("PRAGMA journal_mode = delete").fetchone()  # its file would stay for ever
+        return str(db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()[0])
+    except sqlite3.OperationalError as exc:
+        if not _is_lock(exc):
+            raise
+        current = journal_of(db)
+        if current != "wal":
+            db.execute("PRAGMA journal_mode = persist").fetchone()
+        return current
     finally:
         wait_briefly(db)
 
@@ -65,11 +173,7 @@ def wait_briefly(db: sqlite3.Connection) -> None:
 
 
 def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> None:
-    """Repeat a statement that fails for a lock: it changed nothing and can be repeated.
-
-    SQLite's own waiting doubles its pauses up to a tenth of a second, so that among busy
-    processes whoever has waited longest gets the file last. Short random pauses are fair.
-    """
+    """Repeat a statement that fails for a lock: it changed nothing and can be repeated."""
     began_s = time.monotonic()
     while True:
         try:
@@ -79,20 +183,7 @@ def _patiently(db: sqlite3.Connection, statement: str, patience_s: float) -> Non
             waited_s = time.monotonic() - began_s
             if not _is_lock(exc) or waited_s >= patience_s:
                 raise
-        pause_s = SHORT_PAUSE_S if waited_s < SHORT_WAIT_S else LONG_PAUSE_S
-        time.sleep(pause_s * (0.2 + random.random()))
-
-
-def writing(
-    function: Callable[Concatenate[Connection, P], T], patience_s: float
-) -> Callable[Concatenate[sqlite3.Connection, P], T]:
-    """A function that does its work in one transaction."""
-
-    def run(db: sqlite3.Connection, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with transaction(db, patience_s):
-            return function(SqliteConnection(db), *args, **kwargs)
-
-    return run
+        pause(waited_s)
 
 
 def reading(
@@ -126,8 +217,7 @@ def check_file(path: Path, create: bool) -> None:
             raise StoreError(f"cannot make {path}: there is no folder {path.parent}")
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         return
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = b"" if forks.is_held(path) else _head(path)
     if head and head != b"SQLite format 3\0":
         raise StoreForeign(
             f"{path} is not a SQLite database; nothing was changed. Name another file with "
@@ -135,6 +225,15 @@ def check_file(path: Path, create: bool) -> None:
         )
     if create and not os.access(path, os.W_OK):
         raise StoreError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+
+
+def _head(path: Path) -> bytes:
+    """How the file begins; not to be asked while this process has it open.
+
+    Closing it here would end all locks that SQLite has on it in this process.
+    """
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 def named(path: Path) -> tuple[int, int] | None:
@@ -169,36 +268,6 @@ def version_of(db: sqlite3.Connection, path: Path) -> int:
     if version > SCHEMA_VERSION:
         raise StoreTooNew(str(path), version, SCHEMA_VERSION)
     return int(version)
-
-
-def use_journal(db: sqlite3.Connection, path: Path) -> None:
-    """Use the journal that is safe here, or refuse to share the other one."""
-    wanted = journal_mode()
-    (current,) = db.execute("PRAGMA journal_mode").fetchone()
-    if current == wanted:
-        return
-    try:
-        (current,) = db.execute(f"PRAGMA journal_mode = {wanted}").fetchone()
-    except sqlite3.OperationalError as exc:
-        if not _is_lock(exc):
-            raise
-    if current == "wal" and wanted != "wal":
-        raise _log_in_use(path)
-
-
-def _check_journal(db: sqlite3.Connection) -> None:
-    """Another process with a newer SQLite may have changed the journal since this one opened."""
-    wanted = journal_mode()
-    if wanted != "wal" and db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-        raise _log_in_use(Path(db.execute("PRAGMA database_list").fetchone()[2]))
-
-
-def _log_in_use(path: Path) -> StoreLocked:
-    return StoreLocked(
-        f"{path} is open in another process with a newer SQLite and its write-ahead log, which "
-        f"this Python's SQLite {sqlite3.sqlite_version} cannot share safely; nothing was changed. "
-        "Close it there first, or use the same Python"
-    )
 
 
 def create_schema(db: sqlite3.Connection) -> None:

@@ -9,12 +9,15 @@ open at the fork is refused in it, and in its own forks.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from scheduler.errors import StoreError
 
 Held = tuple[int, int, int]  # process, device, inode
 _held: list[Held] = []
+entering = threading.Lock()
+"""From the look at a file to `hold`: two that open it at once must know of each other."""
 
 
 def refuse_inherited(path: Path) -> None:
@@ -29,6 +32,11 @@ def refuse_inherited(path: Path) -> None:
                 "copy SQLite's locks, so what both write could be lost. Nothing was sent. Open it in "
                 "each process after the fork, and not before it; or start processes by 'spawn'"
             )
+
+
+def is_held(path: Path) -> bool:
+    """Whether this process has the file open."""
+    return _seen(path) in _held
 
 
 def hold(path: Path) -> Held | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -23,17 +23,15 @@ from scheduler.stores.file import (
     KEPT_JOURNAL_BYTES,
     OLDEST_SQLITE,
     SCHEMA_VERSION,
+    Writers,
     check_file,
     create_schema,
     moved,
     named,
     reading,
-    transaction,
     translate,
-    use_journal,
     version_of,
     wait_briefly,
-    writing,
 )
 from scheduler.stores.refusing import in_use
 from scheduler.stores.sql import upgrade as sqlite_upgrade
@@ -45,6 +43,7 @@ from scheduler.stores.thread import Thread
 logger = logger_of("scheduler.stores.sqlite")
 
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
+LOG_PAGES = 1_000  # the commit that brings the log to so many puts them into the file
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,6 +71,7 @@ class SqliteStore(SqlStore):
         super().__init__(store_prompts)
         self.path, self._create, self._patience_s = path, create, patience_s
         self._connection: Thread | None = None
+        self._writers: Writers | None = None  # since it was opened
         self._look: Look | None = None  # at a file that cannot be written
         self._version = 0  # `PRAGMA data_version` when last looked
         self._place = path  # as it was when the file was opened, wherever the process goes
@@ -87,25 +87,33 @@ class SqliteStore(SqlStore):
             raise in_use()
         self._place, self._file = self.path.absolute(), None
         with self._translated():
-            check_file(self.path, self._create)
-            forks.refuse_inherited(self.path)
-            self._look = Look(self.path) if not self._create and not may_write(self.path) else None
+            self._enter()
             connection = self._connection = Thread(self._connect, 64)
             connection._thread.daemon = True  # a forgotten store must not keep the process alive
             try:
                 await connection
             except BaseException:
                 self._connection = None
+                forks.let_go(self._held)
                 # Its thread reports to this loop once more before it ends.
                 await asyncio.to_thread(connection._thread.join, 5)
                 raise
-        self._held = forks.hold(self._place)
         try:
             await self._run(self._set_up, now_ms)
             await self._read(self._transactions.read_budgets, now_ms)
         except BaseException:
             await self.aclose()
             raise
+
+    def _enter(self) -> None:
+        """See whether it may be opened, and note that it will be."""
+        with forks.entering:
+            check_file(self.path, self._create)
+            forks.refuse_inherited(self.path)
+            self._held = forks.hold(self._place)
+        self._look = Look(self.path) if not self._create and not may_write(self.path) else None
+        looks = self._look is not None
+        self._writers = Writers(self._place, self._patience_s, looks=looks)
 
     async def aclose(self) -> None:
         """Let go of the file; what waits is there for the next run."""
@@ -116,10 +124,12 @@ class SqliteStore(SqlStore):
             with self._translated():
                 # Asked on the thread: a turn may still be on its way there.
                 if await connection.run(lambda db: self._transactions.worker_id):
-                    await connection.run(writing(self._transactions.leave, self._patience_s))
+                    await connection.run(self._writing(self._transactions.leave))
         except StoreError as exc:
             logger.warning("could not sign off from %s: %s", self.path, exc)
         finally:
+            with suppress(StoreError, sqlite3.Error):
+                await connection.run(self._shared().close)
             await connection.close()
             forks.let_go(self._held)
             if self._look is not None:
@@ -143,24 +153,28 @@ class SqliteStore(SqlStore):
         version = version_of(db, self.path)
         if self._look is not None:
             check_version(self.path, version, SCHEMA_VERSION)
-        else:
-            use_journal(db, self.path)
-        if version == 0:
-            with transaction(db, self._patience_s):
-                if version_of(db, self.path) == 0:  # nobody else did it meanwhile
-                    create_schema(db)
-        elif version < SCHEMA_VERSION:
-            self._upgrade(db, now_ms)
         for pragma in ("synchronous = FULL", "temp_store = MEMORY", "mmap_size = 0",
-                       "cache_size = -32768",
+                       "cache_size = -32768", f"wal_autocheckpoint = {LOG_PAGES}",
                        f"journal_size_limit = {KEPT_JOURNAL_BYTES}"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
+        if self._look is None:
+            self._prepare(db, self._shared(), version, now_ms)
         (self._version,) = db.execute("PRAGMA data_version").fetchone()
         self._file = None if self._look is not None else named(self._place)
 
-    def _upgrade(self, db: sqlite3.Connection, now_ms: int) -> None:
+    def _prepare(self, db: sqlite3.Connection, writers: Writers, version: int, now_ms: int) -> None:
+        """Have all in it that this version writes to."""
+        if 0 < version < SCHEMA_VERSION:
+            self._upgrade(db, writers, now_ms)  # first: until then older processes may be in it
+        writers.use_journal(db)
+        if version == 0:
+            with writers.transaction(db):
+                if version_of(db, self.path) == 0:  # nobody else did it meanwhile
+                    create_schema(db)
+
+    def _upgrade(self, db: sqlite3.Connection, writers: Writers, now_ms: int) -> None:
         """Bring an older file up to date, in one transaction, after a copy of it is made."""
-        with transaction(db, self._patience_s):
+        with writers.transaction(db):
             version = version_of(db, self.path)
             if version == SCHEMA_VERSION:
                 return  # somebody else did it meanwhile
@@ -191,7 +205,17 @@ class SqliteStore(SqlStore):
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a function in one transaction."""
-        return await self._run(writing(function, self._patience_s), *args, **kwargs)
+        return await self._run(self._writing(function), *args, **kwargs)
+
+    def _writing(
+        self, function: Callable[Concatenate[Connection, P], T]
+    ) -> Callable[Concatenate[sqlite3.Connection, P], T]:
+        return self._shared().writing(function)
+
+    def _shared(self) -> Writers:
+        if self._writers is None:
+            raise StoreError(f"{self.path} is not open")
+        return self._writers
 
     def _while_named(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T]

@@ -44,7 +44,20 @@ def test_the_doctor_reads_the_store(cli, filled):
 
     assert found["store"]["verdict"] == "ok"
     assert "7 requests, 1 budget" in found["store"]["finding"]
-    assert "the store's file:" in found["sqlite"]["finding"]
+    assert "the store's file: write-ahead log" in found["sqlite"]["finding"]
+    assert found["sqlite"]["verdict"] == "ok"
+
+
+def test_the_doctor_says_why_a_file_has_no_log(cli, filled, monkeypatch):
+    why = "it is on a nfs4 file system"
+    monkeypatch.setattr("scheduler.stores.places.why_no_log", lambda path: why)
+    monkeypatch.setattr("scheduler.stores.file.why_no_log", lambda path: why)
+    examined(cli, "--store", filled)  # which opens it, and so gives it the journal that it can have
+    _, found = examined(cli, "--store", filled)
+
+    assert found["sqlite"]["verdict"] == "note"
+    assert f"file: rollback journal; no write-ahead log for it: {why}" in found["sqlite"]["finding"]
+    assert found["store"]["verdict"] == "ok"
 
 
 def test_the_doctor_never_shows_a_key(cli, tmp_path):

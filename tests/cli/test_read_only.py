@@ -130,6 +130,37 @@ def test_a_file_that_cannot_be_written_can_be_looked_at_and_stays_as_it_is(folde
     assert files(folder) == before
 
 
+@pytest.mark.parametrize("left", ["wal", "wal, no index", "wal, closed"])
+def test_a_look_leaves_nothing_beside_a_file_that_only_its_owner_may_write(folder, left):
+    """What somebody else made there, the owner could not write to."""
+    path = folder / "scheduler.db"
+    make(path)
+    if left != "wal, closed":
+        crash_in(path, "wal")
+        (folder / "scheduler.db-shm").unlink() if "no index" in left else None
+    for each in folder.iterdir():
+        each.chmod(0o444)
+    before = files(folder)
+    code, said, told = limited(folder, "budget", "list")
+
+    assert (code, told) == (0, "")
+    assert ("team-2" in said) is (left != "wal, closed")
+    assert files(folder) == before
+
+
+def test_a_look_sees_what_others_commit_while_they_have_the_file_open(folder):
+    path = folder / "scheduler.db"
+    make(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE budgets SET name = 'team-2'")
+        db.commit()
+        path.chmod(0o444)
+        assert (folder / "scheduler.db-wal").stat().st_size > 0
+        code, said, told = limited(folder, "budget", "list")
+    assert (code, told) == (0, "")
+    assert "team-2" in said
+
+
 @pytest.mark.parametrize("words", ["budget set team $5", "budget pause team", "resolve one --void",
                                    "prices set m --in 1 --out 1", "prune --before 0s"])  # fmt: skip
 def test_what_would_change_it_says_that_it_cannot(folder, words):

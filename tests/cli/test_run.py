@@ -88,7 +88,7 @@ def test_a_batch_runs_to_its_end(place):
     assert spent() == total
     assert run(command="audit").returncode == 0
     assert sorted(path.name for path in place.iterdir() if "journal" not in path.name) == [
-        "p.jsonl", "p.results.jsonl", "scheduler.db",
+        "p.jsonl", "p.results.jsonl", "scheduler.db", "scheduler.db.write-lock",
     ]  # fmt: skip
     assert Path("p.results.jsonl").stat().st_mode & 0o777 == 0o600
 

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -133,11 +134,16 @@ async def test_whoever_went_on_there_meanwhile_keeps_what_they_did(tmp_path, url
     assert path.is_file()
 
 
+def rows_of(path):
+    with closing(sqlite3.connect(path)) as db:
+        return list(db.iterdump())
+
+
 @pytest.mark.parametrize("table", ["requests", "reservations", "gates"])
 async def test_what_breaks_on_the_way_leaves_both_as_they_were(tmp_path, url, monkeypatch, table):
     path = tmp_path / "s.db"
     await made(path)
-    before = path.read_bytes()
+    before = rows_of(path)
     fill = mover._fill
 
     def break_off(file, link, name):
@@ -149,7 +155,7 @@ async def test_what_breaks_on_the_way_leaves_both_as_they_were(tmp_path, url, mo
         patch.setattr(mover, "_fill", break_off)
         with pytest.raises(StoreError, match="is as it was"):
             move(path, url)
-    assert path.read_bytes() == before
+    assert rows_of(path) == before
     assert not move(path, url).was_there
 
 
@@ -165,7 +171,7 @@ async def test_a_key_that_postgres_cannot_hold_is_told_and_nothing_is_changed(tm
 async def test_ids_are_never_given_twice(tmp_path, url):
     path = tmp_path / "s.db"
     await made(path)
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         last = dict(db.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
     move(path, url)
     async with Scheduler(url, providers=Bench()) as s:

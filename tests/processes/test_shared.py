@@ -9,7 +9,6 @@ import time
 import pytest
 
 from scheduler.budget import Budget
-from scheduler.stores.file import journal_mode
 from tests.processes.harness import check_ledger, server, wait_for
 from tests.stores import newest
 
@@ -60,7 +59,7 @@ def test_four_processes_share_a_budget_to_its_last_cent_and_notice_a_raise(
         wait_for(is_spent, "all of it to be used, and the rest to be parked", 60)
         by_worker = dict(file("SELECT worker_id, count(*) FROM reservations GROUP BY 1"))
         assert len(by_worker) == 4  # nobody starves
-        assert (file("PRAGMA journal_mode") == [("wal",)]) == (journal_mode() == "wal")
+        assert file("PRAGMA journal_mode") == [("wal",)]
 
         raised_at_s = time.time()
         file.define(Budget("team", None, parent="org"))

@@ -23,7 +23,7 @@ from scheduler.stores.base import (
     Submitted,
     TurnResult,
 )
-from scheduler.stores.file import check_file, writing
+from scheduler.stores.file import Writers, check_file
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sqlite import SqliteStore
@@ -103,6 +103,7 @@ class InlineSqlite(SqliteStore):
 
     async def open(self, now_ms: int) -> None:
         check_file(self.path, create=True)
+        self._writers = Writers(self.path, 0)
         statement = self._statement
 
         class Watched(sqlite3.Connection):
@@ -131,7 +132,7 @@ class InlineSqlite(SqliteStore):
     async def leave(self) -> None:
         """Sign off, as closing does."""
         if self._transactions.worker_id:
-            await self._run(writing(self._transactions.leave, 0))
+            await self._run(self._writing(self._transactions.leave))
 
     def drop(self) -> None:
         """Close the file without a word, as dying does."""

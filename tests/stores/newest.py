@@ -14,6 +14,7 @@ from typing import Any
 import apsw
 
 from scheduler.stores import file as stores_file
+from scheduler.stores import places as stores_places
 from scheduler.stores import sqlite as stores_sqlite
 from scheduler.stores.sql import upgrade as sqlite_upgrade
 
@@ -38,19 +39,20 @@ def __getattr__(name: str) -> Any:
 def install(
     patch: Callable[[object, str, Any], None] = setattr,
     vfs: str | None = None,
-    version: tuple[int, ...] = sqlite_version_info,
+    no_log: str | None = None,
 ) -> None:
     """Make every store of this process use it.
 
     Args:
         patch: Sets an attribute of a module; a monkeypatch's undoes it.
         vfs: The file system, if not the system's own.
-        version: Whose journal mode to use.
+        no_log: Why there can be no write-ahead log, if so.
     """
     _Module.vfs = vfs
-    for module in (stores_file, stores_sqlite, sqlite_upgrade):
+    for module in (stores_file, stores_sqlite, stores_places, sqlite_upgrade):
         patch(module, "sqlite3", _Module())
-    patch(stores_file.journal_mode, "__defaults__", (version,))
+    if no_log is not None:
+        patch(stores_file, "why_no_log", lambda path: no_log)
 
 
 class _Module:

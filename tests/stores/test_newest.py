@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
 
 from scheduler.budget import Budget
-from scheduler.errors import StoreLocked
-from scheduler.stores import file as stores_file
-from scheduler.stores.file import SAFE_WAL_SQLITE, journal_mode
 from scheduler.stores.sqlite import SqliteStore
 from tests.stores import newest
 from tests.stores.conformance import T0, Bench, Conformance, new, post
@@ -43,15 +39,11 @@ class TestNewest(Conformance):
         assert not (tmp_path / "s.db-wal").exists()
 
 
-async def test_it_keeps_a_write_ahead_log_and_syncs_it_on_every_commit(tmp_path, on_newest):
-    assert newest.sqlite_version_info >= SAFE_WAL_SQLITE
+async def test_it_is_the_newest_that_is_tried(tmp_path, on_newest):
     store = await opened(tmp_path / "s.db")
 
     assert await store._run(lambda db: type(db)) is newest.Connection
-    assert journal_mode() == "wal"
     assert await pragma(store, "journal_mode") == "wal"
-    assert await pragma(store, "synchronous") == 2  # FULL
-    assert (tmp_path / "s.db-wal").exists()
     await store.aclose()
 
 
@@ -60,7 +52,6 @@ async def test_it_keeps_a_write_ahead_log_and_syncs_it_on_every_commit(tmp_path,
 
 async def _contend(path: Path) -> None:
     """Claim and post, one at a time, until nothing fits; say how many it were."""
-    newest.install()
     bench = Bench(await opened(path))
     ids = [each.id for each in await bench.store.budgets(T0)]
     print("ready", flush=True)
@@ -76,6 +67,11 @@ async def _contend(path: Path) -> None:
     print(count, flush=True)
     sys.stdin.readline()
     await bench.store.aclose()
+
+
+async def _contend_on_newest(path: Path) -> None:
+    newest.install()
+    await _contend(path)
 
 
 NEED, COST, LIMIT = 10, 4, 400  # nano-dollars
@@ -104,12 +100,15 @@ async def child(function: str, path):
         process._transport.close()
 
 
-async def test_two_processes_on_one_write_ahead_log_never_pass_the_limit(tmp_path, on_newest):
+@pytest.mark.parametrize("other", ["_contend", "_contend_on_newest"])
+async def test_two_processes_on_one_write_ahead_log_never_pass_the_limit(
+    tmp_path, on_newest, other
+):
     path = tmp_path / "s.db"
     bench = Bench(await opened(path))
     await bench.define(Budget("team", f"${LIMIT / 1e9:.9f}"))
 
-    async with child("_contend", path) as one, child("_contend", path) as two:
+    async with child("_contend_on_newest", path) as one, child(other, path) as two:
         for each in (one, two):
             each.stdin.write(b"go\n")
         counts = [int(await each.stdout.readline()) for each in (one, two)]
@@ -123,15 +122,6 @@ async def test_two_processes_on_one_write_ahead_log_never_pass_the_limit(tmp_pat
         ("ok",)
     ]
     await bench.store.aclose()
-
-
-async def _hold(path: Path) -> None:
-    """Keep the file open."""
-    newest.install()
-    store = await opened(path)
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    await store.aclose()
 
 
 # From one SQLite to the other
@@ -158,66 +148,8 @@ async def test_a_file_goes_from_the_older_sqlite_to_the_newest_and_back(tmp_path
             assert await bench.is_sound()
             await bench.store.aclose()
 
-    assert modes[1::2] == ["wal", "wal"]
+    assert modes == ["wal"] * 4
     bench = Bench(await opened(path))
-    assert modes[::2] == [journal_mode()] * 2 == [await pragma(bench.store, "journal_mode")] * 2
     assert await bench.balance() == (10 + 11 + 12 + 13, 0)
     assert [each.key async for each in bench.store.finished("")] == ["k0", "k1", "k2", "k3"]
-    await bench.store.aclose()
-
-
-@pytest.mark.skipif(journal_mode() == "wal", reason="this Python's SQLite may share the log")
-async def test_a_log_that_the_newest_has_open_is_refused_by_the_older_sqlite(tmp_path):
-    path = tmp_path / "s.db"
-    with pytest.MonkeyPatch.context() as patch:
-        newest.install(patch.setattr)
-        await spend(path, "k", 10)
-
-    async with child("_hold", path):
-        refusal = f"write-ahead log, which this Python's SQLite {sqlite3.sqlite_version} cannot"
-        with pytest.raises(StoreLocked, match=refusal):
-            await opened(path)
-    bench = Bench(await opened(path))
-    assert await bench.balance() == (10, 0)
-    assert (await bench.store.counts()).succeeded == 1
-    await bench.store.aclose()
-
-
-async def _hold_older(path: Path) -> None:
-    """Keep the file open inside a reading transaction."""
-    store = await opened(path)
-    await store._run(lambda db: db.execute("BEGIN"))
-    await store._run(lambda db: db.execute("SELECT count(*) FROM jobs").fetchone())
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    await store._run(lambda db: db.execute("ROLLBACK"))
-    await store.aclose()
-
-
-@pytest.mark.skipif(journal_mode() == "wal", reason="this Python's SQLite starts a log itself")
-async def test_the_newest_goes_on_without_a_log_while_an_older_sqlite_reads(
-    tmp_path, on_newest, monkeypatch
-):
-    monkeypatch.setattr(stores_file, "BUSY_MS", 50)
-    path = tmp_path / "s.db"
-    async with child("_hold_older", path):
-        bench = Bench(await opened(path))
-        mode = await pragma(bench.store, "journal_mode")
-        await bench.store.aclose()
-
-    assert mode != "wal"
-    await spend(path, "k", 10)
-    bench = Bench(await opened(path))
-    assert await pragma(bench.store, "journal_mode") == "wal"
-    assert await bench.balance() == (10, 0)
-    await bench.store.aclose()
-
-
-@pytest.mark.skipif(journal_mode() == "wal", reason="this Python's SQLite may share the log")
-async def test_an_older_sqlite_does_not_join_a_log_that_the_newest_starts_meanwhile(tmp_path):
-    path = tmp_path / "s.db"
-    bench = Bench(await opened(path))
-    async with child("_hold", path):
-        with pytest.raises(StoreLocked, match="write-ahead log"):
-            await bench.submit(new(key="k"))
     await bench.store.aclose()

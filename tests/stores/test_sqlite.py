@@ -17,7 +17,7 @@ from scheduler.providers.base import Provider
 from scheduler.request import Priority, Request, RequestState
 from scheduler.stores import open_store, tagged
 from scheduler.stores.base import Outcome, Turn
-from scheduler.stores.file import SCHEMA_VERSION, journal_mode, version_of
+from scheduler.stores.file import SCHEMA_VERSION, version_of
 from scheduler.stores.memory.store import MemoryStore
 from scheduler.stores.process import Process
 from scheduler.stores.sql.codec import decode_request, encode_request
@@ -84,13 +84,6 @@ def test_a_url_names_a_store(url, kind):
 def test_an_unknown_url_is_a_clear_error():
     with pytest.raises(ConfigError, match="'redis://x' is not memory://"):
         open_store("redis://x")
-
-
-@pytest.mark.parametrize(
-    ("version", "mode"), [((3, 37, 2), "persist"), ((3, 51, 2), "persist"), ((3, 51, 3), "wal")]
-)
-def test_the_write_ahead_log_is_used_only_where_it_is_safe(version, mode):
-    assert journal_mode(version) == mode
 
 
 @pytest.mark.anyio

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 from scheduler.errors import ConfigError, StoreError, StoreLocked
-from scheduler.stores.file import transaction, translate, version_of
+from scheduler.stores.file import Writers, translate, version_of
 from scheduler.stores.postgres.address import Address, parse
 from scheduler.stores.postgres.connection import lock_key, quoted
 from scheduler.stores.postgres.link import Link, connect
@@ -99,14 +99,20 @@ def move(path: Path, url: str) -> Moved:
 @contextmanager
 def _held(path: Path) -> Iterator[sqlite3.Connection]:
     """The file, to which nobody else can write meanwhile."""
+    writers = Writers(path, PATIENCE_S)
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as file:
             version_of(file, path)
-            file.execute("PRAGMA journal_mode = DELETE").fetchone()  # all of it in one file
-            with transaction(file, PATIENCE_S):
-                yield file
+            with writers.alone() as left_s:
+                _check_idle(file, path)  # who has it open is in the way of the next statement, too
+                file.execute("PRAGMA journal_mode = DELETE").fetchone()  # all of it in one file
+                with writers.begun(file, left_s):
+                    yield file
+                file.close()
     except sqlite3.Error as exc:
         raise translate(exc, path) from exc
+    finally:
+        writers.lock.close()
 
 
 def _check_idle(file: sqlite3.Connection, path: Path) -> None:

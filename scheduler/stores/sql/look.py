@@ -1,9 +1,11 @@
 """Opening a SQLite file that may not be written: looking needs no right to change anything.
 
-SQLite reads such a file by itself, except in two cases. Without its index of the write-ahead
-log it opens none, in a folder where it cannot make one; a file whose last writer crashed has to
-be rolled back first. Then a copy is looked at, that only its owner can read, and that is dropped
-when it is closed.
+SQLite reads such a file by itself, except in two cases. A write-ahead log and its index are only
+read where they are: made by somebody who may not write the file they would stay, and its owner could
+not write to them. And a file whose last writer crashed has to be put in order first. Then a copy
+is looked at, that only its owner can read, and that is dropped when it is closed.
+
+A look never brings a log into its file, so it needs no turn among those who write (`lockfile`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ class Look:
     def connect(self) -> sqlite3.Connection:
         """A connection that reads, and refuses to write."""
         try:
-            return _reading(self.path, "mode=ro")
+            if not self._has_log():
+                return _reading(self.path, "mode=ro")
+            if self._beside("-wal").exists():
+                return _reading(self.path, "mode=ro&readonly_shm=1")
         except sqlite3.OperationalError as exc:
             if getattr(exc, "sqlite_errorcode", 0) & 0xFF not in (
                 sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
@@ -44,8 +49,15 @@ class Look:
             return _reading(self.path, "mode=ro&immutable=1")  # nothing has to be put in order
         return _reading(self._copied(), "mode=rw")
 
+    def _has_log(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(20)[18:19] == b"\x02"
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}{ending}")
+
     def _left(self) -> list[Path]:
-        places = [self.path.with_name(f"{self.path.name}{end}") for end in _LEFTOVERS]
+        places = [self._beside(end) for end in _LEFTOVERS]
         return [place for place in places if place.is_file() and place.stat().st_size]
 
     def _copied(self) -> Path:

@@ -175,6 +175,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         " said TEXT NOT NULL, PRIMARY KEY (kind, name, number)) STRICT",
         *_TAGGED,
     ),
+    8: (),  # those of it write without the lock of `lockfile`
 }
 """From a version to the statements that lead to the next one."""
 
