@@ -38,7 +38,7 @@ help:  ## Show this list
 demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a raise, an exact account
 	@$(BIN)/python -m scheduler demo
 
-test: $(DEV) $(PREVIOUS)  ## Run all tests (ten minutes on two cores)
+test: $(DEV) $(PREVIOUS)  ## Run all tests (nine minutes on two cores)
 	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/sdks
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
 

@@ -344,7 +344,7 @@ async def test_closing_goes_on_when_who_waits_for_it_is_cancelled():
         running = s.submit(ask(seconds=30))
         await asyncio.sleep(1)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(5):
                 await s.aclose(drain=True)
     assert (await running).cost_nusd == 60
     assert provider.closed

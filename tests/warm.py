@@ -321,6 +321,8 @@ def _become(what: dict[str, Any], fds: list[int]) -> None:
         os.dup2(fd, number)
     os.closerange(3, 1024)
     os.chdir(what["cwd"])
+    if begun := sys.modules.get("multiprocessing.process"):
+        begun.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]  # where what it starts finds the program
     os.environ.clear()
     os.environ.update(what["env"])
     time.tzset()

@@ -36,9 +36,7 @@ SCHEMA_VERSION = 9
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 KEPT_JOURNAL_BYTES = 16 * 1024 * 1024  # a longer one is cut to that
 BUSY_MS = 5_000  # reading waits so long for a commit of another process
-CHANGING_MS = (
-    200  # as long for others' reads, to change the journal; else the next one to open does
-)
+CHANGING_MS = 200  # as long for others' reads to change the journal; else who opens it next does
 CLOSING_S = 2.0  # closing waits so long for its turn
 
 P = ParamSpec("P")

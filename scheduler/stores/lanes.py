@@ -32,13 +32,13 @@ class Lane:
     """Requests that draw on the same budgets and provider with the same priority."""
 
     __slots__ = (
-        "fits", "group", "head", "id", "is_active", "is_left", "key", "parked_total_ms", "passed",
-        "passed_reach", "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
+        "fits", "group", "head", "id", "is_active", "is_left", "key", "noted", "parked_total_ms",
+        "passed", "passed_reach", "reported", "shortfall", "shut_since_ms", "smallest", "ticket", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, id: int, key: LaneKey) -> None:
         self.id, self.key = id, key
-        self.waiting = 0
+        self.waiting = self.noted = 0  # the latter as the database has it, when last looked
         self.group = key.provider, key.level, key.model  # among which it stands in the book
         self.head = key.lowest  # nobody before it waits here
         self.is_left = False  # to other processes: this one has no key for its provider

@@ -636,6 +636,9 @@ class World:
         for status in await inner.budgets(self.clock.now_ms()):
             for cap in status.caps:
                 assert cap.reserved == cap.suspense  # nothing runs: what is left is unknown
+        if self.kind == "sqlite":
+            believed = self.reader.execute("SELECT id, waiting FROM lanes WHERE waiting <> 0")
+            assert believed.fetchall() == []
 
     # Checks
 

@@ -80,6 +80,25 @@ async def test_a_call_that_ends_without_an_answer_after_others_took_it_does_not_
     assert (await here.store.counts()).waiting == 1
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_what_others_put_back_counts_beside_what_the_last_to_know_of_it_adds(two, answers):
+    """It stood still in the middle of a turn: the time of that is from before."""
+    here, there = two
+    (claimed,) = (await here.submit(new([1], key="a"))).claimed
+    there.now_ms += here.store.lease_ms + 1
+    await there.turn()
+
+    result = await here.submit(new([1], key="b"), slots=0)
+    assert not result.was_lost
+    assert (await there.store.counts()).waiting == 2
+    here.now_ms = there.now_ms
+    if answers:
+        await here.settle(post(claimed, 4), slots=0)
+
+    claimed = (await here.turn()).claimed
+    assert [each.request.key for each in claimed] == ["b"] if answers else ["a", "b"]
+
+
 async def test_a_number_is_never_given_to_another_process_s_lane(two):
     here, there = two
     await there.submit(new([1], priority=1), slots=0)

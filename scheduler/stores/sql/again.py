@@ -121,8 +121,8 @@ def mend(db: Connection, books: Books) -> None:
     sheet = begin(db, books, books.now_ms)
     now_ms, old = sheet.now_ms, books.lanes
     me = books.worker_id
-    there = (
-        {id_ for (id_,) in db.read("SELECT id FROM lanes WHERE worker_id = ?", me)} if me else ()
+    there: dict[int, int] = (
+        dict(db.read("SELECT id, waiting FROM lanes WHERE worker_id = ?", me)) if me else {}
     )
     waiting: dict[int, int] = dict(db.read(
         "SELECT lane_id, count(*) FROM requests WHERE state = 'queued'"
@@ -135,6 +135,7 @@ def mend(db: Connection, books: Books) -> None:
             continue  # what was made by the transaction that did not happen is not there
         made = books.lanes.get(lane.key, lambda lane=lane: lane.id)  # type: ignore[misc]
         _take_over(made, lane, now_ms)
+        made.noted = there[lane.id]
         books.lanes.add(made, count=waiting.get(lane.id, 0))
         if lane.version:
             books.lanes.tell(made)

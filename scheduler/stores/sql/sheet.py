@@ -65,7 +65,6 @@ _NEW_LANES = Insert(
     {"id": INT, "worker_id": INT, "provider": TEXT, "budgets": TEXT, "priority": INT,
      "may_wait": INT, "model": TEXT, "service": TEXT, "tenant": TEXT, "is_due": INT},
 )  # fmt: skip
-_WAITING = Update("lanes", "waiting = :waiting", "id = :id", {"waiting": INT, "id": INT})
 _MORE_WAITING = Update(
     "lanes", "waiting = CASE WHEN waiting + :more < 0 THEN 0 ELSE waiting + :again END", "id = :id",
     {"more": INT, "again": INT, "id": INT},
@@ -329,8 +328,11 @@ class Sheet:
              lane.shut_since_ms, lane.parked_total_ms, lane.id)
             for lane in changed
         ])  # fmt: skip
-        counted = [lane for lane in lanes.take_counted() if not lane.key.is_shared]
-        self.db.write_many(_WAITING, [(lane.waiting, lane.id) for lane in counted])
+        # Others may have put requests back meanwhile: these count besides, until it hears of them.
+        for lane in lanes.take_counted():
+            if not lane.key.is_shared:
+                self.more[lane.id] += lane.waiting - lane.noted
+                lane.noted = lane.waiting
         return changed
 
 

@@ -119,6 +119,8 @@ class Transactions(Books):
             workers.know_company(sheet)
         load_gates(sheet, news.gates & self.known_gates)
         learn_shared(sheet, news.lanes)
+        if news.lanes or news.is_all:
+            workers.recount(sheet, None if news.is_all else news.lanes)
         hear_of(sheet, news.tenants, is_all=news.is_all)
         self._look_at_accounts(sheet, news)
         for budget_id in news.defined:
@@ -144,15 +146,6 @@ class Transactions(Books):
         self.taken.difference_update(finished)
         answered = [each for each in finished.values() if each.state is RequestState.SUCCEEDED]
         self.is_miscounted |= bool(answered)
-        sheet.load_rows(each.id for each in answered)
-        ids = {sheet.rows[each.id].lane_id for each in answered}
-        among, wanted = sheet.db.dialect.among, sheet.db.dialect.a_list(ids)
-        for lane_id, waiting in (
-            sheet.db.read(f"SELECT id, waiting FROM lanes WHERE id {among}", wanted) if ids else ()
-        ):
-            lane = self.lanes.by_id(lane_id)
-            if lane is not None:
-                self.lanes.remove(lane, sheet.now_ms, lane.waiting - waiting)
         return answered
 
     def _end(self, sheet: Sheet, result: TurnResult, *, is_more_due: bool) -> None:

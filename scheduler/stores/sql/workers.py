@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from scheduler.request import RequestState
 from scheduler.stores.base import Outcome, Settlement, TurnResult
+from scheduler.stores.lanes import Lane
 from scheduler.stores.process import GONE_MS, Process, is_dead
 from scheduler.stores.sql import changes
 from scheduler.stores.sql.rows import DELAYED, QUEUED
@@ -56,29 +58,42 @@ def _renew(sheet: Sheet) -> None:
     if row is None:  # others took it for gone, and its lanes may have been pruned
         rows = db.read("SELECT id FROM lanes WHERE worker_id = ?", books.worker_id)
         kept = {id_ for (id_,) in rows}
-        sheet.new_lanes += [
-            lane for lane in books.lanes if not lane.key.is_shared and lane.id not in kept
-        ]
+        for lane in books.lanes:
+            if not lane.key.is_shared and lane.id not in kept:
+                sheet.new_lanes.append(lane)
+                _follow(sheet, lane, 0)
     db.write(
         "INSERT INTO workers (id, host, pid, started, seen_at_ms, about) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET seen_at_ms = excluded.seen_at_ms, is_lost = 0,"
         " about = excluded.about",
         books.worker_id, me.host, me.pid, me.started, sheet.now_ms, books.about(),
     )  # fmt: skip
-    _recount(sheet)
 
 
-def _recount(sheet: Sheet) -> None:
-    """Read how many wait in this process's lanes: others may have put requests back."""
-    lanes = sheet.books.lanes
-    for lane_id, waiting in sheet.db.read(
-        "SELECT id, waiting FROM lanes WHERE worker_id = ?", sheet.books.worker_id
+def recount(sheet: Sheet, ids: Iterable[int] | None) -> None:
+    """Read how many wait in these lanes, if they are this process's; None: in all that are.
+
+    Others put requests back into them if they take this process for lost, which it may be the last
+    to know: it stood still in the middle of something.
+    """
+    db, lanes = sheet.db, sheet.books.lanes
+    found = lanes if ids is None else filter(None, map(lanes.by_id, ids))
+    own = {lane.id: lane for lane in found if not lane.key.is_shared}
+    if not own:
+        return
+    for lane_id, waiting in db.read(
+        f"SELECT id, waiting FROM lanes WHERE id {db.dialect.among}", db.dialect.a_list(own)
     ):
-        lane = lanes.by_id(lane_id)
-        if lane is not None and lane.waiting != waiting:
-            lanes.add(lane, count=waiting - lane.waiting)
-            lanes.remove(lane, sheet.now_ms, 0)  # it may be empty
-            lane.passed = lane.key.lowest
+        _follow(sheet, own[lane_id], waiting)
+
+
+def _follow(sheet: Sheet, lane: Lane, waiting: int) -> None:
+    """So many wait in a lane as the database has it, which others may have changed."""
+    more, lane.noted = waiting - lane.noted, waiting
+    if more:
+        sheet.books.lanes.add(lane, count=more)
+        sheet.books.lanes.remove(lane, sheet.now_ms, 0)  # it may be empty
+        lane.passed = lane.key.lowest
 
 
 def _reclaim(sheet: Sheet, *, was_away: bool) -> None:
