@@ -43,7 +43,7 @@ from scheduler.stores.thread import Thread
 logger = logger_of("scheduler.stores.sqlite")
 
 PATIENCE_S = 60.0  # how long a turn keeps trying while others hold the file
-LOG_PAGES = 1_000  # the commit that brings the log to so many puts them into the file
+LOG_PAGES = 4_000  # the commit that brings the log to so many puts them into the file
 
 P = ParamSpec("P")
 T = TypeVar("T")

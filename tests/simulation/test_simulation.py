@@ -101,7 +101,7 @@ def test_a_seed_is_the_same_world_every_time(store):
 
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize(
-    ("store", "seed", "deaths"), [("memory", 5, 1_000), ("sqlite", 11, 48), ("sqlite", 6, 48)]
+    ("store", "seed", "deaths"), [("memory", 5, 1_000), ("sqlite", 11, 32), ("sqlite", 6, 32)]
 )
 def test_a_crash_at_every_await_of_the_store_loses_nothing(store, seed, deaths, part):
     """The same world again and again, and each time the process dies some awaits later."""
