@@ -26,8 +26,8 @@ TRY := -m pytest -p anyio -p pytest_timeout
 # the tests, anew. Images for containers switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Many tests wait for processes: one more at a time than there are processors.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
+# Many tests wait for processes: two more at a time than there are processors.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 2 : 4)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test postgres ray recipes frameworks node contract suites simulate soak fuzz lint types bench check format clean
