@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
 from tests import warm
 from tests.postgres.database import Database
 from tests.processes.harness import server
-from tests.server.conftest import PRICE, Gateway, wait_for
+from tests.server.conftest import PRICE, Start, wait_for
 from tests.server.test_background import check_revoked_tokens_responses
 from tests.server.test_batches import begun, client_of, line, over
 from tests.server.test_batches_between import BRISK, MANY, all_once, queued_of
@@ -27,17 +28,9 @@ def provider():
 
 @pytest.fixture
 def start(tmp_path, url, provider):
-    made = []
-
-    def started(*options, budget="$100"):
-        to = ("--base-url", provider.url, "--price", PRICE, "--budget", budget, *options)
-        made.append(Gateway(tmp_path, to, store=url, program=("-c", BRISK)))
-        return made[-1].start()
-
-    yield started
-    for each in made:
-        if each.process.poll() is None:
-            each.kill()
+    made = Start(tmp_path, url, ("-c", BRISK))
+    yield partial(made, provider)
+    made.end()
 
 
 def check(url, provider):
@@ -47,7 +40,7 @@ def check(url, provider):
 
 
 def test_both_see_it_end_and_both_may_sum_it_up(start, url, provider):
-    both = [start(), start()]
+    both = [start(budget="$100"), start(budget="$100")]
     with client_of(both[0]) as here, client_of(both[1]) as there:
         batches = [begun(here, *[line(f"k{n}") for n in range(40)]) for _ in range(4)]
         clients = [here, there]
@@ -95,7 +88,7 @@ def test_cancelled_at_the_other_while_its_lines_are_read(start, url, provider):
 
 
 def test_a_worker_sends_what_the_gateway_would_not_and_its_end_is_noticed(start, url, provider):
-    made = start("--concurrency", "1")
+    made = start("--concurrency", "1", budget="$100")
     worker = warm.Popen(
         [sys.executable, "-m", "scheduler", "worker", "--store", url, "--base-url", provider.url,
          "--price", PRICE, "--concurrency", "4"],

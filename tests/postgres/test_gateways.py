@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import pytest
 
 from scheduler.budget import Budget
 from tests.postgres.database import Database
 from tests.processes.harness import check_ledger, server, wait_for
-from tests.server.conftest import ASKED, CEILING_USD, PRICE, Gateway
+from tests.server.conftest import ASKED, CEILING_USD, PRICE, Start
 from tests.server.test_ends import asking, heard
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(180)]
@@ -32,18 +33,10 @@ def base(url):
 
 
 @pytest.fixture
-def start(tmp_path):
-    made = []
-
-    def started(provider, url):
-        to = ("--base-url", provider.url, "--price", PRICE)
-        made.append(Gateway(tmp_path, to, store=url, program=("-c", BRISK)))
-        return made[-1].start()
-
-    yield started
-    for each in made:
-        if each.process.poll() is None:
-            each.kill()
+def start(tmp_path, url):
+    made = Start(tmp_path, url, ("-c", BRISK))
+    yield partial(made, budget="")
+    made.end()
 
 
 def checked(base, provider, limit_usd):
@@ -67,7 +60,7 @@ def test_they_share_a_budget_to_its_last_cent_and_all_notice_a_raise(url, start,
     limit_usd, base = 0.25, Database(f"{url}&notify={notify}")
     base.define(Budget("default", f"${limit_usd}"))
     with server("--latency", "150ms", *ANSWERS) as provider:
-        both = [start(provider, base.url) for _ in range(2)]
+        both = [start(provider) for _ in range(2)]
         lines = [
             asking(each, {**ASKED, "stream": number % 4 == 0}, x_scheduler_wait="forever")
             for number in range(EACH) for each in both
@@ -98,7 +91,7 @@ def test_one_that_is_killed_loses_no_money_and_the_other_goes_on(base, start):
     limit_usd = 0.45
     base.define(Budget("default", f"${limit_usd}"))
     with server("--latency", "1s", *ANSWERS) as provider:
-        dying, other = start(provider, base.url), start(provider, base.url)
+        dying, other = start(provider), start(provider)
         lost = [asking(dying, x_scheduler_wait="forever") for _ in range(3)]
         wait_for(lambda: base.in_flight() == 3, "three under way at the one")
         lines = [asking(other, x_scheduler_wait="forever") for _ in range(3)]
@@ -130,7 +123,7 @@ def test_one_that_is_killed_loses_no_money_and_the_other_goes_on(base, start):
 def test_a_token_made_once_is_taken_by_all_until_it_is_revoked(base, start):
     base.define(Budget("default", "$1"), Budget("team", "$1"))
     with server(*ANSWERS) as provider:
-        both = [start(provider, base.url) for _ in range(2)]
+        both = [start(provider) for _ in range(2)]
         told = json.loads(both[0].cli("token", "create", "ann", "--budget", "team", "--json"))
         bearer = {"authorization": f"Bearer {told['token']}"}
 

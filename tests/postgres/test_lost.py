@@ -17,6 +17,7 @@ from scheduler.stores.base import Outcome
 from scheduler.stores.postgres import session as sessions
 from scheduler.stores.postgres.connection import PostgresConnection, lock_key
 from scheduler.stores.postgres.link import Unreachable
+from tests.postgres.database import Database
 from tests.stores.conformance import FAILED, QUEUED, T0, Bench, end, new, post
 
 TEAM = Budget("team", "$0.0000001/day")  # 100 nano-dollars
@@ -34,6 +35,13 @@ def cut(bench: Bench) -> None:
     pid = bench.store._session._link.info.backend_pid
     with psycopg.connect(bench.store.address.url.get_secret_value(), autocommit=True) as db:
         db.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
+MISCOUNTED = (
+    "SELECT l.id, l.waiting, count(r.id) FROM lanes l LEFT JOIN requests r"
+    " ON r.lane_id = l.id AND r.state = 'queued' GROUP BY l.id, l.waiting HAVING l.waiting <> count(r.id)"
+)
+"""Lanes in which another number is written than waits."""
 
 
 class Failing:
@@ -111,7 +119,7 @@ async def test_a_claim_lost_again_and_again_holds_no_money_for_ever(bench):
     assert await bench.is_sound()
 
 
-async def test_a_turn_that_is_cut_off_at_any_statement_is_as_if_it_had_not_been(bench):
+async def test_a_turn_that_is_cut_off_at_any_statement_is_as_if_it_had_not_been(bench, url):
     """Parked, delayed, cancelled, amended and settled ones, and each statement in turn."""
     team = [bench.ids["team"]]
     for at in range(1, 30):
@@ -130,6 +138,7 @@ async def test_a_turn_that_is_cut_off_at_any_statement_is_as_if_it_had_not_been(
         assert sorted(each.request.key for each in result.claimed) == [f"{prefix}p", f"{prefix}s"]
         assert await bench.balance() == (0, 50)
         bench.store._session.transaction = PostgresConnection
+        assert Database(url)(MISCOUNTED) == []
         (status,) = [each for each in bench.store.lanes() if each.shortfall]
         assert status.waiting == 1
         bench.now_ms += 50

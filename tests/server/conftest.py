@@ -177,14 +177,23 @@ def provider_with(*options: str) -> Iterator[Provider]:
 
 @dataclass
 class Start:
+    """Begins gateways, until `end`."""
+
     folder: Path
+    store: str = "s.db"
+    program: tuple[str, ...] = ("-m", "scheduler")
     running: list[Gateway] = field(default_factory=list)
 
     def __call__(self, provider: Provider, *options: str, budget: str = "$1") -> Gateway:
         limits = ("--budget", budget) if budget else ()
         to = ("--base-url", provider.url, "--price", PRICE, *limits, *options)
-        self.running.append(Gateway(self.folder, to))
+        self.running.append(Gateway(self.folder, to, self.store, program=self.program))
         return self.running[-1].start()
+
+    def end(self) -> None:
+        for each in self.running:
+            if each.process.poll() is None:
+                each.kill()
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +221,7 @@ def held(provider: Provider) -> Iterator[Provider]:
 def start(tmp_path: Path) -> Iterator[Start]:
     made = Start(tmp_path)
     yield made
-    for each in made.running:
-        if each.process.poll() is None:
-            each.kill()
+    made.end()
 
 
 def raw(port: int, data: bytes, seconds: float = 10.0, *, close: bool = False) -> bytes:

@@ -11,7 +11,7 @@ from scheduler.server.batches import keeper as keeping
 from scheduler.server.batches import record
 from scheduler.server.batches.reader import Reader
 from scheduler.server.batches.shelf import Shelf, new_file
-from tests.server.conftest import PRICE, Gateway, wait_for
+from tests.server.conftest import PRICE, Start, wait_for
 from tests.server.test_batches import begun, client_of, jsonl, line, lines_of, over
 from tests.server.test_message_batches import asked
 from tests.server.test_message_batches import client_of as anthropic_of
@@ -36,15 +36,11 @@ main()
 
 
 @pytest.fixture
-def slow_reader(start, tmp_path):
-    """A gateway of that."""
-
-    def begin(provider, budget="$1"):
-        to = ("--base-url", provider.url, "--price", PRICE, "--budget", budget)
-        start.running.append(Gateway(tmp_path, to, program=("-c", BRISK)))
-        return start.running[-1].start()
-
-    return begin
+def slow_reader(tmp_path):
+    """Begins gateways of that."""
+    made = Start(tmp_path, program=("-c", BRISK))
+    yield made
+    made.end()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from scheduler.stores.sqlite import SqliteStore
 from tests.stores import newest
 from tests.stores.conformance import T0, Bench, new, post
 from tests.stores.disk import Disk, DiskFile, World, bench_on, work
+from tests.stores.test_lockfile import is_free
 
 NO_LOG = "it is on a nfs4 file system"
 
@@ -159,17 +160,6 @@ async def test_an_older_version_at_work_keeps_its_journal(tmp_path, far):
 # Who is alone when
 
 
-def is_locked(path) -> bool:
-    other = LockFile(path)
-    try:
-        with other.held(0):
-            return False
-    except StoreLocked:
-        return True
-    finally:
-        other.close()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SQLite calls its files otherwise there")
 @pytest.mark.parametrize("pages", [3, 1_000], ids=["commits checkpoint", "closing does"])
 async def test_whatever_is_written_to_file_or_log_is_written_under_the_lock(
@@ -186,7 +176,7 @@ async def test_whatever_is_written_to_file_or_log_is_written_under_the_lock(
         name = self.path.removeprefix(str(path))
         if name in ("", "-wal", "-journal"):
             kinds.add((name, what))
-            if not is_locked(path):
+            if is_free(path):
                 free.append((name, what))
 
     def write(self, data, offset):

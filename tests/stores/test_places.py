@@ -12,7 +12,7 @@ from scheduler.stores.places import told_by, tried, why_no_log
 
 MOUNTS = [
     ("/", "overlay"), ("/home", "ext4"), ("/home/ann/far", "nfs4"), ("/home/ann/far/near", "xfs"),
-    ("/mnt/host", "virtiofs"), ("/mnt/bucket", "fuse.s3fs"), ("/mnt/usb", "fuseblk"),
+    ("/mnt/host", "virtiofs"), ("/mnt/docker", "fakeowner"), ("/mnt/new", "somethingfs"), ("/mnt/bucket", "fuse.s3fs"), ("/mnt/usb", "fuseblk"),
     ("/data/one.db", "ext4"), ("/twice", "ext4"), ("/twice", "cifs"),
 ]  # fmt: skip
 
@@ -22,7 +22,8 @@ MOUNTS = [
     [
         ("/s.db", None), ("/home/ann/s.db", None), ("/home/ann/farther/s.db", None),
         ("/home/ann/far/s.db", "nfs4"), ("/home/ann/far/near/s.db", None),
-        ("/mnt/host/s.db", "virtiofs"), ("/mnt/bucket/s.db", "fuse.s3fs"), ("/mnt/usb/s.db", None),
+        ("/mnt/host/s.db", "virtiofs"), ("/mnt/docker/s.db", "fakeowner"), ("/mnt/new/s.db", "somethingfs"),
+        ("relative/s.db", "nobody tells which"), ("/mnt/bucket/s.db", "fuse.s3fs"), ("/mnt/usb/s.db", None),
         ("/data/one.db", "without its folder"), ("/data/two.db", None), ("/twice/s.db", "cifs"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from scheduler.providers.function import FunctionProvider
 from scheduler.request import Request
 from scheduler.stores.base import Outcome
 from scheduler.stores.process import GONE_MS, Process, this_process
+from scheduler.stores.sql import changes
 from scheduler.stores.sqlite import SqliteStore
 from tests.conftest import until
 from tests.stores.conformance import CANCELLED, DAY_MS, FAILED, T0, Bench, end, new, post
@@ -80,13 +81,21 @@ async def test_a_call_that_ends_without_an_answer_after_others_took_it_does_not_
     assert (await here.store.counts()).waiting == 1
 
 
+@pytest.mark.parametrize("is_far_behind", [True, False])
 @pytest.mark.parametrize("answers", [True, False])
-async def test_what_others_put_back_counts_beside_what_the_last_to_know_of_it_adds(two, answers):
+async def test_what_others_put_back_counts_beside_what_the_last_to_know_of_it_adds(
+    two, answers, is_far_behind, monkeypatch
+):
     """It stood still in the middle of a turn: the time of that is from before."""
     here, there = two
     (claimed,) = (await here.submit(new([1], key="a"))).claimed
     there.now_ms += here.store.lease_ms + 1
     await there.turn()
+    if is_far_behind:  # nobody can say any more what was changed
+        monkeypatch.setattr(changes, "KEPT_CHANGES", 1)
+        monkeypatch.setattr(changes, "EVERY", 1)
+        for name in ("one", "two", "three"):
+            await there.define(Budget(name, "$1"))
 
     result = await here.submit(new([1], key="b"), slots=0)
     assert not result.was_lost
@@ -97,6 +106,20 @@ async def test_what_others_put_back_counts_beside_what_the_last_to_know_of_it_ad
 
     claimed = (await here.turn()).claimed
     assert [each.request.key for each in claimed] == ["b"] if answers else ["a", "b"]
+
+
+async def test_nothing_waits_in_a_lane_that_others_emptied_and_removed(two):
+    here, there = two
+    await there.submit(new([1], key="k"), slots=0)
+    here.now_ms = T0 + GONE_MS + 1
+    (claimed,) = (await here.submit(new([1], key="k"), slots=1)).claimed
+    await here.settle(post(claimed, 1))
+    while await here.store.prune(here.now_ms, here.now_ms, undelivered=True):
+        pass
+
+    there.now_ms = here.now_ms + 1
+    assert (await there.turn()).was_lost
+    assert there.store.lanes() == []
 
 
 async def test_a_number_is_never_given_to_another_process_s_lane(two):
