@@ -56,7 +56,9 @@ with tempfile.TemporaryDirectory() as folder:
             return client.batches.retrieve(batch.id)
 
         def waits() -> Any:
-            return (seen := now()).scheduler.get("parked") == 2 and seen
+            seen = now()
+            is_still = seen.request_counts.completed == 2 == seen.scheduler.get("parked")
+            return is_still and seen
 
         parked = until(waits)
         counts, why = parked.request_counts, parked.scheduler

@@ -224,6 +224,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     made.end()
 
 
+def rests(gateway: Gateway) -> int:
+    """How many are parked once nothing runs: what else happens has to be brought about."""
+    states = gateway.states()
+    return 0 if states["running"] or states["queued"] else states["parked"]
+
+
 def raw(port: int, data: bytes, seconds: float = 10.0, *, close: bool = False) -> bytes:
     """What comes back for some bytes, until the other side closes, or for so long."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as line:

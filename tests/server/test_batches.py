@@ -7,7 +7,7 @@ import json
 import openai
 import pytest
 
-from tests.server.conftest import MODEL, wait_for
+from tests.server.conftest import MODEL, rests, wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 OVER = ("completed", "failed", "expired", "cancelled")
@@ -96,9 +96,7 @@ def test_what_does_not_fit_is_parked_and_goes_on_after_a_raise(start, provider):
     made = start(provider, budget="$0.13")
     with client_of(made) as client:
         batch = begun(client, *[line(f"k{n}") for n in range(8)])
-        wait_for(
-            lambda: made.states()["parked"] and not made.states()["running"], "it to be parked"
-        )
+        wait_for(lambda: rests(made) == 4, "it to be parked")
         now = client.batches.retrieve(batch.id)
 
         assert now.status == "in_progress"

@@ -3,7 +3,7 @@
 import anthropic
 import pytest
 
-from tests.server.conftest import MODEL, wait_for
+from tests.server.conftest import MODEL, rests, wait_for
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_parked_raised_and_cancelled(start, provider):
     made = start(provider, budget="$0.11")
     with client_of(made) as client:
         batch = client.messages.batches.create(requests=[asked(f"k{n}") for n in range(6)])
-        wait_for(lambda: made.states()["parked"] == 4, "it to be parked")
+        wait_for(lambda: rests(made) == 4, "it to be parked")
         now = client.messages.batches.retrieve(batch.id)
         assert (now.request_counts.succeeded, now.request_counts.processing) == (2, 4)
         assert now.scheduler["budget"] == "default"
