@@ -403,6 +403,8 @@ async def test_what_another_one_marked_as_delivered_meanwhile_is_written_all_the
             s.submit(Request.chat("sim-small", "q", max_tokens=5, key=f"r{n}", job="j"))
             for n in range(4)
         ]
+        while (await s.store.counts()).total < 4:  # else there is no such job yet
+            await asyncio.sleep(0.02)
         collecting = asyncio.create_task(
             asyncio.to_thread(cli, "collect", "--job", "j", "-o", "out.jsonl", "--wait")
         )
@@ -410,6 +412,7 @@ async def test_what_another_one_marked_as_delivered_meanwhile_is_written_all_the
         # Whoever collects the same job into other files is faster.
         monkeypatch.setattr(Delivery, "collect", lambda self: asyncio.sleep(0))
         while not await anyio.Path("out.jsonl").exists():
+            assert not collecting.done(), collecting.result().stderr
             await asyncio.sleep(0.02)
         async with Scheduler("scheduler.db", providers=provider, role="worker"):
             await asyncio.gather(*futures)
