@@ -195,7 +195,7 @@ async def test_who_takes_a_key_over_from_a_lost_process_waits_on_their_own_terms
         store._transactions.process = Process(host, 1, "1")
         store.lease_ms = store._transactions.lease_ms = 300
     async with Scheduler(ours, budgets=Budget("team", "$0"), providers=Bench()) as s:
-        first = s.submit(ask(1, key="k", deadline="3s"))
+        first = s.submit(ask(1, key="k", deadline="5m"))
         plain = s.submit(ask(2, key="plain"))
         await until(lambda: first.parked and plain.parked)
         (expires_ms, _) = _expiries(tmp_path)

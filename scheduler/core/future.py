@@ -132,9 +132,10 @@ class RequestFuture(asyncio.Future[Response]):
     def parked(self) -> Shortfall | None:
         """Why the request is parked, how much is missing and until when; None: it is not.
 
-        Its `Shortfall.too_late_at_ms` says that its time is over before that.
+        What is not yet in the store is not parked. `Shortfall.too_late_at_ms` says that the
+        request's time is over before that.
         """
-        if self.done() or self.is_running or self._keeper is None:
+        if self.done() or self.is_running or self._keeper is None or self.request_id is None:
             return None
         lack = self.lack if self.lane is None else self._keeper.why_parked(self.lane)
         at_ms = self.expires_at_ms if self._terms is None else self._terms.expires_at_ms
