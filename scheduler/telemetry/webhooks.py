@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -53,6 +54,7 @@ class Herald:
         self._worked: set[str] = set()  # jobs of which something ended since the last look
         self._quiet: dict[str, int] = {}  # looks since a job was seen alive
         self._telling: dict[str, asyncio.Task[None]] = {}
+        self._due: set[str] = set()  # hooks for which there may be news since they were last read
         self._signal: asyncio.Event | None = None
         self._life: asyncio.Task[None] | None = None
         s.on(events.ThresholdCrossed, self._hear)
@@ -137,19 +139,27 @@ class Herald:
 
     async def _look_at_jobs(self, *, is_last: bool) -> None:
         """Jobs are armed while they live, and fired when nothing of them does, for a while."""
-        store, now_ms = self._s.store, self._s.now_ms()
-        live, worked = await store.live_by_job(), self._worked
-        self._worked = set()
-        seen, armed = {job for job in (*live, *worked) if job}, await store.armed()
-        fresh = {_JOB + job for job in seen} - armed
-        if fresh:
-            await store.arm(fresh, now_ms)
-        for topic in armed | fresh:
+        now_ms, live = self._s.now_ms(), await self._s.store.live_by_job()
+        for topic in await self._arm(live, now_ms):
             job = topic.removeprefix(_JOB)
             self._quiet[job] = 0 if job in live else self._quiet.get(job, 0) + 1
             if self._quiet[job] >= QUIET or (is_last and self._quiet[job]):
                 del self._quiet[job]
                 await self._fire(job, now_ms)
+
+    async def _arm(self, live: Iterable[str | None], now_ms: int) -> set[str]:
+        """Arm the jobs that live or were worked on here; all that are armed."""
+        store, worked = self._s.store, self._worked
+        self._worked = set()
+        try:
+            armed = await store.armed()
+            fresh = {_JOB + job for job in (*live, *worked) if job} - armed
+            if fresh:
+                await store.arm(fresh, now_ms)
+        except BaseException:  # the store failed, or the scheduler ends: the next look sees to it
+            self._worked |= worked
+            raise
+        return armed | fresh
 
     async def _fire(self, job: str, now_ms: int) -> None:
         store = self._s.store
@@ -164,6 +174,7 @@ class Herald:
     async def _tell_all(self) -> None:
         """Begin to tell each hook what is due, unless that is under way."""
         for name, hook in self._hooks.items():
+            self._due.add(name)
             task = self._telling.get(name)
             if task is None or task.done():
                 task = asyncio.create_task(self._tell(hook), name=f"scheduler webhook {name}")
@@ -173,11 +184,13 @@ class Herald:
     async def _tell(self, hook: Webhook) -> None:
         store, lease_ms = self._s.store, int(1000 * (AT_ONCE * hook.timeout_s + 30))
         try:
-            while taken := await store.take_news(
-                {hook.name}, self._s.now_ms(), lease_ms=lease_ms, limit=AT_ONCE
-            ):
-                for news in taken:
-                    await self._tell_one(hook, news)
+            while hook.name in self._due:
+                self._due.discard(hook.name)
+                while taken := await store.take_news(
+                    {hook.name}, self._s.now_ms(), lease_ms=lease_ms, limit=AT_ONCE
+                ):
+                    for news in taken:
+                        await self._tell_one(hook, news)
         except SchedulerError as exc:
             logger.debug("news for %s cannot be had from the store: %s", hook.name, exc)
 

@@ -305,4 +305,4 @@ async def test_every_other_client_waits_for_longer_than_a_second_too(spent, way)
     text = await raised_meanwhile(spent, asyncio.to_thread(way, spent))
 
     assert len(text.split()) == 10
-    assert float(spent.budget()["posted_usd"]) == 0.01
+    assert float(spent.settled()["posted_usd"]) == 0.01

@@ -144,7 +144,7 @@ def test_no_path_leads_round_what_a_token_is_bound_to(start, provider, base):
         assert made.ask(body, base + path, **bearer).status == 200
         assert made.ask(body, base + path, **bearer, x_scheduler_budget="default").status == 400
 
-    assert float(made.budget("small")["posted_usd"]) == pytest.approx(0.029)
+    assert float(made.settled("small")["posted_usd"]) == pytest.approx(0.029)
     assert float(made.budget("default")["posted_usd"]) == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from scheduler import Budget, Scheduler
 from scheduler.config import load_config
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, StoreError
 from scheduler.telemetry import delivery, webhooks
 from scheduler.telemetry.hooks import configured, make_webhook
 from tests.conftest import Bench, ask
@@ -236,6 +236,57 @@ async def test_a_job_is_told_when_it_is_done_once_for_each_time(endpoint, tmp_pa
     assert (first["subject"], first["data"]["succeeded"]) == ("labels", 5)
     assert second["data"]["succeeded"] == 6
     assert first["id"] != second["id"]
+
+
+@pytest.mark.parametrize("at", ["armed", "arm"])
+@pytest.mark.parametrize("how", ["the scheduler ends", "the store fails"])
+async def test_a_look_that_is_cut_short_forgets_no_job(at, how, endpoint, monkeypatch):
+    monkeypatch.setattr(webhooks, "LOOK_EVERY_S", 3600)
+    looked, cut = asyncio.Event(), asyncio.Event()
+    async with scheduler() as s:
+        armed, right = s.store.armed, getattr(s.store, at)
+
+        async def seen():
+            looked.set()
+            return await armed()
+
+        async def cut_short(*args):
+            monkeypatch.setattr(s.store, at, right)
+            cut.set()
+            if how == "the store fails":
+                raise StoreError("the disk is full")
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(s.store, "armed", seen)
+        s.webhook(endpoint.url, on=["job.done"])
+        await looked.wait()
+        await s.run(ask(key="k", job="labels"))
+        monkeypatch.setattr(s.store, at, cut_short)
+        s.webhook(endpoint.url, name="other", on=["outcomes.unknown"])  # so that it looks
+        await cut.wait()
+
+    (event,) = endpoint.events()
+    assert event["data"]["job"] == "labels"
+
+
+async def test_what_is_news_while_others_are_told_is_told_before_the_end(endpoint, monkeypatch):
+    """A hook is read until there is nothing; what comes just then is not left behind."""
+    async with scheduler() as s:
+        right, empty = s.store.take_news, asyncio.Event()
+
+        async def slow(*args, **options):
+            taken = await right(*args, **options)
+            if not taken and not empty.is_set():
+                empty.set()
+                await asyncio.sleep(0.1)
+            return taken
+
+        monkeypatch.setattr(s.store, "take_news", slow)
+        s.webhook(endpoint.url, on=["budget.threshold"], thresholds=[50])
+        await empty.wait()
+        await s.run(ask(cost=60))
+
+    assert len(endpoint.told) == 1
 
 
 async def test_a_job_that_a_dead_process_had_begun_is_told_by_the_one_that_ends_it(
