@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +16,14 @@ from scheduler.errors import CallFailed
 from scheduler.providers.base import Provider
 from scheduler.request import Quote, Request, Usage
 from tests import warm
+
+with contextlib.suppress(ImportError):  # recipes and older SDKs are tested without it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:

@@ -287,7 +287,7 @@ LANES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lanes=LANES,
     posted=st.tuples(*[st.integers(0, 120)] * 3),

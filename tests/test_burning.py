@@ -137,7 +137,7 @@ def test_windows_of_an_hour_and_longer_with_a_limit_are_watched(spec, is_watched
     assert Burn.watches(Budget("b", spec).caps[0]) is is_watched
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.sampled_from(["hour", "day", "week", "24h", "5h"]),
     st.floats(0.0, 1.0),

@@ -148,7 +148,7 @@ def made(name, has_rules, parent):
     return Budget(name, 1, models=models, parent=None if parent == name else parent)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(BUDGETS, BUDGETS, st.sampled_from(["m", "x"]), st.sampled_from([None, "a", "default", ()]),
        st.randoms())  # fmt: skip
 def test_declared_and_stored_budgets_bind_by_one_rule(stored, declared, model, named, order):

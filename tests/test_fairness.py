@@ -24,7 +24,6 @@ RAISES = (3, 10, 40, 100, 150, 1000)  # percent of what the budget was
 
 # Not shrunk: that takes minutes, and what fails reads well as it is.
 THOROUGH = settings(
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

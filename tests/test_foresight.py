@@ -124,7 +124,7 @@ costs = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     ends=costs, under_way=st.lists(st.integers(0, 10_000), max_size=20),
     instants=st.lists(st.integers(0, 10_000), min_size=1, max_size=4), age_ms=st.integers(0, 30_000),
@@ -186,7 +186,7 @@ def test_of_each_length_about_as_many_is_no_plain_sample_and_counts_as_a_smaller
 begun = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(begun=begun, under_way=st.lists(st.integers(0, 60), max_size=10))
 def test_of_each_age_all_are_known_who_reached_it_since_the_instant_from_which_one_looks(
     begun, under_way
@@ -520,7 +520,7 @@ risks = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     risk=risks, needs=st.lists(st.integers(1, 2 * U), min_size=1, max_size=40),
     limit=st.integers(0, 30 * U), calls=st.sampled_from([0, 49, 50, 80]),

@@ -81,7 +81,7 @@ def test_what_waits_or_has_an_unknown_outcome_is_not_forgotten():
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, None])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["run", "run", "fail", "forget"]))))
 def test_however_keys_end_and_come_again_the_bound_holds(most, events):
     async def main():

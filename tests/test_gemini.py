@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler import Budget, Scheduler, Simulated
@@ -293,7 +293,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_nothing_breaks_quoting_or_reading(body):
     book = PriceBook({"m": "1/2"})

@@ -127,7 +127,7 @@ def test_of_a_total_it_is_never_released_and_of_a_rolling_window_neither():
 windows = st.sampled_from(["day", "day paced", "day paced 09:00-17:00", "hour", "5h", "total"])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     windows, st.integers(0, 23 * 60), st.integers(0, 6_000), st.integers(0, 2_000),
     st.integers(1, 3_000), st.sampled_from([NORMAL, BATCH]),
@@ -167,7 +167,7 @@ def test_it_is_looked_at_again_no_later_than_it_fits(
         assert need + before.keeps(priority) > before.available
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     windows, st.integers(0, 23), st.integers(0, 6_000), st.integers(0, 1_000),
     st.lists(st.integers(1, 900), max_size=5), st.lists(st.integers(1, 900), max_size=5),

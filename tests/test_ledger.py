@@ -167,6 +167,4 @@ class RollingLedgerMachine(LedgerMachine):
 
 TestLedger = LedgerMachine.TestCase
 TestRollingLedger = RollingLedgerMachine.TestCase
-TestLedger.settings = TestRollingLedger.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None
-)
+TestLedger.settings = TestRollingLedger.settings = settings(max_examples=80, stateful_step_count=40)

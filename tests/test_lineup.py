@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.admission.fairness import SCALE, Fairness, Shares, tenant_key
@@ -112,7 +112,6 @@ NO_PLACE = [(LaneKey("p", (1,), 0), [0] * 6, 1), (LaneKey("p", (1,), 2), [0, 0],
             (LaneKey("p", (1,), 3), [0], 1), (LaneKey("q", (1,), 1), [0], 1)]  # fmt: skip
 
 
-@settings(deadline=None)
 @example([(0, 0)] * 3, NO_PLACE, {"p": 7}, 9, 1, None)
 @given(LIMITS, LANES, SLOTS, st.integers(0, 40), st.integers(1, 5), TIMES)
 def test_a_walk_decides_as_a_look_at_all_lanes(limits, lanes, slots, before, at_once, times):

@@ -105,7 +105,7 @@ PATTERNS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(MODELS), st.sampled_from(BEFORE), st.sampled_from(BEHIND),
     st.sampled_from(PATTERNS), st.booleans(), st.booleans(),
@@ -263,7 +263,7 @@ WAYS = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(WAYS), st.sampled_from(["gpt-4*", "GPT-4*", "*gpt-4o*"]),
     st.lists(st.sampled_from(["gpt-4o", "fast", "openrouter:openai/gpt-4o"]), max_size=2),
@@ -294,7 +294,7 @@ def test_no_name_no_route_and_no_fallback_leads_past_a_rule(way, pattern, fallba
     assert sent == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(
     st.tuples(st.sampled_from(["gpt-4*", "claude-*", ""]), st.sampled_from(["ann", "b*", "bob", ""])),
     max_size=8,

@@ -778,13 +778,13 @@ def check(world, make_store):
         assert left - error.held < error.needed <= left
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(worlds)
 def test_any_tree_ends_and_an_error_comes_only_where_waiting_would_be_for_ever(world):
     check(world, MemoryStore)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(worlds)
 def test_any_tree_ends_on_a_file_too(world):
     with tempfile.TemporaryDirectory() as folder:

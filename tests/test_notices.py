@@ -178,11 +178,11 @@ def test_nothing_else_is_told(told):
 
 
 async def by_wait_for(s):
-    await asyncio.wait_for(s.run(ask(ceiling=150)), 5)
+    await asyncio.wait_for(s.run(ask(ceiling=150)), 60)
 
 
 async def by_wait_for_a_future(s):
-    await asyncio.wait_for(s.submit(ask(ceiling=150)), 5)
+    await asyncio.wait_for(s.submit(ask(ceiling=150)), 60)
 
 
 async def by_timeout(s):
@@ -244,7 +244,7 @@ def test_who_gives_up_a_request_that_runs_hears_nothing_of_budgets():
     async def main():
         async with opened("$1") as s:
             with pytest.raises(TimeoutError) as caught:
-                await asyncio.wait_for(s.run(ask(seconds=60)), 5)
+                await asyncio.wait_for(s.run(ask(seconds=60)), 60)
             assert notes_of(caught.value) == ""
 
     run(main())

@@ -93,7 +93,7 @@ INSTANTS = st.integers(1_700_000_000_000, 1_900_000_000_000)
 LIMITS = st.integers(0, 10**13)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PACES, WINDOWS, INSTANTS, LIMITS, st.floats(0, 1), st.floats(0, 1))
 def test_the_share_only_grows_and_when_it_suffices_is_known_to_the_millisecond(
     text, window, at_ms, limit, part, share

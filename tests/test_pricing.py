@@ -198,7 +198,7 @@ def usages_within(draw, into: int, out: int) -> Usage:
 COUNTS = st.integers(0, 400_000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(listed=st.sampled_from(MODELS), bound=COUNTS, cap=st.integers(0, 20_000), data=st.data())
 def test_no_bill_within_the_bounds_is_above_the_ceiling(listed, bound, cap, data):
     provider, model, tier = listed
@@ -208,7 +208,7 @@ def test_no_bill_within_the_bounds_is_above_the_ceiling(listed, bound, cap, data
     assert BOOK.rates(model, provider, tier).cost_nusd(usage) <= max(ceilings)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     listed=st.sampled_from(MODELS[:-1]),
     size=st.integers(0, 300_000),

@@ -86,7 +86,6 @@ class Provider:
         return self.served[tenant] / self.weights.get(tenant, 1)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1 << 32),
     places=st.sampled_from([1, 1, 2, 5, 20]),
@@ -130,7 +129,6 @@ def test_two_that_always_wait_are_never_further_apart_than_two_ceilings(
     asyncio.run(main())
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1 << 32), count=st.integers(2, 6), weight=st.sampled_from([1, 1, 4]))
 def test_one_after_the_other_all_stay_within_two_ceilings_at_every_instant(seed, count, weight):
     """With one place nothing is under way when the next one goes: the bound is the plain one."""
@@ -149,7 +147,6 @@ def test_one_after_the_other_all_stay_within_two_ceilings_at_every_instant(seed,
     asyncio.run(main())
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1 << 32), places=st.integers(1, 8), idles=st.integers(0, 200))
 def test_a_newcomer_is_served_at_once_and_idleness_is_no_credit(seed, places, idles):
     async def main():
@@ -287,7 +284,7 @@ TIMES = st.none() | st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(LANES, st.tuples(st.integers(0, 30), st.integers(0, 30)), st.integers(0, 40), TIMES)
 def test_the_plan_goes_by_the_order_as_it_is_said(lanes, places, before, times):
     def shares():

@@ -217,7 +217,6 @@ def check(store: str, callers: list[Caller], money_s: float | None) -> None:
 
 ALL = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

@@ -80,7 +80,7 @@ def usages(draw) -> Usage:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(listed=st.sampled_from(LISTED), usage=usages())
 def test_no_bill_is_below_the_catalogues_whatever_was_used(listed, usage):
     provider, model = listed

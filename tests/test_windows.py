@@ -146,7 +146,7 @@ ANCHORED = ["day", "day from 00:30", "day from 23:45", "week", "week from sat", 
             "month from 31", "year", "year from 12-31", "hour", "minute"]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     zone=st.sampled_from(ZONES),
     spec=st.sampled_from(ANCHORED),
@@ -168,7 +168,7 @@ def test_windows_follow_each_other_without_gap_or_overlap(zone, spec, at_ms):
         assert before.date() != local.date()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     span_s=st.integers(1, 100_000),
     spends=st.lists(st.tuples(st.integers(0, 400_000_000), st.integers(1, 60)), max_size=30),

@@ -210,12 +210,12 @@ ASKED = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]
 async def bounded(kind):
     create = client.chat.completions.create
     if kind == "wait_for":
-        await asyncio.wait_for(create(**ASKED), 1)
+        await asyncio.wait_for(create(**ASKED), 2)
     elif kind == "timeout":
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(2):
             await create(**ASKED)
     elif kind == "anyio":
-        with anyio.fail_after(1):
+        with anyio.fail_after(2):
             await create(**ASKED)
     else:
         with llm.s.tag(max_wait="300ms"):

@@ -353,7 +353,7 @@ def test_a_call_within_a_call_is_counted_once():
             async def outer():
                 return await s.call(inner, model="m", messages=MESSAGES)
 
-            assert await asyncio.wait_for(outer(), 5) == {"usage": USAGE}
+            assert await asyncio.wait_for(outer(), 60) == {"usage": USAGE}
             assert s.stats().posted_nusd == 5_000_000
             assert s.stats().succeeded == 1
 

@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -68,7 +68,6 @@ def test_amounts_and_times_are_never_broken():
     st.lists(st.tuples(NAMES, AMOUNTS, NAMES, AMOUNTS), min_size=1, max_size=4),
     st.integers(40, 140),
 )
-@settings(deadline=None)
 def test_a_table_fits_any_terminal_and_breaks_no_number(rows, width):
     text = output.table(("name", "spent", "why", "left"), rows, right="spent left", width=width)
 

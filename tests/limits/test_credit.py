@@ -311,7 +311,7 @@ def mixes(draw):
 
 
 @KINDS
-@settings(max_examples=60, deadline=None,
+@settings(max_examples=60,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(mix=mixes())
 async def test_whatever_can_be_paid_for_goes_within_few_probes(kind, mix, tmp_path_factory):

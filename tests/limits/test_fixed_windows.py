@@ -33,7 +33,7 @@ def window(limit=600):
     return WindowMeter(REQUESTS, limit, MINUTE_MS, 1.0, is_given=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 20_000)), min_size=1, max_size=120),
     st.sampled_from([20, 100, 600]),
@@ -214,7 +214,7 @@ def test_a_refusal_long_before_the_limit_says_that_it_is_no_such_window():
     assert front.share < 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(10, 600), st.integers(0, 400))
 def test_what_is_tried_is_never_more_than_a_small_share_of_what_went_through(holds, pause_ms):
     """Against a bucket that holds any amount, and is refilled at the limit's rate."""

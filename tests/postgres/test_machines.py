@@ -23,8 +23,7 @@ SEEDS = (0, 2, 3, 4, 5)  # seed 1 takes as long as all of these
 
 def brief(examples: int) -> settings:
     return settings(
-        max_examples=examples, stateful_step_count=25, deadline=None,
-        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+        max_examples=examples, stateful_step_count=25, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
 

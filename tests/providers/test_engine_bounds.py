@@ -124,14 +124,14 @@ async def test_silence_between_events_is_bounded_by_a_limit_of_its_own(engine, d
 async def test_events_that_come_slowly_are_no_silence(engine):
     async def handler(writer):
         writer.write(STREAM)
-        for _ in range(8):
+        for _ in range(18):
             writer.write(EVENT)
             await writer.drain()
             await asyncio.sleep(0.1)
         writer.write(END)
         await writer.drain()
 
-    async with asked(engine, handler, silence_timeout=0.6) as provider:
+    async with asked(engine, handler, silence_timeout=1.5) as provider:
         assert (await provider.send(STREAMED)).usage.total_tokens == 14
 
 

@@ -148,7 +148,7 @@ def test_lengths_have_the_mean_they_are_given():
     text=st.text(max_size=200),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_answer_is_longer_than_its_cap_and_no_question_than_its_bytes(cap, n, text, seed):
     request = Request.chat("sim-small", text or "x", max_tokens=cap, n=n)
 
@@ -406,7 +406,7 @@ def test_a_wrong_request_is_refused_and_costs_nothing(request_, status):
         max_leaves=8,
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_content_breaks_the_counting(content):
     body = {"model": "m", "messages": [{"role": "user", "content": content}], "tools": content}
 

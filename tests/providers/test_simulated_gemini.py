@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.errors import CredentialsRefused, ProviderRefused, RateLimited, StreamBroken
@@ -139,7 +139,6 @@ PARTS = st.fixed_dictionaries({"text": TEXTS}) | st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(PARTS, max_size=3).map(lambda parts: {"role": "user", "parts": parts}), min_size=1),
     st.none() | TEXTS.map(lambda text: {"parts": [{"text": text}]}),

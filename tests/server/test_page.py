@@ -513,7 +513,7 @@ async def test_a_store_that_cannot_be_read_is_told_and_looked_at_again(page, mon
 
     monkeypatch.setattr(page.bench.store, "budgets", failing)
     feed = Feed(page.desk)
-    trouble, picture = await asyncio.wait_for(watch(feed, 2), 5)
+    trouble, picture = await asyncio.wait_for(watch(feed, 2), 60)
 
     assert trouble == {"said": "the disk is gone"}
     assert picture["counts"]["queued"] == 0

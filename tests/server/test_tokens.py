@@ -171,7 +171,7 @@ def test_made_listed_and_revoked_by_commands(start, provider):
     assert made.ask(**bearer, x_scheduler_tags="user=bob").status == 400
 
     made.cli("token", "revoke", "ann")
-    wait_for(lambda: made.ask(**bearer).status == 401, "it to be taken no more", 5)
+    wait_for(lambda: made.ask(**bearer).status == 401, "it to be taken no more")
     assert "none named" in made.cli("token", "revoke", "ann", ok=False)
 
 

@@ -161,7 +161,6 @@ class RiskyMachine(StoreMachine):
 
 TestMachine = RiskyMachine.TestCase
 TestMachine.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    max_examples=30, stateful_step_count=25, phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip

@@ -312,7 +312,6 @@ TestStores = StoreMachine.TestCase
 TestStores.settings = settings(
     max_examples=60,
     stateful_step_count=25,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

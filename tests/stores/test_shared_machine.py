@@ -210,6 +210,5 @@ TestSharedLanes.settings = settings(
     max_examples=60,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

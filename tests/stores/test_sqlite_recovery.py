@@ -268,7 +268,7 @@ async def test_what_a_lost_process_waited_for_is_answered_to_it_all_the_same(tmp
 
         assert response.body == {"answer": 1}
         assert s.stats().queued == 0
-        await asyncio.wait_for(s.join(), 5)
+        await asyncio.wait_for(s.join(), 60)
 
 
 async def test_a_job_that_another_process_runs_is_not_forgotten(bench):

@@ -280,7 +280,7 @@ async def test_a_process_taken_for_gone_answers_its_callers_when_it_comes_back(
         answers = await asyncio.wait_for(asyncio.gather(running, waiting), 20)
 
         assert [each.body for each in answers] == [{"ok": True}] * 2
-        await asyncio.wait_for(ours.join(), 5)
+        await asyncio.wait_for(ours.join(), 60)
         (cap,) = ours.stats().budgets[0].caps
         assert (cap.posted, cap.reserved) == (30_000_000, 0)  # three calls, once each
 
@@ -321,7 +321,7 @@ async def test_who_took_a_key_over_hears_of_the_answer_that_comes_after_all(tmp_
         answers = await asyncio.wait_for(asyncio.gather(running, taken), 10)
 
         assert [each.body for each in answers] == [{"ok": True}] * 2
-        await asyncio.wait_for(theirs.join(), 5)
+        await asyncio.wait_for(theirs.join(), 60)
         assert theirs.store.lanes() == []
 
 

@@ -133,7 +133,6 @@ TestTexts = TextMachine.TestCase
 TestTexts.settings = settings(
     max_examples=40,
     stateful_step_count=20,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
