@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scheduler import Budget, Scheduler
+from scheduler.adapters import http
 from scheduler.providers.simulated.bill import SIMULATED_PRICES
 from tests.sdks.kits import Kit, close
 from tests.warm import running_server
@@ -84,6 +85,12 @@ def failing(failing_server: str) -> Service:
 def slow_server() -> Iterator[str]:
     with running_server("--record", "--latency", "30s") as url:
         yield url.removesuffix("/v1")
+
+
+@pytest.fixture
+def never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is: what waited takes a key for that, too."""
+    monkeypatch.setattr(http, "LONGEST_FRESH_S", 3600)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import json
 import pytest
 
 from scheduler import BlockingScheduler
-from scheduler.adapters import http
 from tests.sdks.conftest import counted, make_scheduler, until
 from tests.sdks.kits import IS_NEWEST
 from tests.sdks.test_same import ASK, Server, quick
@@ -64,12 +63,6 @@ async def test_an_azure_token_is_asked_for_when_the_call_is_sent():
 
         assert server.tokens == ["new"]
         assert "/deployments/sim-small/chat" in str(server.seen[0].url)
-
-
-@pytest.fixture
-def never_waits(monkeypatch):
-    """However busy the machine is: what waited takes a key for that, too."""
-    monkeypatch.setattr(http, "LONGEST_FRESH_S", 3600)
 
 
 async def test_each_retry_takes_a_key_of_its_own(never_waits):

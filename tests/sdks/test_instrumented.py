@@ -126,7 +126,7 @@ async def test_a_call_that_was_parked_goes_out_with_the_key_of_now(kind):
         assert s.stats().posted_nusd == counted(s)
 
 
-async def test_a_class_that_is_written_later_prepares_its_calls_itself():
+async def test_a_class_that_is_written_later_prepares_its_calls_itself(never_waits):
     server, keys = Server("openai", 500, 200), Keys()
     async with quick() as s:
         with scheduler.instrument(s):
