@@ -295,7 +295,7 @@ def cluster(monkeypatch):
 
 @contextlib.asynccontextmanager
 async def running(ray, work, said, **plan):
-    plan = Plan(**{"workers": 2, "cpus": 0.25, "grace_s": 0.1, "tell_s": 60} | plan)
+    plan = Plan(**{"workers": 2, "cpus": 0.25, "grace_s": 60, "tell_s": 60} | plan)
     launcher = Launcher(ray, work, plan, said.append)
     task = asyncio.create_task(launcher.run())
     yield launcher, task
@@ -362,7 +362,7 @@ async def test_one_that_comes_back_while_all_are_told_to_stop_is_told_too(cluste
 
 async def test_one_without_a_place_has_nothing_to_finish(cluster):
     said = []
-    async with running(cluster, Work(), said, workers=2) as (launcher, task):
+    async with running(cluster, Work(), said, workers=2, grace_s=3) as (launcher, task):
         await until(lambda: len(cluster.actors) == 2)
         cluster.actors[1].has_place.clear()
         cluster.actors[1].ask = lambda *a, **k: asyncio.ensure_future(asyncio.Event().wait())
@@ -393,7 +393,7 @@ async def test_what_may_pass_is_tried_again_and_what_only_a_person_can_mend_is_n
 
 async def test_one_that_does_not_end_is_ended_and_says_so(cluster):
     said = []
-    async with running(cluster, Work(), said, workers=1) as (launcher, task):
+    async with running(cluster, Work(), said, workers=1, grace_s=0.1) as (launcher, task):
         await until(lambda: launcher.fleet.members[0].state is State.UP)
         cluster.actors[0].instance.stop = lambda: asyncio.sleep(0)
         launcher._interrupted(15)

@@ -43,7 +43,8 @@ def chromium():
 def seen(locator):
     """What is to be seen there, sooner or later: each part of a page is drawn when its news come.
 
-    To look once, as ``inner_text()`` and ``count()`` do, is a race against the next part.
+    To look once, as ``inner_text()`` and ``count()`` do, is a race against the next part; and
+    ``wait_for_function`` may look once only, since the page lets nobody evaluate text as code.
     """
     from playwright.sync_api import expect
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from scheduler.providers.simulated.server import running_server
-from tests.server.browser import chromium
+from tests.server.browser import chromium, seen
 from tests.server.test_page_in_a_browser import dashboard, running
 
 TARGET = Path(__file__).parents[2] / "docs" / "dashboard.png"
@@ -45,9 +45,7 @@ def main() -> None:
                 page.goto(link)
                 page.wait_for_selector("#live.is-live")
                 page.wait_for_selector("#burn-chart svg")
-                page.wait_for_function(
-                    "() => /done about/.test(document.querySelector('#finish').innerText)"
-                )
+                seen(page.locator("#finish")).to_contain_text("done about")
                 page.screenshot(path=TARGET)
                 page.close()
 

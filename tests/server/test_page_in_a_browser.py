@@ -90,11 +90,8 @@ def make_budget(folder, name, limit="$1/day"):
 
 
 def wait_for(tab, count, word):
-    tab.wait_for_function(
-        "([count, word]) => [...document.querySelectorAll('#counts li')]"
-        ".some((each) => each.innerText.trim() === `${count} ${word}`)",
-        arg=[count, word],
-    )
+    said = re.compile(rf"^\s*{re.escape(str(count))}\s+{word}\s*$")
+    seen(tab.locator("#counts li").filter(has_text=said)).to_have_count(1)
 
 
 def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_path):
@@ -105,13 +102,9 @@ def test_what_is_parked_is_seen_raised_by_a_click_and_seen_going_on(tab, tmp_pat
         with dashboard(tmp_path, "--allow-changes") as link:
             tab.goto(link)
             tab.wait_for_selector("#live.is-live")
-            tab.wait_for_function(
-                "document.querySelector('#standing')?.innerText.includes('parked')"
-            )
-            tab.wait_for_function(
-                "document.querySelector('#standing')?.innerText.includes('missing of')"
-            )
-            tab.wait_for_function("document.title.includes('parked')")
+            seen(tab.locator("#standing")).to_contain_text("parked")
+            seen(tab.locator("#standing")).to_contain_text("missing of")
+            seen(tab).to_have_title(re.compile("parked"))
             assert "token" not in tab.url
             seen(tab.get_by_role("img", name="of $0.0005")).to_have_count(1)
             # A name is text, whatever is in it.
@@ -197,9 +190,7 @@ def test_it_tells_when_all_will_be_done_by_tags_and_who_shares(tab, looked_at):
     cookies = use(looked_at, 0)
     tab.context.add_cookies(cookies)
     tab.goto(cookies[0]["url"])
-    tab.wait_for_function(
-        "() => /raise|done about/.test(document.querySelector('#finish').innerText)"
-    )
+    seen(tab.locator("#finish")).to_have_text(re.compile("raise|done about"))
     seen(tab.locator("#tiles")).to_contain_text("All done")
     tab.get_by_label("Which tag").select_option("user")
     seen(tab.locator("#tags td.name")).to_have_text("<i>ann</i>")
