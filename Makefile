@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 2 : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test postgres ray recipes frameworks node contract suites simulate soak fuzz lint types bench check format clean
+.PHONY: help demo test postgres ray recipes frameworks node contract suites simulate stalls soak fuzz lint types bench check format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ TARGET ?=
 
 simulate: $(DEV)  ## Try simulated worlds for SECONDS=60, or replay one: SEED=7 STEPS=60 STORE=memory
 	$(BIN)/python -m tests.simulation --steps $(STEPS) --seconds $(SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
+
+stalls: $(DEV)  ## Run the tests while loops and threads stand still now and then: what fails is a race (a quarter of an hour)
+	$(BIN)/python -m pytest -p tests.stalls -n 8 --dist worksteal --timeout 300 -k "not runTest" --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
 
 fuzz: $(DEV)  ## Parsers under a coverage-guided fuzzer for SECONDS=60, or one of them: TARGET=batch
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
