@@ -63,7 +63,7 @@ def pytest_configure() -> None:
         turn(loop)
 
     def slow_thread(thread: Any, *args: Any, **options: Any) -> None:
-        if getattr(options.get("target"), "__module__", "").startswith("aiosqlite"):
+        if str(getattr(options.get("target"), "__module__", "")).startswith("aiosqlite"):
             requests, *others = options["args"]
             options["args"] = (Requests(requests), *others)
         begin(thread, *args, **options)
