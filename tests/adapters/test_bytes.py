@@ -313,7 +313,7 @@ def squeezed(wbits):
 
 
 def whole_gzip(pieces):
-    packed = gzip.compress(b"".join(pieces))
+    packed = gzip.compress(b"".join(pieces), mtime=0)  # the same in the next second
     return [packed[:10], packed[10:30], packed[30:]]
 
 
