@@ -29,6 +29,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Many tests wait for processes: two more at a time than there are processors.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 2 : 4)))
 
+# What has targets of its own.
+OTHERS := --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test postgres ray recipes frameworks node contract suites simulate stalls soak fuzz lint types bench check format clean
 
@@ -40,7 +43,7 @@ demo: $(CORE)  ## Run a batch against a simulated provider: parking, a reset, a 
 
 test: $(DEV) $(PREVIOUS)  ## Run all tests (nine minutes on two cores)
 	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/sdks
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(OTHERS)
 
 recipes: $(RECIPES)  ## Run the recipes with real Celery, RQ, gunicorn, Jupyter, Streamlit (two minutes)
 	$(WORKERS)/bin/python -m pytest -n 2 tests/recipes
@@ -76,8 +79,8 @@ TARGET ?=
 simulate: $(DEV)  ## Try simulated worlds for SECONDS=60, or replay one: SEED=7 STEPS=60 STORE=memory
 	$(BIN)/python -m tests.simulation --steps $(STEPS) --seconds $(SECONDS) --store $(STORE) $(if $(SEED),--seed $(SEED))
 
-stalls: $(DEV)  ## Run the tests while loops and threads stand still now and then: what fails is a race (a quarter of an hour)
-	$(BIN)/python -m pytest -p tests.stalls -n 8 --dist worksteal --timeout 300 -k "not runTest" --ignore tests/postgres --ignore tests/ray --ignore tests/node --ignore tests/contract
+stalls: $(DEV)  ## Run the tests while loops and threads stand still now and then: what fails is a race (nine minutes)
+	$(BIN)/python -m pytest -p tests.stalls -n 8 --dist worksteal --timeout 300 -k "not runTest" $(OTHERS)
 
 fuzz: $(DEV)  ## Parsers under a coverage-guided fuzzer for SECONDS=60, or one of them: TARGET=batch
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'

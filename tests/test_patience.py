@@ -187,6 +187,18 @@ def test_time_does_not_begin_anew_when_a_request_is_submitted_again():
     run(main())
 
 
+async def test_what_is_not_yet_in_the_store_is_not_parked():
+    async with Scheduler(budgets=Budget("team", "$0"), providers=Bench()) as s:
+        first = s.submit(ask(1))
+        await until(lambda: first.parked)
+        second = s.submit(ask(2))
+        assert (second.request_id, second.parked, second.state) == (None, None, "queued")
+        await until(lambda: second.parked)
+        assert second.request_id is not None
+        first.cancel()
+        second.cancel()
+
+
 async def test_who_takes_a_key_over_from_a_lost_process_waits_on_their_own_terms(tmp_path):
     from scheduler.stores.process import Process
 

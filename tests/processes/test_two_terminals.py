@@ -82,7 +82,7 @@ def check_results(tmp_path):
 
 
 def test_both_work_on_it_and_each_line_is_sent_and_written_once(terminal, tmp_path, file):
-    with server("--latency", "150ms") as provider:
+    with server("--latency", "300ms") as provider:
         writer, joined = both(terminal, provider, file)
         go_on(file)
         first, second = end(writer), end(joined)
@@ -91,7 +91,7 @@ def test_both_work_on_it_and_each_line_is_sent_and_written_once(terminal, tmp_pa
         assert provider.bill()["calls"] == LINES
     check_results(tmp_path)
     for _, told, _ in (first, second):
-        assert told["succeeded"] > 0  # each of them did its share
+        assert told["succeeded"] >= 6  # each of them did its share
         assert told["succeeded"] + told["known_before"] + told["succeeded_elsewhere"] == LINES
     assert first[1]["succeeded"] + second[1]["succeeded"] == LINES
     assert sorted(path.name for path in tmp_path.iterdir() if ".db" not in path.name) == [

@@ -20,6 +20,7 @@ from scheduler.providers.openai import OpenAI
 from scheduler.providers.patience import Patience
 from scheduler.request import Request
 from scheduler.testing import run
+from tests.providers.test_openai import listening
 
 pytestmark = pytest.mark.anyio
 engines = pytest.mark.parametrize("engine", ["quick", "httpx"])
@@ -40,21 +41,15 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: clo
 @contextlib.asynccontextmanager
 async def asked(engine, handler, **options):
     """A provider whose server is a function of the writer."""
-    tasks, writers = [], []
 
-    async def accept(reader, writer):
-        tasks.append(asyncio.current_task())
-        writers.append(writer)
+    async def answer(reader, writer):
         try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                await reader.readuntil(b"\r\n\r\n")
-                await handler(writer)
+            await handler(writer)
         finally:
             writer.close()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with contextlib.AsyncExitStack() as stack:
+        url = await stack.enter_async_context(listening(answer))
         if engine == "httpx":
             options["client"] = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
         provider = OpenAI(base_url=url, **options)
@@ -62,12 +57,6 @@ async def asked(engine, handler, **options):
             yield provider
         finally:
             await provider.aclose()
-            # asyncio forgets to close a connection that came just before its server is closed.
-            await asyncio.sleep(0.01)
-            server.close()
-            for writer in writers:
-                writer.transport.abort()
-            await asyncio.gather(*tasks)
 
 
 def drips(first, drop, pause_s=0.01):
